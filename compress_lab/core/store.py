@@ -353,10 +353,11 @@ def write_text(self: Store,
             self.fs.makedirs(self.path, exist_ok=True)
             return self.fs.pipe_file(f"{self.path}/{name}", text.encode())
         os.makedirs(self.path, exist_ok=True)
-        temporary = Path(self.path, f".{name}-{uuid.uuid4().hex[:8]}")
+        path = Path(self.path, name)
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         try:
             write_file(temporary, text.encode())
-            os.replace(temporary, Path(self.path, name))
+            os.replace(temporary, path)
         finally: temporary.unlink(missing_ok=True)
     except OSError as error: raise cannot_write(error, self.root) from error
 
@@ -367,3 +368,33 @@ def read_text(self: Store,
     "The file's text; None where there is none."
     data = self._read(f"{self.path}/{name}")
     return None if data is None else data.decode(errors="replace")
+
+# %% ../../nbs/core/06_store.ipynb #cell-55
+@patch
+def expect_cells(self: Store,
+    keys: list[str],  # all cells of a study, in its order, finished or not
+):
+    "Makes these the cells of the present study."
+    self.write_text("cells.json", to_json(keys).decode())
+
+@patch
+def current(self: Store) -> list[str]:
+    "Keys of the finished cells of the present study, in its order; of all finished cells where no study was run."
+    try: wanted = json.loads(self.read_text("cells.json") or "null")
+    except ValueError: wanted = None
+    finished = self.keys()
+    return [key for key in wanted if key in finished] if isinstance(wanted, list) else finished
+
+# %% ../../nbs/core/06_store.ipynb #cell-57
+@patch
+def amend(self: Store,
+    key: str,   # of a finished cell
+    **changes,  # entries of its result
+) -> Cell:
+    "The cell with some entries of its result replaced, in one step."
+    cell = self.get(key)
+    files = json.loads(self._read(f"{self.at(key)}/result.json"))["files"]
+    result = json.loads(to_json({**cell.result, **changes}))
+    text = to_json({**result, "files": {**files, "result.json": checksum(to_json(result))}}).decode()
+    self.write_text(f"cells/{key}/result.json", text)
+    return self.get(key)
