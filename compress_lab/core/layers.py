@@ -57,6 +57,11 @@ class LinearLayer:
     block: int|None      # index of the block it lies in; None outside the blocks
 
     @property
+    def key(self) -> str:
+        "Full name of the parameter, as in the state dict."
+        return self.name if self.kind == "experts" else f"{self.name}.{self.parameter}"
+
+    @property
     def weight(self) -> nn.Parameter: return getattr(self.module, self.parameter)
 
     @property
