@@ -307,7 +307,8 @@ def clusters(self: Probe,
     "The label of the unit to resample for each row, and the units in words."
     row, cluster = self.sampled
     labels, count = frame["cluster"].to_numpy(), frame["cluster"].nunique()
-    if count >= 3 or count == len(frame): return labels, f"{count} {cluster}{'s' * (count != 1)}"
+    if count == len(frame): return labels, f"{count} {row}{'s' * (count != 1)}"
+    if count >= 3: return labels, f"{count} {cluster}s"
     return np.arange(len(frame)), f"{len(frame)} {row}s taken for independent (only {count} {cluster}{'s' * (count != 1)})"
 
 @patch
