@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLAINER', 'ROOMS', 'SETTINGS', 'header', 'directives', 'hidden', 'page_name', 'relink', 'root', 'output_text',
-           'readme_text', 'readme', 'escape', 'default_text', 'signature', 'parameters', 'entry', 'reference',
-           'symbols', 'link_symbols', 'markdown_cell', 'code_cell', 'page', 'source_page', 'mathml', 'setup',
-           'contents', 'notebooks', 'exported_module', 'prepare', 'build', 'dead_links', 'main']
+           'readme_text', 'readme', 'escape', 'default_text', 'type_text', 'signature', 'parameters', 'entry',
+           'reference', 'symbols', 'link_symbols', 'markdown_cell', 'code_cell', 'page', 'source_page', 'mathml',
+           'setup', 'contents', 'notebooks', 'exported_module', 'prepare', 'build', 'dead_links', 'main']
 
 # %% ../nbs/site.ipynb #cell-03
 import inspect, os, re, shutil, sys, tempfile
@@ -122,11 +122,18 @@ def default_text(
     if inspect.isclass(default) or inspect.isfunction(default): return default.__name__
     return repr(default).replace("'", '"')
 
+def type_text(
+    kind,  # an annotation
+) -> str:
+    "The annotation as it would be typed, modules left out."
+    text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    return "" if text in ("NoneType", "inspect._empty") else re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", text)
+
 def signature(
     name: str,  # how the symbol is called
     symbol,     # a function or a class
 ) -> str:
-    "The call with defaults and without types, which the table has."
+    "The call with its defaults and what it gives; the parameters' types are in the table."
     parts, keyword_only = [], False
     for parameter in inspect.signature(symbol).parameters.values():
         if parameter.name in ("self", "cls"): continue
@@ -134,7 +141,8 @@ def signature(
         keyword_only |= parameter.kind is parameter.KEYWORD_ONLY
         mark = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
         parts.append(mark + parameter.name + ("" if parameter.default is parameter.empty else f"={default_text(parameter.default)}"))
-    return f"{name}({', '.join(parts)})"
+    gives = inspect.signature(symbol).return_annotation if inspect.isfunction(symbol) else None
+    return f"{name}({', '.join(parts)})" + (f" -> {type_text(gives)}" if gives not in (None, inspect.Signature.empty) else "")
 
 # %% ../nbs/site.ipynb #cell-22
 def parameters(
@@ -144,11 +152,10 @@ def parameters(
     from fastcore.docments import docments, empty
     rows = []
     for name, facts in docments(symbol, full=True, returns=inspect.isfunction(symbol)).items():
-        if name in ("self", "cls") or name == "return" and facts.anno in (empty, None): continue
-        kind = "" if facts.anno is empty else inspect.formatannotation(facts.anno) if not isinstance(facts.anno, str) else facts.anno
+        if name in ("self", "cls") or name == "return" and not facts.docment: continue
         default = "" if facts.default is empty else default_text(facts.default)
         cell = lambda text: f"`{text}`".replace("|", "\\|") if text and "`" not in text and "\n" not in text else ""
-        rows.append(f"| {'*gives*' if name == 'return' else cell(name)} | {cell(kind.replace('typing.', ''))} | {cell(default)} | {escape(facts.docment or '')} |")
+        rows.append(f"| {'*gives*' if name == 'return' else cell(name)} | {cell('' if facts.anno is empty else type_text(facts.anno))} | {cell(default)} | {escape(facts.docment or '')} |")
     return rows
 
 # %% ../nbs/site.ipynb #cell-25
@@ -169,7 +176,7 @@ def entry(
     if inspect.isclass(symbol):
         for member, value in vars(symbol).items():
             function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            if not member.startswith("_") and inspect.isfunction(function) and function.__doc__:
+            if not member.startswith("_") and inspect.isfunction(function) and function.__module__ == symbol.__module__ and function.__doc__:
                 parts.append(entry(f"{name}.{member}", value, level + 1, source))
     return "\n\n".join(part for part in parts if part)
 
@@ -292,7 +299,7 @@ def setup(app):
 
 # %% ../nbs/site.ipynb #cell-42
 ROOMS = {"tutorials": "Tutorials", "": "Drive", "report": "Report", "core": "Core", "quantize": "Quantize", "prune": "Prune",
-         "distill": "Distill", "measure": "Measure", "evaluate": "Evaluate", "deploy": "Deploy", "papers": "Papers", "benchmarks": "Benchmarks"}
+         "distill": "Distill", "measure": "Measure", "evaluate": "Evaluate", "deploy": "Deploy", "papers": "Papers", "benchmarks": "Benchmarks", "site": "This site"}
 
 def contents(
     paths: list[Path],  # the notebooks, relative to `nbs`, in order
@@ -300,7 +307,8 @@ def contents(
     "The navigation, hidden on the index page: one list per room."
     rooms = {}
     for path in paths:
-        if path.name != "index.ipynb": rooms.setdefault(path.parent.as_posix().removeprefix("."), []).append(page_name(path))
+        room = path.stem if path.name == "site.ipynb" else path.parent.as_posix().removeprefix(".")
+        if path.name != "index.ipynb": rooms.setdefault(room, []).append(page_name(path))
     order = sorted(rooms, key=lambda room: (list(ROOMS).index(room) if room in ROOMS else len(ROOMS), room))
     lists = ["\n".join([":::{toctree}", ":hidden:", f":caption: {ROOMS.get(room, room.title())}", "", *rooms[room], ":::"]) for room in order]
     return "\n\n".join(lists)

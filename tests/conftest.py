@@ -1,0 +1,22 @@
+"""Settings for all tests: no Hub, no progress bars, a fair share of the processor for each worker."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+threads = str(max(1, (os.cpu_count() or 1) // workers))
+os.environ.update({
+    "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "COMPRESS_LAB_PROGRESS": "0", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
+    "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads})
+
+
+def pytest_addoption(parser):
+    parser.addoption("--flags", default="", help="run notebooks and cells with these flags too: slow, gpu, peers")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The project's folder."
+    return ROOT
