@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'GREY', 'BLUE', 'VERMILION', 'FAINT', 'STYLE', 'style', 'Plot', 'label', 'frontier', 'place_labels', 'pareto',
-           'figures', 'intervals', 'split_name', 'layer_table', 'layer_panels', 'layer_errors', 'svg']
+           'figures', 'estimate', 'intervals', 'split_name', 'layer_table', 'layer_panels', 'layer_errors', 'svg']
 
 # %% ../../nbs/report/01_plots.ipynb #cell-02
 import re, unicodedata, warnings
@@ -192,39 +192,51 @@ def _row_color(row: object) -> str:
     if row.better not in ("lower", "higher") or not (row.lo > row.reference or row.hi < row.reference): return GREY
     return VERMILION if (row.lo > row.reference) == (row.better == "lower") else BLUE
 
-def figures(value: float) -> str:
-    "A number in three significant figures, without an exponent where that can be avoided."
+def figures(
+    value: float,
+    digits: int = 3,  # significant figures below a thousand
+) -> str:
+    "A number without an exponent where that can be avoided; a dash for not-a-number."
     if not np.isfinite(value): return "–"
     if value == 0: return "0"
-    text = f"{value:.3g}" if 1e-4 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
+    text = f"{value:.{digits}g}" if 1e-4 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+def estimate(value: float, lo: float, hi: float) -> tuple[str, str, str]:
+    "A value and its interval to the decimals that the interval supports: two significant figures of its width."
+    width = hi - lo
+    if not (np.isfinite(width) and width > 0 and np.isfinite(value)): return figures(value), figures(lo), figures(hi)
+    decimals = int(1 - np.floor(np.log10(width)))
+    return tuple("0" if decimals > 12 else f"{round(v, decimals) + 0.0:,.{max(decimals, 0)}f}".replace("-", "\N{MINUS SIGN}") for v in (value, lo, hi))
 
 # %% ../../nbs/report/01_plots.ipynb #cell-33
 def intervals(
     frame: pd.DataFrame,  # tidy: recipe, metric, value, lo, hi; optional reference (0), better ("lower"/"higher"/None), log (bool)
     *,
-    caption: bool = True,  # print the numbers at the right of each column
+    columns: int = 2,  # panels side by side
 ) -> Figure:  # not shown, not registered with pyplot
-    "Forest plot: a row per recipe, a column per metric; intervals that hold the reference are grey."
+    "Forest plot: a row per recipe, a panel per metric; intervals that hold the reference are grey."
     data = frame.reindex(columns=["recipe", "metric", "value", "lo", "hi", "reference", "better", "log"])
     data["reference"] = data["reference"].astype(float).fillna(0.0)
     data = data[np.isfinite(data["value"].astype(float))]
     if data.empty: raise CompressLabError("there is no difference to plot", "intervals", "compare at least one recipe with its original")
     recipes, metrics = list(dict.fromkeys(data["recipe"])), list(dict.fromkeys(data["metric"]))
+    columns = min(columns, len(metrics)); rows = -(-len(metrics) // columns)
     with style():
-        fig = Plot(figsize=(1.6 + 3.2 * len(metrics), 0.9 + 0.3 * len(recipes)), layout="constrained")
-        axes = fig.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
-        for ax, metric in zip(axes, metrics): _forest(ax, data[data["metric"] == metric], recipes, label(metric, 48), caption)
-        axes[0].set_yticks(range(len(recipes)), [label(r, 32) for r in recipes]); axes[0].set_ylim(len(recipes) - 0.4, -0.6)
+        fig = Plot(figsize=(1.5 + 3.4 * columns, rows * (0.75 + 0.26 * len(recipes))), layout="constrained")
+        axes = fig.subplots(rows, columns, squeeze=False, sharey=True)
+        for ax, metric in zip(axes.ravel(), metrics): _forest(ax, data[data["metric"] == metric], recipes, label(metric, 52))
+        for ax in axes.ravel()[len(metrics):]: ax.set_axis_off()
+        axes[0, 0].set_yticks(range(len(recipes)), [label(r, 32) for r in recipes]); axes[0, 0].set_ylim(len(recipes) - 0.4, -0.6)
     return fig
 
 # %% ../../nbs/report/01_plots.ipynb #cell-34
-def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: str, caption: bool) -> None:
-    "Draw one column of the forest plot."
+def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: str) -> None:
+    "Draw one panel of the forest plot."
     lo, hi = data["lo"].astype(float).fillna(data["value"]), data["hi"].astype(float).fillna(data["value"])
     data = data.assign(lo=lo, hi=hi); reference = data["reference"].iloc[0]
     spread = np.concatenate([data["value"], lo, hi, [] if data["log"].eq(True).any() and reference <= 0 else [reference]]).astype(float)
-    if data["log"].eq(True).any() and (spread > 0).all():
+    if data["log"].eq(True).any() and (spread > 0).all() and spread.max() > 3 * spread.min():
         room = max(spread.max() / spread.min(), 1.02) ** 0.06; _log_axis(ax.xaxis, spread.min() / room, spread.max() * room, 4)
     else:
         room = 0.06 * (np.ptp(spread) or 1); ax.set_xlim(spread.min() - room, spread.max() + room)
@@ -233,8 +245,9 @@ def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: st
     for row in data.itertuples():
         y, color = recipes.index(row.recipe), _row_color(row)
         ax.plot([row.lo, row.hi], [y, y], color=color, lw=1.6, solid_capstyle="butt"); ax.plot([row.value], [y], "o", ms=4.5, color=color)
-        words = figures(row.value) + (f"  [{figures(row.lo)}, {figures(row.hi)}]" if row.hi > row.lo else "")
-        if caption: ax.annotate(words, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, alpha=FAINT if color == GREY else 1)
+        value, lo, hi = estimate(row.value, row.lo, row.hi)
+        words = value + (f"  [{lo}, {hi}]" if row.hi > row.lo else "")
+        ax.annotate(words, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, alpha=FAINT if color == GREY else 1)
     ax.set_title(title); ax.tick_params(axis="y", length=0); sns.despine(ax=ax, left=True)
 
 # %% ../../nbs/report/01_plots.ipynb #cell-39
@@ -287,7 +300,7 @@ def layer_errors(
     columns = 1 if len(panels) == 1 or max(map(len, panels.values())) > 16 else 2
     rows, height = -(-len(panels) // columns), max(map(len, panels.values()))
     with style():
-        fig = Plot(figsize=(4.1 * columns + 0.9, rows * (0.62 + 0.15 * height) + 0.75), layout="constrained")
+        fig = Plot(figsize=(4 * columns + 0.7, rows * (0.62 + 0.15 * height) + 0.75), layout="constrained")
         axes = fig.subplots(rows, columns, squeeze=False).ravel()
         for ax, (title, table) in zip(axes, panels.items()): shown = _layer_panel(ax, title, table, mpl.colors.LogNorm(lo, hi))
         for ax in axes[len(panels):]: ax.set_axis_off()
