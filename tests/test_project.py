@@ -1,0 +1,60 @@
+"""The project's own files agree with each other."""
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import entry_points
+
+import pytest
+import yaml
+from compress_lab.site import main
+from notebook_files import ROOT, settings
+from packaging.requirements import Requirement
+
+SETTINGS = settings["DEFAULT"]
+PINNED = [Requirement(line) for line in (ROOT/"constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+ASKED = [Requirement(word) for key in ("requirements", "test_requirements", "docs_requirements") for word in SETTINGS[key].split()]
+
+
+def same(name): return name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("requirement", ASKED, ids=str)
+def test_each_requirement_is_pinned_to_a_version_it_allows(requirement):
+    pins = [pin for pin in PINNED if same(pin.name) == same(requirement.name)]
+    assert len(pins) == 1
+    version, = (specifier.version for specifier in pins[0].specifier)
+    assert requirement.specifier.contains(version)
+
+
+def test_torch_is_pinned_plainly():
+    assert "torch==2.13.0" in (ROOT/"constraints.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("group", ["methods", "probes"])
+def test_entry_points_are_installed_and_can_be_imported(group):
+    points = {point.value for point in entry_points(group=f"compress_lab.{group}")}
+    assert points == set(SETTINGS[group].split())
+    for module in points: import_module(module)
+
+
+def test_the_version_is_the_same_everywhere():
+    import compress_lab
+    assert compress_lab.__version__ == SETTINGS["version"] and f"## {SETTINGS['version']}" in (ROOT/"CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["nbs/_quarto.yml", "nbs/nbdev.yml", ".github/workflows/test.yml", ".github/workflows/docs.yml"])
+def test_yaml_is_valid(name):
+    assert yaml.safe_load((ROOT/name).read_text())
+
+
+def test_every_make_target_is_in_the_readme():
+    readme = (ROOT/"README.md").read_text(encoding="utf-8")
+    help_text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = [line.split()[1] for line in help_text.splitlines()]
+    assert {"demo", "test", "lab", "docs", "prepare", "clean"} <= set(targets)
+    for target in set(targets) - {"help"}: assert f"`make {target}`" in readme
+
+
+def test_site_says_how_it_is_used(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["site", "nothing"])
+    with pytest.raises(SystemExit, match="usage"): main()
