@@ -49,8 +49,8 @@ SIZES |= {name: size for size, names in (
     (16, """head_dim d_head d_kv dim_head kv_channels attention_head_size global_head_dim swa_head_dim swa_v_head_dim v_head_dim
         qk_nope_head_dim qk_rope_head_dim kv_lora_rank q_lora_rank o_lora_rank linear_head_dim linear_key_head_dim
         linear_value_head_dim index_head_dim indexer_head_dim mamba_head_dim state_size ssm_state_size mamba_d_state mamba_dt_rank
-        time_step_rank adapter_rank hc_lowrank router_hidden_size segment_means_seq_len"""),
-    (8, "rotary_dim mamba_n_heads mamba_d_head hidden_size_per_layer_input num_latents num_landmarks num_hash d_rel"),
+        time_step_rank adapter_rank hc_lowrank router_hidden_size"""),
+    (8, "rotary_dim mamba_n_heads mamba_d_head hidden_size_per_layer_input num_latents num_hash d_rel"),
     (32, "qk_head_dim word_embed_proj_dim"),
     (64, """max_position_embeddings n_positions max_seq_len context_length max_source_positions max_target_positions model_max_length
         rel_extent pronunciation_vocab_size shape_vocab_size"""),
