@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Block', 'size_of', 'blocks', 'LinearLayer', 'is_transposed', 'describe', 'linears', 'embeddings', 'head', 'tied',
-           'Multiplications', 'observe', 'Stage', 'stages', 'Held', 'statistics_for', 'gather', 'calibrating', 'walk',
-           'memory_needed', 'check_memory']
+           'Multiplications', 'observe', 'Stage', 'Trace', 'stages', 'Held', 'statistics_for', 'gather', 'calibrating',
+           'walk', 'memory_needed', 'check_memory']
 
 # %% ../../nbs/core/04_layers.ipynb #cell-03
 import psutil, torch
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -124,47 +125,74 @@ def tied(model: nn.Module) -> list[list[str]]:
 
 # %% ../../nbs/core/04_layers.ipynb #cell-19
 class Multiplications(TorchFunctionMode):
-    "Calls back with (linear, expert, input) whenever a slice of a stack of experts is multiplied."
-    names = {"linear", "matmul", "__matmul__", "mm", "bmm"}
+    "Calls back with (linear, expert, input) whenever one of the linears' weights, or a slice of it, is multiplied."
+    operands = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 
-    def __init__(self, stacks: Iterable[LinearLayer], see: Callable):
+    def __init__(self, layers: Iterable[LinearLayer], see: Callable):
         super().__init__()
-        self.stacks, self.see = {stack.weight.untyped_storage().data_ptr(): stack for stack in stacks}, see
+        self.layers, self.see = sorted(layers, key=lambda linear: linear.weight.data_ptr()), see
+        self.starts = [linear.weight.data_ptr() for linear in self.layers]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__name__", "") in self.names: self.look(*args[:2])
+        first = self.operands.get(getattr(function, "__name__", ""))
+        if first is not None: self.look(*(*args, *(kwargs or {}).values())[first:first + 2])
         return function(*args, **(kwargs or {}))
 
-    def look(self, left: Tensor, right: Tensor):
-        stack = self.stacks.get(right.untyped_storage().data_ptr())
-        if stack is None: return
-        if right.dim() == 3: experts = enumerate(left)
-        else: experts = [(right.storage_offset() // stack.weight.stride(0), left)]
-        for expert, inputs in experts: self.see(stack, expert, inputs)
+    def owner(self, operand: Tensor) -> LinearLayer|None:
+        index = bisect_right(self.starts, operand.data_ptr()) - 1
+        linear = self.layers[index] if index >= 0 else None
+        return linear if linear and operand.data_ptr() < self.starts[index] + linear.weight.nbytes else None
 
-# %% ../../nbs/core/04_layers.ipynb #cell-20
-@contextmanager
+    def look(self, left: Tensor, right: Tensor):
+        weight, inputs = right, left
+        linear = self.owner(right)
+        if linear is None: linear, weight, inputs = self.owner(left), left, right.transpose(-1, -2) if right.dim() > 1 else right
+        if linear is None: return
+        if weight.dim() == 3:
+            for expert, part in enumerate(inputs): self.see(linear, expert, part)
+        else: self.see(linear, (weight.data_ptr() - linear.weight.data_ptr()) // (linear.weight.nbytes // len(linear.matrices)), inputs)
+
 def observe(
     layers: Iterable[LinearLayer],  # which linears
     see: Callable,                  # called with (linear, expert, input of shape (…, in))
-):
-    "While it is open, every input of the linears is shown to `see`."
-    layers = list(layers)
-    hooks = [linear.module.register_forward_pre_hook(lambda module, args, linear=linear: see(linear, 0, args[0]))
-             for linear in layers if linear.kind != "experts"]
-    try:
-        with Multiplications([linear for linear in layers if linear.kind == "experts"], see): yield
-    finally:
-        for hook in hooks: hook.remove()
+) -> Multiplications:
+    "A context in which every input of the linears is shown to `see`."
+    return Multiplications(layers, see)
 
-# %% ../../nbs/core/04_layers.ipynb #cell-23
+# %% ../../nbs/core/04_layers.ipynb #cell-22
 @dataclass(frozen=True)
 class Stage:
     "Linears that can be compressed together, and the module before which the forward pass is held."
     block: int|None
     gate: nn.Module                   # the pass is held when this module is called
     layers: tuple[LinearLayer, ...]
-    rerun: bool                       # inputs are seen by running `gate` once more, not taken from its argument
+    source: str = "argument"          # where inputs are seen: "argument" of the gate, "gate" run once more, "model" run once more
+
+class Trace:
+    "What a pass over a few tokens shows: the order of calls, and what each linear is fed."
+    def __init__(self, model: nn.Module, batch: dict, layers: list[LinearLayer]):
+        self.calls, self.inputs, self.kept = {}, defaultdict(list), []
+        hooks = [module.register_forward_pre_hook(self.called) for module in model.modules()]
+        try:
+            with torch.no_grad(), observe(layers, self.see): model(**batch)
+        finally:
+            for hook in hooks: hook.remove()
+        self.path = dict(model.named_modules())
+
+    def called(self, module, args): self.calls.setdefault(id(module), len(self.calls))
+
+    def see(self, linear, expert, inputs):
+        self.kept.append(inputs)
+        self.inputs[linear.name].append((inputs.data_ptr(), inputs.shape))
+
+    def stage_of(self, linear: LinearLayer) -> tuple:
+        "Gate, source and the key by which linears are grouped."
+        name = linear.name.removesuffix(f".{linear.parameter}") if linear.kind == "experts" else linear.name
+        gate = linear.module
+        while id(gate) not in self.calls: name = name.rpartition(".")[0]; gate = self.path[name]
+        if linear.kind == "experts" or gate is not linear.module: return gate, "gate", id(gate)
+        if len(self.inputs[linear.name]) > 1: return gate, "model", id(gate)
+        return gate, "argument", self.inputs[linear.name][0]
 
 def stages(
     model: nn.Module,              # any transformer
@@ -173,30 +201,26 @@ def stages(
     true_sequential: bool=True,    # False: a stage is a whole block
 ) -> list[Stage]:
     "The stages in the order in which the forward pass reaches them; linears it never reaches are in none."
-    calls, kept = {}, []
-    def see(linear, expert, inputs):
-        kept.append(inputs)
-        calls.setdefault(linear.name, (linear, id(linear.module) if linear.kind == "experts" else (inputs.data_ptr(), inputs.shape)))
-    with torch.no_grad(), observe(layers, see): model(**batch)
-    groups, modules = defaultdict(list), {block.index: block.module for block in blocks(model)}
-    for linear, source in calls.values():
-        whole = not true_sequential and linear.block is not None
-        groups[linear.block, None if whole else source].append(linear)
-    return [Stage(block, modules[block] if source is None else group[0].module, tuple(group), source is None or group[0].kind == "experts")
-            for (block, source), group in groups.items()]
+    trace, groups, modules = Trace(model, batch, layers), {}, {block.index: block.module for block in blocks(model)}
+    for linear in layers:
+        if linear.name not in trace.inputs: continue
+        gate, source, key = trace.stage_of(linear)
+        if not true_sequential and source != "model" and id(modules.get(linear.block)) in trace.calls: gate, source, key = modules[linear.block], "gate", linear.block
+        groups.setdefault((linear.block, source, key), (gate, []))[1].append(linear)
+    found = [Stage(block, gate, tuple(members), source) for (block, source, _), (gate, members) in groups.items()]
+    return sorted(found, key=lambda stage: min(trace.calls[id(stage.gate)], *(trace.calls.get(id(linear.module), len(trace.calls)) for linear in stage.layers)))
 
-# %% ../../nbs/core/04_layers.ipynb #cell-26
+# %% ../../nbs/core/04_layers.ipynb #cell-25
 class Held:
     "Forward passes, one for each batch, that are held at every stage and resumed one by one."
     def __init__(self, model: nn.Module, batches: list[dict], plan: list[Stage]):
         self.order = {id(stage.gate): number for number, stage in enumerate(plan)}
-        self.passed = -1                                                # the last stage that holds no more
-        self.at = {greenlet(self.forward(model, batch)): (-1, (), {}) for batch in batches}
+        self.passed, self.model = -1, model                             # the last stage that holds no more
+        self.batch = {greenlet(self.forward): batch for batch in batches}
+        self.at = dict.fromkeys(self.batch, (-1, (), {}))
         self.hooks = [stage.gate.register_forward_pre_hook(self.hold, with_kwargs=True) for stage in plan]
 
-    def forward(self, model, batch):
-        def run(): model(**batch)
-        return run
+    def forward(self): self.model(**self.batch[getcurrent()])
 
     def hold(self, module, args, kwargs):
         number, run = self.order[id(module)], getcurrent()
@@ -209,34 +233,34 @@ class Held:
         if self.at[run] is None: del self.at[run]
 
     def arrive(self, number: int):
-        "Brings every pass to a stage; gives the arguments of those that come through it, one pass at a time."
+        "Brings every pass to a stage; gives batch and arguments of those that come through it, one pass at a time."
         for run in list(self.at):
             if self.at[run][0] < number: self.resume(run)
-            if run in self.at and self.at[run][0] == number: yield self.at[run][1:]
+            if run in self.at and self.at[run][0] == number: yield self.batch[run], *self.at[run][1:]
 
     def close(self):
         for hook in self.hooks: hook.remove()
         for run in list(self.at):
             if run: run.throw(GreenletExit)
-        self.at.clear()
+        self.at, self.batch = {}, {}
 
-# %% ../../nbs/core/04_layers.ipynb #cell-28
+# %% ../../nbs/core/04_layers.ipynb #cell-27
 def statistics_for(stage: Stage, statistic: Callable) -> dict:
     "Empty statistics by (linear name, expert)."
-    if not stage.rerun: return dict.fromkeys([(linear.name, 0) for linear in stage.layers], statistic(stage.layers[0].in_features))
+    if stage.source == "argument": return dict.fromkeys([(linear.name, 0) for linear in stage.layers], statistic(stage.layers[0].in_features))
     return {(linear.name, expert): statistic(linear.in_features) for linear in stage.layers for expert in range(len(linear.matrices))}
 
 def gather(passes: Held, number: int, stage: Stage, statistic: Callable) -> dict:
     "The statistics of a stage over all batches."
     found = statistics_for(stage, statistic)
     def see(linear, expert, inputs): found[linear.name, expert].update(inputs.flatten(0, -2))
-    for args, kwargs in passes.arrive(number):
-        if not stage.rerun: see(stage.layers[0], 0, args[0])
+    for batch, args, kwargs in passes.arrive(number):
+        if stage.source == "argument": see(stage.layers[0], 0, args[0] if args else next(iter(kwargs.values())))
         else:
-            with observe(stage.layers, see): stage.gate.forward(*args, **kwargs)
+            with observe(stage.layers, see): passes.model(**batch) if stage.source == "model" else stage.gate.forward(*args, **kwargs)
     return found
 
-# %% ../../nbs/core/04_layers.ipynb #cell-29
+# %% ../../nbs/core/04_layers.ipynb #cell-28
 @contextmanager
 def calibrating(model: nn.Module):
     "The model as a calibration pass needs it: in evaluation mode, without cache and gradients, its experts one by one."
@@ -253,7 +277,7 @@ def calibrating(model: nn.Module):
         if experts: model.set_experts_implementation(experts)
         model.train(training)
 
-# %% ../../nbs/core/04_layers.ipynb #cell-31
+# %% ../../nbs/core/04_layers.ipynb #cell-30
 def walk(
     model: nn.Module,                # any transformer; `compress` changes it in place
     batches: list[dict],             # calibration batches, keyword arguments of the model
@@ -262,18 +286,18 @@ def walk(
     compress: Callable,              # compress(linears, {(linear name, expert): statistic}) changes the weights
     *,
     true_sequential: bool=True,      # False: all linears of a block see the block as it was
-    start: int=0,                    # the blocks before this one are done already: the passes run through them
+    done: Iterable[int]=(),          # blocks that are compressed already: the passes run through them
     after_block: Callable|None=None, # called with the index of every finished block
 ):
     "Compresses linears in the order of the forward pass, each calibrated on what the compressed layers before it put out."
-    left = {linear.name: linear for linear in layers if linear.block is None or linear.block >= start}
+    left = {linear.name: linear for linear in layers if linear.block not in set(done)}
     def finish(block):
         for linear in [linear for linear in left.values() if linear.block == block]:
-            compress((left.pop(linear.name),), statistics_for(Stage(block, linear.module, (linear,), True), statistic))
+            compress((left.pop(linear.name),), statistics_for(Stage(block, linear.module, (linear,), "gate"), statistic))
         if after_block and block is not None: after_block(block)
 
     with calibrating(model):
-        part = {key: value[:1, :32] for key, value in batches[0].items()}
+        part = {key: value[:, :16] if isinstance(value, Tensor) and value.dim() > 1 else value for key, value in batches[0].items()}
         plan = [stage for stage in stages(model, part, layers, true_sequential) if stage.layers[0].name in left]
         passes = Held(model, batches, plan)
         try:
@@ -285,7 +309,7 @@ def walk(
         finally: passes.close()
         for block in sorted({linear.block for linear in left.values()}, key=str): finish(block)
 
-# %% ../../nbs/core/04_layers.ipynb #cell-42
+# %% ../../nbs/core/04_layers.ipynb #cell-43
 def memory_needed(
     model: nn.Module,            # any transformer
     layers: list[LinearLayer],   # the linears to compress

@@ -126,12 +126,11 @@ class Finished:
         except OSError as error: raise CompressLabError(f"The finished block cannot be stored: {error.strerror or error}.", str(self.folder), "free some disk space and start again") from error
         partial.replace(self.path(block))
 
-    def restore(self, report: dict) -> int:
-        "Puts back what is there; returns the index of the first block still to do."
-        for block in sorted(self.blocks):
-            if self.folder is None or not self.path(block).exists(): return block
-            self.load(block, report)
-        return max(self.blocks, default=-1) + 1
+    def restore(self, report: dict) -> set[int]:
+        "Puts back what is there; returns the indices of these blocks."
+        stored = {block for block in self.blocks if self.folder is not None and self.path(block).exists()}
+        for block in stored: self.load(block, report)
+        return stored
 
     def load(self, block: int, report: dict):
         with safe_open(self.path(block), "pt") as file:
@@ -169,5 +168,5 @@ class LayerMethod(Method, abstract=True):
         check_memory(memory_needed(subject.model, layers, tokens.numel(), square=self.statistic.square), str(self))
         batches = [{"input_ids": part} for part in tokens.split(max(1, self.tokens_per_batch // tokens.shape[1]))]
         walk(subject.model, batches, layers, self.statistic, lambda group, statistics: report.update(treat(self, subject, group, statistics)),
-             true_sequential=getattr(self, "true_sequential", True), start=finished.restore(report), after_block=lambda block: finished.store(block, report))
+             true_sequential=getattr(self, "true_sequential", True), done=finished.restore(report), after_block=lambda block: finished.store(block, report))
         return report

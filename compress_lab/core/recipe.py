@@ -102,6 +102,8 @@ class Step:
     def select(self, every: list) -> list:
         "The linears this step is applied to; raises `CompressLabError` where a pattern matches none."
         names = [linear.name for linear in every]
+        if not self.targets and all(linear.block is None for linear in every):
+            raise CompressLabError("The blocks of this model hold no linear that is known here.", str(self.method), "name the targets, or write its projections as nn.Linear")
         for pattern in (*self.targets, *self.ignore):
             if not any(matches(pattern, name) for name in names):
                 ends = {name.rsplit(".", 1)[-1]: name for name in names}
