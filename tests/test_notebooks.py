@@ -1,4 +1,6 @@
 """Every notebook runs from top to bottom, each in a kernel of its own. `--flags slow` adds those that are left out by default."""
+import re
+
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -17,7 +19,7 @@ def test_notebook_runs(path, request):
     if not notebook.cells: pytest.skip("no cell to run without its flags")
     client = NotebookClient(notebook, timeout=SECONDS_A_CELL, kernel_name="python3", resources={"metadata": {"path": str((NBS/path).parent)}})
     try: client.execute()
-    except CellExecutionError as error: pytest.fail(f"{path}\n{error}", pytrace=False)
+    except CellExecutionError as error: pytest.fail(re.sub(r"\x1b\[[0-9;]*m", "", f"{path}\n{error}"), pytrace=False)
 
 
 def runs(source, skipped):
