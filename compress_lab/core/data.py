@@ -16,7 +16,7 @@ import torch
 import xxhash
 from .errors import CompressLabError, nearest
 from .starters import STARTERS, _locked, cache_dir, fetch, sha256
-from .subjects import Subject, _card
+from .subjects import Subject, _card, local
 
 # %% ../../nbs/core/03_data.ipynb #cell-07
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def text(
 ) -> Text:
     "The documents of a text with their provenance. Raises `CompressLabError`."
     if isinstance(name, Text): return name
-    path, name = Path(name).expanduser(), str(name)
+    path, name = local(name), str(name)
     id, _, config = name.rpartition("/") if name.count("/") == 2 else (name, "", None)
     if name == "wikipedia":
         if split is not None: raise CompressLabError("The starter text has no splits.", "split", "leave it out")
@@ -361,7 +361,7 @@ def task(
     columns: tuple[str, ...]=(),  # columns that must be there and full
 ) -> Task:
     "A labelled set with its provenance. Raises `CompressLabError`."
-    path, name = Path(name).expanduser(), str(name)
+    path, name = local(name), str(name)
     preferred = ("validation", "test")
     if name in TASKS: frame, config, split, known = _starter_task(name, split)
     elif path.is_file(): frame, known = _read(path), DataProvenance(path.stem, str(path), "", "unknown", sha256(path))
