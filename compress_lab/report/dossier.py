@@ -4,10 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'AREAS', 'PANELS', 'CSS', 'TABLE_CSS', 'PAGE_CSS', 'TOP', 'PICTURES', 'WORDS', 'SOURCES', 'PAGE',
-           'BRIEF', 'TEMPLATES', 'cell_rows', 'evidence', 'Column', 'entry', 'planned', 'Dossier', 'from_run', 'table',
-           'Claim', 'quality_claim', 'size_claim', 'fidelity_claim', 'faster', 'time_claim', 'recipe_claims', 'claims',
-           'summary', 'not_measured', 'pareto', 'differences', 'history', 'layer_errors', 'provenance', 'pictures',
-           'to_html']
+           'BRIEF', 'TEMPLATES', 'CAPTION', 'cell_rows', 'evidence', 'Column', 'entry', 'planned', 'Dossier', 'Claim',
+           'quality_claim', 'size_claim', 'fidelity_claim', 'faster', 'time_claim', 'step_text']
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-02
 import json, math, os, uuid
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from fastcore.basics import patch
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup
 
@@ -56,11 +55,15 @@ def cell_rows(
         lo, hi = _interval(d.get("interval"))
         arm = (value - change + lo, value - change + hi) if math.isfinite(change) else _interval(v.get("interval"))
         ratio, control = _interval(d.get("ratio_interval")), _interval(d.get("control_interval"))
-        rows.append(dict(recipe=str(result.get("recipe", "?")), probe=str(result.get("probe", "?")), settings=json.dumps(result.get("settings") or {}, sort_keys=True, default=str),
-            metric=str(metric), unit=str(v.get("unit") or d.get("unit") or ""), better=v.get("better") or d.get("better"), value=value, value_lo=arm[0], value_hi=arm[1],
-            original=_number(d.get("original")), difference=change, difference_lo=lo, difference_hi=hi, ratio=_number(d.get("ratio")), ratio_lo=ratio[0], ratio_hi=ratio[1],
-            control_lo=control[0], control_hi=control[1], method=str(d.get("method") or ""), verdict=str(d.get("verdict") or ""), margin=d.get("margin"),
-            items=_number(d.get("n_items")), clusters=_number(d.get("n_clusters")), cell=key))
+        rows.append(dict(
+            recipe=str(result.get("recipe", "?")), probe=str(result.get("probe", "?")), metric=str(metric), cell=key,
+            settings=json.dumps(result.get("settings") or {}, sort_keys=True, default=str),
+            unit=str(v.get("unit") or d.get("unit") or ""), better=v.get("better") or d.get("better"),
+            value=value, value_lo=arm[0], value_hi=arm[1], original=_number(d.get("original")),
+            difference=change, difference_lo=lo, difference_hi=hi,
+            ratio=_number(d.get("ratio")), ratio_lo=ratio[0], ratio_hi=ratio[1], control_lo=control[0], control_hi=control[1],
+            method=str(d.get("method") or ""), verdict=str(d.get("verdict") or ""), margin=d.get("margin"),
+            items=_number(d.get("n_items")), clusters=_number(d.get("n_clusters"))))
     return rows
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-09
@@ -154,7 +157,8 @@ class Dossier:
     def __repr__(self): return f"Dossier({self.title!r}: {len(self.recipes)} recipes, {len(self.cells)} cells)"
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-21
-def from_run(cls,
+@patch(cls_method=True)
+def from_run(cls: Dossier,
     root: "str | os.PathLike",  # run folder of a study, any address that fsspec knows
 ) -> Dossier:
     "The dossier of a run folder, finished or not. Raises `CompressLabError` where it holds no cell."
@@ -164,33 +168,37 @@ def from_run(cls,
         except DamagedCell as error: damaged[key] = error.what
         else:
             if cell is not None: cells[key], environments[key] = cell.result, cell.environment
-    if not cells and not damaged: raise CompressLabError("there is nothing to report in this run folder", str(root), "run a study into it first: compress-lab run study.yaml --out RUN")
+    if not cells and not damaged:
+        raise CompressLabError("There is nothing to report in this run folder.", str(root), "run a study into it first: compress-lab run study.yaml --out RUN")
     return cls(cells, store.read_text("study.yaml") or "", environments, damaged)
 
-def _title(self) -> str:
+@patch(as_prop=True)
+def title(self: Dossier) -> str:
     "Name of the subject, as far as the cells or the study tell it."
     names = [_mapping(_mapping(c.get("provenance")).get("subject")).get("name") for c in self.cells.values()]
     return label(next((n for n in names if n), self.subject) or "unnamed model", 80)
 
-Dossier.from_run, Dossier.title = classmethod(from_run), property(_title)
-
 # %% ../../nbs/report/02_dossier.ipynb #cell-24
+@patch
 def _of(self: Dossier, recipe: str) -> list[dict]:
     "All cells of a recipe."
     return [cell for cell in self.cells.values() if str(cell.get("recipe", "?")) == recipe]
 
+@patch
 def _find(self: Dossier, recipe: str, *metrics: str) -> "pd.Series | None":
     "The first evidence of a recipe on one of the metrics."
     for metric in metrics:
         rows = self.evidence[(self.evidence["recipe"] == recipe) & (self.evidence["metric"] == metric)]
         if len(rows): return rows.iloc[0]
 
+@patch
 def _steps(self: Dossier, recipe: str) -> list[dict]:
     "The steps of a recipe."
     steps = next((c["steps"] for c in self._of(recipe) if c.get("steps")), [])
     steps = steps.get("steps", []) if isinstance(steps, Mapping) else steps
     return [step for step in steps if isinstance(step, Mapping)]
 
+@patch
 def _notes(self: Dossier, recipe: str) -> list[str]:
     "What a reader must know about the kind of saving, in words."
     parameters = self._find(recipe, "parameters")
@@ -201,9 +209,8 @@ def _notes(self: Dossier, recipe: str) -> list[str]:
     elif recipe != "original" and not any(c.get("status", "measured") == "measured" for c in self._of(recipe)): notes.append("not measured")
     return notes
 
-Dossier._of, Dossier._find, Dossier._steps, Dossier._notes = _of, _find, _steps, _notes
-
 # %% ../../nbs/report/02_dossier.ipynb #cell-26
+@patch
 def table(self: Dossier,
     text: bool = False,  # numbers as written on the page, with their intervals, instead of numeric columns
 ) -> pd.DataFrame:  # indexed by recipe
@@ -219,8 +226,6 @@ def table(self: Dossier,
     frame = pd.DataFrame.from_dict(out, orient="index").rename_axis("recipe")
     empty = [c for c in frame if (frame[c].astype(str).isin(["–", "nan", ""])).all() and c != "note"]
     return frame.drop(columns=[c for c in empty if text or c.endswith((" lo", " hi"))])
-
-Dossier.table = table
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-29
 @dataclass(frozen=True)
@@ -282,7 +287,8 @@ TIMES = {"prefill": "prefill_seconds", "decoding": "decode_seconds", "a forward 
 
 def time_claim(row: pd.Series, work: str) -> Claim:
     "What a recipe did to the time, claimed only beyond the noise of the timing."
-    control = f"the original against itself {figures(row['control_lo'])} to {figures(row['control_hi'])}" if math.isfinite(row["control_lo"]) else "the original was not timed against itself"
+    control = "the original was not timed against itself"
+    if math.isfinite(row["control_lo"]): control = f"the original against itself {figures(row['control_lo'])} to {figures(row['control_hi'])}"
     measured = "{} of the original's time ({}; {})".format(*_said(row["ratio"], row["ratio_lo"], row["ratio_hi"]), control)
     if faster(row): text = f"{row['recipe']} is faster in {work}: it takes {measured}."
     elif row["ratio_lo"] > 1 and not row["ratio_lo"] <= row["control_hi"]: text = f"{row['recipe']} is slower in {work}: it takes {measured}."
@@ -290,6 +296,7 @@ def time_claim(row: pd.Series, work: str) -> Claim:
     return _claim(text, row, "ratio", "ratio_lo", "ratio_hi", "control_lo", "control_hi")
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-35
+@patch
 def recipe_claims(self: Dossier, recipe: str) -> list[Claim]:
     "The claims about one recipe."
     find = lambda *names: self._find(recipe, *names)
@@ -305,17 +312,17 @@ def recipe_claims(self: Dossier, recipe: str) -> list[Claim]:
         claims.append(_claim(text, peak, "ratio", "ratio_lo", "ratio_hi"))
     return claims
 
+@patch
 def claims(self: Dossier) -> list[Claim]:
     "All sentences: about the study, then about each recipe."
     return self.summary() + [claim for recipe in self.recipes if recipe != "original" for claim in self.recipe_claims(recipe)]
-
-Dossier.recipe_claims, Dossier.claims = recipe_claims, claims
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-37
 def _listed(names: list[str]) -> str:
     "Names in a sentence: a, b and c."
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1] if names else ""]))
 
+@patch
 def _loss_claim(self: Dossier) -> list[Claim]:
     "Which recipes showed no difference, and which lost least and most."
     rows = [row for r in self.recipes if r != "original" and (row := self._find(r, "perplexity")) is not None and math.isfinite(row["difference"])]
@@ -328,6 +335,7 @@ def _loss_claim(self: Dossier) -> list[Claim]:
     text += f"The original has {figures(low['original'], 4, True)}; {low['recipe']} comes off best ({change(low)}), {high['recipe']} worst ({change(high)})."
     return [Claim(text, "", {r["recipe"]: r["difference"] for r in rows}, tuple(k for r in rows for k in r["cells"]))]
 
+@patch
 def _frontier_claim(self: Dossier) -> list[Claim]:
     "Which recipes no other one beats on both stored size and perplexity."
     data = self._size_quality()
@@ -339,32 +347,35 @@ def _frontier_claim(self: Dossier) -> list[Claim]:
     return [Claim(text, "", dict(zip(data["recipe"], zip(data["size"], data["quality"]))), tuple(k for ks in data["cells"] for k in ks))]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-38
+@patch
 def _speed_claim(self: Dossier) -> list[Claim]:
     "Which recipes are faster, or that none is, or that nobody timed them."
     rows = [row for r in self.recipes if r != "original" for m in TIMES.values() if (row := self._find(r, m)) is not None]
     simulated = [r for r in self.recipes if "simulated" in self._notes(r)]
     quick = list(dict.fromkeys(r["recipe"] for r in rows if faster(r)))
-    text = f"{_listed(quick)} ran faster than the original beyond the noise of the timing." if quick else "No recipe ran faster than the original beyond the noise of the timing." if rows else "Speed was not measured."
+    text = f"{_listed(quick) or 'No recipe'} ran faster than the original beyond the noise of the timing." if rows else "Speed was not measured."
     if simulated: text += f" {_listed(simulated)} {'is' if len(simulated) == 1 else 'are'} simulated and cannot show a speed."
     return [Claim(text, "", {f"{r['recipe']} {r['metric']}": r["ratio"] for r in rows}, tuple(k for r in rows for k in r["cells"]))]
 
+@patch
 def summary(self: Dossier) -> list[Claim]:
     "The study in a few sentences."
     measured = sum(c.get("status", "measured") == "measured" for c in self.cells.values())
     missing = len([gap for gap in self.not_measured() if gap["recipe"]])
     count = lambda n, word: f"{n} {word}{'' if n == 1 else 's'}"
     tried = count(len([r for r in self.recipes if r != "original"]), "recipe")
-    first = Claim(f"{tried} of {self.title}, {count(measured, 'measurement')}" + (f"; {missing} more were planned or tried and are listed as not measured." if missing else "."), "", {"measured": measured, "missing": missing}, tuple(self.cells))
+    text = f"{tried} of {self.title}, {count(measured, 'measurement')}" + (f"; {missing} more were planned or tried and are listed as not measured." if missing else ".")
+    first = Claim(text, "", {"measured": measured, "missing": missing}, tuple(self.cells))
     return [first, *self._loss_claim(), *self._frontier_claim(), *self._speed_claim()]
-
-Dossier._loss_claim, Dossier._frontier_claim, Dossier._speed_claim, Dossier.summary = _loss_claim, _frontier_claim, _speed_claim, summary
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-40
 AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost", "task accuracy", "calibration", "robustness", "bias", "factuality", "security")
 
+@patch
 def not_measured(self: Dossier) -> list[dict]:  # recipe ("" for a whole area), probe, reason, cell
     "What nobody should conclude from this dossier, and why."
-    gaps = [dict(recipe=str(c.get("recipe", "?")), probe=str(c.get("probe", "?")), reason=("failed: " if c.get("retry") else "") + str(c.get("reason") or "no reason was recorded"), cell=key)
+    why = lambda c: ("failed: " if c.get("retry") else "") + str(c.get("reason") or "no reason was recorded")
+    gaps = [dict(recipe=str(c.get("recipe", "?")), probe=str(c.get("probe", "?")), reason=why(c), cell=key)
             for key, c in self.cells.items() if c.get("status", "measured") != "measured"]
     gaps += [dict(recipe="?", probe="?", reason=reason, cell=key) for key, reason in self.damaged.items()]
     done = {(str(c.get("recipe")), str(c.get("probe"))) for c in self.cells.values()}
@@ -373,6 +384,7 @@ def not_measured(self: Dossier) -> list[dict]:  # recipe ("" for a whole area), 
     looked = {probe for _, probe in done} | set(probes)
     return gaps + [dict(recipe="", probe=area, reason="no probe of this study looks at it", cell="") for area in AREAS if area not in looked]
 
+@patch
 def _size_quality(self: Dossier) -> pd.DataFrame:
     "Stored size (MB) and quality of each recipe: perplexity where it was measured, else the KL divergence."
     has = set(self.evidence["metric"])
@@ -381,13 +393,12 @@ def _size_quality(self: Dossier) -> pd.DataFrame:
     for recipe in self.recipes:
         size, quality = self._find(recipe, "file_bytes"), self._find(recipe, metric)
         if size is None or quality is None or not math.isfinite(size["value"] + quality["value"]): continue
-        rows.append(dict(recipe=recipe, size=size["value"] / 1e6, quality=quality["value"], lo=quality["value_lo"] if recipe != "original" else math.nan, hi=quality["value_hi"] if recipe != "original" else math.nan,
+        lo, hi = (quality["value_lo"], quality["value_hi"]) if recipe != "original" else (math.nan, math.nan)  # the reference of paired differences has none
+        rows.append(dict(recipe=recipe, size=size["value"] / 1e6, quality=quality["value"], lo=lo, hi=hi,
                          simulated="simulated" in self._notes(recipe), cells=tuple(size["cells"]) + tuple(quality["cells"])))
     data = pd.DataFrame(rows, columns=["recipe", "size", "quality", "lo", "hi", "simulated", "cells"])
     data.attrs = {"name": name, "better": "lower"}
     return data
-
-Dossier.not_measured, Dossier._size_quality = not_measured, _size_quality
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-44
 PANELS = (  # metric, title, which number, the value at which nothing changed, logarithmic
@@ -400,11 +411,13 @@ PANELS = (  # metric, title, which number, the value at which nothing changed, l
     ("peak_bytes", "peak memory, × the original's", "ratio", 1, True),
 )
 
+@patch
 def pareto(self: Dossier) -> plots.Plot:
     "Perplexity (or KL divergence) against stored size."
     data = self._size_quality()
     return plots.pareto(data, better=data.attrs["better"], size_label="stored size, MB", quality_label=data.attrs["name"])
 
+@patch
 def differences(self: Dossier) -> plots.Plot:
     "Forest plot of all paired differences that were measured."
     rows = []
@@ -412,17 +425,18 @@ def differences(self: Dossier) -> plots.Plot:
         for recipe in self.recipes:
             row = self._find(recipe, metric) if recipe != "original" else None
             if row is None or not math.isfinite(row[what]): continue
-            rows.append(dict(recipe=recipe, metric=title, value=row[what], lo=row[f"{what}_lo"], hi=row[f"{what}_hi"], reference=reference, better="higher" if metric == "top1_agreement" else "lower", log=log, control_lo=row["control_lo"], control_hi=row["control_hi"]))
-    return plots.intervals(pd.DataFrame(rows, columns=["recipe", "metric", "value", "lo", "hi", "reference", "better", "log", "control_lo", "control_hi"]))
-
-Dossier.pareto, Dossier.differences = pareto, differences
+            rows.append(dict(recipe=recipe, metric=title, value=row[what], lo=row[f"{what}_lo"], hi=row[f"{what}_hi"], reference=reference,
+                             better="higher" if metric == "top1_agreement" else "lower", log=log, control_lo=row["control_lo"], control_hi=row["control_hi"]))
+    return plots.intervals(pd.DataFrame(rows, columns=["recipe", "metric", "value", "lo", "hi"] if not rows else None))
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-45
+@patch
 def history(self: Dossier) -> dict[str, list[dict]]:  # recipe -> history entries
     "What was applied to each recipe's model, step by step."
     found = {r: next((c["history"] for c in self._of(r) if c.get("history")), []) for r in self.recipes}
     return {r: [step for step in steps if isinstance(step, Mapping)] for r, steps in found.items() if steps}
 
+@patch
 def layer_errors(self: Dossier,
     metric: str = "",  # "weight_error", "output_error"; "" for the outputs' where every recipe has it, else the weights'
 ) -> plots.Plot:
@@ -430,8 +444,6 @@ def layer_errors(self: Dossier,
     steps = self.history()
     everywhere = steps and all(plots.layer_panels({r: s}, "output_error") for r, s in steps.items())
     return plots.layer_errors(steps, metric or ("output_error" if everywhere else "weight_error"))
-
-Dossier.history, Dossier.layer_errors = history, layer_errors
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-51
 def _words(value: object) -> str:
@@ -448,6 +460,7 @@ def _unique(entries: list[tuple[str, object]]) -> list[dict]:
         found.setdefault(json.dumps(entry, sort_keys=True, default=str), (dict(entry), []))[1].append(key)
     return [{"what": what, "cells": keys} for what, keys in found.values()]
 
+@patch
 def provenance(self: Dossier) -> dict[str, list[dict]]:  # "subject", "data", "environment": each a list of {"what", "cells"}
     "Where everything came from: distinct entries with the cells they belong to."
     of = lambda c, name: _mapping(c.get("provenance")).get(name)
@@ -455,8 +468,6 @@ def provenance(self: Dossier) -> dict[str, list[dict]]:  # "subject", "data", "e
     return {"subject": _unique([(k, of(c, "subject")) for k, c in self.cells.items()]),
             "data": _unique([(k, d) for k, c in self.cells.items() for d in several(of(c, "data"))]),
             "environment": _unique([(k, of(c, "environment") or self.environments.get(k)) for k, c in self.cells.items()])}
-
-Dossier.provenance = provenance
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-54
 CSS = """
@@ -498,7 +509,7 @@ PAGE_CSS = """
 .dossier .wide tbody th,.dossier .wide thead th:first-child{position:sticky;left:0;background:#fdfdfb}
 @media(prefers-color-scheme:dark){.dossier .wide tbody th,.dossier .wide thead th:first-child{background:#15171b}}
 @media(max-width:40rem){body{padding:1.25rem 1rem 3rem}.dossier h1{font-size:1.6rem}.dossier tbody th{min-width:6.5rem;max-width:38vw}.dossier dl{grid-template-columns:1fr;gap:0}.dossier dd{margin-bottom:.5rem}}
-@media print{body{padding:0;color:#000;background:#fff}.dossier .wide{overflow:visible}.dossier .wide tbody th,.dossier .wide thead th:first-child{position:static;background:none}.dossier figure,.dossier tr,.dossier li{break-inside:avoid}.dossier h2,.dossier h3{break-after:avoid}
+@media print{body{padding:0;color:#000;background:#fff}.dossier .wide{overflow:visible}.dossier .wide tbody th,.dossier .wide thead th:first-child{position:static;background:none}.dossier figure,.dossier tr,.dossier li,.dossier .claims>div{break-inside:avoid}.dossier h2,.dossier h3{break-after:avoid}
  .dossier svg{min-width:0}.dossier table{font-size:.7rem}.dossier th,.dossier td{padding:.3rem .35rem}.dossier details::details-content{content-visibility:visible;block-size:auto}@page{margin:16mm}}
 """
 
@@ -556,31 +567,37 @@ TEMPLATES.finalize = _clean
 def _picture(make, title: str, caption: str, alt: str, prefix: str) -> dict:
     "A figure for the page, or the reason why there is none."
     try: return dict(title=title, caption=caption, svg=Markup(plots.svg(make(), alt, prefix)))
-    except CompressLabError as error: return dict(title=title, caption=f"Not drawn: {error.what}.", svg="")
+    except CompressLabError as error: return dict(title=title, caption=f"Not drawn: {error.what[0].lower()}{error.what[1:]}", svg="")
 
+@patch
 def pictures(self: Dossier) -> list[dict]:  # title, caption, svg
     "The three figures with what a reader needs beside them."
     data, steps = self._size_quality(), self.history()
     points = "; ".join(f"{r.recipe} {figures(r.quality)} at {figures(r.size)} MB" for r in data.itertuples())
     worst = "; ".join(f"{name}: worst {figures(t.max().max())}" for name, t in plots.layer_panels(steps, "weight_error").items())
-    return [_picture(self.pareto, "Quality against size", "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are simulated quantization, the diamond is the original. "
-                     "Bars are 95% intervals of the paired difference to the original.", f"{data.attrs['name']} against stored size. {points}", "pareto"),
-            _picture(self.differences, "Differences to the original", "Bars are 95% intervals of paired differences. Vermilion is worse than the original, blue better, grey holds the value at which nothing changed. Pale bands: the original timed against itself.",
-                     "Forest plots of the differences; the numbers stand in the table.", "differences"),
-            _picture(self.layer_errors, "Where the error sits", "Relative error of each linear layer, one panel per recipe or step on one logarithmic scale; the ring marks the worst layer.", f"Heat maps by block and role. {worst}", "layers")]
-
-Dossier.pictures = pictures
+    return [
+        _picture(self.pareto, "Quality against size", "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are simulated "
+                 "quantization, the diamond is the original. Bars are 95% intervals of the paired difference to the original.",
+                 f"{data.attrs['name']} against stored size. {points}", "pareto"),
+        _picture(self.differences, "Differences to the original", "Bars are 95% intervals of paired differences. Vermilion is worse than the original, blue better, "
+                 "grey holds the value at which nothing changed. Pale bands: the original timed against itself.",
+                 "Forest plots of the differences; the numbers stand in the table.", "differences"),
+        _picture(self.layer_errors, "Where the error sits", "Relative error of each linear layer, one panel per recipe or step on one logarithmic scale; "
+                 "the ring marks the worst layer.", f"Heat maps by block and role. {worst}", "layers")]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-61
+@patch
 def _facts(self: Dossier) -> str:
     "One line under the title: probes, seeds, dates, fingerprint."
     values = lambda name: list(dict.fromkeys(str(c[name]) for c in self.cells.values() if c.get(name) not in (None, "")))
     own = next((str(c["fingerprint"]) for c in self._of("original") if c.get("fingerprint")), "")
     days = sorted({str(day)[:10] for day in values("created")})
-    parts = [f"probes: {', '.join(values('probe'))}" if values("probe") else "", f"seed{'s' if len(values('seed')) > 1 else ''} {', '.join(values('seed'))}" if values("seed") else "",
+    probes, seeds = ", ".join(values("probe")), values("seed")
+    parts = [f"probes: {probes}" if probes else "", f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else "",
              " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "", f"fingerprint {own[:16]}" if own else ""]
     return " · ".join(filter(None, parts))
 
+@patch
 def _gaps(self: Dossier) -> list[dict]:
     "Gaps with the same probe and reason as one row."
     found = {}
@@ -589,28 +606,40 @@ def _gaps(self: Dossier) -> list[dict]:
     for (probe, reason), recipes in found.items(): merged.setdefault((", ".join(dict.fromkeys(recipes)), reason), []).append(probe)
     return [dict(probe=", ".join(probes), reason=reason, recipes=recipes) for (recipes, reason), probes in merged.items()]
 
+@patch
 def _measurements(self: Dossier) -> list[list[str]]:
     "The evidence as text."
-    span = lambda r, what: figures(r[what]) + (f" [{figures(r[what + '_lo'])}, {figures(r[what + '_hi'])}]" if math.isfinite(r[what + "_lo"]) else "")
+    def span(row, what):
+        value, lo, hi = estimate(*(row[what + end] for end in ("", "_lo", "_hi")))
+        return value + (f" [{lo}, {hi}]" if row[what + "_lo"] < row[what + "_hi"] else "")
     name = lambda r: r["metric"] + (f", {r['unit']}" if r["unit"] else "")
-    return [[r["recipe"], r["probe"], name(r), figures(r["original"]), figures(r["value"]), span(r, "difference"), span(r, "ratio"), figures(r["items"]), figures(r["clusters"])] for _, r in self.evidence.iterrows()]
-
-Dossier._facts, Dossier._gaps, Dossier._measurements = _facts, _gaps, _measurements
+    return [[r["recipe"], r["probe"], name(r), figures(r["original"]), figures(r["value"]), span(r, "difference"), span(r, "ratio"),
+             figures(r["items"]), figures(r["clusters"])] for _, r in self.evidence.iterrows()]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-62
+CAPTION = ("Stored size, times and memory are ratios to the original: below 1× is smaller or faster. Small brackets hold 95% intervals. "
+           "A dash was not measured; the reasons are listed further down.")
+
+def step_text(step: Mapping) -> str:
+    "A step of a recipe as one would write it in Python, without its targets."
+    settings = ", ".join(f"{name}={value!r}" for name, value in step.items() if name not in ("method", "targets", "ignore"))
+    return f"{step.get('method', '?')}({settings})"
+
+@patch
 def _render(self: Dossier, template: str) -> str:
     "One of the templates, filled."
     entries = {r: [entry(self._find(r, *c.metric), c, r == "original") for c in COLUMNS] for r in self.recipes}
     used = [i for i in range(len(COLUMNS)) if any(math.isfinite(entries[r][i][0]) for r in self.recipes)]
     rows = [dict(name=r, notes=self._notes(r), entries=[entries[r][i][3:] for i in used]) for r in self.recipes]
-    plain = lambda step: f"{step.get('method', '?')}({', '.join(f'{k}={v!r}' for k, v in step.items() if k not in ('method', 'targets', 'ignore'))})"
-    class Row(dict): __getattr__ = dict.__getitem__  # jinja would find dict.items before a key of that name
     sources = self.provenance()
-    return TEMPLATES.get_template(template).render(d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=[Row(r) for r in rows], pictures=self.pictures(), gaps=self._gaps(),
-        caption="Stored size, times and memory are ratios to the original: below 1× is smaller or faster. Small brackets hold 95% intervals. A dash was not measured; the reasons are listed further down.",
-        steps=lambda recipe: " >> ".join(map(plain, self._steps(recipe))), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)), words=_words, measurements=self._measurements(),
-        sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])], css=Markup(CSS + TABLE_CSS), page_css=Markup(PAGE_CSS))
+    return TEMPLATES.get_template(template).render(
+        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, caption=CAPTION, pictures=self.pictures(), gaps=self._gaps(),
+        steps=lambda recipe: " >> ".join(map(step_text, self._steps(recipe))), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
+        sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])], words=_words,
+        measurements=self._measurements(), css=Markup(CSS + TABLE_CSS), page_css=Markup(PAGE_CSS))
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-64
+@patch
 def to_html(self: Dossier,
     path: "str | os.PathLike",  # where to write; an existing file is replaced entirely or not at all
 ) -> Path:
@@ -624,4 +653,7 @@ def to_html(self: Dossier,
     finally: temporary.unlink(missing_ok=True)
     return path
 
-Dossier._render, Dossier.to_html, Dossier._repr_html_ = _render, to_html, lambda self: self._render("brief")
+@patch
+def _repr_html_(self: Dossier) -> str:
+    "Summary, table and pictures, for a notebook."
+    return self._render("brief")

@@ -161,7 +161,7 @@ def pareto(
     "Quality against size with intervals, every point labelled, and the Pareto frontier as steps."
     data = frame.reindex(columns=["recipe", "size", "quality", "lo", "hi", "simulated"])
     data = data[np.isfinite(data["size"].astype(float)) & np.isfinite(data["quality"].astype(float))].reset_index(drop=True)
-    if data.empty: raise CompressLabError("no recipe has both a size and a quality", "pareto", "probe size and perplexity, then plot again")
+    if data.empty: raise CompressLabError("No recipe has both a size and a quality.", "pareto", "probe size and perplexity, then plot again")
     data["lo"], data["hi"] = data["lo"].astype(float).fillna(data["quality"]), data["hi"].astype(float).fillna(data["quality"])
     data["best"] = frontier(data["size"], data["quality"], better)
     with style():
@@ -226,7 +226,7 @@ def intervals(
     data = frame.reindex(columns=["recipe", "metric", "value", "lo", "hi", "reference", "better", "log", "control_lo", "control_hi"])
     data["reference"] = data["reference"].astype(float).fillna(0.0)
     data = data[np.isfinite(data["value"].astype(float))]
-    if data.empty: raise CompressLabError("there is no difference to plot", "intervals", "compare at least one recipe with its original")
+    if data.empty: raise CompressLabError("There is no difference to plot.", "intervals", "compare at least one recipe with its original")
     recipes, metrics = list(dict.fromkeys(data["recipe"])), list(dict.fromkeys(data["metric"]))
     columns = min(columns, len(metrics)); rows = -(-len(metrics) // columns)
     with style():
@@ -243,7 +243,8 @@ def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: st
     "Draw one panel of the forest plot."
     lo, hi = (data[end].astype(float).replace([np.inf, -np.inf], np.nan).fillna(data["value"]) for end in ("lo", "hi"))
     data = data.assign(lo=lo, hi=hi); reference = data["reference"].iloc[0]
-    spread = np.concatenate([data["value"], lo, hi, data[["control_lo", "control_hi"]].to_numpy(float).ravel(), [] if data["log"].eq(True).any() and reference <= 0 else [reference]]).astype(float)
+    control = data[["control_lo", "control_hi"]].to_numpy(float).ravel()
+    spread = np.concatenate([data["value"], lo, hi, control, [] if data["log"].eq(True).any() and reference <= 0 else [reference]]).astype(float)
     spread = spread[np.isfinite(spread)]
     if data["log"].eq(True).any() and (spread > 0).all() and spread.max() > 3 * spread.min():
         room = max(spread.max() / spread.min(), 1.02) ** 0.06; _log_axis(ax.xaxis, spread.min() / room, spread.max() * room, 4)
@@ -305,7 +306,8 @@ def layer_errors(
 ) -> Figure:  # not shown, not registered with pyplot
     "Heat maps of the relative error: blocks across, module roles down, one panel per step, one logarithmic scale for all."
     panels = layer_panels(history, metric)
-    if not panels: raise CompressLabError(f"no step recorded {label(metric)!r} of its modules", "layer_errors", "apply a recipe that quantizes or prunes, and pass its subject's history")
+    if not panels:
+        raise CompressLabError(f"No step recorded {label(metric)!r} of its modules.", "layer_errors", "apply a recipe that quantizes or prunes, and pass its subject's history")
     every = np.concatenate([t.to_numpy().ravel() for t in panels.values()]); every = every[np.isfinite(every) & (every > 0)]
     lo, hi = (every.min(), max(every.max(), every.min() * 1.01)) if len(every) else (0.1, 1.0)
     columns = 1 if len(panels) == 1 or max(map(len, panels.values())) > 16 else 2
