@@ -1,0 +1,171 @@
+"""Properties of intervals, tests and verdicts that must hold for any data."""
+import numpy as np
+import pandas as pd
+import pytest
+from dataclasses import dataclass
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+from typing import ClassVar
+from compress_lab.core.errors import CompressLabError
+from compress_lab.evaluate.records import Metric, Probe, Records, margin_of, show, verdict
+from compress_lab.evaluate.statistics import FEW, against_bound, bootstrap, cluster_sums, holm, intervals, mcnemar
+
+PERPLEXITY = Metric("perplexity", better="lower", numerator="nll", denominator="tokens", transform="exp", diverges=True)
+
+
+@dataclass(frozen=True)
+class Losses(Probe):
+    "A probe whose records are given."
+    metrics: ClassVar = (PERPLEXITY,)
+
+
+def mean(totals): return totals[..., 0] / totals[..., 1]
+
+
+def table(rows, clusters, scale=1.0, seed=0):
+    random = np.random.default_rng(seed)
+    cluster = np.concatenate([np.arange(min(clusters, rows)), random.integers(0, clusters, max(0, rows - clusters))])
+    tokens = random.integers(1, 500, rows)
+    return pd.DataFrame({"item": np.arange(rows), "cluster": cluster, "tokens": tokens, "nll": scale * tokens * random.gamma(3, 1, rows)})
+
+
+def recorded(frame): return Records(frame, Losses(), "f")
+
+
+few_or_many = st.tuples(st.integers(1, 60), st.integers(1, 30), st.integers(0, 10_000))
+
+
+@settings(max_examples=40, deadline=None)
+@given(few_or_many)
+def test_a_model_differs_from_itself_by_exactly_nothing(sizes):
+    rows, clusters, seed = sizes
+    frame = table(rows, clusters, seed=seed)
+    found = Losses().difference(recorded(frame), recorded(frame.sample(frac=1, random_state=seed)))
+    assert found.value == 0 and found.interval == (0, 0) and found.ratio == 1 and found.ratio_interval == (1, 1)
+    assert found.verdict == "no difference"
+
+
+@settings(max_examples=40, deadline=None)
+@given(few_or_many, st.floats(0.2, 5))
+def test_the_interval_holds_the_value_and_turns_round_with_the_arms(sizes, factor):
+    rows, clusters, seed = sizes
+    before, after = table(rows, clusters, seed=seed), table(rows, clusters, seed=seed)
+    after["nll"] *= factor * np.random.default_rng(seed).uniform(0.9, 1.1, rows)
+    forth, back = Losses().difference(recorded(before), recorded(after)), Losses().difference(recorded(after), recorded(before))
+    assert forth.value == -back.value and forth.n_clusters == back.n_clusters
+    if forth.interval is None: return
+    assert forth.interval[0] <= forth.value <= forth.interval[1] or forth.n_clusters >= FEW
+    assert np.allclose(forth.interval, [-back.interval[1], -back.interval[0]], rtol=1e-6, atol=1e-9)
+    assert {"higher": "lower", "lower": "higher"}.get(forth.verdict, forth.verdict) == back.verdict
+
+
+@settings(max_examples=40, deadline=None)
+@given(few_or_many)
+def test_the_order_of_rows_does_not_matter(sizes):
+    rows, clusters, seed = sizes
+    frame = table(rows, clusters, seed=seed)
+    first, second = recorded(frame).summary(), recorded(frame.sample(frac=1, random_state=seed)).summary()
+    assert np.isclose(first["perplexity"]["value"], second["perplexity"]["value"])
+    if frame["cluster"].nunique() >= 3: assert np.allclose(first["perplexity"]["interval"], second["perplexity"]["interval"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 100))
+def test_each_resample_draws_as_many_clusters_as_there_are(count, seed):
+    sums = np.column_stack([np.ones(count), np.arange(count)])
+    totals = bootstrap(sums, 200, seed)
+    assert (totals[:, 0] == count).all() and (totals[:, 1] >= 0).all() and (totals[:, 1] <= count * (count - 1)).all()
+
+
+@pytest.mark.parametrize("count", [10, 30, 300])
+def test_resamples_spread_as_multinomial_weights_do(count):
+    sums = np.column_stack([np.eye(count)[0], np.ones(count)])
+    drawn = bootstrap(sums, 20_000, seed=1)[:, 0]
+    expected = stats.binom.pmf(np.arange(4), count, 1 / count)
+    assert np.allclose([(drawn == k).mean() for k in range(4)], expected, atol=0.015)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=FEW - 1))
+def test_with_few_clusters_a_mean_has_the_textbook_interval(values):
+    (low, high), = intervals(np.column_stack([values, np.ones(len(values))]), mean)
+    reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    assert np.allclose([low, high], [np.mean(values) - reach, np.mean(values) + reach], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("clusters", [4, 8, 12, 40])
+def test_coverage(clusters):
+    random, hits, repeats = np.random.default_rng(clusters), 0, 300
+    for _ in range(repeats):
+        size = random.integers(1, 5, clusters)
+        cluster = np.repeat(np.arange(clusters), size)
+        values = 0.2 + random.normal(0, 1, clusters)[cluster] + random.normal(0, 1, len(cluster))
+        (low, high), = intervals(cluster_sums(np.column_stack([values, np.ones(len(values))]), cluster), mean, draws=600)
+        hits += low <= 0.2 <= high
+    assert 0.905 <= hits / repeats <= 0.985
+
+
+def test_one_cluster_has_no_interval_and_two_are_not_resampled():
+    one = table(30, 1)
+    assert "only 1 document" in Losses().difference(recorded(one), recorded(one.assign(nll=one["nll"] * 2))).method
+    single = one[:1]
+    found = Losses().difference(recorded(single), recorded(single.assign(nll=single["nll"] * 2)))
+    assert found.interval is None and found.verdict == "no interval"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+def test_mcnemar_is_symmetric_and_exact(items):
+    original, compressed = [a for a, _ in items], [b for _, b in items]
+    lost, gained, p = mcnemar(original, compressed)
+    assert mcnemar(compressed, original) == (gained, lost, p) and 0 < p <= 1
+    if lost + gained: assert np.isclose(p, min(1, 2 * stats.binom.cdf(min(lost, gained), lost + gained, 0.5)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_holm_lies_between_nothing_and_bonferroni(p_values):
+    adjusted, p_values = holm(p_values), np.array(p_values)
+    assert (adjusted >= p_values).all() and (adjusted <= np.minimum(1, p_values * len(p_values))).all()
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(adjusted[order]) >= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.1, 10), st.floats(0, 5), st.floats(0, 1))
+def test_a_margin_is_kept_missed_or_open_and_never_two_of_them(centre, reach, margin):
+    low, high = centre - reach, centre + reach
+    kept = against_bound((low, high), 1 + margin, "lower")
+    assert kept == ("within" if high <= 1 + margin else "outside" if low > 1 + margin else "open")
+    assert against_bound((-high, -low), -(1 + margin), "higher") == kept
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(allow_nan=True, allow_infinity=True), st.sampled_from(["", "s", "bytes", "share", "count", "nats"]))
+def test_any_number_can_be_shown(value, unit): assert show(value, unit) and show(value, unit, like=1.0)
+
+
+@pytest.mark.parametrize("arms, verdict_, words", [((False, True), "diverged", "the compressed model"), ((True, False), "the original diverged", "the original"),
+                                                   ((True, True), "both diverged", "the original and the compressed model")])
+def test_a_diverged_model_is_called_diverged(arms, verdict_, words):
+    frames = [table(20, 5) for _ in arms]
+    for frame, broken in zip(frames, arms):
+        if broken: frame.loc[3, "nll"] = np.inf
+    found = Losses().difference(*map(recorded, frames), margin=0.05)
+    assert found.verdict == verdict_ + (", outside the margin of 5 %" if verdict_ == "diverged" else ", margin of 5 % not settled")
+    assert found.method == f"no interval: {words} diverged" and found.interval is None
+
+
+def test_not_a_number_is_refused_with_probe_and_item():
+    frame = table(10, 3)
+    frame.loc[4, "nll"] = np.nan
+    with pytest.raises(CompressLabError, match="item 4"): recorded(frame)
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("nan"), float("inf"), "5%", True, [0.1]])
+def test_a_margin_that_is_none_is_refused(margin):
+    with pytest.raises(CompressLabError): margin_of(PERPLEXITY, margin)
+
+
+def test_no_word_of_difference_where_there_is_no_interval():
+    assert verdict(1.0, None, None, PERPLEXITY, 0.05) == "no interval, margin of 5 % not settled"
