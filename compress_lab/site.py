@@ -180,6 +180,7 @@ def entry(
         if rows := parameters(plain): parts.append("\n".join(["| parameter | type | default | |", "|---|---|---|---|", *rows]))
     if inspect.isclass(symbol):
         for member, value in vars(symbol).items():
+            if not isinstance(value, property): value = getattr(symbol, member)
             function = getattr(value, "fget", None) or getattr(value, "__func__", value)
             if not member.startswith("_") and inspect.isfunction(function) and function.__module__ == symbol.__module__ and function.__doc__:
                 parts.append(entry(f"{name}.{member}", value, level + 1, source))
@@ -276,7 +277,8 @@ def source_page(
     return f"---\norphan: true\nnosearch: true\n---\n# Source of `compress_lab.{module}`\n\n```{{raw}} html\n{code}\n```\n"
 
 # %% ../nbs/site.ipynb #cell-39
-PLAINER = {r"\\(begin|end)\{(align|equation|gather|split)\*?\}": "", r"\\operatorname\*": r"\\operatorname", r"\\dots(?![a-z])": r"\\ldots"}
+PLAINER = {r"(\\(?:hat|bar|tilde|vec|dot|check|widehat|widetilde|overline) *(?:\{[^{}]*\}|\\[a-zA-Z]+|\w)) *(?=_)": r"{\1{}}",  # else the index slips below
+           r"\\(begin|end)\{(align|equation|gather|split)\*?\}": "", r"\\operatorname\*": r"\\operatorname", r"\\dots(?![a-z])": r"\\ldots"}
 
 def mathml(
     latex: str,        # an equation
