@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor
+from ..core.data import windows
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from .records import Metric, NotMeasured, Probe, Records, setting
@@ -115,7 +116,6 @@ def rows_of(
     if rows is None:
         if subject.tokenizer is None:
             raise CompressLabError("The subject has no tokenizer to read text with.", subject.name, "load it with one, or give rows=tokens")
-        from compress_lab.core.data import windows
         rows = windows(text, subject.tokenizer, context=length, n=n, seed=seed)
     return Rows(rows.tokens, rows.document, list(rows.titles), rows.key, [{**asdict(rows.provenance), "role": "evaluation"}])
 
