@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'AREAS', 'PANELS', 'CSS', 'TABLE_CSS', 'PAGE_CSS', 'TOP', 'PICTURES', 'WORDS', 'SOURCES', 'PAGE',
            'BRIEF', 'TEMPLATES', 'CAPTION', 'cell_rows', 'evidence', 'Column', 'entry', 'planned', 'Dossier', 'Claim',
-           'quality_claim', 'size_claim', 'fidelity_claim', 'faster', 'time_claim', 'step_text']
+           'outcome', 'quality_claim', 'size_claim', 'fidelity_claim', 'faster', 'time_claim', 'step_text']
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-02
 import json, math, os, uuid
@@ -247,6 +247,12 @@ def _claim(text: str, row: pd.Series, *names: str) -> Claim:
     "A claim about one row of the evidence."
     return Claim(text, row["recipe"], {name: row[name] for name in names if row[name] is not None and row[name] == row[name]}, tuple(row["cells"]))
 
+def outcome(row: pd.Series) -> str:
+    "\"same\" where the intervals of difference and ratio hold no change, \"changed\" where neither does, \"open\" where they disagree."
+    difference = row["difference_lo"] <= 0 <= row["difference_hi"]
+    ratio = row["ratio_lo"] <= 1 <= row["ratio_hi"] if math.isfinite(row["ratio_lo"]) else difference
+    return "open" if difference != ratio else "same" if difference else "changed"
+
 def quality_claim(row: pd.Series) -> Claim:
     "What a recipe did to the perplexity."
     v, o, d, lo, hi = (row[k] for k in ("value", "original", "difference", "difference_lo", "difference_hi"))
@@ -254,6 +260,9 @@ def quality_claim(row: pd.Series) -> Claim:
     if row["method"]: sure += "; " + row["method"]
     if math.isinf(row["value"]): text = f"{row['recipe']} diverged: its perplexity is not a finite number."
     elif not math.isfinite(d): text = f"{row['recipe']} has a perplexity of {v}; it was not compared with the original."
+    elif outcome(row) == "open":
+        ratio = " (".join(_said(row["ratio"], row["ratio_lo"], row["ratio_hi"]))
+        text = f"Too little text to settle whether {row['recipe']} changes perplexity: {v} against {o}, a difference of {change} ({sure}), but a ratio of {ratio})."
     elif lo <= 0 <= hi: text = f"No difference in perplexity was seen between {row['recipe']} and the original: {v} against {o}, a difference of {change} ({sure})."
     else: text = f"{row['recipe']} {'raises' if d > 0 else 'lowers'} perplexity from {o} to {v}, a difference of {change} ({sure})."
     if row["margin"] is not None and row["margin"] == row["margin"]: text += f" Verdict: {row['verdict']}."
@@ -327,11 +336,13 @@ def _loss_claim(self: Dossier) -> list[Claim]:
     "Which recipes showed no difference, and which lost least and most."
     rows = [row for r in self.recipes if r != "original" and (row := self._find(r, "perplexity")) is not None and math.isfinite(row["difference"])]
     if not rows: return []
-    even = [r["recipe"] for r in rows if r["difference_lo"] <= 0 <= r["difference_hi"]]
+    even, unsettled = ([r["recipe"] for r in rows if outcome(r) == what] for what in ("same", "open"))
+    room = max((r["difference_hi"] for r in rows if outcome(r) == "same"), default=0)
     if len(rows) == 1: return [replace(quality_claim(rows[0]), about="")]
     low, high = min(rows, key=lambda r: r["difference"]), max(rows, key=lambda r: r["difference"])
     change = lambda r: ("+" if r["difference"] > 0 else "") + _said(r["difference"], r["difference_lo"], r["difference_hi"])[0]
-    text = f"No difference in perplexity was seen for {_listed(even)}. " if even else "Every recipe changed perplexity. "
+    text = f"No difference in perplexity was seen for {_listed(even)}, with room for up to {figures(room, 2)}. " if even else "" if unsettled else "Every recipe changed perplexity. "
+    if unsettled: text += f"There is too little text to settle whether {_listed(unsettled)} changed it. " if even else f"There is too little text to settle whether {_listed(unsettled)} changed perplexity. "
     text += f"The original has {figures(low['original'], 4, True)}; {low['recipe']} comes off best ({change(low)}), {high['recipe']} worst ({change(high)})."
     return [Claim(text, "", {r["recipe"]: r["difference"] for r in rows}, tuple(k for r in rows for k in r["cells"]))]
 
