@@ -1,4 +1,5 @@
 """The project's own files agree with each other."""
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -53,6 +54,15 @@ def test_every_make_target_is_in_the_readme():
     targets = [line.split()[1] for line in help_text.splitlines()]
     assert {"demo", "test", "lab", "docs", "prepare", "clean"} <= set(targets)
     for target in set(targets) - {"help"}: assert f"`make {target}`" in readme
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"])
+def test_links_between_files_lead_somewhere(name):
+    text = re.sub(r"`[^`\n]*`", "", (ROOT/name).read_text(encoding="utf-8"))
+    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in text.splitlines() if line.startswith("#")}
+    for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", text):
+        address, _, anchor = link.partition("#")
+        assert ((ROOT/name).parent/address).exists() if address else anchor in headings, link
 
 
 def test_site_says_how_it_is_used(monkeypatch):
