@@ -95,7 +95,7 @@ def quantize(method: GPTQ, weight: Tensor, factor: Tensor, order: Tensor, import
     def rounded(j):
         number = group_of[j]
         if not method.act_order and j % size == 0: lay(number, columns[parts[number]].T, parts[number])
-        return values(codes(columns[j], scales[number], zeros[number], method.bits), scales[number], zeros[number]) * kept[j]
+        return values(codes(columns[j], scales[number], zeros[number], method.bits), scales[number], zeros[number]).masked_fill(~kept[j], 0)   # not * kept[j]: a zero has no sign in the codes
     sweep(columns, factor, rounded, span=max(d for d in range(1, 33) if method.act_order or size % d == 0))
     result = torch.empty_like(columns)
     result[order] = columns
