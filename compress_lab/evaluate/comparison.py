@@ -82,9 +82,9 @@ def table(self: Comparison) -> tuple[tuple, list[tuple]]:
     "Header and rows as people read them."
     rows = []
     for found in self.differences:
-        unit, exact = found.metric.unit, found.method == "exact"
-        interval = "exact" if exact else show_interval(found.interval, unit)
-        rows.append((found.metric.name, show(found.original, unit), show(found.compressed, unit), show(found.value, unit), interval, show(found.ratio), found.verdict))
+        unit, scale = found.metric.unit, found.original
+        interval = "exact" if found.method == "exact" else show_interval(found.interval, unit, scale)
+        rows.append((found.metric.name, *(show(value, unit, scale) for value in (found.original, found.compressed, found.value)), interval, show(found.ratio), found.verdict))
     return ("metric", "original", "compressed", "difference", "95% interval", "ratio", "verdict"), rows
 
 @patch
