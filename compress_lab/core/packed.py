@@ -7,7 +7,7 @@ __all__ = ['pack', 'unpack', 'Packed']
 
 # %% ../../nbs/core/05_packed.ipynb #cell-03
 import math
-import torch
+import numpy as np, torch
 from dataclasses import dataclass
 from torch import Tensor
 from .errors import CompressLabError
@@ -21,9 +21,8 @@ def pack(
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
         raise CompressLabError(f"A code lies outside 0..{(1 << bits) - 1}.", f"codes from {int(codes.min())} to {int(codes.max())}",
                                f"clamp the codes or pack them with more than {bits} bits")
-    stream = (codes.to(torch.uint8)[..., None] >> torch.arange(bits, dtype=torch.uint8)) & 1
-    stream = torch.nn.functional.pad(stream.flatten(1), (0, -codes.shape[1] * bits % 8))
-    return (stream.view(len(codes), -1, 8) << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    stream = np.unpackbits(codes.to(torch.uint8).numpy()[..., None], axis=-1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(stream.reshape(len(codes), -1), axis=1, bitorder="little"))
 
 def unpack(
     packed: Tensor,  # uint8 of shape (rows, bytes), as `pack` gives
@@ -31,9 +30,8 @@ def unpack(
     columns: int,    # codes in a row
 ) -> Tensor:
     "The codes: uint8 of shape (rows, columns)."
-    stream = (packed[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    stream = stream.flatten(1)[:, :columns * bits].reshape(len(packed), columns, bits)
-    return (stream << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    stream = np.unpackbits(packed.numpy(), axis=1, count=columns * bits, bitorder="little")
+    return torch.from_numpy(np.packbits(stream.reshape(len(packed), columns, bits), axis=-1, bitorder="little")[..., 0])
 
 # %% ../../nbs/core/05_packed.ipynb #cell-12
 @dataclass
