@@ -125,6 +125,14 @@ def from_yaml(cls: Study,
     return cls.from_dict(read_yaml(text, where), where)
 
 # %% ../nbs/study.ipynb #cell-15
+@patch
+def _repr_html_(self: Study) -> str:
+    from compress_lab.evaluate.records import html_table
+    seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
+    about = f"{self.subject} under {', '.join(map(str, self.probes))}; calibrated on {', '.join(f'{key} {value}' for key, value in self.calibration.items())}; {seeds}"
+    return html_table(("recipe", "steps"), list(self.recipes.items()), about)
+
+# %% ../nbs/study.ipynb #cell-19
 @patch(cls_method=True)
 def starter(cls: Study) -> Study:
     "SmolLM2 and Wikipedia text under seven recipes, in under ten minutes on two cores."
@@ -147,7 +155,7 @@ probes:
 - memory
 """)
 
-# %% ../nbs/study.ipynb #cell-18
+# %% ../nbs/study.ipynb #cell-22
 @dataclass(frozen=True)
 class Arm:
     "The original or a recipe under one seed, and the cells it fills."
@@ -180,7 +188,7 @@ def arms(self: Study,
             found.append(Arm(name, recipe, seed, cell_key(fingerprint, parts[0], "arm", seed, parts[1]), cells))
     return found
 
-# %% ../nbs/study.ipynb #cell-22
+# %% ../nbs/study.ipynb #cell-26
 def described(
     arm: Arm,
     probe,            # a Probe
@@ -201,7 +209,7 @@ def not_measured(
     reason = str(error) if isinstance(error, CompressLabError) else f"{type(error).__name__}: {error}"
     return dict(status="not measured", reason=reason, retry=True)
 
-# %% ../nbs/study.ipynb #cell-25
+# %% ../nbs/study.ipynb #cell-29
 def console(
     error: bool=False,  # for standard error instead of standard output
 ):
@@ -231,7 +239,7 @@ def line(
     words.append(text + (f"  ×{ratio:.3g}" if ratio else ""), "bold")
     return words.append("  stored" if stored else f"  {result['seconds']:.0f} s", "dim")
 
-# %% ../nbs/study.ipynb #cell-28
+# %% ../nbs/study.ipynb #cell-32
 class Run:
     "A study on its way through a run folder."
     def __init__(self,
@@ -259,7 +267,7 @@ class Run:
             self.texts[seed] = calibration(options["text"], self.subject, n=options["n"], length=options["length"], seed=seed)
         return self.texts[seed]
 
-# %% ../nbs/study.ipynb #cell-30
+# %% ../nbs/study.ipynb #cell-34
 @patch
 def stored(self: Run,
     key: str,  # of a cell
@@ -283,7 +291,7 @@ def original_records(self: Run,
     cell = self.stored(key) if key else None
     return Records.from_dict(cell.frame, cell.result["records"]) if cell and cell.result["status"] == "measured" else None
 
-# %% ../nbs/study.ipynb #cell-31
+# %% ../nbs/study.ipynb #cell-35
 @patch
 def compress(self: Run,
     arm: Arm,
@@ -317,7 +325,7 @@ def measure(self: Run,
     return dict(values=records.summary(), differences=differences, records=records.to_dict(),
                 provenance=dict(subject=asdict(self.subject.provenance), data=data)), records.frame
 
-# %% ../nbs/study.ipynb #cell-32
+# %% ../nbs/study.ipynb #cell-36
 @patch
 def fill(self: Run,
     arm: Arm,
@@ -353,7 +361,7 @@ def store_one(self: Run, arm: Arm, key: str, probe, subject, failure) -> Cell:
     if self.store.has(key): self.store.discard(key)
     return self.store.put(key, {**result, "seconds": time.perf_counter() - began}, frame)
 
-# %% ../nbs/study.ipynb #cell-34
+# %% ../nbs/study.ipynb #cell-38
 @patch
 def all(self: Run):
     "Fills every arm."
@@ -376,7 +384,7 @@ def failures(
         if result.get("retry"): found.setdefault(result["reason"], (result["recipe"], []))[1].append(result["probe"])
     return {f"{recipe} ({', '.join(probes)})": reason for reason, (recipe, probes) in found.items()}
 
-# %% ../nbs/study.ipynb #cell-35
+# %% ../nbs/study.ipynb #cell-39
 @patch
 def run(self: Study,
     root,               # the run folder: a path or any fsspec address; a folder of an earlier run is completed
