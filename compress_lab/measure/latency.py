@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'orders', 'clock', 'cached', 'call', 'settle', 'no_garbage_collection', 'bursts', 'by_block', 'geometric',
-           'clear_of', 'Latency', 'estimate', 'difference']
+           'clear_of', 'Latency']
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-03
 import gc, time
@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from scipy import stats
 from ..core.errors import CompressLabError
 from ..core.progress import bar
@@ -115,7 +116,7 @@ def by_block(
     phase: str,           # column of seconds
 ) -> pd.DataFrame:
     "Logarithm of each arm's mean seconds, a row for each block."
-    return np.log(frame.groupby(["cluster", "arm"])[phase].mean().unstack("arm"))
+    return np.log(frame.pivot_table(index="cluster", columns="arm", values=phase, aggfunc="mean"))
 
 def geometric(
     logarithms,  # one for each block
@@ -179,11 +180,13 @@ class Latency(Probe):
         return {"original": original.fingerprint, "rows": "random tokens", "seed": seed, "extras": extras, "notes": notes, "environment": environment()}
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-30
+@patch
 def estimate(self: Latency, records: Records, metric: Metric) -> dict:
     "Seconds of the compressed model with a 95% interval over blocks."
     value, interval = geometric(by_block(records.frame, metric.numerator)["compressed"])
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval}
 
+@patch
 def difference(self: Latency, original, compressed: Records, metric=None, *, margin=None) -> Difference:
     "The ratio to the original with its 95% interval, the control, and a verdict that claims nothing inside it."
     metric = metric if isinstance(metric, Metric) else compressed.metrics[0] if metric is None else self.metric(metric)
@@ -198,5 +201,3 @@ def difference(self: Latency, original, compressed: Records, metric=None, *, mar
         words = inside + (words[words.index(","):] if "," in words else "")
     return Difference(self.name, metric, before, after, after - before, spread, ratio, interval, len(compressed.frame), len(table),
                       f"t interval over {len(table)} mirrored blocks", words, margin, control, control_interval)
-
-Latency.estimate, Latency.difference = estimate, difference
