@@ -37,7 +37,7 @@ def blocks(
     model: nn.Module,  # any transformer
 ) -> list[Block]:
     "The repeated blocks, in the order of the module tree. Raises `CompressLabError` where there are none."
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module)}
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential)) and any(list(item.children()) for item in module)}
     outer = {name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     heaviest = max(map(size_of, outer.values()), default=0)
     if not heaviest:
@@ -148,7 +148,7 @@ class Multiplications(TorchFunctionMode):
         linear = self.owner(right)
         if linear is None: linear, weight, inputs = self.owner(left), left, right.transpose(-1, -2) if right.dim() > 1 else right
         if linear is None: return
-        if weight.dim() == 3:
+        if weight.dim() == 3 and linear.kind == "experts":
             for expert, part in enumerate(inputs): self.see(linear, expert, part)
         else: self.see(linear, (weight.data_ptr() - linear.weight.data_ptr()) // (linear.weight.nbytes // len(linear.matrices)), inputs)
 
@@ -188,9 +188,10 @@ class Trace:
     def stage_of(self, linear: LinearLayer) -> tuple:
         "Gate, source and the key by which linears are grouped."
         name = linear.name.removesuffix(f".{linear.parameter}") if linear.kind == "experts" else linear.name
-        gate = linear.module
+        twins = [module for module in self.path.values() if getattr(module, linear.parameter, None) is linear.weight and type(module) is type(linear.module)]
+        own = gate = next((module for module in twins if id(module) in self.calls), linear.module)   # shared blocks: the one that is called
         while id(gate) not in self.calls: name = name.rpartition(".")[0]; gate = self.path[name]
-        if linear.kind == "experts" or gate is not linear.module: return gate, "gate", id(gate)
+        if linear.kind == "experts" or gate is not own: return gate, "gate", id(gate)
         if len(self.inputs[linear.name]) > 1: return gate, "model", id(gate)
         return gate, "argument", self.inputs[linear.name][0]
 
@@ -206,8 +207,9 @@ def stages(
         if linear.name not in trace.inputs: continue
         gate, source, key = trace.stage_of(linear)
         if not true_sequential and source != "model" and id(modules.get(linear.block)) in trace.calls: gate, source, key = modules[linear.block], "gate", linear.block
-        groups.setdefault((linear.block, source, key), (gate, []))[1].append(linear)
-    found = [Stage(block, gate, tuple(members), source) for (block, source, _), (gate, members) in groups.items()]
+        groups.setdefault((linear.block, source, key), []).append((gate, linear))
+    def first(members): return min((gate for gate, _ in members), key=lambda gate: trace.calls[id(gate)])
+    found = [Stage(block, first(members), tuple(linear for _, linear in members), source) for (block, source, _), members in groups.items()]
     return sorted(found, key=lambda stage: min(trace.calls[id(stage.gate)], *(trace.calls.get(id(linear.module), len(trace.calls)) for linear in stage.layers)))
 
 # %% ../../nbs/core/04_layers.ipynb #cell-25
