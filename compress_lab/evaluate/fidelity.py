@@ -73,7 +73,7 @@ def token_divergences(
         before = original_logits(original, fingerprint or original.fingerprint, rows, batch)
         parts = bar(zip(rows.tokens.split(batch), before), desc="fidelity", total=-(-len(rows.tokens) // batch), unit="batch")
         for number, (tokens, first) in enumerate(parts):
-            second = logits_of(compressed.model, tokens)[:, :-1]
+            second = logits_of(compressed.model, tokens)[:, :-1].to(first.device)
             found = divergences(first.flatten(0, 1), second.flatten(0, 1))
             at = slice(number * batch, number * batch + len(tokens))
             kl[at, 1:], same[at, 1:] = (part.view(len(tokens), -1).cpu() for part in found)
