@@ -105,7 +105,7 @@ def bursts(
             model = models[arm]
             prompt = tokens.to(next(model.parameters()).device)
             model(prompt[:, :1])
-            with no_garbage_collection(): made = [call(model, prompt, steps) for _ in range(calls)]
+            made = [call(model, prompt, steps) for _ in range(calls)]
             timed = {phase: [second for one in made for second in one[phase]] for phase in made[0]}
             rows.append({"item": f"{block}/{position}", "cluster": block, "position": position, "arm": arm,
                          **{phase: float(np.median(seconds)) for phase, seconds in timed.items()}})
@@ -169,7 +169,7 @@ class Latency(Probe):
             steps = self.decode_tokens if all(cached(model, row[:, :1]) for model, row in zip((original.model, subject.model), at)) else 0
             warm = [settle(lambda: sum(map(sum, call(model, row, steps).values()))) for model, row in zip((original.model, subject.model), at)]
             calls = int(np.clip(0.1 / warm[0][0], 1, 20))
-            frame, single = bursts(models, tokens, steps, self.blocks, calls, seed)
+            with no_garbage_collection(): frame, single = bursts(models, tokens, steps, self.blocks, calls, seed)
         about = self.about(single, calls, all(settled for _, settled in warm), frame["cluster"].nunique())
         return Records(frame, self, subject.fingerprint, {"original": original.fingerprint, "rows": "random tokens", "seed": seed, **about})
 
