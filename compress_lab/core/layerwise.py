@@ -160,9 +160,8 @@ def precision(
 class LayerMethod(Method, abstract=True):
     "A Method that is one function of a matrix and the statistics of its inputs."
     statistic: ClassVar = None            # class of the statistic; None: no calibration
-    true_sequential: ClassVar = True      # settings of calibrated methods, which may make fields of them
-    calibration_dtype: ClassVar = "float32"
     tokens_per_batch: ClassVar = 4096
+    true_sequential, calibration_dtype = True, "float32"   # calibrated methods make settings of these
 
     def compress(self, weight: Tensor, statistic) -> Compressed: raise NotImplementedError
 

@@ -9,6 +9,7 @@ __all__ = ['pack', 'unpack', 'Packed']
 import math
 import numpy as np, torch
 from dataclasses import dataclass
+from fastcore.basics import patch
 from torch import Tensor
 from .errors import CompressLabError
 
@@ -75,33 +76,37 @@ class Packed:
         *stack, columns, rows = self.shape
         return weight.view(*stack, rows, columns).transpose(-1, -2).contiguous()
 
-    @property
-    def nbytes(self) -> int:
-        "Bytes of codes, scales and zero points."
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
-    @property
-    def bits_per_weight(self) -> float:
-        "Effective bits of a weight, its share of scales and zero points counted."
-        return 8 * self.nbytes / math.prod(self.shape)
+# %% ../../nbs/core/05_packed.ipynb #cell-13
+@patch(as_prop=True)
+def nbytes(self: Packed) -> int:
+    "Bytes of codes, scales and zero points."
+    return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    def tensors(self) -> dict[str, Tensor]:
-        "The tensors to store, by field."
-        fields = {"codes": self.codes, "scales": self.scales, "zeros": self.zeros}
-        return {name: tensor for name, tensor in fields.items() if tensor is not None}
+@patch(as_prop=True)
+def bits_per_weight(self: Packed) -> float:
+    "Effective bits of a weight, its share of scales and zero points counted."
+    return 8 * self.nbytes / math.prod(self.shape)
 
-    def meta(self) -> dict:
-        "The rest, for JSON."
-        return {"bits": self.bits, "group_size": self.group_size, "shape": list(self.shape), "transposed": self.transposed}
+@patch
+def tensors(self: Packed) -> dict[str, Tensor]:
+    "The tensors to store, by field."
+    fields = {"codes": self.codes, "scales": self.scales, "zeros": self.zeros}
+    return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
-    @classmethod
-    def load(cls, tensors: dict[str, Tensor], meta: dict):
-        "What `tensors` and `meta` gave; raises `CompressLabError` where they do not belong together."
-        try: packed = cls(tensors["codes"], tensors["scales"], tensors.get("zeros"), **{**meta, "shape": tuple(meta["shape"])})
-        except (KeyError, TypeError) as error:
-            raise CompressLabError(f"Packed weights are incomplete: {error}.", fix="save the model again") from error
-        rows, groups = math.prod(packed.shape) // packed.columns, math.ceil(packed.columns / packed.group_size)
-        if packed.codes.shape != (rows, math.ceil(packed.columns * packed.bits / 8)) or packed.scales.shape != (rows, groups):
-            raise CompressLabError("Packed weights do not fit their description.", f"codes {tuple(packed.codes.shape)}, "
-                                   f"scales {tuple(packed.scales.shape)}, meta {meta}", "save the model again")
-        return packed
+@patch
+def meta(self: Packed) -> dict:
+    "The rest, for JSON."
+    return {"bits": self.bits, "group_size": self.group_size, "shape": list(self.shape), "transposed": self.transposed}
+
+@patch(cls_method=True)
+def load(cls: Packed, tensors: dict[str, Tensor], meta: dict) -> Packed:
+    "What `tensors` and `meta` gave; raises `CompressLabError` where they do not belong together."
+    try: packed = cls(tensors["codes"], tensors["scales"], tensors.get("zeros"), **{**meta, "shape": tuple(meta["shape"])})
+    except (KeyError, TypeError) as error:
+        raise CompressLabError(f"Packed weights are incomplete: {error}.", fix="save the model again") from error
+    rows, groups = math.prod(packed.shape) // packed.columns, math.ceil(packed.columns / packed.group_size)
+    if packed.codes.shape != (rows, math.ceil(packed.columns * packed.bits / 8)) or packed.scales.shape != (rows, groups):
+        raise CompressLabError("Packed weights do not fit their description.", f"codes {tuple(packed.codes.shape)}, "
+                               f"scales {tuple(packed.scales.shape)}, meta {meta}", "save the model again")
+    return packed

@@ -82,6 +82,7 @@ class GPTQ(LayerMethod):
         rounded, scales, zeros = quantize(self, weight, factor, order, None if silent.all() else importance)
         return Compressed(rounded.weight, rounded.codes, scales, None if self.symmetric else zeros.to(torch.uint8), tuple(notes))
 
+# %% ../../nbs/quantize/02_gptq.ipynb #cell-14
 def quantize(method: GPTQ, weight: Tensor, factor: Tensor, order: Tensor, importance: Tensor|None):
     "The sweep with the method's grids: the rounded weight with codes, scales and zero points of shape (rows, groups)."
     size, parts = method.columns_per_group(weight.shape[1]), grouped(weight, method.columns_per_group(weight.shape[1]))
