@@ -195,6 +195,7 @@ class Trace:
         if len(self.inputs[linear.name]) > 1: return gate, "model", id(gate)
         return gate, "argument", self.inputs[linear.name][0]
 
+# %% ../../nbs/core/04_layers.ipynb #cell-23
 def stages(
     model: nn.Module,              # any transformer
     batch: dict,                   # a batch of inputs; a part of it is enough
@@ -212,7 +213,7 @@ def stages(
     found = [Stage(block, first(members), tuple(linear for _, linear in members), source) for (block, source, _), members in groups.items()]
     return sorted(found, key=lambda stage: min(trace.calls[id(stage.gate)], *(trace.calls.get(id(linear.module), len(trace.calls)) for linear in stage.layers)))
 
-# %% ../../nbs/core/04_layers.ipynb #cell-25
+# %% ../../nbs/core/04_layers.ipynb #cell-26
 class Held:
     "Forward passes, one for each batch, that are held at every stage and resumed one by one."
     def __init__(self, model: nn.Module, batches: list[dict], plan: list[Stage]):
@@ -246,7 +247,7 @@ class Held:
             if run: run.throw(GreenletExit)
         self.at, self.batch = {}, {}
 
-# %% ../../nbs/core/04_layers.ipynb #cell-27
+# %% ../../nbs/core/04_layers.ipynb #cell-28
 def statistics_for(stage: Stage, statistic: Callable) -> dict:
     "Empty statistics by (linear name, expert)."
     if stage.source == "argument": return dict.fromkeys([(linear.name, 0) for linear in stage.layers], statistic(stage.layers[0].in_features))
@@ -262,7 +263,7 @@ def gather(passes: Held, number: int, stage: Stage, statistic: Callable) -> dict
             with observe(stage.layers, see): passes.model(**batch) if stage.source == "model" else stage.gate.forward(*args, **kwargs)
     return found
 
-# %% ../../nbs/core/04_layers.ipynb #cell-28
+# %% ../../nbs/core/04_layers.ipynb #cell-29
 @contextmanager
 def calibrating(model: nn.Module):
     "The model as a calibration pass needs it: in evaluation mode, without cache and gradients, its experts one by one."
@@ -279,7 +280,7 @@ def calibrating(model: nn.Module):
         if experts: model.set_experts_implementation(experts)
         model.train(training)
 
-# %% ../../nbs/core/04_layers.ipynb #cell-30
+# %% ../../nbs/core/04_layers.ipynb #cell-31
 def walk(
     model: nn.Module,                # any transformer; `compress` changes it in place
     batches: list[dict],             # calibration batches, keyword arguments of the model
@@ -311,7 +312,7 @@ def walk(
         finally: passes.close()
         for block in sorted({linear.block for linear in left.values()}, key=str): finish(block)
 
-# %% ../../nbs/core/04_layers.ipynb #cell-43
+# %% ../../nbs/core/04_layers.ipynb #cell-44
 def memory_needed(
     model: nn.Module,            # any transformer
     layers: list[LinearLayer],   # the linears to compress
