@@ -7,10 +7,9 @@ __all__ = ['ColumnNorms', 'Gram', 'output_error']
 
 # %% ../../nbs/core/08_activations.ipynb #cell-03
 import torch
-from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
-# %% ../../nbs/core/08_activations.ipynb #cell-06
+# %% ../../nbs/core/08_activations.ipynb #cell-05
 class ColumnNorms:
     "Euclidean norm of each input over all calibration tokens."
     square = False
@@ -31,7 +30,7 @@ class ColumnNorms:
 
     def finite(self) -> bool: return bool(self.squares.isfinite().all())
 
-# %% ../../nbs/core/08_activations.ipynb #cell-09
+# %% ../../nbs/core/08_activations.ipynb #cell-08
 class Gram:
     "Second moments of the inputs, of shape (in, in)."
     square = True
@@ -39,28 +38,24 @@ class Gram:
     def __init__(self,
         width: int,  # in_features
     ):
-        self.upper, self.rows = None, 0
-        self.width = width
+        self.upper, self.rows = torch.zeros(width, width), 0
 
     def update(self, inputs: Tensor):
+        inputs, self.upper = inputs.float(), self.upper.to(inputs.device)
         self.rows += len(inputs)
-        if inputs.is_cuda:
-            product = inputs.float().T @ inputs.float()
-            self.upper = product if self.upper is None else self.upper + product
-        elif len(inputs):
-            columns = inputs.float().contiguous().numpy().T
-            self.upper = ssyrk(1.0, columns) if self.upper is None else ssyrk(1.0, columns, beta=1.0, c=self.upper, overwrite_c=1)
+        with torch.autocast(inputs.device.type, enabled=False):
+            for start in range(0, len(self.upper), 192):
+                self.upper[start:start + 192, start:].addmm_(inputs[:, start:start + 192].T, inputs[:, start:])
 
     @property
     def mean(self) -> Tensor:
         "H, float32; zero where nothing was seen."
-        if self.upper is None: return torch.zeros(self.width, self.width)
-        upper = torch.as_tensor(self.upper).triu()
-        return (upper + upper.triu(1).T) / self.rows
+        upper = self.upper.triu()
+        return (upper + upper.triu(1).T) / max(self.rows, 1)
 
-    def finite(self) -> bool: return self.upper is None or bool(torch.as_tensor(self.upper).isfinite().all())
+    def finite(self) -> bool: return bool(self.upper.isfinite().all())
 
-# %% ../../nbs/core/08_activations.ipynb #cell-12
+# %% ../../nbs/core/08_activations.ipynb #cell-11
 def output_error(
     weight: Tensor,    # the original, (out, in)
     change: Tensor,    # compressed minus original, (out, in)

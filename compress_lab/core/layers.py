@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Block', 'size_of', 'blocks', 'LinearLayer', 'is_transposed', 'describe', 'linears', 'embeddings', 'head', 'tied',
            'Multiplications', 'observe', 'Stage', 'Trace', 'stages', 'Held', 'statistics_for', 'gather', 'calibrating',
-           'walk', 'memory_needed', 'check_memory']
+           'release_memory', 'walk', 'memory_needed', 'check_memory']
 
 # %% ../../nbs/core/04_layers.ipynb #cell-03
-import psutil, torch
+import ctypes, psutil, sys, torch
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -281,6 +281,12 @@ def calibrating(model: nn.Module):
         model.train(training)
 
 # %% ../../nbs/core/04_layers.ipynb #cell-31
+def release_memory():
+    "Returns freed memory to the operating system, where the C library (glibc) can."
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim: trim(0)
+
+# %% ../../nbs/core/04_layers.ipynb #cell-33
 def walk(
     model: nn.Module,                # any transformer; `compress` changes it in place
     batches: list[dict],             # calibration batches, keyword arguments of the model
@@ -308,11 +314,12 @@ def walk(
                 compress(stage.layers, gather(passes, number, stage, statistic))
                 for linear in stage.layers: left.pop(linear.name)
                 passes.passed = number
+                release_memory()
                 if stage.block not in [later.block for later in plan[number + 1:]]: finish(stage.block)
         finally: passes.close()
         for block in sorted({linear.block for linear in left.values()}, key=str): finish(block)
 
-# %% ../../nbs/core/04_layers.ipynb #cell-44
+# %% ../../nbs/core/04_layers.ipynb #cell-46
 def memory_needed(
     model: nn.Module,            # any transformer
     layers: list[LinearLayer],   # the linears to compress
