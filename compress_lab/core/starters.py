@@ -71,10 +71,7 @@ def sha256(
     path: str|Path,  # file to hash
 ) -> str:
     "The SHA-256 of a file, in hexadecimal."
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20): digest.update(block)
-    return digest.hexdigest()
+    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../../nbs/core/01_starters.ipynb #cell-15
 def _download(starter: Starter, downloads: Path) -> Path:

@@ -7,7 +7,7 @@ __all__ = ['VOLATILE', 'PICKLES', 'WANTED', 'DTYPES', 'Provenance', 'tensors', '
            'load', 'save']
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-03
-import html, json, math, os, re, shutil
+import hashlib, html, json, math, os, re, shutil
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -282,10 +282,7 @@ def new_folder(
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-33
 def _file_hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22): digest.update(block)
-    return digest.hexdigest()
+    with open(path, "rb") as file: return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 def _converted(starter: Starter, gguf: Path) -> Path:
     "The folder with the dequantised copy of a GGUF file, made at first."
