@@ -50,8 +50,8 @@ class Gram:
     @property
     def mean(self) -> Tensor:
         "H, float32; zero where nothing was seen."
-        upper = self.upper.triu()
-        return (upper + upper.triu(1).T) / max(self.rows, 1)
+        full = self.upper.triu().div_(max(self.rows, 1))
+        return full.add_(full.triu(1).T)
 
     def finite(self) -> bool: return bool(self.upper.isfinite().all())
 

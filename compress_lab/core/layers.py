@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Block', 'size_of', 'blocks', 'LinearLayer', 'is_transposed', 'describe', 'linears', 'embeddings', 'head', 'tied',
-           'Multiplications', 'observe', 'Stage', 'Trace', 'stages', 'Held', 'statistics_for', 'gather', 'calibrating',
-           'release_memory', 'walk', 'memory_needed', 'check_memory']
+           'Multiplications', 'observe', 'body', 'Stage', 'Trace', 'stages', 'Held', 'statistics_for', 'gather',
+           'calibrating', 'release_memory', 'walk', 'memory_needed', 'check_memory']
 
 # %% ../../nbs/core/04_layers.ipynb #cell-03
 import ctypes, psutil, sys, torch
@@ -159,6 +159,13 @@ def observe(
     "A context in which every input of the linears is shown to `see`."
     return Multiplications(layers, see)
 
+# %% ../../nbs/core/04_layers.ipynb #body-code
+def body(model: nn.Module, layers: Iterable[LinearLayer]) -> nn.Module:
+    "The model without its head, or the whole of it where one of the linears lies outside."
+    inner = getattr(model, "base_model", model)
+    inside = {id(module) for module in inner.modules()}
+    return inner if all(id(linear.module) in inside for linear in layers) else model
+
 # %% ../../nbs/core/04_layers.ipynb #cell-22
 @dataclass(frozen=True)
 class Stage:
@@ -174,7 +181,7 @@ class Trace:
         self.calls, self.inputs, self.kept = {}, defaultdict(list), []
         hooks = [module.register_forward_pre_hook(self.called) for module in model.modules()]
         try:
-            with torch.no_grad(), observe(layers, self.see): model(**batch)
+            with torch.no_grad(), observe(layers, self.see): body(model, layers)(**batch)
         finally:
             for hook in hooks: hook.remove()
         self.path = dict(model.named_modules())
@@ -216,14 +223,14 @@ def stages(
 # %% ../../nbs/core/04_layers.ipynb #cell-26
 class Held:
     "Forward passes, one for each batch, that are held at every stage and resumed one by one."
-    def __init__(self, model: nn.Module, batches: list[dict], plan: list[Stage]):
+    def __init__(self, body: nn.Module, batches: list[dict], plan: list[Stage]):
         self.order = {id(stage.gate): number for number, stage in enumerate(plan)}
-        self.passed, self.model = -1, model                             # the last stage that holds no more
+        self.passed, self.body = -1, body                               # the last stage that holds no more
         self.batch = {greenlet(self.forward): batch for batch in batches}
         self.at = dict.fromkeys(self.batch, (-1, (), {}))
         self.hooks = [stage.gate.register_forward_pre_hook(self.hold, with_kwargs=True) for stage in plan]
 
-    def forward(self): self.model(**self.batch[getcurrent()])
+    def forward(self): self.body(**self.batch[getcurrent()])
 
     def hold(self, module, args, kwargs):
         number, run = self.order[id(module)], getcurrent()
@@ -260,7 +267,7 @@ def gather(passes: Held, number: int, stage: Stage, statistic: Callable) -> dict
     for batch, args, kwargs in passes.arrive(number):
         if stage.source == "argument": see(stage.layers[0], 0, args[0] if args else next(iter(kwargs.values())))
         else:
-            with observe(stage.layers, see): passes.model(**batch) if stage.source == "model" else stage.gate.forward(*args, **kwargs)
+            with observe(stage.layers, see): passes.body(**batch) if stage.source == "model" else stage.gate.forward(*args, **kwargs)
     return found
 
 # %% ../../nbs/core/04_layers.ipynb #cell-29
@@ -308,10 +315,12 @@ def walk(
     with calibrating(model):
         part = {key: value[:, :16] if isinstance(value, Tensor) and value.dim() > 1 else value for key, value in batches[0].items()}
         plan = [stage for stage in stages(model, part, layers, true_sequential) if stage.layers[0].name in left]
-        passes = Held(model, batches, plan)
+        passes = Held(body(model, layers), batches, plan)
         try:
             for number, stage in enumerate(bar(plan, desc="calibrating", unit="stage")):
-                compress(stage.layers, gather(passes, number, stage, statistic))
+                statistics = gather(passes, number, stage, statistic)
+                release_memory()
+                compress(stage.layers, statistics)
                 for linear in stage.layers: left.pop(linear.name)
                 passes.passed = number
                 release_memory()

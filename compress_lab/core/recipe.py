@@ -210,7 +210,7 @@ def apply(
     "A compressed copy of the Subject, with what was done in its history."
     plan(self, subject, calibration)
     result = subject if in_place else subject.copy()
-    identity = f"{subject.fingerprint}-{getattr(calibration, 'key', '')}-{seed}"
+    identity = f"{subject.fingerprint}-{getattr(calibration, 'key', '')}-{seed}" if checkpoint else ""
     for number, (step, layers) in enumerate(zip(self.steps, plan(self, result, calibration))):
         began = time.perf_counter()
         done = hashlib.sha256(f"{identity}-{Recipe(self.steps[:number + 1]).hash}".encode()).hexdigest()[:16]

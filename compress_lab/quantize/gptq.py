@@ -22,12 +22,12 @@ def inverse_factor(
 ) -> tuple[Tensor, float]:
     "Upper Cholesky factor of the inverse, (in, in), and the damping it took. Raises `CompressLabError` where the matrix stays singular."
     for damping in (percdamp, 10 * percdamp, 100 * percdamp):
-        damped = gram.clone()
-        damped.diagonal().add_(damping * gram.diagonal().mean())
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        factor = gram.clone()
+        factor.diagonal().add_(damping * gram.diagonal().mean())
+        factor, failed = torch.linalg.cholesky_ex(factor)
         if failed: continue
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed and upper.isfinite().all(): return upper, damping
+        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        if not failed and factor.isfinite().all(): return factor, damping
     raise CompressLabError(f"The Hessian stays singular up to a damping of {damping:g}.", "", "use more calibration text, or a larger percdamp")
 
 # %% ../../nbs/quantize/02_gptq.ipynb #cell-09
@@ -77,7 +77,8 @@ class GPTQ(LayerMethod):
         silent = importance == 0
         gram.diagonal()[silent] = importance.mean() if statistic.rows else 1.0
         order = importance.argsort(descending=True, stable=True) if self.act_order else torch.arange(len(gram))
-        factor, damping = inverse_factor(gram[order][:, order], self.percdamp)
+        gram = gram[order][:, order]
+        factor, damping = inverse_factor(gram, self.percdamp)
         if damping > self.percdamp: notes.append(f"damping raised to {damping:g}")
         rounded, scales, zeros = quantize(self, weight, factor, order, None if silent.all() else importance)
         return Compressed(rounded.weight, rounded.codes, scales, None if self.symmetric else zeros.to(torch.uint8), tuple(notes))
