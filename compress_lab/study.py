@@ -148,7 +148,7 @@ recipes:
   Wanda 2:4: [{method: Wanda, sparsity: "2:4"}]
   Wanda 50% >> GPTQ-4: [{method: Wanda, sparsity: 0.5}, {method: GPTQ, bits: 4, group_size: 64}]
 probes:
-- {probe: perplexity, text: wikipedia, n: 16, context: 512}
+- {probe: perplexity, text: wikipedia, n: 12, context: 512}
 - {probe: fidelity, text: wikipedia, n: 4, context: 512}
 - size
 - latency

@@ -8,7 +8,7 @@ __all__ = ['Block', 'size_of', 'blocks', 'LinearLayer', 'is_transposed', 'descri
            'calibrating', 'release_memory', 'walk', 'memory_needed', 'check_memory']
 
 # %% ../../nbs/core/04_layers.ipynb #cell-03
-import ctypes, psutil, sys, torch
+import ctypes, inspect, psutil, sys, torch
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -160,11 +160,16 @@ def observe(
     return Multiplications(layers, see)
 
 # %% ../../nbs/core/04_layers.ipynb #body-code
-def body(model: nn.Module, layers: Iterable[LinearLayer]) -> nn.Module:
-    "The model without its head, or the whole of it where one of the linears lies outside."
+def body(
+    model: nn.Module,               # any transformer
+    layers: Iterable[LinearLayer],  # the linears of interest
+    batch: dict,                    # what it will be called with
+) -> nn.Module:
+    "The model without its head, or the whole of it where a linear lies outside or the inner model is called otherwise."
     inner = getattr(model, "base_model", model)
     inside = {id(module) for module in inner.modules()}
-    return inner if all(id(linear.module) in inside for linear in layers) else model
+    callable_alike = set(batch) <= set(inspect.signature(inner.forward).parameters)
+    return inner if callable_alike and all(id(linear.module) in inside for linear in layers) else model
 
 # %% ../../nbs/core/04_layers.ipynb #cell-22
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class Trace:
         self.calls, self.inputs, self.kept = {}, defaultdict(list), []
         hooks = [module.register_forward_pre_hook(self.called) for module in model.modules()]
         try:
-            with torch.no_grad(), observe(layers, self.see): body(model, layers)(**batch)
+            with torch.no_grad(), observe(layers, self.see): body(model, layers, batch)(**batch)
         finally:
             for hook in hooks: hook.remove()
         self.path = dict(model.named_modules())
@@ -315,7 +320,7 @@ def walk(
     with calibrating(model):
         part = {key: value[:, :16] if isinstance(value, Tensor) and value.dim() > 1 else value for key, value in batches[0].items()}
         plan = [stage for stage in stages(model, part, layers, true_sequential) if stage.layers[0].name in left]
-        passes = Held(body(model, layers), batches, plan)
+        passes = Held(body(model, layers, batches[0]), batches, plan)
         try:
             for number, stage in enumerate(bar(plan, desc="calibrating", unit="stage")):
                 statistics = gather(passes, number, stage, statistic)
