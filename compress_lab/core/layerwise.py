@@ -154,6 +154,7 @@ def owns_vectors(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) or bool(own) and not list(module.children()) and all(p.dim() == 1 for p in own)
 
 def halved(module, inputs, output):
+    "A forward hook that casts a floating-point output to bfloat16."
     return output.bfloat16() if isinstance(output, Tensor) and output.is_floating_point() else output
 
 @contextmanager
