@@ -30,12 +30,19 @@ class Compressed:
     weight: Tensor                 # the new matrix, float32
     codes: Tensor|None = None      # unsigned integers of shape (rows, in), for quantized weights
     scales: Tensor|None = None     # of shape (rows, groups)
-    zeros: Tensor|None = None      # unsigned zero points of shape (rows, groups); None: symmetric
+    zeros: Tensor|None = None      # zero points of shape (rows, groups), unsigned or floating; None: symmetric, or there are levels
     notes: tuple[str, ...] = ()    # what a reader should know: a fallback that was taken, a retry
+    levels: Tensor|str|None = None # what a code stands for, as in `Packed`; a tensor of shape (rows, 2**bits)
+    outer: Tensor|None = None      # factor of all scales of a row, (rows, 1)
 
     def rows(self, part: slice) -> "Compressed":
         "The same for some of the rows."
-        return Compressed(*(None if t is None else t[part] for t in (self.weight, self.codes, self.scales, self.zeros)), self.notes)
+        return Compressed(**{name: value[part] if isinstance(value, Tensor) else value for name, value in vars(self).items()})
+
+    @classmethod
+    def cat(cls, parts: list["Compressed"]) -> "Compressed":
+        "The rows of several, one after the other."
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) if isinstance(value, Tensor) else value for name, value in vars(parts[0]).items()})
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-08
 def join(layers, statistics: dict) -> list[tuple]:
@@ -82,10 +89,9 @@ def put(method, subject, linear, parts: list[Compressed]):
     for matrix, part in zip(linear.matrices, parts): matrix.copy_(part.weight)
     subject.packed.pop(linear.key, None)
     if parts[0].codes is None: return
-    codes, scales = torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])
-    zeros = None if parts[0].zeros is None else torch.cat([part.zeros for part in parts])
-    subject.packed[linear.key] = Packed.from_codes(codes, scales, zeros, bits=method.bits, group_size=method.columns_per_group(linear.in_features),
-                                                   shape=linear.weight.shape, transposed=linear.transposed)
+    whole = Compressed.cat(parts)
+    subject.packed[linear.key] = Packed.from_codes(whole.codes, whole.scales, whole.zeros, bits=method.bits, group_size=method.columns_per_group(linear.in_features),
+                                                   shape=linear.weight.shape, transposed=linear.transposed, levels=whole.levels, outer=whole.outer)
 
 def treat(method, subject, layers, statistics: dict) -> dict:
     "Compresses linears; returns the losses of each by name, averaged over experts."
@@ -139,7 +145,8 @@ class Finished:
             about = json.loads(file.metadata()["about"])
             for linear in self.blocks[block]:
                 if meta := about["packed"].get(linear.key):
-                    fields = {field: file.get_tensor(f"{linear.key}.{field}") for field in ("codes", "scales", "zeros") if f"{linear.key}.{field}" in file.keys()}
+                    stored = [key for key in file.keys() if key.rpartition(".")[0] == linear.key]
+                    fields = {key.rpartition(".")[2]: file.get_tensor(key) for key in stored}
                     self.subject.packed[linear.key] = Packed.load(fields, meta)
                     linear.weight.data.copy_(self.subject.packed[linear.key].dequantize())
                 else:
