@@ -1,10 +1,12 @@
-"""Settings for all tests: no Hub, no progress bars, a fair share of the processor for each worker."""
+"""Settings for all tests: no Hub, no progress bars, Ctrl-C heard, a fair share of the processor for each worker."""
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell starts background jobs without it, and their children inherit that
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 threads = str(max(1, (os.cpu_count() or 1) // workers))
 os.environ.update({

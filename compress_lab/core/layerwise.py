@@ -11,6 +11,7 @@ import json, torch
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from typing import ClassVar
 from .activations import Gram, output_error
 from .errors import CompressLabError
-from .layers import check_memory, memory_needed, walk
+from .layers import check_memory, memory_needed, release_memory, walk
 from .packed import Packed
 from .progress import bar
 from .recipe import Method
@@ -86,6 +87,7 @@ def compress_group(method, pieces: list[tuple], statistic) -> dict:
 
 def put(method, subject, linear, parts: list[Compressed]):
     "Writes the parts of a linear (one, or one an expert) into the model, packed where there are codes."
+    if subject.streamed: linear.weight.data = linear.weight.data.clone()   # the file's own pages stay as they are
     for matrix, part in zip(linear.matrices, parts): matrix.copy_(part.weight)
     subject.packed.pop(linear.key, None)
     if parts[0].codes is None: return
@@ -120,19 +122,24 @@ class Finished:
     def path(self, block: int) -> Path: return Path(self.folder) / f"block{block:04d}.safetensors"
 
     def store(self, block: int, report: dict):
-        "Writes one block: packed weights as they are, others in the model's own layout."
+        "Writes one block: packed weights as they are, others in the model's own layout; a streamed Subject reads both from the file from then on."
         if self.folder is None: return
         tensors, metas = {}, {}
         for linear in self.blocks[block]:
             packed = self.subject.packed.get(linear.key)
-            tensors |= {f"{linear.key}.{field}": tensor for field, tensor in packed.tensors().items()} if packed else {linear.key: linear.weight.data.contiguous()}
-            if packed: metas[linear.key] = packed.meta()
+            if packed:
+                tensors |= {f"{linear.key}.{field}": tensor for field, tensor in packed.tensors().items()}
+                metas[linear.key] = packed.meta()
+            if not packed or self.subject.streamed: tensors[linear.key] = linear.weight.data.contiguous()
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         partial = self.path(block).with_suffix(".partial")
         about = {"packed": metas, "report": {linear.name: report[linear.name] for linear in self.blocks[block]}}
         try: save_file(tensors, partial, metadata={"about": json.dumps(about)})
         except OSError as error: raise CompressLabError(f"The finished block cannot be stored: {error.strerror or error}.", str(self.folder), "free some disk space and start again") from error
         partial.replace(self.path(block))
+        if self.subject.streamed:
+            self.load(block, report)
+            release_memory()
 
     def restore(self, report: dict) -> set[int]:
         "Puts back what is there; returns the indices of these blocks."
@@ -144,14 +151,12 @@ class Finished:
         with safe_open(self.path(block), "pt") as file:
             about = json.loads(file.metadata()["about"])
             for linear in self.blocks[block]:
+                self.subject.packed.pop(linear.key, None)
                 if meta := about["packed"].get(linear.key):
                     stored = [key for key in file.keys() if key.rpartition(".")[0] == linear.key]
-                    fields = {key.rpartition(".")[2]: file.get_tensor(key) for key in stored}
-                    self.subject.packed[linear.key] = Packed.load(fields, meta)
-                    linear.weight.data.copy_(self.subject.packed[linear.key].dequantize())
-                else:
-                    self.subject.packed.pop(linear.key, None)
-                    linear.weight.data.copy_(file.get_tensor(linear.key))
+                    self.subject.packed[linear.key] = Packed.load({key.rpartition(".")[2]: file.get_tensor(key) for key in stored}, meta)
+                if self.subject.streamed: linear.weight.data = file.get_tensor(linear.key)
+                else: linear.weight.data.copy_(self.subject.packed[linear.key].dequantize() if meta else file.get_tensor(linear.key))
         report.update(about["report"])
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-13
@@ -193,16 +198,19 @@ class LayerMethod(Method, abstract=True):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Compresses the linears of the Subject in place; returns what each lost, by name."
-        report = {}
+        report, finished = {}, Finished(checkpoint, subject, layers)
+        done = finished.restore(report)
         if self.statistic is None:
-            for linear in bar(layers, desc=str(self), unit="linear"): report |= treat(self, subject, [linear], {})
+            for block, group in groupby(bar([linear for linear in layers if linear.block not in done], desc=str(self), unit="linear"), lambda linear: linear.block):
+                for linear in group: report |= treat(self, subject, [linear], {})
+                if block is not None: finished.store(block, report)
             return report
-        tokens, finished = calibration.tokens.to(subject.model.device), Finished(checkpoint, subject, layers)
+        tokens = calibration.tokens.to(subject.model.device)
         check_memory(memory_needed(subject.model, layers, tokens.numel(), square=self.statistic.square), str(self))
         batches = [{"input_ids": part} for part in tokens.split(max(1, self.tokens_per_batch // tokens.shape[1]))]
         def compress(group, statistics):
             with torch.autocast(tokens.device.type, enabled=False): report.update(treat(self, subject, group, statistics))
         with precision(self.calibration_dtype, subject.model):
             walk(subject.model, batches, layers, self.statistic, compress, true_sequential=self.true_sequential,
-                 done=finished.restore(report), after_block=lambda block: finished.store(block, report))
+                 done=done, after_block=lambda block: finished.store(block, report))
         return report

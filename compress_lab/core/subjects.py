@@ -71,6 +71,7 @@ class Subject:
     provenance: Provenance = Provenance() # where it comes from
     history: tuple[dict, ...] = ()        # one entry for each Method applied, oldest first
     packed: dict[str, Packed] = field(default_factory=dict)  # the integers behind quantized weights, by module or parameter name
+    streamed: bool = False                # finished blocks are read from their checkpoint, see `stream`
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod
-from .grid import check_grid, codes, fit, grouped, values
+from .grid import check_grid, codes, fit, grouped, stored_zeros, values
 
 # %% ../../nbs/quantize/02_gptq.ipynb #cell-06
 def inverse_factor(
@@ -55,6 +55,7 @@ class GPTQ(LayerMethod):
     bits: int = 4                  # width of a code, 1 to 8
     group_size: int = 64           # consecutive inputs that share a scale; 0: the whole row
     symmetric: bool = False        # no zero point: the grid spans as far down as up
+    zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     act_order: bool = True         # columns with the loudest inputs first
     percdamp: float = 0.01         # share of the mean of the Hessian's diagonal that is added to it
     shrinks: int = 20              # narrower spans tried for each group
@@ -72,16 +73,16 @@ class GPTQ(LayerMethod):
     def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
         gram, notes = statistic.mean, []
-        if not statistic.rows: notes.append("no calibration token reached this: rounded to nearest")
         importance = gram.diagonal().clone()
         silent = importance == 0
-        gram.diagonal()[silent] = importance.mean() if statistic.rows else 1.0
+        if silent.all(): notes.append("no calibration token reached this: rounded to nearest")
+        gram.diagonal()[silent] = 1.0 if silent.all() else importance.mean()
         order = importance.argsort(descending=True, stable=True) if self.act_order else torch.arange(len(gram))
         gram = gram[order][:, order]
         factor, damping = inverse_factor(gram, self.percdamp)
         if damping > self.percdamp: notes.append(f"damping raised to {damping:g}")
         rounded, scales, zeros = quantize(self, weight, factor, order, None if silent.all() else importance)
-        return Compressed(rounded.weight, rounded.codes, scales, None if self.symmetric else zeros.to(torch.uint8), tuple(notes))
+        return Compressed(rounded.weight, rounded.codes, scales, stored_zeros(self, zeros), tuple(notes))
 
 # %% ../../nbs/quantize/02_gptq.ipynb #cell-14
 def quantize(method: GPTQ, weight: Tensor, factor: Tensor, order: Tensor, importance: Tensor|None):
@@ -90,7 +91,7 @@ def quantize(method: GPTQ, weight: Tensor, factor: Tensor, order: Tensor, import
     columns, pruned = weight.T[order].contiguous(), (weight == 0).T[order].contiguous()
     scales, zeros = torch.empty(len(parts), len(weight)), torch.empty(len(parts), len(weight))
     def lay(number, group, part):
-        scales[number], zeros[number] = fit(group, method.bits, method.symmetric, None if importance is None else importance[part], method.shrinks)
+        scales[number], zeros[number] = fit(group, method.bits, method.symmetric, None if importance is None else importance[part], method.shrinks, method.zero_point == "real")
     if method.act_order:
         for number, part in enumerate(parts): lay(number, weight[:, part], part)
     group_of = (order // size).tolist()

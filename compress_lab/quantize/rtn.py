@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 import torch
 from ..core.layerwise import Compressed, LayerMethod
-from .grid import check_grid, codes, fit, grouped, values
+from .grid import check_grid, codes, fit, grouped, stored_zeros, values
 
 # %% ../../nbs/quantize/01_rtn.ipynb #cell-05
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class RTN(LayerMethod):
     bits: int = 4             # width of a code, 1 to 8
     group_size: int = 64      # consecutive inputs that share a scale; 0: the whole row
     symmetric: bool = False   # no zero point: the grid spans as far down as up
+    zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     paper = "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only inference"
 
     def check(self): check_grid(self)
@@ -28,9 +29,9 @@ class RTN(LayerMethod):
         rounded, found = torch.empty_like(weight), []
         quantized = torch.empty_like(weight, dtype=torch.uint8)
         for part in grouped(weight, self.columns_per_group(weight.shape[1])):
-            scales, zeros = fit(weight[:, part], self.bits, self.symmetric)
+            scales, zeros = fit(weight[:, part], self.bits, self.symmetric, real_zeros=self.zero_point == "real")
             level = codes(weight[:, part], scales[:, None], zeros[:, None], self.bits)
             quantized[:, part], rounded[:, part] = level.to(torch.uint8), values(level, scales[:, None], zeros[:, None])
             found.append((scales, zeros))
         scales, zeros = (torch.stack(each, 1) for each in zip(*found))
-        return Compressed(rounded, quantized, scales, None if self.symmetric else zeros.to(torch.uint8))
+        return Compressed(rounded, quantized, scales, stored_zeros(self, zeros))

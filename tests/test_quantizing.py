@@ -1,0 +1,36 @@
+"""Every architecture that the walk is right for can be quantized, with and without calibration text; the others are refused by name."""
+import pytest
+import torch
+import compress_lab as cl
+from compress_lab.core.errors import CompressLabError
+from compress_lab.core.layers import linears
+from compress_lab.core.tiny import inputs, logits, tiny
+from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
+
+METHODS = (cl.RTN(bits=4, group_size=16), cl.HQQ(bits=4, group_size=16), cl.GPTQ(bits=4, group_size=16, shrinks=0, calibration_dtype="float32"))
+BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
+
+
+class Text:
+    key = "random"
+    def __init__(self, tokens): self.tokens = tokens
+
+
+@pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
+def test_quantized(head, name):
+    model = tiny(name, head=head)
+    batch = inputs(model, seed=0)
+    subject, text = cl.Subject(model), Text(batch["input_ids"])
+    inside = [linear for linear in linears(model) if linear.block is not None]
+    if not inside:
+        assert name in NOT_SUPPORTED
+        for method in METHODS:
+            with pytest.raises(CompressLabError, match="no linear"): method.apply(subject, text)
+        return
+    for method in METHODS:
+        result = method.apply(subject, text)
+        places = dict(result.model.named_parameters())
+        assert result.packed.keys() == {linear.key for linear in inside}, method
+        for key, packed in result.packed.items(): assert torch.equal(packed.dequantize(), places[key]), (method, key)
+        assert torch.isfinite(logits(result.model, batch)).all(), method
+    assert cl.Subject(model).fingerprint == subject.fingerprint
