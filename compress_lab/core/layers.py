@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 from .errors import CompressLabError
 from .progress import bar
+from .rounding import rounding_of
 
 # %% ../../nbs/core/04_layers.ipynb #cell-08
 @dataclass(frozen=True)
@@ -238,8 +239,10 @@ class Held:
     def forward(self): self.body(**self.batch[getcurrent()])
 
     def hold(self, module, args, kwargs):
-        number, run = self.order[id(module)], getcurrent()
+        number, run, before = self.order[id(module)], getcurrent(), rounding_of(module)
         if number > self.passed and run in self.at: run.parent.switch((number, args, kwargs))
+        after = rounding_of(module)
+        if after is not before and after is not None: return after(module, args, kwargs)   # came while the call was held: torch would skip it
 
     def resume(self, run):
         "Runs on to the next stage, or to the end of the pass."

@@ -7,7 +7,7 @@ __all__ = ['Compressed', 'join', 'losses', 'check_finite', 'compress_group', 'pu
            'precision', 'LayerMethod']
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-03
-import json, torch
+import copy, json, torch
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from .layers import check_memory, memory_needed, release_memory, walk
 from .packed import Packed
 from .progress import bar
 from .recipe import Method
+from .rounding import Rounding, attach, rounding_of
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-06
 @dataclass
@@ -35,6 +36,7 @@ class Compressed:
     notes: tuple[str, ...] = ()    # what a reader should know: a fallback that was taken, a retry
     levels: Tensor|str|None = None # what a code stands for, as in `Packed`; a tensor of shape (rows, 2**bits)
     outer: Tensor|None = None      # factor of all scales of a row, (rows, 1)
+    inputs: Rounding|None = None   # what the linear shall do to its inputs at run time; None: what it did before
 
     def rows(self, part: slice) -> "Compressed":
         "The same for some of the rows."
@@ -86,10 +88,11 @@ def compress_group(method, pieces: list[tuple], statistic) -> dict:
     return found
 
 def put(method, subject, linear, parts: list[Compressed]):
-    "Writes the parts of a linear (one, or one an expert) into the model, packed where there are codes."
+    "Writes the parts of a linear (one, or one an expert) into the model, packed where there are codes, with the rounding of its inputs where there is one."
     if subject.streamed: linear.weight.data = linear.weight.data.clone()   # the file's own pages stay as they are
     for matrix, part in zip(linear.matrices, parts): matrix.copy_(part.weight)
     subject.packed.pop(linear.key, None)
+    if parts[0].inputs is not None: attach(linear.module, copy.deepcopy(parts[0].inputs))
     if parts[0].codes is None: return
     whole = Compressed.cat(parts)
     subject.packed[linear.key] = Packed.from_codes(whole.codes, whole.scales, whole.zeros, bits=method.bits, group_size=method.columns_per_group(linear.in_features),
@@ -124,16 +127,19 @@ class Finished:
     def store(self, block: int, report: dict):
         "Writes one block: packed weights as they are, others in the model's own layout; a streamed Subject reads both from the file from then on."
         if self.folder is None: return
-        tensors, metas = {}, {}
+        tensors, metas, carried = {}, {}, {}
         for linear in self.blocks[block]:
             packed = self.subject.packed.get(linear.key)
             if packed:
                 tensors |= {f"{linear.key}.{field}": tensor for field, tensor in packed.tensors().items()}
                 metas[linear.key] = packed.meta()
             if not packed or self.subject.streamed: tensors[linear.key] = linear.weight.data.contiguous()
+            if rounding := rounding_of(linear.module):
+                carried[linear.key] = rounding.meta()
+                tensors |= {f"{linear.key}.rounding.{field}": tensor.contiguous() for field, tensor in rounding.tensors().items()}
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         partial = self.path(block).with_suffix(".partial")
-        about = {"packed": metas, "report": {linear.name: report[linear.name] for linear in self.blocks[block]}}
+        about = {"packed": metas, "rounding": carried, "report": {linear.name: report[linear.name] for linear in self.blocks[block]}}
         try: save_file(tensors, partial, metadata={"about": json.dumps(about)})
         except OSError as error: raise CompressLabError(f"The finished block cannot be stored: {error.strerror or error}.", str(self.folder), "free some disk space and start again") from error
         partial.replace(self.path(block))
@@ -151,10 +157,10 @@ class Finished:
         with safe_open(self.path(block), "pt") as file:
             about = json.loads(file.metadata()["about"])
             for linear in self.blocks[block]:
+                def fields(name): return {key.rpartition(".")[2]: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == name}
+                if meta := about["rounding"].get(linear.key): attach(linear.module, Rounding.load(fields(f"{linear.key}.rounding"), meta))
                 self.subject.packed.pop(linear.key, None)
-                if meta := about["packed"].get(linear.key):
-                    stored = [key for key in file.keys() if key.rpartition(".")[0] == linear.key]
-                    self.subject.packed[linear.key] = Packed.load({key.rpartition(".")[2]: file.get_tensor(key) for key in stored}, meta)
+                if meta := about["packed"].get(linear.key): self.subject.packed[linear.key] = Packed.load(fields(linear.key), meta)
                 if self.subject.streamed: linear.weight.data = file.get_tensor(linear.key)
                 else: linear.weight.data.copy_(self.subject.packed[linear.key].dequantize() if meta else file.get_tensor(linear.key))
         report.update(about["report"])

@@ -31,6 +31,7 @@ class Method:
     "One compression technique and its settings."
     paper: ClassVar[str] = ""               # author, year, title
     needs: ClassVar[frozenset] = frozenset()  # of "calibration", "training", "labels"
+    changes_weights: ClassVar[bool] = True  # False: it changes what is done at run time, and touches no weight
     registry: ClassVar[dict] = {}
 
     def __init_subclass__(cls, abstract: bool=False):
@@ -215,7 +216,7 @@ def apply(
         began = time.perf_counter()
         done = hashlib.sha256(f"{identity}-{Recipe(self.steps[:number + 1]).hash}".encode()).hexdigest()[:16]
         modules = step.method.run(result, layers, calibration, checkpoint=checkpoint and Path(checkpoint) / done, seed=seed)
-        result.history += ({**step.to_dict(), "touched": sum(linear.weight.numel() for linear in layers), "modules": modules,
+        result.history += ({**step.to_dict(), "touched": sum(linear.weight.numel() for linear in layers) * step.method.changes_weights, "modules": modules,
                             "calibration": getattr(calibration, "key", None), "seconds": time.perf_counter() - began},)
     return result
 

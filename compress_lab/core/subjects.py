@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .errors import CompressLabError, nearest
 from .packed import Packed
+from .rounding import Rounding, attach_all, roundings, roundings_hash
 from .starters import STARTERS, Starter, _locked, cache_dir, fetch, sha256
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-08
@@ -79,18 +80,20 @@ class Subject:
         return " + ".join([self.provenance.name, *(str(entry.get("method", "?")) for entry in self.history)])
 
     @property
+    def roundings(self) -> dict[str, Rounding]: return roundings(self.model)   # of activations at run time, by the name of the module that carries it
+
+    @property
     def simulated(self) -> bool:
-        "Whether some weights stand for integers: a simulated quantization, whose speed means nothing."
-        return bool(self.packed)
+        "Whether weights stand for integers, or activations are rounded to them: a simulated quantization, whose speed means nothing."
+        return bool(self.packed) or bool(self.roundings)
 
     @property
     def fingerprint(self) -> str:
-        "A 128-bit hash of weights, configuration and packed layout, computed afresh each time."
-        config = self.model.config.to_dict() if hasattr(self.model, "config") else {}
-        stable = _stable(json.loads(json.dumps(config, default=str)))
+        "A 128-bit hash of weights, configuration, packed layout and roundings, computed afresh each time."
+        stable = _stable(json.loads(json.dumps(self.model.config.to_dict() if hasattr(self.model, "config") else {}, default=str)))
         layout = {name: packed.meta() for name, packed in self.packed.items()}
         rest = json.dumps([type(self.model).__name__, stable, layout], sort_keys=True)
-        return xxhash.xxh3_128((weights_hash(self.model) + rest).encode()).hexdigest()
+        return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()
 
     def copy(self) -> "Subject":
         "A Subject with weights of its own; nothing done to it reaches this one."
@@ -109,7 +112,7 @@ class Subject:
         facts = {"subject": self.name, "class": type(self.model).__name__, "parameters": f"{count:,} in {', '.join(dtypes)}",
                  "source": " ".join((self.provenance.source, self.provenance.revision)).strip(), "licence": self.provenance.licence,
                  "base model": self.provenance.base_model, "before": "; ".join(self.provenance.steps),
-                 "simulated": "quantized weights are kept as floats too" if self.simulated else "", "fingerprint": self.fingerprint}
+                 "simulated": ", ".join(["quantized weights are kept as floats too"] * bool(self.packed) + ["activations are rounded as they pass"] * bool(self.roundings)), "fingerprint": self.fingerprint}
         return {key: value for key, value in facts.items() if value}
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-18
@@ -442,9 +445,12 @@ def save(
     meta = {"format": 1, "class": type(subject.model).__name__, "dtype": str(subject.model.dtype).removeprefix("torch."),
             "weights": weights_hash(subject.model), "provenance": asdict(subject.provenance), "history": list(subject.history),
             "packed": {key: packed.meta() for key, packed in subject.packed.items()}}
+    if subject.roundings: meta |= {"roundings": {name: rounding.meta() for name, rounding in subject.roundings.items()}, "roundings_hash": roundings_hash(subject.model)}
     with new_folder(folder) as work:
         _space(subject, work, folder)
         with _silence():
+            if subject.roundings: save_file({f"{name}.{field}": tensor.cpu().contiguous() for name, rounding in subject.roundings.items()
+                                             for field, tensor in rounding.tensors().items()}, work/"roundings.safetensors", {"format": "pt"})
             if subject.packed: _write_packed(subject, work)
             else: subject.model.save_pretrained(work)
             if subject.tokenizer is not None: subject.tokenizer.save_pretrained(work)
@@ -475,11 +481,17 @@ def _from_saved(folder: Path, dtype: torch.dtype|None) -> Subject:
     except (KeyError, TypeError) as error:
         raise CompressLabError(f"compress_lab.json is incomplete: {error}.", where, "save the Subject again") from error
     model, packed = _from_packed(folder, layout, dtype or stored) if layout else (_model(folder, dtype or stored)[0], {})
+    if kept := meta.get("roundings"): _load_roundings(model, folder, kept, meta.get("roundings_hash"))
     if dtype in (None, stored) and weights_hash(model) != meta.get("weights"):
         raise CompressLabError("The weights are not the ones that were saved here.", where, "save the Subject again; to load changed weights as they are, remove compress_lab.json")
     return Subject(model, _tokenizer(folder, model), provenance, history, packed)
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-45
+def _load_roundings(model, folder: Path, kept: dict, expected: str|None):
+    "Lets the model carry the roundings that were saved in `folder`. Raises `CompressLabError` where they are not the same."
+    with _quietly("The roundings could not be read", str(folder)): attach_all(model, kept, load_file(folder/"roundings.safetensors"))
+    if roundings_hash(model) != expected: raise CompressLabError("The roundings are not the ones that were saved here.", str(folder), "save the Subject again")
+
 def _from_packed(folder: Path, layout: dict, dtype: torch.dtype):
     "The model and the packed weights of a folder that `_write_packed` wrote."
     from transformers import AutoConfig

@@ -64,5 +64,5 @@ class Size(Probe):
         "A row for each stored tensor."
         notes = ["file_bytes counts the tensors and leaves out the file's header, about 100 bytes a tensor",
                  "sparse_bits_per_weight is theoretical: a bitmask and the weights that are left; no file is written so"]
-        if subject.simulated: notes.append("the quantized weights are stored as integers; in memory they are floats")
+        if subject.packed: notes.append("the quantized weights are stored as integers; in memory they are floats")
         return Records(sizes(subject), self, subject.fingerprint, {"notes": notes, "seed": seed})
