@@ -80,13 +80,14 @@ def learn(
     def copied(): return [each.clone() for rounding in roundings.values() for each in rounding.learned]
     parameters = [each for rounding in roundings.values() for each in rounding.learned]
     nearest, start, lowest, best = errors(), copied(), 1.0, None
+    if not nearest.isfinite().all(): raise CompressLabError("The activations hold NaN or infinity.", ", ".join(roundings), "calibrate in float32, or with other text")
     for step in range(steps):
         number = int(torch.randint(len(inputs), (), generator=generator))
         with torch.enable_grad(): loss = error(number)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         if loss < lowest * nearest[number]: lowest, best = float(loss.detach() / nearest[number]), copied()
         for at, rounding in enumerate(roundings.values()): rounding.step(list(gradients[3 * at:3 * at + 3]), rate * (1 - step / steps))
-    found = [(float(errors().mean()), copied()), (float(nearest.mean()), start)]
+    found = [(float(nearest.mean()), start), (float(errors().mean()), copied())]
     for values in (best, None):
         if values is not None: restore(parameters, values); found.append((float(errors().mean()), values))
     final, values = min(found, key=lambda pair: pair[0])
@@ -180,7 +181,7 @@ def learn_stage(method: AutoRound, subject, stage: Stage, inputs: list, targets:
         raise CompressLabError("The activations hold NaN or infinity.", f"the block of {stage.layers[0].name}", "calibrate in float32, or with other text")
     roundings = {names[id(linear.weight)]: Rounding(linear, method.bits, method.columns_per_group(linear.in_features), method.symmetric) for linear in stage.layers}
     nearest, found = learn(stage.gate, roundings, inputs, targets, method.steps, method.lr or 1 / method.steps, generator)
-    energy = sum(float(target.float().square().mean()) for target in targets) / len(targets)
+    energy = max(sum(float(target.float().square().mean()) for target in targets) / len(targets), 1e-30)
     for rounding in roundings.values():
         linear, whole = rounding.linear, rounding.result()
         report[linear.name] = losses(matrix_of(linear), whole, None) | {"block_error": found / energy, "block_error_nearest": nearest / energy}

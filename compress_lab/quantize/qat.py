@@ -126,7 +126,9 @@ class QAT(Method):
         "Quantizes the linears of the Subject in place; returns what each lost, by name."
         report, finished = {}, Finished(checkpoint, subject, layers)
         inside = all(linear.block is not None for linear in layers)
-        if inside and finished.restore(report) == set(finished.blocks): return report
+        if checkpoint is not None and inside and all(finished.path(block).exists() for block in finished.blocks):
+            finished.restore(report)
+            return report
         report = fine_tune(self, subject, layers, calibration.tokens, seed)[0]
         for block in finished.blocks: finished.store(block, report)
         return report
