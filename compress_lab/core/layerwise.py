@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Compressed', 'join', 'losses', 'check_finite', 'compress_group', 'put', 'treat', 'Finished', 'owns_vectors', 'halved',
-           'precision', 'LayerMethod']
+           'precision', 'calibrate', 'LayerMethod']
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-03
 import copy, json, torch
@@ -189,6 +189,18 @@ def precision(
         for hook in hooks: hook.remove()
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-15
+def calibrate(method, subject, layers, calibration, checkpoint, change) -> dict:
+    "Walks through the model; `change(linears, statistics)` changes some and returns what each lost. All of that, by name."
+    report, tokens, finished = {}, calibration.tokens.to(subject.model.device), Finished(checkpoint, subject, layers)
+    check_memory(memory_needed(subject.model, layers, tokens.numel(), square=method.statistic.square), str(method))
+    batches = [{"input_ids": part} for part in tokens.split(max(1, method.tokens_per_batch // tokens.shape[1]))]
+    def compress(group, statistics):
+        with torch.autocast(tokens.device.type, enabled=False): report.update(change(group, statistics))
+    with precision(method.calibration_dtype, subject.model):
+        walk(subject.model, batches, layers, method.statistic, compress, true_sequential=method.true_sequential,
+             done=finished.restore(report), after_block=lambda block: finished.store(block, report))
+    return report
+
 @dataclass(frozen=True)
 class LayerMethod(Method, abstract=True):
     "A Method that is one function of a matrix and the statistics of its inputs."
@@ -204,19 +216,10 @@ class LayerMethod(Method, abstract=True):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Compresses the linears of the Subject in place; returns what each lost, by name."
+        if self.statistic: return calibrate(self, subject, layers, calibration, checkpoint, lambda group, statistics: treat(self, subject, group, statistics))
         report, finished = {}, Finished(checkpoint, subject, layers)
         done = finished.restore(report)
-        if self.statistic is None:
-            for block, group in groupby(bar([linear for linear in layers if linear.block not in done], desc=str(self), unit="linear"), lambda linear: linear.block):
-                for linear in group: report |= treat(self, subject, [linear], {})
-                if block is not None: finished.store(block, report)
-            return report
-        tokens = calibration.tokens.to(subject.model.device)
-        check_memory(memory_needed(subject.model, layers, tokens.numel(), square=self.statistic.square), str(self))
-        batches = [{"input_ids": part} for part in tokens.split(max(1, self.tokens_per_batch // tokens.shape[1]))]
-        def compress(group, statistics):
-            with torch.autocast(tokens.device.type, enabled=False): report.update(treat(self, subject, group, statistics))
-        with precision(self.calibration_dtype, subject.model):
-            walk(subject.model, batches, layers, self.statistic, compress, true_sequential=self.true_sequential,
-                 done=done, after_block=lambda block: finished.store(block, report))
+        for block, group in groupby(bar([linear for linear in layers if linear.block not in done], desc=str(self), unit="linear"), lambda linear: linear.block):
+            for linear in group: report |= treat(self, subject, [linear], {})
+            if block is not None: finished.store(block, report)
         return report

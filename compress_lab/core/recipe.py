@@ -30,7 +30,7 @@ def settings(method) -> dict:
 class Method:
     "One compression technique and its settings."
     paper: ClassVar[str] = ""               # author, year, title
-    needs: ClassVar[frozenset] = frozenset()  # of "calibration", "training", "labels"
+    needs: ClassVar[frozenset] = frozenset()  # of "calibration", "training", "labels", "original"
     changes_weights: ClassVar[bool] = True  # False: it changes what is done at run time, and touches no weight
     registry: ClassVar[dict] = {}
 
@@ -204,18 +204,23 @@ def apply(
     subject,                  # the Subject to compress; left as it is
     calibration=None,         # a Calibration, for methods that need one
     *,
+    original=None,            # the Subject that repairing methods go by; None: the one to compress
     checkpoint=None,          # folder in which calibrated methods keep finished blocks, to go on after a crash
     seed: int=0,              # for methods that draw random numbers
     in_place: bool=False,     # compress the Subject itself, where memory does not allow for a copy
 ):
     "A compressed copy of the Subject, with what was done in its history."
     plan(self, subject, calibration)
-    result = subject if in_place else subject.copy()
+    result, original = subject if in_place else subject.copy(), original or subject
+    if original is result and any("original" in step.method.needs for step in self.steps):
+        raise CompressLabError("A repair goes by the original, which is being compressed in place.", str(self), "leave out in_place, or give original=")
     identity = f"{subject.fingerprint}-{getattr(calibration, 'key', '')}-{seed}" if checkpoint else ""
+    if checkpoint and original is not subject: identity += f"-{original.fingerprint}"
     for number, (step, layers) in enumerate(zip(self.steps, plan(self, result, calibration))):
         began = time.perf_counter()
         done = hashlib.sha256(f"{identity}-{Recipe(self.steps[:number + 1]).hash}".encode()).hexdigest()[:16]
-        modules = step.method.run(result, layers, calibration, checkpoint=checkpoint and Path(checkpoint) / done, seed=seed)
+        more = {"original": original} if "original" in step.method.needs else {}
+        modules = step.method.run(result, layers, calibration, checkpoint=checkpoint and Path(checkpoint) / done, seed=seed, **more)
         result.history += ({**step.to_dict(), "touched": sum(linear.weight.numel() for linear in layers) * step.method.changes_weights, "modules": modules,
                             "calibration": getattr(calibration, "key", None), "seconds": time.perf_counter() - began},)
     return result

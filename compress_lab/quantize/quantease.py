@@ -13,7 +13,7 @@ from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed
 from .gptq import GPTQ
-from .grid import half_precision
+from .grid import half_precision, stored_zeros
 
 # %% ../../nbs/quantize/04_quantease.ipynb #cell-06
 def descend(
@@ -66,7 +66,6 @@ class QuantEase(GPTQ):
     def check(self):
         super().check()
         if not 1 <= self.sweeps <= 100: raise CompressLabError(f"sweeps={self.sweeps} is not between 1 and 100.", "QuantEase", "use 3")
-        if self.levels: raise CompressLabError(f"The scales of {self.levels} are not free to be fitted.", "QuantEase", "leave out levels, or use GPTQ")
 
     def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
