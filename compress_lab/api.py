@@ -15,6 +15,7 @@ HOMES = {  # a module of the package: the public names it defines
     "core.data": "Calibration Text Windows calibration task text windows",
     "core.recipe": "Method Recipe methods",
     "core.store": "Store",
+    "core.equivalence": "equivalences",
     "quantize.rtn": "RTN",
     "quantize.gptq": "GPTQ",
     "prune.magnitude": "Magnitude",

@@ -46,15 +46,16 @@ def fit(
     weight: Tensor,                   # a group of columns, (rows, group)
     bits: int,                        # 1 to 8
     symmetric: bool,
-    importance: Tensor|None=None,     # cost of a squared error in each column, (group,)
+    importance: Tensor|None=None,     # cost of a squared error in each column, (group,), or of products of errors, (group, group)
     shrinks: int=0,                   # how many narrower spans to try, down to half
 ) -> tuple[Tensor, Tensor]:
     "Scales and zero points of shape (rows,): the span of the weights, or the best of the narrower ones."
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
     scales, zeros = span(low, high, bits, symmetric)
     def cost(scales, zeros):
-        error = (values(codes(weight, scales[:, None], zeros[:, None], bits), scales[:, None], zeros[:, None]) - weight).square()
-        return (error if importance is None else error * importance).sum(1)
+        error = values(codes(weight, scales[:, None], zeros[:, None], bits), scales[:, None], zeros[:, None]) - weight
+        if importance is not None and importance.dim() == 2: return (error @ importance * error).sum(1)
+        return (error.square() if importance is None else error.square() * importance).sum(1)
     best = cost(scales, zeros) if shrinks else None
     for share in torch.linspace(1, 0.5, shrinks + 1)[1:]:
         narrow = span(low * share, high * share, bits, symmetric)
