@@ -39,6 +39,7 @@ HOMES = {  # a module of the package: the public names it defines
     "measure.latency": "Latency",
     "measure.memory": "Memory",
     "evaluate.comparison": "Comparison compare probe",
+    "core.equivalence": "equivalences",
     "study": "Study",
     "report.dossier": "Dossier",
 }

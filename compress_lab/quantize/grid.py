@@ -48,7 +48,7 @@ def fit(
     weight: Tensor,                   # a group of columns, (rows, group)
     bits: int,                        # 1 to 8
     symmetric: bool,
-    importance: Tensor|None=None,     # cost of a squared error in each column, (group,)
+    importance: Tensor|None=None,     # cost of a squared error in each column, (group,), or of products of errors, (group, group)
     shrinks: int=0,                   # how many narrower spans to try, down to half
     real_zeros: bool=False,           # zero points need not be integers, save where a weight is exactly zero
 ) -> tuple[Tensor, Tensor]:
@@ -58,8 +58,9 @@ def fit(
         scales, zeros = span(low * share, high * share, bits, symmetric, real_zeros)
         return scales, torch.where((weight == 0).any(1), zeros.round(), zeros)
     def cost(scales, zeros):
-        error = (values(codes(weight, scales[:, None], zeros[:, None], bits), scales[:, None], zeros[:, None]) - weight).square()
-        return (error if importance is None else error * importance).sum(1)
+        error = values(codes(weight, scales[:, None], zeros[:, None], bits), scales[:, None], zeros[:, None]) - weight
+        if importance is not None and importance.dim() == 2: return (error @ importance * error).sum(1)
+        return (error.square() if importance is None else error.square() * importance).sum(1)
     scales, zeros = grid(1.0)
     best = cost(scales, zeros) if shrinks else None
     for share in torch.linspace(1, 0.5, shrinks + 1)[1:]:
