@@ -25,9 +25,11 @@ HOMES = {  # a module of the package: the public names it defines
     "measure.size": "Size",
     "measure.latency": "Latency",
     "measure.memory": "Memory",
+    "measure.kernels": "Native native",
     "evaluate.comparison": "Comparison compare probe",
     "study": "Study",
     "report.dossier": "Dossier",
+    "deploy.export": "Exported export export_formats",
 }
 
 # %% ../nbs/api.ipynb #cell-06
