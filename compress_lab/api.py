@@ -16,6 +16,7 @@ HOMES = {  # a module of the package: the public names it defines
     "core.recipe": "Method Recipe methods",
     "core.store": "Store",
     "core.streaming": "stream",
+    "core.equivalence": "equivalences",
     "quantize.rtn": "RTN",
     "quantize.gptq": "GPTQ",
     "quantize.hqq": "HQQ",
@@ -38,10 +39,11 @@ HOMES = {  # a module of the package: the public names it defines
     "measure.size": "Size",
     "measure.latency": "Latency",
     "measure.memory": "Memory",
+    "measure.kernels": "Native native",
     "evaluate.comparison": "Comparison compare probe",
-    "core.equivalence": "equivalences",
     "study": "Study",
     "report.dossier": "Dossier",
+    "deploy.export": "Exported export export_formats",
 }
 
 # %% ../nbs/api.ipynb #cell-06
