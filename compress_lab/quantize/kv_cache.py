@@ -90,7 +90,7 @@ def cache_of(
     "The cache a model returns after a few tokens. Raises `CompressLabError` where it is none of keys and values."
     try:
         with torch.no_grad(): output = model(**{**inputs(model), "use_cache": True})
-    except TypeError: output = None
+    except (TypeError, ValueError): output = None
     cache, name = getattr(output, "past_key_values", None), type(model).__name__
     if not isinstance(cache, DynamicCache) or not any(getattr(layer, "keys", None) is not None for layer in cache.layers):
         raise CompressLabError(f"{name} keeps no cache of keys and values.", "KVCache", "use it for language models with attention")
@@ -141,7 +141,9 @@ class KVCache(Method):
         cache_of(model)
         body = keeper(model)
         attach(body, RoundCache(**settings(self)))
-        if any(hasattr(layer, "rounded") for layer in cache_of(model).layers): return {}
+        try: used = any(hasattr(layer, "rounded") for layer in cache_of(model).layers)
+        except CompressLabError: used = False
+        if used: return {}
         detach(body)
         raise CompressLabError(f"{where} does not use the cache it is given.", "KVCache", "quantize its weights instead")
 
