@@ -11,6 +11,7 @@ import copy, json, torch
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fastcore.basics import patch
 from itertools import groupby
 from pathlib import Path
 from safetensors import safe_open
@@ -153,17 +154,20 @@ class Finished:
         for block in stored: self.load(block, report)
         return stored
 
-    def load(self, block: int, report: dict):
-        with safe_open(self.path(block), "pt") as file:
-            about = json.loads(file.metadata()["about"])
-            for linear in self.blocks[block]:
-                def fields(name): return {key.rpartition(".")[2]: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == name}
-                if meta := about["rounding"].get(linear.key): attach(linear.module, Rounding.load(fields(f"{linear.key}.rounding"), meta))
-                self.subject.packed.pop(linear.key, None)
-                if meta := about["packed"].get(linear.key): self.subject.packed[linear.key] = Packed.load(fields(linear.key), meta)
-                if self.subject.streamed: linear.weight.data = file.get_tensor(linear.key)
-                else: linear.weight.data.copy_(self.subject.packed[linear.key].dequantize() if meta else file.get_tensor(linear.key))
-        report.update(about["report"])
+# %% ../../nbs/core/10_layerwise.ipynb #finished-load
+@patch
+def load(self: Finished, block: int, report: dict):
+    "Takes weights, packed weights and roundings of a stored block, and adds what they lost to the report."
+    with safe_open(self.path(block), "pt") as file:
+        about = json.loads(file.metadata()["about"])
+        for linear in self.blocks[block]:
+            def fields(name): return {key.rpartition(".")[2]: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == name}
+            if meta := about["rounding"].get(linear.key): attach(linear.module, Rounding.load(fields(f"{linear.key}.rounding"), meta))
+            self.subject.packed.pop(linear.key, None)
+            if meta := about["packed"].get(linear.key): self.subject.packed[linear.key] = Packed.load(fields(linear.key), meta)
+            if self.subject.streamed: linear.weight.data = file.get_tensor(linear.key)
+            else: linear.weight.data.copy_(self.subject.packed[linear.key].dequantize() if meta else file.get_tensor(linear.key))
+    report.update(about["report"])
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-13
 def owns_vectors(module: nn.Module) -> bool:
