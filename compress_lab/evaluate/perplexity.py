@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.data import windows
 from ..core.errors import CompressLabError
 from ..core.progress import bar
+from ..core.rounding import unrounded
 from .records import Metric, NotMeasured, Probe, Records, setting
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-06
@@ -44,7 +45,7 @@ def check_causal(model: torch.nn.Module, vocabulary: int):
     "Raises `NotMeasured` where a token changes what the model said before it, as in an encoder."
     tokens = torch.arange(16)[None] % vocabulary
     changed = torch.cat([tokens[:, :-1], (tokens[:, -1:] + 1) % vocabulary], 1)
-    first, second = (logits_of(model, row)[:, :-1].float().nan_to_num(0, 0, 0) for row in (tokens, changed))
+    with unrounded(model): first, second = (logits_of(model, row)[:, :-1].float().nan_to_num(0, 0, 0) for row in (tokens, changed))
     if (first - second).abs().max() > 1e-3 * first.abs().max():
         raise NotMeasured("Perplexity needs a causal language model: this one sees the tokens it would predict.", type(model).__name__,
                           "measure an encoder by its tasks, or by fidelity to the original")
