@@ -9,7 +9,6 @@ __all__ = ['Rounding', 'first_tensor', 'block_error', 'learn', 'restore', 'block
 # %% ../../nbs/quantize/22_autoround.ipynb #cell-03
 import torch
 from dataclasses import dataclass
-from pathlib import Path
 from torch import Tensor, nn
 from torch.func import functional_call
 from ..core.errors import CompressLabError
