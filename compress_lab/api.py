@@ -18,6 +18,7 @@ HOMES = {  # a module of the package: the public names it defines
     "core.equivalence": "equivalences",
     "quantize.rtn": "RTN",
     "quantize.gptq": "GPTQ",
+    "quantize.awq": "AWQ",
     "prune.magnitude": "Magnitude",
     "prune.wanda": "Wanda",
     "evaluate.records": "Difference Metric NotMeasured Probe Records probes",
