@@ -31,6 +31,7 @@ HOMES = {  # a module of the package: the public names it defines
     "quantize.autoround": "AutoRound",
     "quantize.qat": "QAT",
     "quantize.repair": "BiasCorrection ScaleFit",
+    "quantize.awq": "AWQ",
     "prune.magnitude": "Magnitude",
     "prune.wanda": "Wanda",
     "evaluate.records": "Difference Metric NotMeasured Probe Records probes",

@@ -93,7 +93,7 @@ def learn(
     restore(parameters, values)
     return float(nearest.mean()), final
 
-# %% ../../nbs/quantize/22_autoround.ipynb #cell-11b
+# %% ../../nbs/quantize/32_autoround.ipynb #cell-11b
 @torch.no_grad()
 def restore(parameters: list[Tensor], values: list[Tensor]):
     "Copies values into parameters."
@@ -174,7 +174,7 @@ def learn_blocks(method: AutoRound, subject, layers: list[LinearLayer], batches:
             if held: held.close()
     return report
 
-# %% ../../nbs/quantize/22_autoround.ipynb #cell-17b
+# %% ../../nbs/quantize/32_autoround.ipynb #cell-17b
 def learn_stage(method: AutoRound, subject, stage: Stage, inputs: list, targets: list, generator, report: dict):
     "Learns and writes the linears of one block."
     names = {id(parameter): name for name, parameter in stage.gate.named_parameters()}

@@ -64,7 +64,7 @@ def answering(modules: list[nn.Module], outputs: list):
             del module.forward
             if forward is not None: module.forward = forward
 
-# %% ../../nbs/quantize/20_mixed.ipynb #cell-09b
+# %% ../../nbs/quantize/30_mixed.ipynb #cell-09b
 class Replay:
     "The logits of a model for a few rows, with the outputs of its first blocks taken from memory."
     def __init__(self, model: nn.Module, rows: Tensor):

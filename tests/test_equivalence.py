@@ -1,0 +1,48 @@
+"Scales moved through every pair that is found, in every architecture, and the methods that use them."
+import pytest, torch
+from types import SimpleNamespace
+import compress_lab as cl
+from compress_lab.core.equivalence import equivalences
+from compress_lab.core.layers import linears
+from compress_lab.core.subjects import weights_hash
+from compress_lab.core.tiny import inputs, logits, tiny
+from test_architectures import ALL, NOT_BUILT
+
+torch.set_num_threads(1)
+
+# no norm and no linear of their blocks feeds the next linear channel by channel
+WITHOUT = {("causal_lm", "xlm"), ("causal_lm", "xlnet"), ("masked_lm", "flaubert"), ("masked_lm", "ibert"), ("masked_lm", "neomme"),
+           ("masked_lm", "squeezebert"), ("masked_lm", "xlm")}
+BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
+
+def change(before, after): return float((after - before).abs().max() / before.abs().max())
+
+@pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
+def test_random_scales_through_every_pair_leave_the_logits(head, name):
+    model = tiny(name, head=head)
+    weights = weights_hash(model)
+    found = equivalences(model)
+    assert weights_hash(model) == weights
+    assert any(pair.source.block is not None for pair in found.pairs) == ((head, name) not in WITHOUT)
+    batch, random = inputs(model), torch.Generator().manual_seed(0)
+    before = logits(model, batch)
+    for pair in found.pairs: pair.move(0.5 + torch.rand(pair.experts, len(pair.rows), generator=random))
+    assert change(before, logits(model, batch)) < 1e-4
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_the_proof_needs_no_precision(name):
+    model = tiny(name)
+    expected = [repr(pair) for pair in equivalences(model).pairs]
+    assert [repr(pair) for pair in equivalences(model.bfloat16()).pairs] == expected
+    assert {repr(pair) for pair in equivalences(tiny(name).half()).pairs} <= set(expected)   # values that underflow hide some
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "phi3", "gemma"])
+def test_awq_of_a_pruned_model_keeps_its_zeros_and_reloads(name, tmp_path):
+    subject = cl.Subject(tiny(name))
+    calibration = SimpleNamespace(tokens=inputs(subject.model, batch=4, length=32)["input_ids"], key="random tokens")
+    result = (cl.Magnitude(0.5) >> cl.AWQ(bits=4, group_size=16)).apply(subject, calibration)
+    for layer in linears(result.model):
+        if layer.block is not None: assert all((matrix == 0).float().mean() >= 0.5 for matrix in layer.matrices), layer.name
+    again = cl.load(result.save(tmp_path/"awq"))
+    batch = inputs(subject.model)
+    assert torch.equal(logits(again.model, batch), logits(result.model, batch))
