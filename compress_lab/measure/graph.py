@@ -16,7 +16,7 @@ from ..core.errors import CompressLabError
 # %% ../../nbs/measure/04_graph.ipynb #cell-05
 def keeps_cache(model: nn.Module) -> bool:
     "Whether the model decodes with keys and values of shape (batch, heads, tokens, width), and nothing else, in its cache."
-    if "past_key_values" not in inspect.signature(model.forward).parameters or not hasattr(model, "lm_head") and model.get_output_embeddings() is None: return False
+    if "past_key_values" not in inspect.signature(model.forward).parameters or model.get_output_embeddings() is None: return False
     with torch.inference_mode(): cache = getattr(model(torch.zeros(1, 2, dtype=torch.long), use_cache=True), "past_key_values", None)
     layers = getattr(cache, "layers", [])
     return bool(layers) and all(type(layer).__name__ == "DynamicLayer" and layer.keys.dim() == 4 for layer in layers)

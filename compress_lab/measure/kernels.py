@@ -201,7 +201,7 @@ def reasons(trials: pd.DataFrame, best: str) -> str:
 
 def native(
     subject: Subject,               # an original or a quantized Subject; left as it is
-    backend: str="auto",            # a name in `BACKENDS`; "auto": the fastest whose outputs stay close
+    backend: str|list="auto",       # a name in `BACKENDS`; "auto": the fastest of all whose outputs stay close; a list: of these
     *,
     batch: int=1,                   # rows at a time, of the shape to be fast at
     length: int=128,                # tokens in a row
@@ -212,13 +212,15 @@ def native(
     seed: int=0,
 ) -> Native:
     "The Subject on that backend. Raises `CompressLabError` where it cannot be run there."
-    if backend != "auto" and backend not in BACKENDS: raise CompressLabError(f"There is no backend {backend!r}.", "native", f"did you mean {', '.join(nearest(backend, BACKENDS)) or ', '.join(BACKENDS)}?")
+    names = list(BACKENDS) if backend == "auto" else [backend] if isinstance(backend, str) else list(backend)
+    for name in names:
+        if name not in BACKENDS: raise CompressLabError(f"There is no backend {name!r}.", "native", f"did you mean {', '.join(nearest(str(name), BACKENDS)) or ', '.join(BACKENDS)}?")
     if getattr(subject, "roundings", None): raise CompressLabError("No backend here runs rounded activations as they were rounded.", subject.name, "quantize the weights only; openvino-int8 rounds activations itself")
     rows = text_of(subject, length) if rows is None else rows
     job, half = Job(subject, rows[: (len(rows) + 1) // 2]), len(rows) // 2
     with evaluating(subject.model):
-        if backend != "auto": return alone(job, backend)
-        built, trials = tried(job, list(BACKENDS), rows[-max(half, 1):])
+        if isinstance(backend, str) and backend != "auto": return alone(job, backend)
+        built, trials = tried(job, list(dict.fromkeys(["eager", *names])), rows[-max(half, 1):])
         arms = {"eager": subject.model, "control": subject.model, **built}
         tokens = rows.flatten().repeat(-(-batch * length // rows.numel()))[: batch * length].view(batch, length)
         steps = decode_tokens if all(cached(model, tokens[:, :1]) for model in arms.values()) else 0

@@ -91,11 +91,11 @@ class OnnxRuntime(Runtime):
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        self_session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        inputs = [spec.name for spec in self_session.get_inputs()]
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        inputs = [spec.name for spec in session.get_inputs()]
         super().__init__(source, any("past_key_values" in name for name in inputs))
-        self.session, self.inputs, self.outputs = self_session, inputs, [spec.name for spec in self_session.get_outputs()]
-        self.empty = {spec.name: [int(size) if str(size).isdigit() else 0 for size in spec.shape] for spec in self_session.get_inputs() if "past_key_values" in spec.name}
+        self.session, self.inputs, self.outputs = session, inputs, [spec.name for spec in session.get_outputs()]
+        self.empty = {spec.name: [int(size) if str(size).isdigit() else 0 for size in spec.shape] for spec in session.get_inputs() if "past_key_values" in spec.name}
 
     def compute(self, feed, past):
         import onnxruntime
