@@ -32,6 +32,8 @@ HOMES = {  # a module of the package: the public names it defines
     "quantize.qat": "QAT",
     "quantize.repair": "BiasCorrection ScaleFit",
     "quantize.awq": "AWQ",
+    "quantize.smoothquant": "SmoothQuant",
+    "quantize.rotation": "Rotate",
     "prune.magnitude": "Magnitude",
     "prune.wanda": "Wanda",
     "evaluate.records": "Difference Metric NotMeasured Probe Records probes",

@@ -121,7 +121,8 @@ class Flow:
             if isinstance(output, Tensor): self.put_out[names[id(module)]] |= rows_of(output)
         def see(layer, expert, rows): self.taken_in[layer.key] |= rows_of(rows)
         hooks = [norm.module.register_forward_hook(done) for norm in self.norms.values()]
-        hooks += [module.register_forward_pre_hook(called, with_kwargs=True) for module in {norm.module for norm in self.norms.values()} | {block.module for block in blocks(model)}]
+        watched = {norm.module for norm in self.norms.values()} | {block.module for block in blocks(model)}
+        hooks += [module.register_forward_pre_hook(called, with_kwargs=True) for module in watched]
         try:
             with kept(self.norms.values()), observe(self.matrices, see):
                 for norm in self.norms.values(): norm.weight.data.copy_(0.5 + torch.rand(norm.weight.shape, generator=random))
@@ -378,7 +379,7 @@ def writing(replay: Replay, width: int) -> list[str]:
 def listening(replay: Replay, width: int) -> tuple[list[str], list[str]]:
     "The norms and the linears that read the stream."
     stream, norms = rows_of(replay.states), []
-    def heard(module, args): 
+    def heard(module, args):
         if args and rows_of(args[0]) <= stream: norms.extend(name for name, norm in replay.norms.items() if norm.module is module)
     hooks = [norm.module.register_forward_pre_hook(heard) for norm in replay.norms.values()]
     with silent([layer for layer in replay.layers.values() if layer.out_features == width]): inputs = replay.run()[1]
@@ -414,8 +415,8 @@ def stream(
             try: known[replay] = known.get(replay) or (writing(replay, width), *listening(replay, width))
             except CompressLabError as error: raise CompressLabError(error.what, f"{block.name}.{error.where}".strip("."), error.fix) from error
             writes, hears, reads = known[replay]
-            missing = next((name for name in hears if f"{block.name}.{name}" not in pairs), None)
-            if missing: raise CompressLabError("This norm reads the residual stream, and feeds something besides linears.", f"{block.name}.{missing}", found.refused.get(f"{block.name}.{missing}", ""))
+            if missing := next((f"{block.name}.{name}" for name in hears if f"{block.name}.{name}" not in pairs), None):
+                raise CompressLabError("This norm reads the residual stream, and feeds something besides linears.", missing, found.refused.get(missing, ""))
             writers += [layers[name] for name in writes]
             readers += [layers[name] for name in reads]
             heard += [pairs[f"{block.name}.{name}"] for name in hears]

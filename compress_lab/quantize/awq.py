@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from torch import Tensor
 from ..core.activations import Gram
-from ..core.equivalence import Pair, bias_of, equivalences
+from ..core.equivalence import Pair, equivalences
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory, memory_needed, walk
 from ..core.layerwise import Compressed, Finished, LayerMethod, precision, treat
@@ -27,7 +27,8 @@ def nearest(weight: Tensor, method) -> Tensor:
     def rounded(groups):
         scales, zeros = (each[:, None] for each in fit(groups, method.bits, method.symmetric))
         return values(codes(groups, scales, zeros, method.bits), scales, zeros)
-    return torch.cat([rounded(weight[:, :whole].reshape(-1, size)).view(len(weight), whole), *(rounded(weight[:, part]) for part in [slice(whole, None)] if whole < weight.shape[1])], 1)
+    full = rounded(weight[:, :whole].reshape(-1, size)).view(len(weight), whole)
+    return full if whole == weight.shape[1] else torch.cat([full, rounded(weight[:, whole:])], 1)
 
 def spread(matrix: Tensor) -> Tensor:
     "At most `ROWS` rows, evenly spaced."
@@ -119,7 +120,8 @@ def run(self: AWQ, subject, layers, calibration=None, checkpoint=None, seed=0) -
     pairs = usable(equivalences(subject.model).pairs, layers, subject.packed) if self.grid else []
     others = {part.key: part for pair in pairs for part in pair.touched if part.key not in {layer.key for layer in layers}}
     report, tokens, finished = {}, calibration.tokens.to(subject.model.device), Finished(checkpoint, subject, [*layers, *others.values()])
-    check_memory(memory_needed(subject.model, layers, tokens.numel(), square=True), str(self))
+    moments = max(sum(4 * layer.in_features**2 * len(layer.matrices) for layer in layers if layer.block == block) for block in {layer.block for layer in layers})
+    check_memory(memory_needed(subject.model, layers, tokens.numel(), square=True) + moments, str(self))
     batches = [{"input_ids": part} for part in tokens.split(max(1, self.tokens_per_batch // tokens.shape[1]))]
     def compress(group, statistics):
         names, found = {layer.name for layer in group}, {}
