@@ -8,6 +8,8 @@ __all__ = ['keeps_cache', 'example', 'quiet', 'Runtime']
 # %% ../../nbs/measure/04_graph.ipynb #cell-03
 import inspect, logging, os, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partialmethod
+from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -39,11 +41,13 @@ def example(model: nn.Module) -> tuple[dict, dict]:
 @contextmanager
 def quiet():
     "Keeps logs, warnings, bars and printed lines off the screen."
+    from tqdm.auto import tqdm
     from transformers.utils import logging as log
     level, bars, disabled = log.get_verbosity(), log.is_progress_bar_enabled(), logging.root.manager.disable
     log.set_verbosity_error(); log.disable_progress_bar(); logging.disable(logging.WARNING)
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere), warnings.catch_warnings():
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere), warnings.catch_warnings(), \
+                patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)):
             warnings.simplefilter("ignore")
             yield
     finally:
