@@ -8,6 +8,7 @@ from compress_lab.core.tiny import inputs, logits, tiny
 from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
 
 METHODS = (cl.RTN(bits=4, group_size=16), cl.HQQ(bits=4, group_size=16), cl.GPTQ(bits=4, group_size=16, shrinks=0, calibration_dtype="float32"))
+LARGEST = 1_000_000   # dots3_note keeps some projections at their full size whatever its configuration says: they would take minutes
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
 
@@ -27,10 +28,11 @@ def test_quantized(head, name):
         for method in METHODS:
             with pytest.raises(CompressLabError, match="no linear"): method.apply(subject, text)
         return
+    small = [linear for linear in inside if linear.weight.numel() < LARGEST]
     for method in METHODS:
-        result = method.apply(subject, text)
+        result = (method if len(small) == len(inside) else method.on(*[linear.name for linear in small])).apply(subject, text)
         places = dict(result.model.named_parameters())
-        assert result.packed.keys() == {linear.key for linear in inside}, method
+        assert result.packed.keys() == {linear.key for linear in small}, method
         for key, packed in result.packed.items(): assert torch.equal(packed.dequantize(), places[key]), (method, key)
         assert torch.isfinite(logits(result.model, batch)).all(), method
     assert cl.Subject(model).fingerprint == subject.fingerprint
