@@ -116,6 +116,11 @@ class Step:
         return chosen
 
     def __rshift__(self, other) -> "Recipe": return Recipe.of(self) >> other
+
+    def apply(self, subject, calibration=None, **options):
+        "A compressed copy of the Subject; see `Recipe.apply`."
+        return Recipe.of(self).apply(subject, calibration, **options)
+
     def __str__(self):
         where = f" on {', '.join(self.targets)}" if self.targets else ""
         return f"{self.method}{where}" + (f" except {', '.join(self.ignore)}" if self.ignore else "")
