@@ -3,7 +3,7 @@ import pytest
 import torch
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.layers import linears
+from compress_lab.core.layers import linears, tied
 from compress_lab.core.tiny import inputs, logits, tiny
 from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
 
@@ -28,7 +28,10 @@ def test_quantized(head, name):
         for method in METHODS:
             with pytest.raises(CompressLabError, match="no linear"): method.apply(subject, text)
         return
-    small = [linear for linear in inside if linear.weight.numel() < LARGEST]
+    shared = {key for group in tied(model) for key in group}
+    if any(linear.key in shared for linear in inside):
+        with pytest.raises(CompressLabError, match="shares its weight"): METHODS[0].apply(subject)
+    small = [linear for linear in inside if linear.weight.numel() < LARGEST and linear.key not in shared]
     for method in METHODS:
         result = (method if len(small) == len(inside) else method.on(*[linear.name for linear in small])).apply(subject, text)
         places = dict(result.model.named_parameters())

@@ -126,7 +126,7 @@ class Native(Subject):
 
 def running(subject: Subject, backend: str, model: nn.Module, **more) -> Native:
     "The Subject, run by `model`."
-    return Native(model, subject.tokenizer, subject.provenance, subject.history, subject.packed, backend, subject.fingerprint, **more)
+    return Native(model, subject.tokenizer, subject.provenance, subject.history, subject.packed, backend=backend, made_from=subject.fingerprint, **more)
 
 # %% ../../nbs/measure/07_kernels.ipynb #cell-16
 @torch.inference_mode()

@@ -48,7 +48,7 @@ class Rounding:
         "The rounded matrix with its codes, scales and zero points."
         offsets, alpha, beta = self.learned
         scales, zeros = soft_span(self.low * alpha, self.high * beta, self.bits, self.symmetric)
-        codes = (self.weight / scales + offsets + zeros).round().clamp(0, 2**self.bits - 1)
+        codes = (self.weight / scales + offsets + zeros).round().clamp(0, 2**self.bits - 1).abs()
         matrix, level = (from_groups(each, self.linear.in_features) for each in (scales * (codes - zeros), codes.to(torch.uint8)))
         return Compressed(matrix.contiguous(), level.contiguous(), scales[..., 0], None if self.symmetric else zeros[..., 0].to(torch.uint8))
 

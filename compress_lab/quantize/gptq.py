@@ -56,12 +56,12 @@ class GPTQ(LayerMethod):
     bits: int = 4                  # width of a code, 1 to 8
     group_size: int = 64           # consecutive inputs that share a scale; 0: the whole row
     symmetric: bool = False        # no zero point: the grid spans as far down as up
-    zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     act_order: bool = True         # columns with the loudest inputs first
     percdamp: float = 0.01         # share of the mean of the Hessian's diagonal that is added to it
     shrinks: int = 20              # narrower spans tried for each group
     true_sequential: bool = True   # each linear sees inputs from the quantized ones before it in its block too
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
+    zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     levels: str = ""               # a grid that is not even: a format such as "nf4" or "mxfp4", with its bits and group size
     paper = "Frantar et al., 2023, GPTQ: Accurate post-training quantization for generative pre-trained transformers"
     needs = frozenset({"calibration"})

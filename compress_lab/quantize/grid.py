@@ -36,8 +36,8 @@ def span(
     return scales, zeros.half().float() if real_zeros else zeros.round().clamp(0, top)
 
 def codes(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
-    "The nearest codes, float32; scales and zeros broadcast against the weight."
-    return (weight / scales + zeros).round().clamp(0, 2**bits - 1)
+    "The nearest codes, float32, none a negative zero; scales and zeros broadcast against the weight."
+    return (weight / scales + zeros).round().clamp(0, 2**bits - 1).abs()
 
 def values(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     "The weights that codes stand for: the arithmetic of `Packed.dequantize`."

@@ -42,7 +42,7 @@ class Master:
     def result(self) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
         scales, weight = self.grid(), self.weight if self.kept is None else self.weight * self.kept
-        codes = ((weight / scales).round() + self.zeros).clamp(0, 2**self.bits - 1)
+        codes = (weight / scales + self.zeros).round().clamp(0, 2**self.bits - 1).abs()
         matrix, level = (from_groups(each, self.linear.in_features) for each in (scales * (codes - self.zeros), codes.to(torch.uint8)))
         return Compressed(matrix.contiguous(), level.contiguous(), scales[..., 0], None if self.symmetric else self.zeros[..., 0].to(torch.uint8))
 

@@ -32,7 +32,7 @@ def descend(
         stop = min(start + span, len(gram))
         changes = torch.zeros_like(weight[start:stop])
         for j in range(start, stop):
-            best = ((rounded[j] + pull[j] / gram[j, j]) / scales[j] + zeros[j]).round_().clamp_(0, top)
+            best = ((rounded[j] + pull[j] / gram[j, j]) / scales[j] + zeros[j]).round_().clamp_(0, top).abs_()
             codes[j] = torch.where(pruned[j], codes[j], best)
             torch.sub(scales[j] * (codes[j] - zeros[j]), rounded[j], out=changes[j - start])
             pull[start:stop].addr_(gram[start:stop, j], changes[j - start], alpha=-1)

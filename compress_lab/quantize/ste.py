@@ -44,7 +44,7 @@ class Rounded(torch.autograd.Function):
         if offsets is not None: level += offsets
         level = (level + zeros).round_()
         inside = (level >= 0) & (level <= top)
-        level = level.clamp_(0, top)
+        level = level.clamp_(0, top).abs_()
         ctx.save_for_backward(weight, scales, zeros, level.to(torch.uint8), inside)
         return scales * (level - zeros)
 
