@@ -10,8 +10,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from .errors import CompressLabError
-from .recipe import Recipe
-from .subjects import Subject, local, save
+from .recipe import Recipe, plan
+from .subjects import Subject, check_folder, local, save
 
 # %% ../../nbs/core/13_streaming.ipynb #cell-05
 def stream(
@@ -23,11 +23,13 @@ def stream(
     seed: int=0,        # for methods that draw random numbers
 ) -> Path:
     "The folder of the compressed Subject. What is finished lies in `folder`.blocks until then, and the same call goes on from there. Raises `CompressLabError`."
-    folder, work = local(folder), replace(subject, packed=dict(subject.packed), streamed=True)
+    folder, recipe, work = local(folder), Recipe.of(recipe), replace(subject, packed=dict(subject.packed), streamed=True)
     blocks = folder.with_name(f"{folder.name}.blocks")
     if subject.streamed: raise CompressLabError("This Subject's weights were used up by an earlier call.", subject.name, "load it again")
+    check_folder(folder)
+    plan(recipe, subject, calibration)
     subject.streamed = True
-    Recipe.of(recipe).apply(work, calibration, checkpoint=blocks, seed=seed, in_place=True)
+    recipe.apply(work, calibration, checkpoint=blocks, seed=seed, in_place=True)
     save(work, folder)
     shutil.rmtree(blocks)
     return folder

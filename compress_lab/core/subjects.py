@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOLATILE', 'PICKLES', 'WANTED', 'DTYPES', 'Provenance', 'tensors', 'weights_hash', 'Subject', 'new_folder', 'local',
-           'load', 'save']
+           'load', 'check_folder', 'save']
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-03
 import hashlib, html, json, math, os, re, shutil
@@ -432,6 +432,11 @@ def _write_packed(subject: Subject, folder: Path):
     if getattr(model, "generation_config", None) is not None: model.generation_config.save_pretrained(folder)
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-43
+def check_folder(folder: Path):
+    "Raises `CompressLabError` where something is in the folder that is no saved Subject."
+    if folder.exists() and not (folder/"compress_lab.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CompressLabError("The folder exists and does not hold a saved Subject.", str(folder), "choose another name, or remove it yourself")
+
 def save(
     subject: Subject,   # what to save
     folder: str|Path,   # a new folder, an empty one, or one that holds a saved Subject, which is replaced
@@ -440,8 +445,7 @@ def save(
     folder = local(folder)
     if not hasattr(subject.model, "save_pretrained"):
         raise CompressLabError(f"A {type(subject.model).__name__} cannot be saved: only models of transformers can.", fix="use torch.save, or safetensors")
-    if folder.exists() and not (folder/"compress_lab.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CompressLabError("The folder exists and does not hold a saved Subject.", str(folder), "choose another name, or remove it yourself")
+    check_folder(folder)
     meta = {"format": 1, "class": type(subject.model).__name__, "dtype": str(subject.model.dtype).removeprefix("torch."),
             "weights": weights_hash(subject.model), "provenance": asdict(subject.provenance), "history": list(subject.history),
             "packed": {key: packed.meta() for key, packed in subject.packed.items()}}
