@@ -15,7 +15,7 @@ from ..core.equivalence import Pair, equivalences
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory, memory_needed, walk
 from ..core.layerwise import Compressed, Finished, LayerMethod, precision, treat
-from .grid import check_grid, codes, fit, grouped, values
+from .grid import by_groups, check_grid, codes, fit, values
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-06
 ROWS = 256   # rows of a matrix that the search looks at
@@ -77,15 +77,9 @@ class AWQ(LayerMethod):
     def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
         clip, moments = self.clip and statistic.rows, statistic.mean
-        rounded, quantized, found = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.uint8), []
-        for part in grouped(weight, self.columns_per_group(weight.shape[1])):
-            scales, zeros = fit(weight[:, part], self.bits, self.symmetric, moments[part, part] if clip else None, 20 if clip else 0)
-            level = codes(weight[:, part], scales[:, None], zeros[:, None], self.bits)
-            quantized[:, part], rounded[:, part] = level.to(torch.uint8), values(level, scales[:, None], zeros[:, None])
-            found.append((scales, zeros))
-        scales, zeros = (torch.stack(each, 1) for each in zip(*found))
-        notes = () if statistic.rows else ("no calibration token reached this: rounded to nearest",)
-        return Compressed(rounded, quantized, scales, None if self.symmetric else zeros.to(torch.uint8), notes)
+        result = by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric, moments[part, part] if clip else None, 20 if clip else 0))
+        if not statistic.rows: result.notes = ("no calibration token reached this: rounded to nearest",)
+        return result
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-13
 def usable(pairs: Iterable[Pair], layers: list, packed: dict) -> list[Pair]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod
-from .grid import check_grid, codes, fit, grouped, stored_zeros, values
+from .grid import by_groups, check_grid, codes, fit, values
 
 # %% ../../nbs/quantize/03_hqq.ipynb #cell-06
 def shrink(
@@ -64,13 +64,7 @@ class HQQ(LayerMethod):
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
-        rounded, found = torch.empty_like(weight), []
-        quantized = torch.empty_like(weight, dtype=torch.uint8)
-        for part in grouped(weight, self.columns_per_group(weight.shape[1])):
+        def lay(part):
             scales, zeros = fit(weight[:, part], self.bits, False)
-            zeros = half_quadratic(weight[:, part], scales, zeros, self.bits, self.p, self.beta, self.kappa, self.iterations)
-            level = codes(weight[:, part], scales[:, None], zeros[:, None], self.bits)
-            quantized[:, part], rounded[:, part] = level.to(torch.uint8), values(level, scales[:, None], zeros[:, None])
-            found.append((scales, zeros))
-        scales, zeros = (torch.stack(each, 1) for each in zip(*found))
-        return Compressed(rounded, quantized, scales, stored_zeros(self, zeros))
+            return scales, half_quadratic(weight[:, part], scales, zeros, self.bits, self.p, self.beta, self.kappa, self.iterations)
+        return by_groups(self, weight, lay)

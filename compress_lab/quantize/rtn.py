@@ -8,9 +8,8 @@ __all__ = ['RTN']
 # %% ../../nbs/quantize/01_rtn.ipynb #cell-03
 from dataclasses import dataclass
 from torch import Tensor
-import torch
 from ..core.layerwise import Compressed, LayerMethod
-from .grid import check_grid, codes, fit, grouped, stored_zeros, values
+from .grid import by_groups, check_grid, fit
 
 # %% ../../nbs/quantize/01_rtn.ipynb #cell-05
 @dataclass(frozen=True)
@@ -26,12 +25,4 @@ class RTN(LayerMethod):
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
-        rounded, found = torch.empty_like(weight), []
-        quantized = torch.empty_like(weight, dtype=torch.uint8)
-        for part in grouped(weight, self.columns_per_group(weight.shape[1])):
-            scales, zeros = fit(weight[:, part], self.bits, self.symmetric, real_zeros=self.zero_point == "real")
-            level = codes(weight[:, part], scales[:, None], zeros[:, None], self.bits)
-            quantized[:, part], rounded[:, part] = level.to(torch.uint8), values(level, scales[:, None], zeros[:, None])
-            found.append((scales, zeros))
-        scales, zeros = (torch.stack(each, 1) for each in zip(*found))
-        return Compressed(rounded, quantized, scales, stored_zeros(self, zeros))
+        return by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric, real_zeros=self.zero_point == "real"))
