@@ -21,6 +21,7 @@ HOMES = {  # a module of the package: the public names it defines
     "quantize.gptq": "GPTQ",
     "quantize.hqq": "HQQ",
     "quantize.quantease": "QuantEase",
+    "quantize.scale_tune": "ScaleTune",
     "quantize.floats": "Float",
     "quantize.nf4": "NF4",
     "quantize.codebook": "Codebook WeightedCodebook",

@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_CALIBRATION', 'Study', 'Arm', 'contents', 'described', 'not_
 # %% ../nbs/study.ipynb #cell-03
 import gc, os, shutil, sys, time
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from fastcore.basics import patch
@@ -28,6 +28,7 @@ class Study:
     calibration: dict = field(default_factory=lambda: dict(DEFAULT_CALIBRATION))  # text, n (windows), length (tokens)
     seeds: tuple[int, ...] = (0,)  # each draws its own calibration text and evaluation windows
     margin: float|dict|None = None # the share of the original's value one is ready to lose, or such by metric; None: not judged
+    native: dict = field(default_factory=dict)  # recipe, or "original" -> a backend of `cl.native` on which it is measured as well
 
     def __post_init__(self):
         if not isinstance(self.subject, str) or not self.subject.strip():
@@ -40,6 +41,7 @@ class Study:
         object.__setattr__(self, "seeds", tuple(whole(seed, "study, seeds") for seed in self.seeds))
         if len(set(self.seeds)) < len(self.seeds): raise CompressLabError("A seed stands twice.", "study, seeds", "give each once")
         _check_margin(self)
+        _check_native(self)
 
 # %% ../nbs/study.ipynb #cell-07
 def _check_recipes(study):
@@ -79,13 +81,23 @@ def _check_calibration(calibration):
         raise CompressLabError("The calibration text is not named.", where, "write {text: wikipedia, n: 32, length: 256}")
     for key in ("n", "length"): whole(calibration.get(key), f"{where}, {key}", least=1)
 
+def _check_native(study):
+    where = "study, native"
+    if not study.native: return
+    if not isinstance(study.native, dict): raise CompressLabError("The backends have no recipes.", where, "write native: {RTN-4: openvino}")
+    only(study.native, ["original", *study.recipes], where)
+    from compress_lab.measure.kernels import BACKENDS
+    for name, backend in study.native.items():
+        if backend not in ("auto", *BACKENDS): raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", f"did you mean {', '.join(nearest(str(backend), BACKENDS)) or ', '.join(('auto', *BACKENDS))}?")
+        if f"{name} on {backend}" in study.recipes: raise CompressLabError(f"{name} on {backend} is the name of a recipe.", where, "call the recipe something else")
+
 # %% ../nbs/study.ipynb #cell-11
 @patch
 def to_dict(self: Study) -> dict:
     "The study as plain values, as its YAML has them."
     plain = dict(subject=self.subject, calibration=dict(self.calibration), recipes={name: recipe.to_dict() for name, recipe in self.recipes.items()},
                  probes=[probe.to_dict() for probe in self.probes], seeds=list(self.seeds))
-    return plain if self.margin is None else {**plain, "margin": self.margin}
+    return plain | ({} if self.margin is None else {"margin": self.margin}) | ({"native": dict(self.native)} if self.native else {})
 
 @patch
 def to_yaml(self: Study) -> str:
@@ -161,9 +173,13 @@ class Arm:
     "The original or a recipe under one seed, and the cells it fills."
     name: str      # of the recipe, or "original"
     recipe: object # Recipe; None for the original
+    backend: str   # that runs it; "" for PyTorch as it is
     seed: int
     key: str       # names its lock and its checkpoint
     cells: dict    # key of a cell -> its Probe
+
+    @property
+    def original(self) -> bool: return self.recipe is None and not self.backend
 
 def contents(
     probe,  # a Probe
@@ -183,9 +199,11 @@ def arms(self: Study,
     found = []
     for seed in self.seeds:
         for name, recipe in {"original": None, **self.recipes}.items():
-            parts = (recipe.hash, calibrated(seed) if recipe.needs_calibration else "") if recipe else ("", "")
-            cells = {cell_key(fingerprint, parts[0], contents(probe), seed, parts[1]): probe for probe in self.probes if recipe or not probe.paired}
-            found.append(Arm(name, recipe, seed, cell_key(fingerprint, parts[0], "arm", seed, parts[1]), cells))
+            for backend in ("", self.native[name]) if name in self.native else ("",):
+                parts = f"{recipe.hash if recipe else ''}{backend}", calibrated(seed) if recipe and recipe.needs_calibration else ""
+                cells = {cell_key(fingerprint, parts[0], contents(probe), seed, parts[1]): probe for probe in self.probes if recipe or backend or not probe.paired}
+                key = cell_key(fingerprint, parts[0], "arm", seed, parts[1])
+                found.append(Arm(f"{name} on {backend}" if backend else name, recipe, backend, seed, key, cells))
     return found
 
 # %% ../nbs/study.ipynb #cell-26
@@ -198,7 +216,7 @@ def described(
     return dict(recipe=arm.name, recipe_hash=arm.recipe.hash if arm.recipe else "", steps=arm.recipe.to_dict() if arm.recipe else [],
                 probe=probe.name, settings=probe.settings(), seed=arm.seed, status="measured", reason="", values={}, differences=[],
                 fingerprint=subject.fingerprint if subject else "", history=list(subject.history) if subject else [],
-                simulated=bool(subject and subject.simulated), created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+                simulated=bool(subject and subject.simulated), backend=getattr(subject, "backend", ""), why=getattr(subject, "why", ""), created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 def not_measured(
     error: Exception,  # why
@@ -252,8 +270,9 @@ class Run:
         self.study, self.store, self.debug, self.console = study, Store(root), debug, console()
         self.store.sweep()
         self.subject = load(study.subject) if subject is None else subject
-        self.width, self.texts, self.failures = max(map(len, ("original", *study.recipes))), {}, Counter()
+        self.texts, self.failures = {}, Counter()
         self.arms = study.arms(self.subject.fingerprint, lambda seed: self.calibration(seed).key)
+        self.width = max(len(arm.name) for arm in self.arms)
         self.store.write_text("study.yaml", study.to_yaml())
         self.store.expect_cells([key for arm in self.arms for key in arm.cells])
 
@@ -286,7 +305,7 @@ def original_records(self: Run,
 ):
     "The Records of the original under an unpaired probe; None where there are none."
     from compress_lab.evaluate.records import Records
-    arm = next(arm for arm in self.arms if arm.recipe is None and arm.seed == seed)
+    arm = next(arm for arm in self.arms if arm.original and arm.seed == seed)
     key = next((key for key, each in arm.cells.items() if each == probe), None)
     cell = self.stored(key) if key else None
     return Records.from_dict(cell.frame, cell.result["records"]) if cell and cell.result["status"] == "measured" else None
@@ -296,8 +315,11 @@ def original_records(self: Run,
 def compress(self: Run,
     arm: Arm,
 ):
-    "The arm's Subject: the original, or a copy its recipe was applied to. It resumes where a killed run left it."
-    if arm.recipe is None: return self.subject
+    "The arm's Subject: the original, or a copy its recipe was applied to, on its backend. It resumes where a killed run left it."
+    if arm.original: return self.subject
+    if arm.backend:
+        from compress_lab.measure.kernels import native
+        return native(self.compress(replace(arm, backend="")), arm.backend)
     text = self.calibration(arm.seed) if arm.recipe.needs_calibration else None
     return arm.recipe.apply(self.subject, text, checkpoint=self.checkpoint(arm), seed=arm.seed)
 
@@ -317,7 +339,7 @@ def measure(self: Run,
     "Result and frame of one cell."
     records = probe.measure(subject, self.subject if probe.paired else None, seed=arm.seed)
     before = None if probe.paired else self.original_records(probe, arm.seed)
-    compared = arm.recipe is not None and (probe.paired or before is not None)
+    compared = not arm.original and (probe.paired or before is not None)
     differences = [each.to_dict() for each in probe.differences(before, records, margin=self.study.margin)] if compared else []
     data = records.meta.get("data") or []
     data = [{**each, "role": "evaluation"} for each in ([data] if isinstance(data, dict) else data)]
@@ -341,7 +363,7 @@ def fill(self: Run,
         if (cell := found[key]) is None: cell = self.store_one(arm, key, probe, subject, failure)
         elif cell.result["recipe"] != arm.name: cell = self.store.amend(key, recipe=arm.name)
         self.console.print(line(cell, self.width, stored=found[key] is not None))
-    if subject is not None and arm.recipe:   # the copy's memory is needed for the next one
+    if subject is not None and not arm.original:   # the copy's memory is needed for the next one
         del subject
         gc.collect()
     if self.checkpoint(arm): shutil.rmtree(self.checkpoint(arm), ignore_errors=True)
@@ -367,7 +389,7 @@ def all(self: Run):
     "Fills every arm."
     later = []
     for arm in self.arms:
-        with self.store.lock(arm.key, wait=arm.recipe is None) as mine:
+        with self.store.lock(arm.key, wait=arm.original) as mine:
             if mine: self.fill(arm)
             else: later.append(arm)
     for arm in later:

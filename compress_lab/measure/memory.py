@@ -88,6 +88,8 @@ class Memory(Probe):
         "A row for each run. Raises `NotMeasured` for weights that are only packed on disk."
         if subject.simulated:
             raise NotMeasured("Simulated quantization: in memory the weights are floats.", subject.name, "export the model to a runtime that keeps the integers, and measure that")
+        if getattr(subject, "backend", ""):
+            raise NotMeasured("A runtime's memory is not measured: its model lives in this process.", subject.name, "export the model, and measure a process that reads it")
         with tempfile.TemporaryDirectory() as folder:
             saved = subject.save(Path(folder)/"subject")
             found = [run(saved, self.tokens, self.batch) for _ in bar(range(self.runs), desc="memory", unit="run")]

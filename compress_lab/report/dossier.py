@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'AREAS', 'PANELS', 'CSS', 'TABLE_CSS', 'PAGE_CSS', 'TOP', 'PICTURES', 'WORDS', 'SOURCES', 'PAGE',
            'BRIEF', 'TEMPLATES', 'CAPTION', 'cell_rows', 'evidence', 'Column', 'entry', 'planned', 'Dossier', 'Claim',
-           'outcome', 'quality_claim', 'size_claim', 'fidelity_claim', 'faster', 'time_claim', 'step_text']
+           'outcome', 'quality_claim', 'size_claim', 'fidelity_claim', 'faster', 'slower', 'time_claim', 'step_text']
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-02
 import json, math, os, uuid
@@ -127,7 +127,7 @@ def entry(
 # %% ../../nbs/report/02_dossier.ipynb #cell-19
 def planned(
     study: str,  # text of study.yaml, "" where there is none
-) -> tuple[list[str], list[str], str]:  # names of the recipes, names of the probes, name of the subject
+) -> tuple[list[str], list[str], str]:  # names of the recipes (also on their backends), names of the probes, name of the subject
     "What the study meant to run; empty where that cannot be read."
     try: plan = yaml.safe_load(study)
     except (yaml.YAMLError, RecursionError, ValueError): plan = None
@@ -135,7 +135,9 @@ def planned(
     probes = plan.get("probes") if isinstance(plan.get("probes"), list) else []
     names = [str(p.get("probe", "?")) if isinstance(p, Mapping) else str(p) for p in probes]
     subject = plan.get("subject", "")
-    return [str(name) for name in _mapping(plan.get("recipes"))], list(dict.fromkeys(names)), subject if isinstance(subject, str) else ""
+    native = _mapping(plan.get("native"))
+    arms = [arm for name in ["original", *map(str, _mapping(plan.get("recipes")))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
+    return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else ""
 
 class Dossier:
     "What a study found: table, sentences with their evidence, pictures, gaps, provenance, as a notebook view and as one HTML page."
@@ -292,6 +294,10 @@ def faster(row: pd.Series) -> bool:
     "Whether a time ratio lies entirely below one and below what the original shows against itself."
     return bool(row["ratio_hi"] < 1 and row["ratio_hi"] < row["control_lo"])  # a missing control is not-a-number and gives False
 
+def slower(row: pd.Series) -> bool:
+    "Whether a time ratio lies entirely above one and above what the original shows against itself."
+    return bool(row["ratio_lo"] > 1 and row["ratio_lo"] > row["control_hi"])
+
 TIMES = {"prefill": "prefill_seconds", "decoding": "decode_seconds", "a forward pass": "forward_seconds"}  # what a model does: the metric of its time
 
 def time_claim(row: pd.Series, work: str) -> Claim:
@@ -300,17 +306,30 @@ def time_claim(row: pd.Series, work: str) -> Claim:
     if math.isfinite(row["control_lo"]): control = f"the original against itself {figures(row['control_lo'])} to {figures(row['control_hi'])}"
     measured = "{} of the original's time ({}; {})".format(*_said(row["ratio"], row["ratio_lo"], row["ratio_hi"]), control)
     if faster(row): text = f"{row['recipe']} is faster in {work}: it takes {measured}."
-    elif row["ratio_lo"] > 1 and not row["ratio_lo"] <= row["control_hi"]: text = f"{row['recipe']} is slower in {work}: it takes {measured}."
+    elif slower(row): text = f"{row['recipe']} is slower in {work}: it takes {measured}."
     else: text = f"No change of speed is claimed for {row['recipe']} in {work}: it takes {measured}."
     return _claim(text, row, "ratio", "ratio_lo", "ratio_hi", "control_lo", "control_hi")
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-35
 @patch
+def _runtime_claim(self: Dossier, recipe: str) -> list[Claim]:
+    "Which runtime computed a recipe, why that one, and whether it computes what PyTorch does with the same weights."
+    cell = next((c for c in self._of(recipe) if c.get("backend")), None)
+    if cell is None: return []
+    text, base = f"{recipe} is computed by {cell['backend']}. {cell.get('why') or ''}".strip(), recipe.rpartition(" on ")[0]
+    rows = [row for name in (recipe, base) if (row := self._find(name, "perplexity")) is not None and row["value"] > 0]
+    if len(rows) == 2:
+        through, plain = (row["value"] for row in rows)
+        text += f" Its perplexity through the runtime is {figures(through, 4, True)}; that of {base} in PyTorch is {figures(plain, 4, True)}."
+        if not abs(math.log(through / plain)) < 0.02: text += " The runtime changes the model: judge it by its own figure."
+    return [Claim(text, recipe, {row["recipe"]: row["value"] for row in rows}, tuple(k for row in rows for k in row["cells"]))]
+
+@patch
 def recipe_claims(self: Dossier, recipe: str) -> list[Claim]:
     "The claims about one recipe."
     find = lambda *names: self._find(recipe, *names)
     perplexity, size, kl, top = find("perplexity"), find("file_bytes"), find("kl"), find("top1_agreement")
-    claims = [quality_claim(perplexity)] if perplexity is not None else []
+    claims = self._runtime_claim(recipe) + ([quality_claim(perplexity)] if perplexity is not None else [])
     if kl is not None or top is not None: claims.append(fidelity_claim(kl, top))
     if size is not None: claims.append(size_claim(size, find("bits_per_weight"), self._notes(recipe)))
     for work, metric in TIMES.items():
@@ -364,7 +383,9 @@ def _speed_claim(self: Dossier) -> list[Claim]:
     rows = [row for r in self.recipes if r != "original" for m in TIMES.values() if (row := self._find(r, m)) is not None]
     simulated = [r for r in self.recipes if "simulated" in self._notes(r)]
     quick = list(dict.fromkeys(r["recipe"] for r in rows if faster(r)))
+    slow = list(dict.fromkeys(r["recipe"] for r in rows if slower(r)))
     text = f"{_listed(quick) or 'No recipe'} ran faster than the original beyond the noise of the timing." if rows else "Speed was not measured."
+    if slow: text += f" Compression made it slower, in at least one kind of work: {_listed(slow)}."
     if simulated: text += f" {_listed(simulated)} {'is' if len(simulated) == 1 else 'are'} simulated and cannot show a speed."
     return [Claim(text, "", {f"{r['recipe']} {r['metric']}": r["ratio"] for r in rows}, tuple(k for r in rows for k in r["cells"]))]
 
