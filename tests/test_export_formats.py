@@ -10,6 +10,7 @@ from compress_lab.core.errors import CompressLabError
 from compress_lab.core.subjects import Subject
 from compress_lab.core.tiny import inputs, logits, tiny
 from compress_lab.deploy.export import FORMATS, as_format, export
+from compress_lab.quantize.floats import Float
 from compress_lab.quantize.rtn import RTN
 
 TRANSFORMERS = """
@@ -29,6 +30,7 @@ def feed(specs):
 """
 READERS = {
     "compressed-tensors": TRANSFORMERS,
+    "torchao": TRANSFORMERS,
     "gguf": TRANSFORMERS,
     "openvino": GRAPH_INPUTS + """
 import openvino
@@ -43,7 +45,8 @@ found = torch.from_numpy(session.run([session.get_outputs()[0].name], feed([(spe
 }
 CASES = [  # format, model, head, method
     ("compressed-tensors", "llama", "causal_lm", RTN(4, 32)), ("compressed-tensors", "llama", "causal_lm", RTN(8, 0, symmetric=True)),
-    ("compressed-tensors", "bert", "base", RTN(3, 16, symmetric=True)),
+    ("compressed-tensors", "bert", "base", RTN(3, 16, symmetric=True)), ("compressed-tensors", "llama", "causal_lm", Float("fp8_e4m3")),
+    ("torchao", "llama", "causal_lm", RTN(4, 32)),
     ("gguf", "llama", "causal_lm", RTN(4, 32, symmetric=True)), ("gguf", "qwen2", "causal_lm", RTN(8, 32, symmetric=True)), ("gguf", "llama", "causal_lm", RTN(4, 32)),
     ("openvino", "llama", "causal_lm", RTN(4, 32)), ("openvino", "bert", "base", RTN(8, 0, symmetric=True)),
     ("onnx", "llama", "causal_lm", RTN(4, 32)), ("onnx", "bert", "base", RTN(8, 32)),
@@ -65,7 +68,7 @@ def elsewhere(script, folder, tokens):
     return torch.tensor(outputs), imported
 
 
-@pytest.mark.parametrize("form, name, head, method", CASES, ids=[f"{form}-{name}-{method.bits}{'s' if method.symmetric else 'a'}" for form, name, _, method in CASES])
+@pytest.mark.parametrize("form, name, head, method", CASES, ids=[f"{form}-{name}-{method}" for form, name, _, method in CASES])
 def test_is_read_by_another_process(form, name, head, method, tmp_path):
     needs = {*as_format(form).writes, *as_format(form).reads}
     if lacks := [package for package in needs if find_spec(package) is None]: pytest.skip(f"{', '.join(lacks)} is not installed")
@@ -75,7 +78,7 @@ def test_is_read_by_another_process(form, name, head, method, tmp_path):
     tokens = inputs(subject.model, length=6)["input_ids"]
     found, imported = elsewhere(READERS[form].replace("CLASS", type(subject.model).__name__).replace("MORE", more), tmp_path/"out", tokens)
     expected = logits(subject.model, {"input_ids": tokens})
-    allowed = 5e-3 if (form, method.symmetric) == ("gguf", False) else 1e-5
+    allowed = 5e-3 if form == "gguf" and not method.symmetric else 1e-5
     assert not imported and found.shape == expected.shape
     assert (found - expected).abs().max() <= allowed * expected.abs().max()
 

@@ -51,9 +51,12 @@ class Format:
     ragged: ClassVar[bool] = False       # the last group of a row may be shorter
     transposed: ClassVar[bool] = False   # GPT-2's Conv1D as well as Linear
     floats: ClassVar[bool] = False       # models without any quantized weights
+    levels: ClassVar[tuple] = ()         # tables of small floats, for whole rows
+    activations: ClassVar[tuple] = ()    # kinds of rounded inputs
     tolerance: ClassVar[float] = 1e-4    # how far outputs may stray, as a share of the largest
 
     def refuse(self, subject: Subject, layers: dict): "Raises `CompressLabError` for what only this format cannot hold."
+    def allowed(self, subject: Subject) -> float: return self.tolerance
     def write(self, subject: Subject, layers: dict, folder: Path): raise NotImplementedError
     def run(self, folder: Path, tokens: Tensor) -> Tensor: raise NotImplementedError
 
@@ -65,8 +68,9 @@ def misfit(
 ) -> str:
     "What the format cannot hold about a packed weight; empty where it can hold all of it."
     size = min(packed.group_size, packed.columns)
-    if packed.levels is not None: return "levels that are not evenly spaced"
-    if packed.outer is not None or packed.scales.element_size() == 1: return "scales that are quantized themselves"
+    if packed.levels is not None and packed.levels not in form.levels: return "levels that are not evenly spaced"
+    if packed.levels is not None and size < packed.columns: return "floats with scales by groups"
+    if packed.levels is None and (packed.outer is not None or packed.scales.element_size() == 1): return "scales that are quantized themselves"
     if packed.zeros is not None and packed.zeros.is_floating_point(): return "zero points that are no integers"
     if packed.bits not in form.bits: return f"codes of {packed.bits} bits"
     if packed.zeros is not None and not form.asymmetric: return "zero points"
@@ -83,6 +87,7 @@ FORMATS = {  # a format: the class that writes it
     "onnx": "compress_lab.deploy.onnx.Onnx",
     "gguf": "compress_lab.deploy.gguf.Gguf",
     "gptq": "compress_lab.deploy.gptq_format.GptqFormat",
+    "torchao": "compress_lab.deploy.torchao.Torchao",
 }
 
 def as_format(asked: str|Format) -> Format:
@@ -101,7 +106,8 @@ def check_fit(form: Format, subject: Subject, layers: dict):
     "Raises `CompressLabError` where the format cannot hold the Subject."
     others = ", ".join(holders(layers))
     fix = f"choose a format that can: {others}" if others else "no format here can; subject.save(folder) keeps it as it is"
-    if getattr(subject, "roundings", None): raise CompressLabError("No format here holds rounded activations.", subject.name, "export the model with its weights quantized only")
+    for name, rounding in getattr(subject, "roundings", {}).items():
+        if type(rounding).__name__ not in form.activations: raise CompressLabError(f"{form.name} cannot hold activations rounded by {type(rounding).__name__}.", name or subject.name, "export the model with its weights quantized only")
     if not layers and not form.floats: raise CompressLabError(f"{form.name} holds quantized weights, and nothing is quantized.", subject.name, "quantize it first, or use subject.save(folder)")
     for name, layer in layers.items():
         if reason := misfit(form, *layer): raise CompressLabError(f"{form.name} cannot hold {reason}.", name, fix)
@@ -166,10 +172,10 @@ def export(
     form, layers, folder = as_format(format), quantized(subject), local(folder)
     check_fit(form, subject, layers)
     free(folder)
-    if lacks := missing(form.writes): raise CompressLabError(f"Writing {form.name} needs {', '.join(lacks)}.", "export", 'pip install "compress_lab[export,native]"')
+    if lacks := missing(form.writes): raise CompressLabError(f"Writing {form.name} needs {', '.join(lacks)}.", "export", 'pip install "compress_lab[export,native,torchao]"')
     note = "" if check else "check=False"
     if check and (lacks := missing(form.reads)): note = f"its reader needs {', '.join(lacks)}"
-    tolerance = form.tolerance if tolerance is None else tolerance
+    tolerance = form.allowed(subject) if tolerance is None else tolerance
     with new_folder(folder) as work:
         with quiet():
             write(form, subject, layers, work)
@@ -187,5 +193,6 @@ def export_formats() -> pd.DataFrame:
         groups = f"multiples of {form.block}" if form.block > 1 else "any"
         rows.append({"format": name, "bits": ", ".join(map(str, form.bits)), "zero points": "yes" if form.asymmetric else "no",
                      "groups": groups + ("" if form.ragged else " that divide a row"), "Conv1D": "yes" if form.transposed else "no",
+                     "small floats": ", ".join(form.levels) or "no", "rounded inputs": "yes" if form.activations else "no",
                      "unquantized": "yes" if form.floats else "no", "allowed difference": form.tolerance})
     return pd.DataFrame(rows).set_index("format")
