@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'openvino', 'exported', 'graph', 'places', 'integers', 'decompressed', 'pack_constants', 'Extent', 'extents',
-           'smoothing', 'eight_bits', 'Mark', 'OpenVINO']
+           'smoothing', 'round_input', 'eight_bits', 'Mark', 'OpenVINO']
 
 # %% ../../nbs/measure/05_openvino.ipynb #cell-03
 import os
+from collections import defaultdict
 from unittest.mock import patch as replaced
 import numpy as np
 import torch
@@ -111,26 +112,35 @@ def smoothing(extent: Extent, weight: Tensor) -> Tensor:
     "s, of shape (in,), for a weight of shape (out, in)."
     return torch.maximum(-extent.low, extent.high).clamp(min=1e-5) ** ALPHA / weight.abs().amax(0).clamp(min=1e-5) ** (1 - ALPHA)
 
-def eight_bits(graph, model: nn.Module, seen: dict[str, Extent]):
-    "Has the linears in `seen` computed with integers, inputs and weights, in place."
+def round_input(members: list, seen: dict[str, Extent]):
+    "Has the linears that read one input, each with its product and the port of its weight, computed with integers; the input is smoothed and rounded once for all."
     ops = openvino().opset15
     def constant(values): return ops.constant(np.ascontiguousarray(values.numpy(), dtype=np.float32), shared_memory=False)
-    for node, linear in places(graph, model):
-        if linear.name not in seen: continue
-        extent, weight = seen[linear.name], linear.matrices[0].float()
-        by = smoothing(extent, weight)
-        low, high = (extent.low / by).min(), (extent.high / by).max().clamp(min=1e-5)
+    weights = [linear.matrices[0].float() for _, _, linear in members]
+    extent = seen[members[0][2].name]
+    by = smoothing(extent, torch.cat(weights))
+    low, high = (extent.low / by).min(), (extent.high / by).max().clamp(min=1e-5)
+    quiet = ops.multiply(members[0][0].input_value(0), constant(1 / by))
+    spread = ops.fake_quantize(quiet, *[constant(end) for end in (low, high, low, high)], 256)
+    for (product, port, linear), weight in zip(members, weights):
         smooth = weight * by
         top = smooth.abs().amax(1, keepdim=True).clamp(min=1e-9)
         shape = (lambda tensor: tensor.T.contiguous()) if linear.transposed else (lambda tensor: tensor)
         rounded = ops.fake_quantize(constant(shape(smooth)), *[constant(shape(side * top)) for side in (-1, 1, -1, 1)], 255)
+        product.input(0).replace_source_output(spread.output(0))
+        port.replace_source_output(rounded.output(0))
+
+def eight_bits(graph, model: nn.Module, seen: dict[str, Extent]):
+    "Has the linears in `seen` computed with integers, inputs and weights, in place."
+    groups = defaultdict(list)
+    for node, linear in places(graph, model):
+        if linear.name not in seen: continue
         for port in list(node.output(0).get_target_inputs()):
             product = port.get_node()
             if product.get_type_name() != "MatMul" or port.get_index() != 1: continue
-            quiet = ops.multiply(product.input_value(0), constant(1 / by))
-            spread = ops.fake_quantize(quiet, *[constant(end) for end in (low, high, low, high)], 256)
-            product.input(0).replace_source_output(spread.output(0))
-            port.replace_source_output(rounded.output(0))
+            source = product.input_value(0)
+            groups[source.get_node().get_name(), source.get_index()].append((product, port, linear))
+    for members in groups.values(): round_input(members, seen)
     graph.validate_nodes_and_infer_types()
 
 # %% ../../nbs/measure/05_openvino.ipynb #cell-19

@@ -277,7 +277,7 @@ def size_claim(row: pd.Series, bits: "pd.Series | None", notes: list[str]) -> Cl
     share = "as much as the original" if abs(row["ratio"] - 1) < 0.005 else f"{figures(row['ratio'])} of the original's {figures(row['original'] / 1e6)} MB"
     text = f"{row['recipe']} is stored in {figures(row['value'] / 1e6)} MB, {share}{theory}."
     if "mask: no kernel uses it" in notes: text += " Its zeros are a mask: no kernel uses them, so they make nothing smaller in memory or faster."
-    if "simulated" in notes: text += " The quantization is simulated: weights are turned back into floats before use, so this says nothing about speed or memory in use."
+    if "simulated" in notes: text += " The quantization is simulated: it is computed with floats, so this says nothing about speed or memory in use."
     return _claim(text, row, "value", "original", "ratio")
 
 def fidelity_claim(kl: "pd.Series | None", top: "pd.Series | None") -> Claim:
