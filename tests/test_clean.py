@@ -38,7 +38,12 @@ def test_has_no_errors_or_warnings_in_its_outputs(path):
         for output in cell.get("outputs", []):
             assert output.output_type != "error", cell.source
             assert output.get("name") != "stderr", f"{cell.source}\n{output.text}"
-            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {}), f"a widget's state: {cell.source}"
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {}), f"a widget: {cell.source}"
+
+
+@every_notebook
+def test_keeps_no_widgets(path):
+    assert "widgets" not in read(path).metadata, "remove metadata.widgets"
 
 
 @every_notebook

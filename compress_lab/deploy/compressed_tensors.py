@@ -71,14 +71,14 @@ def configuration(
             "dequantize": any(packed.zeros is not None for _, packed in layers.values()), "config_groups": {f"group_{number}": group for number, group in enumerate(found)}}
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-15
-def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: Path):
+def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: Path, about: dict={}):
     "Writes config.json with a `quantization_config`, and the weights that are not quantized beside the tensors that stand for the others."
     config, hidden = deepcopy(subject.model.config), {id(linear.weight) for linear, _ in layers.values()}
     config.architectures, config.quantization_config = [type(subject.model).__name__], quantization
     config.save_pretrained(folder)
     if getattr(subject.model, "generation_config", None) is not None: subject.model.generation_config.save_pretrained(folder)
     rest = {name: tensor.detach() for name, tensor in tensors(subject.model).items() if id(tensor) not in hidden}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in (rest | extra).items()}, folder/"model.safetensors", {"format": "pt"})
+    save_file({name: tensor.cpu().contiguous() for name, tensor in (rest | extra).items()}, folder/"model.safetensors", {"format": "pt"} | about)
 
 def read(folder: Path) -> nn.Module:
     "The model that transformers reads from the folder."

@@ -6,15 +6,13 @@
 __all__ = ['as_torchao', 'configuration', 'Torchao']
 
 # %% ../../nbs/deploy/07_torchao.ipynb #cell-03
-from copy import deepcopy
 from pathlib import Path
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from ..core.packed import Packed
 from ..core.subjects import tensors
 from ..core.tiny import logits
-from .compressed_tensors import read
+from .compressed_tensors import checkpoint, read
 from .export import Format
 
 # %% ../../nbs/deploy/07_torchao.ipynb #cell-06
@@ -44,14 +42,10 @@ class Torchao(Format):
 
     def write(self, subject, layers: dict, folder: Path):
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-        config = deepcopy(subject.model.config)
-        config.architectures, config.quantization_config = [type(subject.model).__name__], configuration(next(packed for _, packed in layers.values()))
-        config.save_pretrained(folder)
-        if getattr(subject.model, "generation_config", None) is not None: subject.model.generation_config.save_pretrained(folder)
         state = {name: tensor.detach() for name, tensor in tensors(subject.model).items()}
         state |= {linear.key: as_torchao(packed, linear.weight.dtype) for linear, packed in layers.values()}
         flat, about = flatten_tensor_state_dict(state)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in flat.items()}, folder/"model.safetensors", {"format": "pt"} | about)
+        checkpoint(subject, layers, flat, configuration(next(packed for _, packed in layers.values())), folder, about)
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         return logits(read(folder), {"input_ids": tokens})

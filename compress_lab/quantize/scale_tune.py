@@ -13,23 +13,16 @@ from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, calibrating, check_memory
 from ..core.packed import Packed, shortest
 from ..core.recipe import Method
-from .grid import half_precision
-from .qat import LOSSES, check_loss, done_once, train
-from .ste import Through, from_groups, shaped_for, to_groups
+from .qat import LOGIT_BYTES, check_loss, check_training, done_once, train
+from .ste import LearnedScales, from_groups, shaped_for, to_groups
 
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-06
-class Scales:
+class Scales(LearnedScales):
     "A quantized linear whose codes stay, and the learned multiple of its scales, (rows, groups, 1)."
     def __init__(self, linear: LinearLayer, packed: Packed):
         plain = replace(packed, scales=torch.ones_like(packed.scales), shape=(len(packed.scales), packed.columns), transposed=False)
-        self.linear, self.values = linear, to_groups(plain.dequantize(), packed.group_size)
-        self.scales = packed.scales.float()[..., None]
-        self.factor = torch.ones_like(self.scales).requires_grad_(True)
-
-    def grid(self) -> Tensor:
-        "The scales as they will be stored."
-        scales = self.scales * self.factor
-        return Through.apply(scales, half_precision(scales.detach()))
+        super().__init__(linear, packed.scales.float()[..., None])
+        self.values = to_groups(plain.dequantize(), packed.group_size)
 
     def __call__(self) -> Tensor:
         "The weight, in the shape of the parameter."
@@ -47,11 +40,7 @@ class ScaleTune(Method):
     paper = "Chen et al., 2024, EfficientQAT: Efficient quantization-aware training for large language models"
     needs = frozenset({"calibration", "original", "training"})
 
-    def check(self):
-        for name, known in (("loss", LOSSES), ("calibration_dtype", ("float32", "bfloat16"))):
-            if getattr(self, name) not in known: raise CompressLabError(f"{name}={getattr(self, name)!r} is not known.", "ScaleTune", f"use one of {', '.join(known)}")
-        for name in ("steps", "batch", "lr"):
-            if not 0 < getattr(self, name) < float("inf"): raise CompressLabError(f"{name}={getattr(self, name)} is not above 0.", "ScaleTune", "leave it out")
+    def check(self): check_training(self)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Tunes the scales of the linears of the Subject in place; returns how far they moved, by name."
@@ -73,7 +62,7 @@ def tune(method: ScaleTune, subject, original, layers: list[LinearLayer], tokens
     check_scales(subject, original, layers)
     check_loss(subject.model, method.loss, tokens)
     vocabulary = subject.model.config.get_text_config().vocab_size
-    check_memory(20 * sum(linear.weight.numel() for linear in layers) + 24 * method.batch * tokens.shape[1] * vocabulary, str(method))
+    check_memory(20 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * vocabulary, str(method))
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
     masters = {names[id(linear.weight)]: Scales(linear, subject.packed[linear.key]) for linear in layers}
     groups = [{"params": [master.factor for master in masters.values()], "lr": method.lr}]

@@ -395,7 +395,7 @@ def summary(self: Dossier) -> list[Claim]:
     measured = sum(c.get("status", "measured") == "measured" for c in self.cells.values())
     missing = len([gap for gap in self.not_measured() if gap["recipe"]])
     count = lambda n, word: f"{n} {word}{'' if n == 1 else 's'}"
-    tried = count(len([r for r in self.recipes if r != "original"]), "recipe")
+    tried = count(len([r for r in self.recipes if r != "original" and not any(c.get("backend") for c in self._of(r))]), "recipe")
     text = f"{tried} of {self.title}, {count(measured, 'measurement')}" + (f"; {missing} more were planned or tried and are listed as not measured." if missing else ".")
     first = Claim(text, "", {"measured": measured, "missing": missing}, tuple(self.cells))
     return [first, *self._loss_claim(), *self._frontier_claim(), *self._speed_claim()]
