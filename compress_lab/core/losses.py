@@ -45,7 +45,7 @@ def token_losses(
     loss: Callable,      # from (tokens, vocabulary) and the like to (tokens,), each token for itself
     logits: Tensor,      # of shape (…, vocabulary)
     *targets: Tensor,    # of shape (…) or (…, something): what goes with each token; no gradient reaches them
-    piece: int=128,      # tokens at a time
+    piece: int=32,       # tokens at a time
 ) -> Tensor:
     "The loss of every token, of shape (…), and a gradient for the logits, which can be taken once."
     shape, flat = logits.shape[:-1], logits.flatten(0, -2)
