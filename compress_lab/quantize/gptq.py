@@ -83,6 +83,7 @@ class GPTQ(LayerMethod):
         order = importance.argsort(descending=True, stable=True) if self.act_order else torch.arange(len(gram))
         gram = gram[order][:, order]
         factor, damping = inverse_factor(gram, self.percdamp)
+        del gram
         if damping > self.percdamp: notes.append(f"damping raised to {damping:g}")
         result = quantize(self, weight, factor, order, None if silent.all() else importance)
         result.notes = tuple(notes)
@@ -124,9 +125,8 @@ def quantize(method: GPTQ, weight: Tensor, factor: Tensor, order: Tensor, import
         if not method.act_order and j % size == 0: lay(number, columns[parts[number]].T)
         return grid.round(number, columns[j]).masked_fill(pruned[j], 0)
     sweep(columns, factor, rounded, span=max(d for d in range(1, 33) if method.act_order or size % d == 0))
-    result = torch.empty_like(columns)
-    result[order] = columns
-    return grid.packed(result.T.contiguous())
+    columns.copy_(columns[order.argsort()])
+    return grid.packed(columns.T.contiguous())
 
 # %% ../../nbs/quantize/02_gptq.ipynb #levels-code
 def check_levels(method: GPTQ):

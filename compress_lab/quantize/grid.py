@@ -39,7 +39,7 @@ def span(
 
 def codes(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
     "The nearest codes, float32, none a negative zero; scales and zeros broadcast against the weight."
-    return (weight / scales + zeros).round().clamp(0, 2**bits - 1).abs()
+    return (weight / scales).add_(zeros).round_().clamp_(0, 2**bits - 1).abs_()
 
 def values(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     "The weights that codes stand for: the arithmetic of `Packed.dequantize`."
