@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, calibrating, check_memory
 from ..core.layerwise import Compressed, Finished, check_finite, losses, put
-from ..core.losses import kl_loss, token_loss, token_losses
+from ..core.losses import in_pieces, kl_loss, token_loss
 from ..core.progress import bar
 from ..core.recipe import Method
 from .grid import check_grid, fit
@@ -43,12 +43,12 @@ class Master(LearnedScales):
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-10
 LOSSES = ("kl", "next_token")
-LOGIT_BYTES = 16   # at the peak of a step, for each logit: of two models, and the gradient
+LOGIT_BYTES = 16   # at the peak of a step, for each logit: of two models, their gradient, and what is made of a piece
 
 def loss_of(loss: str, logits: Tensor, wanted: Tensor) -> Tensor:
     "Mean over tokens, of the divergence from a teacher's logits (rows, length, vocabulary), or of the surprise at each token (rows, length) but the first."
-    if loss == "kl": return token_losses(kl_loss, logits, wanted).mean()
-    return token_losses(token_loss, logits[:, :-1], wanted[:, 1:]).mean()
+    if loss == "kl": return in_pieces(kl_loss, logits, wanted).mean()
+    return in_pieces(token_loss, logits[:, :-1], wanted[:, 1:]).mean()
 
 def check_training(method):
     "Raises `CompressLabError` where a setting of the training is none."
