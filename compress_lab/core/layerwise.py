@@ -49,14 +49,15 @@ class Compressed:
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) if isinstance(value, Tensor) else value for name, value in vars(parts[0]).items()})
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-08
-def join(layers, statistics: dict) -> list[tuple]:
-    "Groups of (linear, expert, matrix) that share a statistic, with that statistic."
+def join(method, layers, statistics: dict) -> list[tuple]:
+    "The method as it is for them, groups of (linear, expert, matrix) that share it and a statistic, and that statistic."
     groups = defaultdict(list)
     for linear in layers:
         for expert, matrix in enumerate(linear.matrices):
-            statistic = statistics.get((linear.name, expert))
-            groups[id(statistic) if statistic else (linear.name, expert)].append((linear, expert, matrix, statistic))
-    return [([piece[:3] for piece in group], group[0][3]) for group in groups.values()]
+            statistic, own = statistics.get((linear.name, expert)), method.at(linear)
+            key = (id(statistic), str(own)) if statistic and own.joint else (linear.name, expert)
+            groups[key].append((own, (linear, expert, matrix), statistic))
+    return [(group[0][0], [piece for _, piece, _ in group], group[0][2]) for group in groups.values()]
 
 def losses(before: Tensor, after: Compressed, gram: Tensor|None) -> dict:
     "Relative squared errors of a matrix and the share of its zeros."
@@ -102,7 +103,7 @@ def put(method, subject, linear, parts: list[Compressed]):
 def treat(method, subject, layers, statistics: dict) -> dict:
     "Compresses linears; returns the losses of each by name, averaged over experts."
     results = {}
-    for pieces, statistic in join(layers, statistics): results |= compress_group(method, pieces, statistic)
+    for own, pieces, statistic in join(method, layers, statistics): results |= compress_group(own, pieces, statistic)
     report = {}
     for linear in layers:
         parts, found = zip(*(results[linear.name, expert] for expert in range(len(linear.matrices))))
@@ -210,9 +211,14 @@ class LayerMethod(Method, abstract=True):
     "A Method that is one function of a matrix and the statistics of its inputs."
     statistic: ClassVar = None            # class of the statistic; None: no calibration
     tokens_per_batch: ClassVar = 2048
+    joint: ClassVar = True                # rows do not know of each other: linears that share their inputs go as one matrix
     true_sequential, calibration_dtype = True, "float32"   # calibrated methods make settings of these
 
     def compress(self, weight: Tensor, statistic) -> Compressed: raise NotImplementedError
+
+    def at(self, linear) -> "LayerMethod":
+        "The method with the settings it has for this linear."
+        return self
 
     def columns_per_group(self, columns: int) -> int:
         "How many consecutive columns share a scale."

@@ -221,8 +221,8 @@ def apply(
         raise CompressLabError("A repair goes by the original, which is being compressed in place.", str(self), "leave out in_place, or give original=")
     identity = f"{subject.fingerprint}-{getattr(calibration, 'key', '')}-{seed}" if checkpoint else ""
     if checkpoint and original is not subject: identity += f"-{original.fingerprint}"
-    for number, (step, layers) in enumerate(zip(self.steps, plan(self, result, calibration))):
-        began = time.perf_counter()
+    for number, step in enumerate(self.steps):
+        began, layers = time.perf_counter(), plan(Recipe((step,)), result, calibration)[0]   # a step before may have cut some
         done = hashlib.sha256(f"{identity}-{Recipe(self.steps[:number + 1]).hash}".encode()).hexdigest()[:16]
         more = {"original": original} if "original" in step.method.needs else {}
         modules = step.method.run(result, layers, calibration, checkpoint=checkpoint and Path(checkpoint) / done, seed=seed, **more)

@@ -9,21 +9,18 @@ __all__ = ['Wanda']
 from dataclasses import dataclass
 from torch import Tensor
 from ..core.activations import ColumnNorms
-from ..core.layerwise import Compressed, LayerMethod
-from .magnitude import lowest, pattern
+from ..core.layerwise import Compressed
+from .masks import Pruning, lowest
 
 # %% ../../nbs/prune/02_wanda.ipynb #cell-05
 @dataclass(frozen=True)
-class Wanda(LayerMethod):
+class Wanda(Pruning):
     "Zeroes the weights of each row with the smallest |weight| × norm of the input."
-    sparsity: float|str = 0.5       # share of zeros, or a pattern "N:M"
     true_sequential: bool = True    # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Sun et al., 2024, A simple and effective pruning approach for large language models"
     needs = frozenset({"calibration"})
     statistic = ColumnNorms
-
-    def check(self): pattern(self.sparsity)
 
     def compress(self, weight: Tensor, statistic: ColumnNorms) -> Compressed:
         "The matrix with its lowest scores zeroed; without any calibration token, magnitudes alone decide."

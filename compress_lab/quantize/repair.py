@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from ..core.activations import Gram, output_error
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, linears
+from ..core.layers import LinearLayer, counterpart
 from ..core.layerwise import Compressed, LayerMethod, calibrate, check_finite, losses
 from .grid import half_precision
 from .ste import matrix_of, to_groups
@@ -38,9 +38,7 @@ def least_squares(
 # %% ../../nbs/quantize/34_repair.ipynb #cell-10
 def original_of(linear: LinearLayer, original, changed: bool=True) -> LinearLayer:
     "The same linear of the original. Raises `CompressLabError` where it cannot be repaired by it."
-    found = next((each for each in linears(original.model) if each.name == linear.name), None)
-    if found is None or found.weight.shape != linear.weight.shape:
-        raise CompressLabError("The original has no such linear.", linear.name, "give the model it was made from as original=")
+    found = counterpart(linear, original.model)
     before, after = matrix_of(found), matrix_of(linear)
     for each in (before, after): check_finite(each, None, linear.name)
     if changed and torch.equal(before, after):

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, calibrating, check_memory
+from ..core.losses import LOGIT_BYTES, check_loss, check_training
 from ..core.packed import Packed, shortest
 from ..core.recipe import Method
-from .qat import LOGIT_BYTES, check_loss, check_training, done_once, train
+from .qat import done_once, train
 from .ste import LearnedScales, from_groups, shaped_for, to_groups
 
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-06
