@@ -17,6 +17,7 @@ HOMES = {  # a module of the package: the public names it defines
     "core.store": "Store",
     "core.streaming": "stream",
     "core.equivalence": "equivalences",
+    "core.units": "overview units",
     "quantize.rtn": "RTN",
     "quantize.gptq": "GPTQ",
     "quantize.hqq": "HQQ",
