@@ -39,7 +39,7 @@ def prune(
 class SparseGPT(Pruning):
     "Zeroes weights column by column; the columns still free compensate each as far as the inputs allow."
     columns: int = 128             # that share one choice of what goes
-    rounds: int = 10               # of least squares over whole rows after the sweep; 0: none, as published
+    rounds: int = 5                # of least squares over whole rows after the sweep; 0: none, as published
     percdamp: float = 0.01         # share of the mean of the Hessian's diagonal that is added to it
     true_sequential: bool = True   # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
@@ -51,7 +51,7 @@ class SparseGPT(Pruning):
     def check(self):
         super().check()
         if not 1 <= self.columns <= 4096: raise CompressLabError(f"columns={self.columns} is not between 1 and 4096.", "SparseGPT", "use 128")
-        if not 0 <= self.rounds <= 1000: raise CompressLabError(f"rounds={self.rounds} is not between 0 and 1000.", "SparseGPT", "use 10")
+        if not 0 <= self.rounds <= 1000: raise CompressLabError(f"rounds={self.rounds} is not between 0 and 1000.", "SparseGPT", "use 5")
         if not 0 <= self.percdamp <= 1: raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "SparseGPT", "use 0.01")
 
     def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
