@@ -83,10 +83,11 @@ def shorter(model: nn.Module, stack: list[Block], kept: list[int]) -> nn.Module:
         return name if place is None else old[place] + name.removeprefix(place)
     text = model.config.get_text_config()
     lists = {name: [value[index] for index in kept] for name, value in vars(text).items() if isinstance(value, (list, tuple)) and len(value) == len(stack)}
+    if all("linear" in kind for kind in lists.get("layer_types", ["attention"])) and not all("linear" in kind for kind in text.layer_types):
+        raise CompressLabError("The last block of full attention would go, and the class generates nothing without one.", type(model).__name__, "let fewer go, or judge them otherwise")
     inside = {name for name, _ in model.named_parameters() if name.startswith(f"{body}.")}
     for field in [name for name, value in vars(text).items() if type(value) is int and value == len(stack) and ("layer" in name or "block" in name)]:
-        config = with_fields(model.config, {field: len(kept)} | lists)
-        try: found = shapes(model, config)
+        try: found = shapes(model, config := with_fields(model.config, {field: len(kept)} | lists))
         except Exception: continue
         if not all(source(name) in dict(model.named_parameters()) and tuple(model.get_parameter(source(name)).shape) == shape for name, shape in found.items()): continue
         if sum(name.startswith(f"{body}.") for name in found) < len(inside):

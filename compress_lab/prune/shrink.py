@@ -6,7 +6,7 @@
 __all__ = ['going', 'shapes', 'with_fields', 'proposals', 'configuration', 'filled', 'shrink', 'check_same']
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-03
-import torch
+import tempfile, torch
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import islice, product
@@ -32,9 +32,12 @@ def shapes(model: nn.Module, config) -> dict[str, tuple]:
     with torch.device("meta"): return {name: tuple(parameter.shape) for name, parameter in type(model)._from_config(config).named_parameters()}
 
 def with_fields(config, fields: dict):
-    "A copy of a configuration with some fields of its text part changed."
+    "A copy of a configuration with some fields of its text part changed. Raises what its class raises when it is read again."
     new = deepcopy(config)
     for name, value in fields.items(): setattr(new.get_text_config(), name, value)
+    with tempfile.TemporaryDirectory() as folder:
+        new.save_pretrained(folder)
+        type(new).from_pretrained(folder)
     return new
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-08
