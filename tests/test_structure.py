@@ -33,13 +33,11 @@ REFUSED = {
         layoutlm longformer luke mbart megatron-bert mobilebert modernbert modernvbert mpnet mra mvp neomme nystromformer perceiver reformer rembert
         roberta roberta-prelayernorm roc_bert roformer squeezebert tapas xlm xlm-roberta xlm-roberta-xl xmod yoso""",
     ("Blocks", "causal_lm"): """
-        bailing_hybrid gemma4_unified gemma4_unified_text
-        blt deepseek_v3 deepseek_v4 dots3_note dots3_note_text ernie4_5_moe gemma3 gemma3n_text gemma4 gemma4_text git glm4_moe got_ocr2
+        bailing_hybrid blt deepseek_v3 deepseek_v4 dots3_note dots3_note_text ernie4_5_moe gemma3 gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text git glm4_moe got_ocr2
         gpt_neox_japanese hrm_text hy_v4 jamba llama4 llama4_text minicpm3 mllama modernbert-decoder moss_transcribe_diarize nemotron_h openai-gpt
         phi4_multimodal reformer xlm zamba zamba2 zaya""",
     ("Blocks", "masked_lm"): """
-        neomme
-        albert bart esm esmc flaubert funnel ibert mbart modernvbert mvp reformer squeezebert ultravbert xlm""",
+        albert bart esm esmc flaubert funnel ibert mbart modernvbert mvp neomme reformer squeezebert ultravbert xlm""",
 }
 
 
