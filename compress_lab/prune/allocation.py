@@ -70,7 +70,7 @@ def allocation(
 ) -> dict[str, float]:
     "A table of sparsities by name of the linears in the blocks, for the setting `sparsity` of a pruning method. Raises `CompressLabError`."
     if rule not in RULES: raise CompressLabError(f"There is no rule {rule!r}.", "allocation", f"use one of {', '.join(RULES)}")
-    if not 0 <= sparsity < 1: raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number from 0 to below 1")
+    if not 0 < sparsity < 1: raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number between 0 and 1")
     layers = [linear for linear in linears(subject.model) if linear.block is not None]
     if rule == "uniform": return {linear.name: sparsity for linear in layers}
     if rule == "erk": return erk(layers, sparsity)

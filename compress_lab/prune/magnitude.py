@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod
-from .masks import Pruning, lowest, lowest_share, pattern
+from .masks import Pruning, lowest
 
 # %% ../../nbs/prune/01_magnitude.ipynb #cell-08
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Magnitude(Pruning):
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The matrix with its smallest weights zeroed."
-        mask = lowest_share(weight.abs(), self.sparsity) if self.scope == "layer" and pattern(self.sparsity) is None else lowest(weight.abs(), self.sparsity)
-        return Compressed(weight.masked_fill(mask, 0))
+        return Compressed(weight.masked_fill(lowest(weight.abs(), self.sparsity, self.scope), 0))
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Prunes the linears of the Subject in place; returns what each lost, by name."

@@ -42,10 +42,12 @@ def check_divides(
 
 def lowest(
     score: Tensor,          # score of each weight, (rows, in)
-    sparsity: float|str,    # share of each row, or "N:M"
+    sparsity: float|str,    # share, or "N:M"
+    scope: str="row",       # what a share is of: each "row", or the whole "layer"
 ) -> Tensor:
-    "Mask of the weights to remove, (rows, in): the lowest scores of each row, or all but N of every M. Ties go by position."
+    "Mask of the weights to remove, (rows, in): the lowest scores of each row or of all, or all but N of every M. Ties go by position."
     kept = pattern(sparsity)
+    if kept is None and scope == "layer": return lowest_share(score, sparsity)
     if kept is None:
         order = score.argsort(dim=1, stable=True)[:, :int(score.shape[1] * sparsity)]
         return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..core.activations import Gram, output_error
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, counterpart
-from ..core.layerwise import Compressed, LayerMethod, calibrate, check_finite, losses, put
+from ..core.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses, put
 from .admm import alternate
 
 # %% ../../nbs/prune/06_refit.ipynb #cell-05
@@ -48,4 +48,4 @@ def refit(method: Refit, subject, linear: LinearLayer, original: LinearLayer, st
         reports.append(losses(before, parts[-1], statistic.mean if statistic.rows else None))
         if statistic.rows: reports[-1]["output_error_before"] = output_error(before, pruned - before, statistic.mean)
     put(method, subject, linear, parts)
-    return {key: sum(report[key] for report in reports if key in report) / sum(key in report for report in reports) for key in reports[0] | reports[-1]}
+    return averaged(reports)

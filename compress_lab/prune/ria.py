@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed
-from .masks import Pruning, lowest, lowest_share, pattern
+from .masks import Pruning, lowest
 
 # %% ../../nbs/prune/04_ria.ipynb #cell-05
 @dataclass(frozen=True)
@@ -35,5 +35,4 @@ class RIA(Pruning):
         score = size / size.sum(1, keepdim=True).clamp_min(1e-30) + size / size.sum(0, keepdim=True).clamp_min(1e-30)
         if statistic.rows: score = score * statistic.norms**self.power
         notes = () if statistic.rows else ("no calibration token reached this: pruned by its weights",)
-        mask = lowest_share(score, self.sparsity) if pattern(self.sparsity) is None else lowest(score, self.sparsity)
-        return Compressed(weight.masked_fill(mask, 0), notes=notes)
+        return Compressed(weight.masked_fill(lowest(score, self.sparsity, "layer"), 0), notes=notes)

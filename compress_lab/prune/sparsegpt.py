@@ -14,7 +14,7 @@ from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed
 from ..core.second_order import inverse_factor, sweep
 from .admm import alternate
-from .masks import Pruning, check_divides, lowest, lowest_share, pattern
+from .masks import Pruning, check_divides, lowest, pattern
 
 # %% ../../nbs/prune/03_sparsegpt.ipynb #cell-05
 def prune(
@@ -30,7 +30,7 @@ def prune(
         if j % together == 0:
             part = slice(j, j + together)
             score = (columns[part].square() / cost[part]).masked_fill(gone[part], -1)
-            gone[part] |= lowest_share(score, sparsity) if kept is None else lowest(score.T, sparsity).T
+            gone[part] |= lowest(score.T, sparsity, "layer").T
         return columns[j].masked_fill(gone[j], 0)
     sweep(columns, factor, settled, span=max(width - width % together, together))
 

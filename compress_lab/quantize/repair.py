@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.activations import Gram, output_error
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, counterpart
-from ..core.layerwise import Compressed, LayerMethod, calibrate, check_finite, losses
+from ..core.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses
 from .grid import half_precision
 from .ste import matrix_of, to_groups
 
@@ -98,7 +98,7 @@ def fit_linear(method: ScaleFit, subject, linear: LinearLayer, original: LinearL
     half = scales.half()
     subject.packed[linear.key] = replace(packed, scales=half if torch.equal(half.float(), scales) else scales)
     linear.weight.data.copy_(subject.packed[linear.key].dequantize())
-    return {key: sum(report[key] for report in reports if key in report) / sum(key in report for report in reports) for key in reports[0] | reports[-1]}
+    return averaged(reports)
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-18
 class Mean:
