@@ -43,6 +43,7 @@ HOMES = {  # a module of the package: the public names it defines
     "prune.admm": "ADMM",
     "prune.refit": "Refit",
     "prune.width": "Heads Neurons",
+    "prune.hidden": "Hidden",
     "prune.depth": "Blocks",
     "prune.recovery": "Recover",
     "prune.allocation": "allocation",

@@ -10,6 +10,7 @@ import tempfile, torch
 from pathlib import Path
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 from .errors import CompressLabError
 from .losses import loss_of, token_loss
@@ -36,6 +37,13 @@ class Pupil(Trainer):
     def __init__(self, *args, teacher: nn.Module|None=None, **more):
         super().__init__(*args, **more)
         self.teacher, self.model_accepts_loss_kwargs, self.losses = teacher, False, []
+
+    def _get_train_sampler(self, train_dataset=None):
+        "Rows by chance; sentences of about the same length together."
+        mask = self.train_dataset.table.get("attention_mask")
+        if mask is None: return super()._get_train_sampler(train_dataset)
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(together, lengths=mask.sum(1).tolist(), generator=torch.Generator().manual_seed(self.args.data_seed))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         found = predictions(model, inputs)
