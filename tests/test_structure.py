@@ -1,4 +1,4 @@
-"""Neurons, heads and blocks of every architecture: a smaller model that plain transformers loads and that computes what the original without them does, or a refusal by name."""
+"""Neurons, heads, blocks and channels of every architecture: a smaller model that plain transformers loads, or a refusal by name. Without neurons, heads or blocks it computes what the original does when they are not read."""
 import pytest, torch
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
@@ -7,7 +7,8 @@ from test_architectures import ALL, NOT_BUILT
 
 torch.set_num_threads(1)
 
-METHODS = {"Neurons": cl.Neurons(0.5, calibration_dtype="float32"), "Heads": cl.Heads(0.5, calibration_dtype="float32"), "Blocks": cl.Blocks(1)}
+METHODS = {"Neurons": cl.Neurons(0.5, calibration_dtype="float32"), "Heads": cl.Heads(0.5, calibration_dtype="float32"), "Blocks": cl.Blocks(1),
+           "Hidden": cl.Hidden(0.5, calibration_dtype="float32")}
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
 # Their configurations cannot say it, a norm or experts mix the units, or blocks differ in kind; the message says which.
@@ -38,6 +39,12 @@ REFUSED = {
         phi4_multimodal reformer xlm zamba zamba2 zaya""",
     ("Blocks", "masked_lm"): """
         albert bart esm esmc flaubert funnel ibert mbart modernvbert mvp neomme reformer squeezebert ultravbert xlm""",
+    ("Hidden", "causal_lm"): """
+        bamba bitnet bloom blt codegen deepseek_v4 gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text
+        gpt_neox_japanese granitemoehybrid hy_v4 jamba lfm3 mamba2 mllama mpt olmoe openai-gpt opt qwen4_exp qwen4_exp_text recurrent_gemma reformer
+        roc_bert vaultgemma xlm xlnet xlstm xmod zamba zamba2 zaya""",
+    ("Hidden", "masked_lm"): """
+        convbert esm esmc flaubert ibert mobilebert mpnet neomme perceiver reformer roc_bert squeezebert xlm xmod""",
 }
 
 
@@ -61,7 +68,7 @@ def test_smaller_or_refused(head, name, tmp_path):
             with pytest.raises(CompressLabError) as refusal: method.apply(subject, text)
             assert refusal.value.where and refusal.value.fix
             continue
-        smaller = method.apply(subject, text)   # has compared its logits with those of the original without the units
+        smaller = method.apply(subject, text)   # has compared its logits with those of the original without the units, or itself with what reads back
         assert sum(parameter.numel() for parameter in smaller.model.parameters()) < size
         smaller.model.save_pretrained(tmp_path / kind)
         plain, batch = type(model).from_pretrained(tmp_path / kind), inputs(model)
@@ -70,6 +77,6 @@ def test_smaller_or_refused(head, name, tmp_path):
 
 
 def test_most_can_be_cut():
-    for kind, share in ("Neurons", 0.6), ("Heads", 0.35), ("Blocks", 0.75):
+    for kind, share in ("Neurons", 0.6), ("Heads", 0.35), ("Blocks", 0.75), ("Hidden", 0.75):
         refused = sum(len(REFUSED[kind, head].split()) for head in ("causal_lm", "masked_lm"))
         assert refused <= (1 - share) * len(BUILT), kind

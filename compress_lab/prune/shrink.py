@@ -66,7 +66,7 @@ def configuration(model: nn.Module, cuts: list[tuple[Units, Tensor]], stay: dict
         except Exception: continue
     said = ", ".join(f"{left} of {count}" for count, left in alike)
     raise CompressLabError(f"No configuration of this class describes blocks with {said} {cuts[0][0].kind}.", type(model.config).__name__,
-                           {"heads": "where the size of a head is hidden_size / num_attention_heads, use a mask such as Wanda", "neurons": "cut as many in every block, or use a mask such as Wanda"}[cuts[0][0].kind] + "; where blocks differ in kind, name targets")
+                           {"heads": "where the size of a head is hidden_size / num_attention_heads, Hidden cuts heads and channels together", "neurons": "cut as many in every block, or use a mask such as Wanda"}[cuts[0][0].kind] + "; where blocks differ in kind, name targets")
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-10
 @torch.no_grad()
