@@ -9,67 +9,33 @@ __all__ = ['HOMES', 'public_names']
 from importlib import import_module
 
 # %% ../nbs/api.ipynb #cell-05
-HOMES = {  # a module of the package: the public names it defines
-    "core.errors": "CompressLabError",
-    "core.subjects": "Subject load",
-    "core.data": "Calibration Text Windows calibration task text windows",
-    "core.recipe": "Method Recipe methods",
-    "core.store": "Store",
-    "core.streaming": "stream",
-    "core.equivalence": "equivalences",
-    "core.units": "overview units",
-    "quantize.rtn": "RTN",
-    "quantize.gptq": "GPTQ",
-    "quantize.hqq": "HQQ",
-    "quantize.quantease": "QuantEase",
-    "quantize.scale_tune": "ScaleTune",
-    "quantize.floats": "Float",
-    "quantize.nf4": "NF4",
-    "quantize.codebook": "Codebook WeightedCodebook",
-    "quantize.int8": "Int8",
-    "quantize.llm_int8": "LLMInt8",
-    "quantize.kv_cache": "KVCache",
-    "quantize.mixed": "allocate mixture sensitivity",
-    "quantize.autoround": "AutoRound",
-    "quantize.qat": "QAT",
-    "quantize.repair": "BiasCorrection ScaleFit",
-    "quantize.awq": "AWQ",
-    "quantize.smoothquant": "SmoothQuant",
-    "quantize.rotation": "Rotate",
-    "prune.magnitude": "Magnitude Random",
-    "prune.wanda": "Wanda",
-    "prune.sparsegpt": "SparseGPT",
-    "prune.ria": "RIA",
-    "prune.admm": "ADMM",
-    "prune.refit": "Refit",
-    "prune.width": "Heads Neurons",
-    "prune.hidden": "Hidden",
-    "prune.depth": "Blocks",
-    "prune.recovery": "Recover",
-    "prune.allocation": "allocation",
-    "evaluate.records": "Difference Metric NotMeasured Probe Records probes",
-    "evaluate.perplexity": "Perplexity",
-    "evaluate.fidelity": "Fidelity",
-    "measure.size": "Size",
-    "measure.latency": "Latency",
-    "measure.memory": "Memory",
-    "measure.kernels": "Native native",
-    "evaluate.comparison": "Comparison compare probe",
-    "study": "Study",
-    "report.dossier": "Dossier",
-    "deploy.export": "Exported export export_formats",
+HOMES = {  # a room of the package: its modules, each with the public names it defines
+    "core": "errors CompressLabError, subjects Subject load, data Calibration Text Windows calibration task text windows, "
+            "recipe Method Recipe methods, store Store, streaming stream, equivalence equivalences, units overview units",
+    "quantize": "rtn RTN, gptq GPTQ, hqq HQQ, quantease QuantEase, scale_tune ScaleTune, floats Float, nf4 NF4, "
+                "codebook Codebook WeightedCodebook, int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
+                "autoround AutoRound, qat QAT, repair BiasCorrection ScaleFit, awq AWQ, smoothquant SmoothQuant, rotation Rotate",
+    "prune": "magnitude Magnitude Random, wanda Wanda, sparsegpt SparseGPT, ria RIA, admm ADMM, refit Refit, width Heads Neurons, "
+             "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, allocation allocation",
+    "measure": "size Size, latency Latency, memory Memory, kernels Native native",
+    "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
+                "comparison Comparison compare probe",
+    "deploy": "export Exported export export_formats",
+    "report": "dossier Dossier",
+    "": "study Study",
 }
 
 # %% ../nbs/api.ipynb #cell-06
 def public_names() -> dict[str, str]:
     "Each public name and the module that defines it."
-    return {name: f"compress_lab.{module}" for module, names in HOMES.items() for name in names.split()}
+    modules = [(room, *module.split()) for room, listed in HOMES.items() for module in listed.split(",")]
+    return {name: ".".join(filter(None, ("compress_lab", room, module))) for room, module, *names in modules for name in names}
 
 # %% ../nbs/api.ipynb #cell-09
 def __getattr__(name: str):
     homes = public_names()
     if name in homes: return getattr(import_module(homes[name]), name)
-    if name in {module.partition(".")[0] for module in HOMES}: return import_module(f"compress_lab.{name}")
+    if name in {*HOMES, "study"}: return import_module(f"compress_lab.{name}")
     from compress_lab.core.errors import nearest
     close = ", ".join(nearest(name, homes))
     raise AttributeError(f"compress_lab has no name {name!r}" + (f"; did you mean {close}?" if close else ""))

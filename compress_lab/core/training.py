@@ -21,7 +21,8 @@ from .subjects import _silence
 class Masks(TrainerCallback):
     "Puts zeros back after every step."
     def __init__(self, model: nn.Module):
-        self.zeros = [(parameter, parameter.data == 0) for parameter in model.parameters() if parameter.requires_grad and parameter.dim() > 1 and (parameter.data == 0).any()]
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dim() > 1]
+        self.zeros = [(weight, mask) for weight in weights if (mask := weight.data == 0).any() and not mask.all()]
 
     def on_optimizer_step(self, args, state, control, **more):
         for parameter, mask in self.zeros: parameter.data.masked_fill_(mask, 0)
@@ -91,6 +92,7 @@ def learn(
     dtype: str="bfloat16",   # of activations, or "float32"
     seed: int=0,             # the order of the rows
     folder: Path|None=None,  # for checkpoints, from which a run goes on; None keeps none
+    callbacks=(),            # more callbacks of the trainer
 ) -> list[float]:
     "The loss of every batch since the start or the last checkpoint. Raises `CompressLabError` where it is not finite."
     table, micro = {"input_ids": rows} if isinstance(rows, Tensor) else rows, micro or batch
@@ -100,7 +102,7 @@ def learn(
         settings = TrainingArguments(output_dir=str(folder or nowhere), max_steps=steps, per_device_train_batch_size=micro, gradient_accumulation_steps=max(1, batch // micro), learning_rate=lr,
                                      lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), adam_beta2=0.95, weight_decay=0.0, bf16=dtype == "bfloat16", use_cpu=device == "cpu",
                                      seed=seed, data_seed=seed, report_to=[], disable_tqdm=True, logging_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False, **saving)
-        pupil = Pupil(model=model, args=settings, train_dataset=Rows(table), data_collator=dict, teacher=teacher, callbacks=[Masks(model), Bar()])
+        pupil = Pupil(model=model, args=settings, train_dataset=Rows(table), data_collator=dict, teacher=teacher, callbacks=[Masks(model), *callbacks, Bar()])
         pupil.remove_callback(PrinterCallback)
         pupil.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder and Path(folder).exists() else None)
     model.eval()

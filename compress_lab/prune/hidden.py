@@ -55,7 +55,7 @@ def narrower(
         if set(was) != set(now) or set(channels.values()) != {(width, left)} or (of_heads - set(changed) if stay else of_heads & set(changed)): continue
         return Narrower(new, {name: [side for other, side in channels if other == name] for name, _ in channels}, heads if stay else [], stay)
     raise CompressLabError(f"No configuration of this class describes a stream of {left} of {width} channels.", type(model.config).__name__,
-                           f"heads are {heads[0].count} of {heads[0].size} channels: let a share go that leaves a whole number of them" if heads else "cut neurons or blocks instead")
+                           f"heads are {heads[0].count} of {heads[0].size} channels: leave a multiple of {heads[0].count} channels, or a whole number of heads" if heads else "cut neurons or blocks instead")
 
 # %% ../../nbs/prune/23_hidden.ipynb #cell-09
 def shared(
