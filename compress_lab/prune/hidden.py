@@ -107,6 +107,7 @@ def squares(found: dict[str, nn.Module]):
 class Hidden(Width):
     "Cuts channels out of the residual stream: a narrower model that plain transformers loads, to be trained afterwards."
     kind = "channels"
+    criterion: str = "magnitude"   # what goes: the channels with the smallest mean square; "least_squares": what the others make up for best; "random", the control
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
