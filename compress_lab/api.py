@@ -16,7 +16,7 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
                 "codebook Codebook WeightedCodebook, int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
                 "autoround AutoRound, qat QAT, repair BiasCorrection ScaleFit, awq AWQ, smoothquant SmoothQuant, rotation Rotate",
     "prune": "magnitude Magnitude Random, wanda Wanda, sparsegpt SparseGPT, ria RIA, admm ADMM, refit Refit, saliency Saliency, width Heads Neurons, "
-             "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, allocation allocation",
+             "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, allocation allocation, low_rank ASVD SVD SVDLLM",
     "measure": "size Size, latency Latency, memory Memory, kernels Native native",
     "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
                 "comparison Comparison compare probe",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Compressed', 'join', 'losses', 'averaged', 'check_finite', 'compress_group', 'put', 'treat', 'Finished',
-           'owns_vectors', 'halved', 'precision', 'calibrate', 'LayerMethod']
+           'owns_vectors', 'halved', 'precision', 'calibrate', 'change_each', 'LayerMethod']
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-03
 import copy, json, torch
@@ -210,6 +210,16 @@ def calibrate(method, subject, layers, calibration, checkpoint, change) -> dict:
              done=finished.restore(report), after_block=lambda block: finished.store(block, report))
     return report
 
+def change_each(method, subject, layers, calibration, checkpoint, change) -> dict:
+    "As `calibrate`; a method without a statistic gets the linears one by one, and no statistics."
+    if method.statistic: return calibrate(method, subject, layers, calibration, checkpoint, change)
+    report, finished = {}, Finished(checkpoint, subject, layers)
+    done = finished.restore(report)
+    for block, group in groupby(bar([linear for linear in layers if linear.block not in done], desc=str(method), unit="linear"), lambda linear: linear.block):
+        for linear in group: report |= change([linear], {})
+        if block is not None: finished.store(block, report)
+    return report
+
 @dataclass(frozen=True)
 class LayerMethod(Method, abstract=True):
     "A Method that is one function of a matrix and the statistics of its inputs."
@@ -230,10 +240,4 @@ class LayerMethod(Method, abstract=True):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Compresses the linears of the Subject in place; returns what each lost, by name."
-        if self.statistic: return calibrate(self, subject, layers, calibration, checkpoint, lambda group, statistics: treat(self, subject, group, statistics))
-        report, finished = {}, Finished(checkpoint, subject, layers)
-        done = finished.restore(report)
-        for block, group in groupby(bar([linear for linear in layers if linear.block not in done], desc=str(self), unit="linear"), lambda linear: linear.block):
-            for linear in group: report |= treat(self, subject, [linear], {})
-            if block is not None: finished.store(block, report)
-        return report
+        return change_each(self, subject, layers, calibration, checkpoint, lambda group, statistics: treat(self, subject, group, statistics))

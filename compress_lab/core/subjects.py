@@ -17,6 +17,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .errors import CompressLabError, nearest
+from .factored import hollow, ranks
 from .packed import Packed
 from .rounding import Rounding, attach_all, roundings, roundings_hash
 from .starters import STARTERS, Starter, _locked, cache_dir, fetch, sha256
@@ -149,15 +150,15 @@ def _model_class(config, where: str):
     import transformers
     from transformers.models.auto import modeling_auto as auto
     named = [name for name in config.architectures or () if isinstance(name, str)]
+    own = [mapping[type(config)] for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING) if type(config) in mapping]
     for name in named:
         found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and isinstance(config, found.config_class): return found
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and (isinstance(config, found.config_class) or found in own): return found
     if named:
         known = {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *(name for name in auto.MODEL_MAPPING_NAMES.values() if isinstance(name, str))}
         raise CompressLabError(f"transformers {transformers.__version__} has no {named[0]} for a configuration of type {config.model_type!r}.", where,
                                f"the nearest are {', '.join(nearest(named[0], known)) or 'none'}; a newer transformers may have it")
-    for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING):
-        if type(config) in mapping: return found[0] if isinstance(found := mapping[type(config)], tuple) else found
+    for found in own: return found[0] if isinstance(found, tuple) else found
     raise CompressLabError(f"transformers has no model for a configuration of type {config.model_type!r}.", where, "name the class in config.json under architectures")
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-22
@@ -414,7 +415,7 @@ def _parameter(key: str, model) -> str:
     raise CompressLabError("Packed weights belong to no parameter of the model.", key, f"the nearest are {', '.join(nearest(key, names)) or 'none'}")
 
 def _write_packed(subject: Subject, folder: Path):
-    "Writes the integers of packed weights to one file of `folder` and all other weights to another."
+    "Writes the integers of packed weights, where there are any, to one file of `folder` and all other weights to another."
     model = subject.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
     stand_for = {key: parameters[_parameter(key, model)] for key in subject.packed}
@@ -425,8 +426,8 @@ def _write_packed(subject: Subject, folder: Path):
     dropped = {id(tensor) for tensor in stand_for.values()}
     rest = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(model).items() if id(tensor) not in dropped}
     save_file(rest, folder/"unpacked.safetensors", {"format": "pt"})
-    save_file({f"{key}.packed.{field}": tensor.cpu().contiguous() for key, packed in subject.packed.items()
-               for field, tensor in packed.tensors().items()}, folder/"packed.safetensors", {"format": "pt"})
+    if subject.packed: save_file({f"{key}.packed.{field}": tensor.cpu().contiguous() for key, packed in subject.packed.items()
+                                  for field, tensor in packed.tensors().items()}, folder/"packed.safetensors", {"format": "pt"})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None: model.generation_config.save_pretrained(folder)
@@ -450,12 +451,13 @@ def save(
             "weights": weights_hash(subject.model), "provenance": asdict(subject.provenance), "history": list(subject.history),
             "packed": {key: packed.meta() for key, packed in subject.packed.items()}}
     if subject.roundings: meta |= {"roundings": {name: rounding.meta() for name, rounding in subject.roundings.items()}, "roundings_hash": roundings_hash(subject.model)}
+    if factored := ranks(subject.model): meta["factored"] = factored
     with new_folder(folder) as work:
         _space(subject, work, folder)
         with _silence():
             if subject.roundings: save_file({f"{name}.{field}": tensor.cpu().contiguous() for name, rounding in subject.roundings.items()
                                              for field, tensor in rounding.tensors().items()}, work/"roundings.safetensors", {"format": "pt"})
-            if subject.packed: _write_packed(subject, work)
+            if subject.packed or factored: _write_packed(subject, work)
             else: subject.model.save_pretrained(work)
             if subject.tokenizer is not None: subject.tokenizer.save_pretrained(work)
         (work/"compress_lab.json").write_text(json.dumps(meta, indent=1, default=_plain))
@@ -480,11 +482,11 @@ def _from_saved(folder: Path, dtype: torch.dtype|None) -> Subject:
     meta, where = _read_json(folder/"compress_lab.json"), str(folder)
     try:
         provenance = Provenance(**{**meta["provenance"], "steps": tuple(meta["provenance"]["steps"])})
-        history, layout, stored = tuple(meta["history"]), meta["packed"], _dtype(meta["dtype"])
-        if not isinstance(layout, dict): raise TypeError("packed is not an object")
+        history, layout, factored, stored = tuple(meta["history"]), meta["packed"], meta.get("factored", {}), _dtype(meta["dtype"])
+        if not isinstance(layout, dict) or not isinstance(factored, dict): raise TypeError("packed or factored is not an object")
     except (KeyError, TypeError) as error:
         raise CompressLabError(f"compress_lab.json is incomplete: {error}.", where, "save the Subject again") from error
-    model, packed = _from_packed(folder, layout, dtype or stored) if layout else (_model(folder, dtype or stored)[0], {})
+    model, packed = _from_packed(folder, layout, factored, dtype or stored) if layout or factored else (_model(folder, dtype or stored)[0], {})
     if kept := meta.get("roundings"): _load_roundings(model, folder, kept, meta.get("roundings_hash"))
     if dtype in (None, stored) and weights_hash(model) != meta.get("weights"):
         raise CompressLabError("The weights are not the ones that were saved here.", where, "save the Subject again; to load changed weights as they are, remove compress_lab.json")
@@ -496,7 +498,7 @@ def _load_roundings(model, folder: Path, kept: dict, expected: str|None):
     with _quietly("The roundings could not be read", str(folder)): attach_all(model, kept, load_file(folder/"roundings.safetensors"))
     if roundings_hash(model) != expected: raise CompressLabError("The roundings are not the ones that were saved here.", str(folder), "save the Subject again")
 
-def _from_packed(folder: Path, layout: dict, dtype: torch.dtype):
+def _from_packed(folder: Path, layout: dict, factored: dict, dtype: torch.dtype):
     "The model and the packed weights of a folder that `_write_packed` wrote."
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
@@ -506,7 +508,8 @@ def _from_packed(folder: Path, layout: dict, dtype: torch.dtype):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with no_init_weights(): model = _model_class(config, where)._from_config(config, dtype=dtype).eval()
         model.tie_weights()
-        rest, stored = load_file(folder/"unpacked.safetensors"), load_file(folder/"packed.safetensors")
+        hollow(model, factored)
+        rest, stored = load_file(folder/"unpacked.safetensors"), load_file(folder/"packed.safetensors") if layout else {}
     packed = {}
     for key, meta in layout.items():
         fields = {name.rpartition(".")[2]: tensor for name, tensor in stored.items() if name.rpartition(".packed.")[0] == key}

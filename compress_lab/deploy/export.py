@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from ..core.errors import CompressLabError, nearest
+from ..core.factored import ranks
 from ..core.layers import LinearLayer, linears
 from ..core.packed import Packed
 from ..core.subjects import Subject, local, new_folder
@@ -51,6 +52,7 @@ class Format:
     ragged: ClassVar[bool] = False       # the last group of a row may be shorter
     transposed: ClassVar[bool] = False   # GPT-2's Conv1D as well as Linear
     floats: ClassVar[bool] = False       # models without any quantized weights
+    factors: ClassVar[bool] = False      # two thin linears in the place of one
     levels: ClassVar[tuple] = ()         # tables of small floats, for whole rows
     activations: ClassVar[tuple] = ()    # kinds of rounded inputs
     tolerance: ClassVar[float] = 1e-4    # how far outputs may stray, as a share of the largest
@@ -108,6 +110,7 @@ def check_fit(form: Format, subject: Subject, layers: dict):
     fix = f"choose a format that can: {others}" if others else "no format here can; subject.save(folder) keeps it as it is"
     for name, rounding in getattr(subject, "roundings", {}).items():
         if type(rounding).__name__ not in form.activations: raise CompressLabError(f"{form.name} cannot hold activations rounded by {type(rounding).__name__}.", name or subject.name, "export the model with its weights quantized only")
+    if not form.factors and (factored := ranks(subject.model)): raise CompressLabError(f"{form.name} cannot hold two linears in the place of one.", min(factored), "export to openvino or onnx, or use subject.save(folder)")
     if not layers and not form.floats: raise CompressLabError(f"{form.name} holds quantized weights, and nothing is quantized.", subject.name, "quantize it first, or use subject.save(folder)")
     for name, layer in layers.items():
         if reason := misfit(form, *layer): raise CompressLabError(f"{form.name} cannot hold {reason}.", name, fix)
@@ -194,5 +197,5 @@ def export_formats() -> pd.DataFrame:
         rows.append({"format": name, "bits": ", ".join(map(str, form.bits)), "zero points": "yes" if form.asymmetric else "no",
                      "groups": groups + ("" if form.ragged else " that divide a row"), "Conv1D": "yes" if form.transposed else "no",
                      "small floats": ", ".join(form.levels) or "no", "rounded inputs": "yes" if form.activations else "no",
-                     "unquantized": "yes" if form.floats else "no", "allowed difference": form.tolerance})
+                     "unquantized": "yes" if form.floats else "no", "factors": "yes" if form.factors else "no", "allowed difference": form.tolerance})
     return pd.DataFrame(rows).set_index("format")

@@ -18,7 +18,7 @@ class Onnx(Format):
     "An ONNX graph for ONNX Runtime."
     name, writes, reads = "onnx", ("onnxscript", "onnxruntime"), ("onnxruntime",)
     how = 'onnxruntime.InferenceSession("{folder}/model.onnx")'
-    bits, block, ragged, transposed, floats = (2, 4, 8), 16, True, True, True
+    bits, block, ragged, transposed, floats, factors = (2, 4, 8), 16, True, True, True, True
 
     def write(self, subject, layers: dict, folder: Path):
         onnx_graph(subject.model, {linear.key: packed for linear, packed in layers.values()}).save_pretrained(folder)

@@ -26,7 +26,7 @@ class OpenVINOFiles(Format):
     "An OpenVINO graph with its constants."
     name, writes, reads = "openvino", ("openvino",), ("openvino",)
     how = 'openvino.Core().compile_model("{folder}/openvino_model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})'
-    bits, transposed, floats = range(1, 9), True, True
+    bits, transposed, floats, factors = range(1, 9), True, True, True
 
     def write(self, subject, layers: dict, folder: Path):
         model = exported(subject.model)

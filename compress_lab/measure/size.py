@@ -22,7 +22,7 @@ def packed_by_tensor(subject) -> dict[int, object]:
 def touched(subject) -> set[int]:
     "Identities of the parameters that some method changed."
     parameters = dict(subject.model.named_parameters(remove_duplicate=False))
-    names = [name for entry in subject.history for name in entry.get("modules", ())]
+    names = [part for entry in subject.history for name in entry.get("modules", ()) for part in (name, f"{name}.first", f"{name}.second")]   # a linear, or its factors
     return {id(parameters.get(f"{name}.weight", parameters.get(name))) for name in names} | packed_by_tensor(subject).keys()
 
 def sizes(

@@ -175,5 +175,6 @@ def cut_channels(method: Hidden, subject, linear: LinearLayer, gram: Tensor, cut
     "Zeroes the inputs of a reader whose channels are cut, and lets the others make up for them; what it lost."
     weight, stays = linear.matrices[0].float(), ~cut.to(gram.device)
     new = Compressed(repaired(weight, gram, stays)[0] if method.repair else weight * stays)
+    report = losses(weight, new, gram)
     put(method, subject, linear, [new])
-    return losses(weight, new, gram)
+    return report

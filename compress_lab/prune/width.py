@@ -127,9 +127,9 @@ def cut_reader(method: Width, subject, part: Units, count: int, groups: int, sta
         cut = cheapest(columns if method.criterion == "magnitude" else random, many, groups)
     stays = ~cut.repeat_interleave(size).to(weight.device)
     new = repaired(weight, gram, stays)[0] if method.repair else weight * stays
+    report = losses(weight, Compressed(new), statistic.mean if statistic.rows else None)
     put(method, subject, linear, [Compressed(new)])
-    gone = cut.repeat_interleave(size // part.size).nonzero().flatten().tolist()
-    return losses(weight, Compressed(new), statistic.mean if statistic.rows else None) | {"cut": gone}
+    return report | {"cut": cut.repeat_interleave(size // part.size).nonzero().flatten().tolist()}
 
 @dataclass(frozen=True)
 class Neurons(Width):
