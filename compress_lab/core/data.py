@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['HALVES', 'READERS', 'TITLE', 'STREAMS', 'TASKS', 'DataProvenance', 'Document', 'Text', 'text', 'Calibration',
-           'calibration', 'Windows', 'windows', 'Task', 'task']
+           'calibration', 'Windows', 'windows', 'Task', 'task', 'Images', 'images']
 
 # %% ../../nbs/core/03_data.ipynb #cell-03
-import json, math, os, re
+import gzip, json, math, os, pickle, re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-import pandas as pd
+import numpy as np, pandas as pd
 import torch
 import xxhash
 from .errors import CompressLabError, nearest
@@ -323,6 +323,15 @@ class Task:
     def __repr__(self):
         return f"Task({self.provenance.name}{f' {self.config}' if self.config else ''} {self.split or ''}: {len(self)} rows of {', '.join(map(str, self.frame.columns[:8]))})"
 
+# %% ../../nbs/core/03_data.ipynb #pickle-code
+class _Arrays(pickle.Unpickler):
+    "Reads numpy arrays, and what Python can write without naming a class; raises `CompressLabError` for everything else."
+    names = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0]}
+
+    def find_class(self, module: str, name: str):
+        if (module, name) in self.names: return self.names[module, name]
+        raise CompressLabError(f"The file asks for {module}.{name}, and only arrays are read from it.", "pickle", "fetch it again, and do not open it otherwise")
+
 # %% ../../nbs/core/03_data.ipynb #cell-44
 def _r8(split):
     split = _choose("split", split, ["train", "test"], ("test",), "r8")
@@ -336,6 +345,12 @@ def _mnist(split):
     values = pd.read_csv(path, header=None)
     return values.set_axis([*(f"pixel{i}" for i in range(values.shape[1] - 1)), "label"], axis=1), split, path
 
+def _mnist_whole(split):
+    split, path = _choose("split", split, ["train", "test"], ("test",), "mnist"), fetch("mnist")/"mnist.pkl.gz"
+    with gzip.open(path) as file: *train, test = _Arrays(file, encoding="bytes").load()
+    pixels, labels = (np.concatenate(parts) for parts in zip(*(train if split == "train" else [test])))
+    return pd.DataFrame((pixels * 256).astype(np.uint8), columns=[f"pixel{i}" for i in range(784)]).assign(label=labels), split, path   # stored as k / 256
+
 def _digits(split):
     split = _choose("split", split, ["train"], (), "digits")
     try: from sklearn.datasets import load_digits
@@ -343,7 +358,7 @@ def _digits(split):
     pixels, labels = load_digits(return_X_y=True)
     return pd.DataFrame(pixels, columns=[f"pixel{i}" for i in range(64)]).assign(label=labels), split, None
 
-TASKS = {"r8": _r8, "mnist-5k": _mnist, "digits": _digits}
+TASKS = {"r8": _r8, "mnist-5k": _mnist, "mnist": _mnist_whole, "digits": _digits}
 
 def _starter_task(name: str, split: str|None):
     "(table, config, split, provenance) of a starter's labelled set."
@@ -354,7 +369,7 @@ def _starter_task(name: str, split: str|None):
 
 # %% ../../nbs/core/03_data.ipynb #cell-45
 def task(
-    name: str,                    # r8, mnist-5k, digits, a file, or owner/name of a data set
+    name: str,                    # r8, mnist, mnist-5k, digits, a file, or owner/name of a data set
     config: str|None=None,        # which part of the data set; None where there is one
     split: str|None=None,         # which split; None takes validation, then test
     *,
@@ -371,3 +386,35 @@ def task(
     if "label" in frame and pd.api.types.is_integer_dtype(frame["label"]) and (frame["label"] == -1).all():
         raise CompressLabError("The labels of this split are hidden (all are -1).", known.source, "take the validation split")
     return Task(frame, known, config, split)
+
+# %% ../../nbs/core/03_data.ipynb #images-code
+@dataclass(frozen=True, repr=False)
+class Images:
+    "Labelled images to train, calibrate or measure on."
+    images: torch.Tensor        # float32 of shape (n, 1, side, side), from 0 to 1
+    labels: torch.Tensor        # int64 of shape (n,)
+    provenance: DataProvenance  # of the set
+
+    @property
+    def table(self) -> dict[str, torch.Tensor]: return {"input": self.images, "labels": self.labels}   # for the trainer
+    @property
+    def key(self) -> str: return _key(self.images)   # hash of the images
+    def __len__(self): return len(self.labels)
+    def __getitem__(self, part) -> "Images": return Images(self.images[part], self.labels[part], self.provenance)
+    def __repr__(self): return f"Images({tuple(self.images.shape)} of {self.provenance.name}, {self.key[:12]})"
+
+def images(
+    name: str,             # mnist, mnist-5k, digits, or another task whose columns are pixel0, pixel1, … and label
+    split: str|None=None,  # which split, as for `task`
+    *,
+    n: int|None=None,      # how many, chosen by chance; None: all, in their order
+    seed: int=0,           # of that choice
+) -> Images:
+    "The images of a task, grey and square. Raises `CompressLabError` where it has none, or fewer than `n`."
+    found = task(name, split=split, columns=("pixel0", "label"))
+    pixels = torch.tensor(found.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
+    if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]: raise CompressLabError(f"{pixels.shape[1]} pixels make no square.", name, "give square images")
+    whole = Images((pixels / pixels.max()).view(-1, 1, side, side), torch.tensor(found.frame["label"].to_numpy()), found.provenance)
+    if n is None: return whole
+    if not 0 < n <= len(whole): raise CompressLabError(f"n is {n!r}, and there are {len(whole):,} images.", name, "ask for fewer")
+    return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:n]]

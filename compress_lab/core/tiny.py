@@ -120,7 +120,8 @@ def inputs(
     length: int=8,   # tokens in each row
     seed: int=0,
 ) -> dict:
-    "Keyword arguments for one forward pass: random token ids of shape (batch, length), and no cache where there could be one."
+    "Keyword arguments for one forward pass: random token ids of shape (batch, length), and no cache where there could be one. Raises `CompressLabError` for what is no transformer."
+    if not hasattr(model, "config"): raise CompressLabError(f"A {type(model).__name__} is no transformer and reads no tokens.", "tiny", "give a model of transformers")
     takes = inspect.signature(model.forward).parameters
     table = model.get_input_embeddings()
     rows = batch * (len(table) if isinstance(table, torch.nn.ModuleList) else 1)

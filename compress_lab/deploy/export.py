@@ -172,6 +172,7 @@ def export(
     tolerance: float|None=None,     # how far outputs may stray, as a share of the largest; None: what the format states
 ) -> Exported:
     "What was written. Raises `CompressLabError`, and leaves nothing, where the format cannot hold the model or gives other outputs."
+    if not hasattr(subject.model, "config"): raise CompressLabError(f"A {type(subject.model).__name__} cannot be exported: only models of transformers can.", "export", "use torch.save, or safetensors")
     form, layers, folder = as_format(format), quantized(subject), local(folder)
     check_fit(form, subject, layers)
     free(folder)

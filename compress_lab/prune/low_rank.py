@@ -89,6 +89,7 @@ ALLOCATIONS = ("uniform", "energy")
 @dataclass(frozen=True)
 class LowRank(LayerMethod, abstract=True):
     "Puts two thin linears in the place of each."
+    transformer = True             # whose class is built again when it is loaded
     sparsity: float = 0.2          # share of the parameters of the linears that goes
     allocation: str = "uniform"    # of the rest: the same share to each linear; "energy": to the directions that carry most of their outputs
 

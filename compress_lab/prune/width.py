@@ -80,7 +80,7 @@ class Width(LayerMethod, abstract=True):
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Kurtić et al., 2023, ZipLM: Inference-aware structured pruning of language models"
     needs = frozenset({"calibration"})
-    statistic = Gram
+    transformer, statistic = True, Gram
 
     def check(self):
         name = type(self).__name__

@@ -68,7 +68,7 @@ class AWQ(LayerMethod):
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Lin et al., 2024, AWQ: Activation-aware weight quantization for on-device LLM compression and acceleration"
     needs = frozenset({"calibration"})
-    statistic = Gram
+    transformer, statistic = True, Gram
 
     def check(self):
         check_grid(self)

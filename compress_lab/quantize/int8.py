@@ -58,6 +58,8 @@ def check_called(
     layers: list,         # linears whose inputs shall be rounded
 ):
     "Raises `CompressLabError` that names a linear whose inputs cannot be rounded."
+    for linear in layers:
+        if linear.kind == "conv2d": raise CompressLabError("The inputs of a convolution cannot be rounded here: an image has no row for each token.", linear.name, f'leave it out: ignore="{linear.name}"')
     with calibrating(model): trace = Trace(model, inputs(model), layers)
     for linear in layers:
         if linear.kind == "experts":
@@ -69,7 +71,7 @@ def check_called(
 @dataclass(frozen=True)
 class RoundsInputs(LayerMethod, abstract=True):
     "A method whose linears have weights of eight bits a row and carry a rounding of their inputs."
-    bits, group_size = 8, 0
+    transformer, bits, group_size = True, 8, 0
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Compresses the linears of the Subject in place; returns what each lost, by name. A rounding they carried before is replaced."
