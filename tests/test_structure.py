@@ -41,8 +41,8 @@ REFUSED = {
         albert bart esm esmc flaubert funnel ibert mbart modernvbert mvp neomme reformer squeezebert ultravbert xlm""",
     ("Hidden", "causal_lm"): """
         bamba bitnet bloom blt codegen deepseek_v4 gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text
-        gpt_neox_japanese granitemoehybrid hy_v4 jamba lfm3 mamba2 mllama mpt olmoe openai-gpt opt qwen4_exp qwen4_exp_text recurrent_gemma reformer
-        roc_bert vaultgemma xlm xlnet xlstm xmod zamba zamba2 zaya""",
+        gpt_neox_japanese granitemoehybrid hy_v4 jamba lfm3 mamba2 mllama mpt olmoe openai-gpt opt prophetnet qwen4_exp qwen4_exp_text recurrent_gemma reformer
+        roc_bert rwkv vaultgemma xlm xlnet xlstm xmod zamba zamba2 zaya""",
     ("Hidden", "masked_lm"): """
         convbert esm esmc flaubert ibert mobilebert mpnet neomme perceiver reformer roc_bert squeezebert xlm xmod""",
 }

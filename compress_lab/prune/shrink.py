@@ -71,16 +71,16 @@ def configuration(model: nn.Module, cuts: list[tuple[Units, Tensor]], stay: dict
 # %% ../../nbs/prune/20_shrink.ipynb #cell-10
 @torch.no_grad()
 def filled(model: nn.Module, config, stay: dict, source: Callable=str) -> nn.Module:
-    "A model of this configuration with what stays of the weights; `source(name)` is the name a tensor had before."
+    "A model of this configuration with what stays of the weights; `source(name)` is the name a tensor had before. Raises `CompressLabError` where a parameter would be left as it is."
     from transformers.initialization import no_init_weights
     with no_init_weights(): smaller = type(model)._from_config(config, dtype=model.dtype).eval()
     smaller.tie_weights()
     old = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in (*smaller.named_parameters(), *smaller.named_buffers()):
-        if source(name) not in old: continue
-        value = old[source(name)].data
+        value = old.get(source(name), tensor[None])
         for side, kept in stay.get(source(name), {}).items(): value = value.index_select(side, kept.nonzero().flatten().to(value.device))
         if value.shape == tensor.shape: tensor.copy_(value)
+        elif isinstance(tensor, nn.Parameter): raise CompressLabError("Nothing of the original fits this tensor of the smaller model.", name, "this architecture cannot be cut so, a mask can be used")
     smaller.generation_config = getattr(model, "generation_config", None)
     return smaller.to(model.device)
 
