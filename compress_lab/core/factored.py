@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from .errors import CompressLabError
 from .layers import tied
-from .tiny import inputs, logits
+from .tiny import inputs, logits, strayed, tolerance
 
 # %% ../../nbs/core/18_factored.ipynb #cell-06
 def linear_of(weight: Tensor, bias: Tensor|None=None) -> nn.Linear:
@@ -109,11 +109,10 @@ def changed(model: nn.Module, names: list[str], batch: dict, wanted: Tensor) -> 
     "What whole factors in the place of these linears do to the outputs; empty where nothing."
     from transformers.initialization import no_init_weights
     try:
-        with replaced(model, names): given = logits(model, batch).float()
+        with replaced(model, names): given = logits(model, batch)
     except CompressLabError: raise
     except Exception as error: return str(error)
-    change = float((given - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
-    if not change < (1e-4 if model.dtype == torch.float32 else 0.05): return f"the outputs change by {change:.2g} of their size"
+    if not (change := strayed(given, wanted)) < tolerance(model): return f"the outputs change by {change:.2g} of their size"
     tokens = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in batch.items()}
     try:
         with torch.device("meta"), no_init_weights(), replaced(type(model)._from_config(model.config).eval(), names) as fresh: logits(fresh, tokens)
@@ -132,7 +131,7 @@ def check_factors(
 ):
     "Raises `CompressLabError` that names a linear whose factors would not compute what it does."
     batch = inputs(model, length=12)
-    wanted = logits(model, batch).float()
+    wanted = logits(model, batch)
     if not (why := changed(model, names, batch, wanted)): return
     one_of_each = {(alike(name), type(model.get_submodule(name))): name for name in reversed(names)}.values()
     found = {name: alone for name in reversed(one_of_each) if (alone := changed(model, [name], batch, wanted))} or {names[0]: f"with the others, {why}"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'VOCABULARY', 'SIZES', 'VALUES', 'HEADS', 'LARGEST', 'causal_lms', 'encoders', 'declared', 'reduced',
-           'picked', 'shrink', 'inputs', 'logits', 'architecture', 'attempt', 'reason', 'tiny']
+           'picked', 'shrink', 'inputs', 'logits', 'strayed', 'tolerance', 'architecture', 'attempt', 'reason', 'tiny']
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-03
 import inspect, torch
@@ -135,6 +135,14 @@ def logits(model, batch: dict) -> torch.Tensor:
     "What a model says to a batch: its logits, or its hidden states where it has no head."
     with torch.inference_mode(): outputs = model(**batch)
     return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+
+def strayed(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    "The largest difference as a share of the largest value; NaN where there is one."
+    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp_min(1e-30))
+
+def tolerance(model) -> float:
+    "How far outputs may stray where a model was only written otherwise."
+    return 1e-4 if model.dtype == torch.float32 else 0.05
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-27
 HEADS = {"causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM", "base": "AutoModel",

@@ -21,7 +21,7 @@ from ..core.factored import ranks
 from ..core.layers import LinearLayer, linears
 from ..core.packed import Packed
 from ..core.subjects import Subject, local, new_folder
-from ..core.tiny import inputs, logits
+from ..core.tiny import inputs, logits, strayed
 from ..measure.graph import quiet
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-06
@@ -128,10 +128,10 @@ def difference(
 ) -> float:
     "The largest difference of an output, as a share of the largest output."
     batch = inputs(subject.model, batch=2, length=12)
-    expected = logits(subject.model, batch).float()
+    expected = logits(subject.model, batch)
     found = form.run(folder, batch["input_ids"])
     if found.shape != expected.shape: return float("inf")
-    return float((found.float() - expected).abs().max() / expected.abs().max())
+    return strayed(found, expected)
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-17
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, put
 from ..core.layers import LinearLayer, calibrating, check_memory
-from ..core.losses import check_loss, loss_of
+from ..core.losses import check_loss, loss_of, requiring
 from ..core.progress import bar
 from .masks import Pruning, lowest, lowest_share
 
@@ -89,12 +89,8 @@ class Saliency(Pruning):
         if subject.streamed: raise CompressLabError("A streamed model has no gradients.", str(self), "load it whole, or use Wanda")
         check_loss(subject.model, "next_token", tokens)
         check_memory(3 * sum(linear.weight.nbytes for linear in layers), str(self))
-        weights, needed = [linear.weight for linear in layers], {parameter: parameter.requires_grad for parameter in subject.model.parameters()}
-        for parameter in subject.model.parameters(): parameter.requires_grad = any(parameter is weight for weight in weights)
-        try:
-            with calibrating(subject.model): found = scores(subject.model, weights, tokens.split(self.batch), self.criterion)
-        finally:
-            for parameter, value in needed.items(): parameter.requires_grad = value
+        weights = [linear.weight for linear in layers]
+        with requiring(subject.model, weights), calibrating(subject.model): found = scores(subject.model, weights, tokens.split(self.batch), self.criterion)
         if not all(score.isfinite().all() for score in found): raise CompressLabError("The gradients hold NaN or infinity.", str(self), "check the checkpoint and the text")
         if self.scope == "model":
             every = lowest_share(torch.cat([score.flatten() for score in found]), self.sparsity)

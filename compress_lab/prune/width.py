@@ -46,22 +46,22 @@ def cheapest(cost: Tensor, number: int, groups: int) -> Tensor:
     return torch.zeros(groups, len(cost) // groups, dtype=torch.bool).scatter_(1, order, True).flatten()
 
 def choose(
-    weight: Tensor,      # (rows, in)
-    gram: Tensor,        # second moments of the inputs, (in, in), not singular
+    readers: list[tuple[Tensor, Tensor]],   # weight, (rows, in), and second moments of the inputs, (in, in), not singular, of each that reads the units
     size: int,           # consecutive inputs of a unit
     number: int,         # of units to cut
     groups: int=1,       # of consecutive units, of which as many are cut in each
     rounds: int=8,
 ) -> Tensor:
-    "Which units to cut, in rounds of about as many, (units,), bool."
-    count, left = weight.shape[1] // size, number // groups
+    "Which units to cut, in rounds of about as many, (units,), bool; each reader counts by its share of its outputs' energy."
+    count, left = readers[0][0].shape[1] // size, number // groups
     cut = torch.zeros(count, dtype=torch.bool)
     for turn in range(min(rounds, left), 0, -1):
-        stays = ~cut.repeat_interleave(size).to(weight.device)
-        new, inverse = repaired(weight, gram, stays)
-        cost = torch.full((count,), torch.inf).masked_scatter(~cut, costs(new[:, stays], inverse, size).cpu())
-        take = -(-left // turn)
-        cut |= cheapest(cost, take * groups, groups)
+        total, take = torch.zeros(count), -(-left // turn)
+        for weight, gram in readers:
+            stays = ~cut.repeat_interleave(size).to(weight.device)
+            new, inverse = repaired(weight, gram, stays)
+            total[~cut] += (costs(new[:, stays], inverse, size) / torch.einsum("ij,ij->", weight @ gram, weight).clamp_min(1e-30)).cpu()
+        cut |= cheapest(total.masked_fill(cut, torch.inf), take * groups, groups)
         left -= take
     return cut
 
@@ -120,7 +120,7 @@ def cut_reader(method: Width, subject, part: Units, count: int, groups: int, sta
     gram = statistic.mean
     gram.diagonal().add_(method.percdamp * float(gram.diagonal().mean()) or 1.0)
     many = count * part.size // size
-    if method.criterion == "least_squares": cut = choose(weight, gram, size, many, groups)
+    if method.criterion == "least_squares": cut = choose([(weight, gram)], size, many, groups)
     else:
         columns = weight.square().sum(0).view(-1, size).sum(1).cpu()
         random = torch.rand(len(columns), generator=torch.Generator().manual_seed(seed * 1009 + (linear.block or 0)))

@@ -130,7 +130,7 @@ class WeightedCodebook(Codebook):
 
     def compress(self, weight: Tensor, statistic: ColumnNorms) -> Compressed:
         "The matrix with its codes and levels; without any calibration token, all weights count alike."
-        cost = (statistic.squares / statistic.rows).float() if statistic.rows else None
+        cost = statistic.mean if statistic.rows else None
         result = share(self, weight, cost)
         if cost is None: result.notes = ("no calibration token reached this: all weights count alike",)
         return result

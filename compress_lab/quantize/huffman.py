@@ -8,14 +8,14 @@ __all__ = ['FAR', 'canonical', 'encode', 'decode', 'to_gaps', 'from_gaps', 'sque
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-03
 import json
-import numpy as np, torch, xxhash
+import numpy as np, torch
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from ..core.errors import CompressLabError
 from ..core.packed import Packed, once, pack, shortest
-from ..core.subjects import _parameter, tensors
+from ..core.subjects import DTYPES, _parameter, tensors, tensors_hash
 from .codebook import huffman_lengths
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-06
@@ -112,11 +112,6 @@ def unsqueeze(
     return Packed.load({"codes": pack(codes.view(rows, columns), meta["bits"]), **whole}, meta)
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-15
-def _hash(state: dict[str, Tensor]) -> str:
-    digest = xxhash.xxh3_64()
-    for name in sorted(state): digest.update(name.encode() + state[name].detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
 def write_huffman(
     subject,          # a Subject with quantized weights
     path: str|Path,   # the file; replaced where it exists
@@ -129,25 +124,26 @@ def write_huffman(
         if name not in keys: found[name] = tensor.detach().contiguous(); continue
         if not torch.equal(keys[name].dequantize().to(tensor.dtype), tensor):
             raise CompressLabError("A weight is no longer what its packed integers stand for.", name, "quantize again")
-        fields, metas[name] = squeeze(keys[name])
+        fields, meta = squeeze(keys[name])
+        metas[name] = meta if tensor.dtype == torch.float32 else {**meta, "dtype": str(tensor.dtype).removeprefix("torch.")}
         found |= {f"{name}.{field}": value.contiguous() for field, value in fields.items()}
     partial = path.with_name(f"{path.name}.part")
-    try: save_file(found, partial, {"huffman": json.dumps({"hash": _hash(state), "packed": metas}, separators=(",", ":"))})
+    try: save_file(found, partial, {"huffman": json.dumps({"hash": tensors_hash(state), "packed": metas}, separators=(",", ":"))})
     except (OSError, SafetensorError) as error: raise CompressLabError(f"The file could not be written: {error}.", str(path), "free some space, or choose another folder") from error
     return partial.replace(path)
 
 def read_huffman(
     path: str|Path,   # as `write_huffman` wrote it
 ) -> dict[str, Tensor]:
-    "The weights by name, for `load_state_dict`; quantized ones in float32. Raises `CompressLabError` where they are not those that were written."
+    "The weights by name, for `load_state_dict`. Raises `CompressLabError` where they are not those that were written."
     try:
         with safe_open(path, "pt") as file: about, stored = json.loads((file.metadata() or {})["huffman"]), {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, KeyError, SafetensorError) as error: raise CompressLabError(f"This is no file of Huffman words: {error}.", str(path), "give one that write_huffman wrote") from error
     state = {}
     for name, meta in about["packed"].items():
         fields = {key.rpartition(".")[2]: stored.pop(key) for key in list(stored) if key.rpartition(".")[0] == name}
-        try: state[name] = unsqueeze(fields, meta).dequantize()
+        try: state[name] = unsqueeze(fields, {key: value for key, value in meta.items() if key != "dtype"}).dequantize().to(DTYPES[meta.get("dtype", "float32")])
         except (KeyError, IndexError, RuntimeError, ValueError) as error: raise CompressLabError(f"The words of a weight cannot be read: {error}.", name, "fetch the file again") from error
     state |= stored
-    if _hash(state) != about["hash"]: raise CompressLabError("The weights are not the ones that were written.", str(path), "fetch the file again")
+    if tensors_hash(state) != about["hash"]: raise CompressLabError("The weights are not the ones that were written.", str(path), "fetch the file again")
     return state

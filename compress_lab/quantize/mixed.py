@@ -16,6 +16,7 @@ from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
 from ..core.layerwise import LayerMethod, precision, treat
+from ..core.losses import requiring
 from ..core.packed import Packed
 from ..core.progress import bar
 from ..core.recipe import Recipe, Step, plan
@@ -127,18 +128,16 @@ def fisher(
     def add(name):
         def hook(parameter): squares[name].addcmul_(parameter.grad, parameter.grad, value=1 / rows.numel()); parameter.grad = None
         return hook
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    for parameter in wanted: parameter.requires_grad_(False)
-    hooks = [linear.weight.requires_grad_(True).register_post_accumulate_grad_hook(add(linear.name)) for linear in layers]
+    hooks = []
     try:
-        with calibrating(model), torch.enable_grad():
+        with requiring(model, [linear.weight for linear in layers]), calibrating(model), torch.enable_grad():
+            hooks += [linear.weight.register_post_accumulate_grad_hook(add(linear.name)) for linear in layers]
             for row in bar(rows.split(1), desc="fisher", unit="row"):
                 with torch.autocast(row.device.type, torch.bfloat16, cache_enabled=False): logits = model(input_ids=row).logits[0].float()
                 drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
                 nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
     finally:
         for hook in hooks: hook.remove()
-        for parameter, value in wanted.items(): parameter.requires_grad_(value)
     return squares
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-17

@@ -10,11 +10,11 @@ __all__ = ['prime', 'residues', 'hadamard', 'orthogonal', 'rotation', 'untie', '
 import torch
 from dataclasses import dataclass, replace
 from torch import Tensor, nn
-from ..core.equivalence import Equivalences, Flow, Pair, Stream, bias_of, equivalences, replays, stream
+from ..core.equivalence import Equivalences, Flow, Pair, Stream, bias_of, centres, equivalences, replays, stream
 from ..core.errors import CompressLabError
 from ..core.layers import calibrating, head, linears, tied
 from ..core.recipe import Method
-from ..core.tiny import inputs, logits
+from ..core.tiny import inputs, logits, strayed
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-06
 def prime(number: int) -> bool:
@@ -91,11 +91,8 @@ def fold(pair: Pair):
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-15
 def keeps_mean(found: Stream) -> bool:
-    "Whether one of the norms takes no notice of a constant added to its input, as layer norms do."
-    def centred(norm):
-        x = torch.randn(4, found.width, generator=torch.Generator().manual_seed(0)).to(norm.weight)
-        return torch.allclose(norm.module(x + 1), norm.module(x), atol=1e-2)
-    return any(centred(pair.source) for pair in found.norms)
+    "Whether one of the norms takes the mean away."
+    return any(centres(pair.source.module) for pair in found.norms)
 
 @torch.no_grad()
 def turn(found: Stream, matrix: Tensor):
@@ -168,7 +165,7 @@ class Rotate(Method):
         for pair in streams.norms: fold(pair)
         turn(streams, rotation(streams.width, self.seed, keeps_mean(streams)))
         for number, pair in enumerate(heads): turn_heads(pair, rotation(size, self.seed + number + 1))
-        change = float((logits(model, batch) - before).abs().max() / before.abs().max())
+        change = strayed(logits(model, batch), before)
         if not change < (1e-3 if model.dtype == torch.float32 else 0.1):
             raise CompressLabError(f"The rotation changed the logits by {change:.1%}: something reads or writes the residual stream that was not found.",
                                    type(model).__name__, "this architecture cannot be rotated; load the model again if it was rotated in place")
