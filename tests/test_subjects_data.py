@@ -9,12 +9,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from compress_lab.core.data import calibration, task, text
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.packed import Packed
+from compress_lab.core.packed import INTEGERS, Bitmask, Packed, masked_bytes
 from compress_lab.core.subjects import Subject, load
 
 CONTENT = b"weights " * 50_000
@@ -318,3 +318,63 @@ def test_hub_model_by_its_id(model, tmp_path, monkeypatch):
     with pytest.raises(CompressLabError, match="HF_HUB_OFFLINE is set"): load("acme/tiny")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path/"cache"))
     assert load("acme/tiny").fingerprint == load(model).fingerprint
+
+
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@settings(max_examples=60, deadline=None)
+@given(dtype=st.sampled_from(sorted(FLOATS)), shape=st.lists(st.integers(0, 9), max_size=3), share=st.sampled_from([0, 0.1, 0.5, 0.97, 1]), seed=st.integers(0, 2**20))
+def test_any_bits_come_back_from_a_bitmask(dtype, shape, share, seed):
+    "Every pattern of bits a float can have: negative zeros, NaNs that carry something, infinities, subnormal numbers."
+    random = torch.Generator().manual_seed(seed)
+    integer = INTEGERS[FLOATS[dtype].itemsize]
+    bits = torch.randint(torch.iinfo(integer).min, torch.iinfo(integer).max, shape, dtype=integer, generator=random)
+    bits.masked_fill_(torch.rand(shape, generator=random) < share, 0)
+    bits.masked_fill_(torch.rand(shape, generator=random) < 0.1, torch.iinfo(integer).min)   # a negative zero
+    weight = bits.view(FLOATS[dtype])
+    stored = Bitmask.of(weight)
+    assert torch.equal(stored.whole().view(integer), bits) and stored.whole().shape == weight.shape
+    assert stored.nbytes == -(-weight.numel() // 8) + int((bits != 0).sum()) * weight.element_size()
+    assert masked_bytes(weight) == weight.nbytes or masked_bytes(weight) == stored.nbytes < weight.nbytes
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_saved_bitmask_survives_loading_and_notices_damage(model, tmp_path, dtype):
+    subject = load(model, dtype=dtype)
+    for name, parameter in subject.model.named_parameters():
+        if "mlp" in name: parameter.data.view(-1, 4)[:, :2] = 0   # 2:4
+        if "q_proj" in name: parameter.data.zero_()
+        if "o_proj" in name: parameter.data.view(-1)[::2] = -0.0
+    folder = subject.save(tmp_path/"masked", masks=True)
+    stored = load_file(folder/"masked.safetensors")
+    assert {name.rpartition(".")[0] for name in stored} == {name for name, _ in subject.model.named_parameters() if "mlp" in name or "q_proj" in name}   # negative zeros are values, and do not pay
+    again = load(folder)
+    assert again.fingerprint == subject.fingerprint and load(folder, dtype="float32").model.dtype == torch.float32
+    plain, quantized = load(again.save(tmp_path/"plain")), subject.copy()
+    assert plain.fingerprint == subject.fingerprint and AutoModelForCausalLM.from_pretrained(tmp_path/"plain", dtype=FLOATS[dtype])
+    weight = quantized.model.model.layers[0].mlp.up_proj.weight
+    packed = Packed.from_codes((weight.float().sign() + 1).long(), torch.ones(len(weight), 1), torch.ones(len(weight), 1, dtype=torch.uint8), bits=2, group_size=weight.shape[1])
+    quantized.packed["model.layers.0.mlp.up_proj"] = packed
+    weight.data.copy_(packed.dequantize())
+    assert load(quantized.save(tmp_path/"both", masks=True)).fingerprint == quantized.fingerprint
+    assert not any("layers.0.mlp.up_proj" in name for name in load_file(tmp_path/"both"/"masked.safetensors"))
+    name = next(name for name in stored if name.endswith(".values") and len(stored[name]))
+    for damage, words in (({name: stored[name][:-1].clone()}, "does not fit its values"), ({name: -stored[name]}, "not the ones that were saved"), ({name: None}, "incomplete")):
+        save_file({key: value for key, value in {**stored, **damage}.items() if value is not None}, folder/"masked.safetensors")
+        with pytest.raises(CompressLabError, match=words): load(folder)
+    (folder/"masked.safetensors").unlink()
+    with pytest.raises(CompressLabError, match="could not be read"): load(folder)
+
+
+@pytest.mark.parametrize("recipe", ["Magnitude(0.5)", "Wanda(0.5)", "SparseGPT(0.5)", "RIA('2:4')", "ADMM(0.5)", "Wanda(0.5) >> cl.Refit()", "Wanda(0.5) >> cl.Recover(steps=4, calibration_dtype='float32')",
+                                    "Gradual(sparsity=0.5, steps=4, calibration_dtype='float32')"])
+def test_what_is_pruned_is_a_positive_zero(recipe):
+    "A negative zero is a value, and a bitmask could save nothing on it."
+    import compress_lab as cl
+    from compress_lab.core.layers import linears
+    from compress_lab.core.tiny import inputs, tiny
+    class Text: tokens, key = inputs(tiny("llama"), batch=8, length=16)["input_ids"], "random"
+    pruned = eval(f"cl.{recipe}").apply(cl.Subject(tiny("llama")), Text)
+    for linear in linears(pruned.model):
+        if linear.block is not None: assert abs(1 - len(Bitmask.of(linear.weight).values) / linear.weight.numel() - 0.5) < 0.03, linear.name

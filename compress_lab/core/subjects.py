@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOLATILE', 'PICKLES', 'WANTED', 'DTYPES', 'Provenance', 'tensors', 'weights_hash', 'tensors_hash', 'Subject',
-           'new_folder', 'local', 'load', 'check_folder', 'save']
+           'new_folder', 'local', 'load', 'bitmasks', 'check_folder', 'save']
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-03
 import hashlib, html, json, math, os, re, shutil
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .errors import CompressLabError, nearest
 from .factored import hollow, ranks
-from .packed import Packed
+from .packed import Bitmask, Packed, masked_bytes
 from .rounding import Rounding, attach_all, roundings, roundings_hash
 from .starters import STARTERS, Starter, _locked, cache_dir, fetch, sha256
 
@@ -418,8 +418,13 @@ def _parameter(key: str, model) -> str:
         if name in names: return name
     raise CompressLabError("Packed weights belong to no parameter of the model.", key, f"the nearest are {', '.join(nearest(key, names)) or 'none'}")
 
-def _write_packed(subject: Subject, folder: Path):
-    "Writes the integers of packed weights, where there are any, to one file of `folder` and all other weights to another."
+def bitmasks(subject: Subject) -> dict[str, Bitmask]:
+    "The weights without integers that a bitmask makes smaller, by name."
+    packed = {id(subject.model.get_parameter(_parameter(key, subject.model))) for key in subject.packed}
+    return {name: Bitmask.of(tensor) for name, tensor in tensors(subject.model).items() if id(tensor) not in packed and masked_bytes(tensor) < tensor.nbytes}
+
+def _write_packed(subject: Subject, folder: Path, masked: dict[str, Bitmask]):
+    "Writes the integers of packed weights to one file of `folder`, bitmasks with their values to another, where there are any, and all other weights to a third."
     model = subject.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
     stand_for = {key: parameters[_parameter(key, model)] for key in subject.packed}
@@ -428,10 +433,11 @@ def _write_packed(subject: Subject, folder: Path):
             raise CompressLabError("A weight is no longer what its packed integers stand for.", key,
                                    f"it was changed after it was quantized: remove it from packed (del subject.packed[{key!r}]) or quantize last")
     dropped = {id(tensor) for tensor in stand_for.values()}
-    rest = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(model).items() if id(tensor) not in dropped}
+    rest = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(model).items() if id(tensor) not in dropped and name not in masked}
     save_file(rest, folder/"unpacked.safetensors", {"format": "pt"})
     if subject.packed: save_file({f"{key}.packed.{field}": tensor.cpu().contiguous() for key, packed in subject.packed.items()
                                   for field, tensor in packed.tensors().items()}, folder/"packed.safetensors", {"format": "pt"})
+    if masked: save_file({f"{name}.{field}": tensor for name, bitmask in masked.items() for field, tensor in (("mask", bitmask.mask), ("values", bitmask.values))}, folder/"masked.safetensors", {"format": "pt"})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None: model.generation_config.save_pretrained(folder)
@@ -445,6 +451,8 @@ def check_folder(folder: Path):
 def save(
     subject: Subject,   # what to save
     folder: str|Path,   # a new folder, an empty one, or one that holds a saved Subject, which is replaced
+    *,
+    masks: bool=False,  # store zeros as a bit each where that is smaller; plain transformers cannot read the folder then
 ) -> Path:
     "The folder, complete: it is written under a temporary name first. Raises `CompressLabError` and leaves nothing where it cannot be."
     folder = local(folder)
@@ -456,12 +464,13 @@ def save(
             "packed": {key: packed.meta() for key, packed in subject.packed.items()}}
     if subject.roundings: meta |= {"roundings": {name: rounding.meta() for name, rounding in subject.roundings.items()}, "roundings_hash": roundings_hash(subject.model)}
     if factored := ranks(subject.model): meta["factored"] = factored
+    if masked := bitmasks(subject) if masks else {}: meta["masked"] = {name: bitmask.meta() for name, bitmask in masked.items()}
     with new_folder(folder) as work:
-        _space(subject, work, folder)
+        _space(subject, work, folder, masked)
         with _silence():
             if subject.roundings: save_file({f"{name}.{field}": tensor.cpu().contiguous() for name, rounding in subject.roundings.items()
                                              for field, tensor in rounding.tensors().items()}, work/"roundings.safetensors", {"format": "pt"})
-            if subject.packed or factored: _write_packed(subject, work)
+            if subject.packed or factored or masked: _write_packed(subject, work, masked)
             else: subject.model.save_pretrained(work)
             if subject.tokenizer is not None: subject.tokenizer.save_pretrained(work)
         (work/"compress_lab.json").write_text(json.dumps(meta, indent=1, default=_plain))
@@ -469,10 +478,10 @@ def save(
 
 def _plain(value): return value.item() if hasattr(value, "item") else list(value) if isinstance(value, (set, tuple)) else str(value)
 
-def _space(subject: Subject, work: Path, folder: Path):
+def _space(subject: Subject, work: Path, folder: Path, masked: dict[str, Bitmask]):
     "Raises `CompressLabError` where the disk has no room for a copy of `subject`."
     replaced = {id(dict(subject.model.named_parameters(remove_duplicate=False))[_parameter(key, subject.model)]) for key in subject.packed}
-    needed = sum(tensor.nbytes for tensor in tensors(subject.model).values() if id(tensor) not in replaced) + sum(p.nbytes for p in subject.packed.values())
+    needed = sum(masked.get(name, tensor).nbytes for name, tensor in tensors(subject.model).items() if id(tensor) not in replaced) + sum(p.nbytes for p in subject.packed.values())
     free = shutil.disk_usage(work).free
     if free < needed:
         raise CompressLabError(f"The disk has {free / 1e6:.1f} MB free, and the model needs {needed / 1e6:.1f} MB.", str(folder),
@@ -486,11 +495,11 @@ def _from_saved(folder: Path, dtype: torch.dtype|None) -> Subject:
     meta, where = _read_json(folder/"compress_lab.json"), str(folder)
     try:
         provenance = Provenance(**{**meta["provenance"], "steps": tuple(meta["provenance"]["steps"])})
-        history, layout, factored, stored = tuple(meta["history"]), meta["packed"], meta.get("factored", {}), _dtype(meta["dtype"])
-        if not isinstance(layout, dict) or not isinstance(factored, dict): raise TypeError("packed or factored is not an object")
+        history, stored, (layout, factored, masked) = tuple(meta["history"]), _dtype(meta["dtype"]), (meta["packed"], meta.get("factored", {}), meta.get("masked", {}))
+        if not all(isinstance(each, dict) for each in (layout, factored, masked)): raise TypeError("packed, factored or masked is not an object")
     except (KeyError, TypeError) as error:
         raise CompressLabError(f"compress_lab.json is incomplete: {error}.", where, "save the Subject again") from error
-    model, packed = _from_packed(folder, layout, factored, dtype or stored) if layout or factored else (_model(folder, dtype or stored)[0], {})
+    model, packed = _from_packed(folder, layout, factored, masked, dtype or stored) if layout or factored or masked else (_model(folder, dtype or stored)[0], {})
     if kept := meta.get("roundings"): _load_roundings(model, folder, kept, meta.get("roundings_hash"))
     if dtype in (None, stored) and weights_hash(model) != meta.get("weights"):
         raise CompressLabError("The weights are not the ones that were saved here.", where, "save the Subject again; to load changed weights as they are, remove compress_lab.json")
@@ -502,7 +511,14 @@ def _load_roundings(model, folder: Path, kept: dict, expected: str|None):
     with _quietly("The roundings could not be read", str(folder)): attach_all(model, kept, load_file(folder/"roundings.safetensors"))
     if roundings_hash(model) != expected: raise CompressLabError("The roundings are not the ones that were saved here.", str(folder), "save the Subject again")
 
-def _from_packed(folder: Path, layout: dict, factored: dict, dtype: torch.dtype):
+def _unmasked(folder: Path, masked: dict) -> dict[str, torch.Tensor]:
+    "The weights that are stored as bitmasks in `folder`. Raises `CompressLabError`."
+    if not masked: return {}
+    with _quietly("The bitmasks could not be read", str(folder)): stored = load_file(folder/"masked.safetensors")
+    try: return {name: Bitmask(stored[f"{name}.mask"], stored[f"{name}.values"], tuple(meta["shape"])).whole() for name, meta in masked.items()}
+    except (KeyError, TypeError) as error: raise CompressLabError(f"The bitmasks are incomplete: {error}.", str(folder), "save the Subject again") from error
+
+def _from_packed(folder: Path, layout: dict, factored: dict, masked: dict, dtype: torch.dtype):
     "The model and the packed weights of a folder that `_write_packed` wrote."
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
@@ -515,6 +531,7 @@ def _from_packed(folder: Path, layout: dict, factored: dict, dtype: torch.dtype)
         hollow(model, factored)
         rest, stored = load_file(folder/"unpacked.safetensors"), load_file(folder/"packed.safetensors") if layout else {}
     packed = {}
+    rest |= _unmasked(folder, masked)
     for key, meta in layout.items():
         fields = {name.rpartition(".")[2]: tensor for name, tensor in stored.items() if name.rpartition(".packed.")[0] == key}
         packed[key] = Packed.load(fields, meta)

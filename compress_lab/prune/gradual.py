@@ -20,7 +20,7 @@ class Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, scores, mask):
         ctx.save_for_backward(weight, mask)
-        return weight * mask
+        return weight.masked_fill(~mask, 0)
 
     @staticmethod
     def backward(ctx, gradient):

@@ -271,14 +271,17 @@ def quality_claim(row: pd.Series) -> Claim:
     return _claim(text, row, "value", "original", "difference", "difference_lo", "difference_hi", "clusters")
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-31
-def size_claim(row: pd.Series, bits: "pd.Series | None", notes: list[str]) -> Claim:
+def size_claim(row: pd.Series, bits: "pd.Series | None", notes: list[str], masked: "pd.Series | None" = None) -> Claim:
     "What a recipe did to the stored size."
     theory = f"; {figures(bits['value'])} bits per weight in theory" if bits is not None else ""
     share = "as much as the original" if abs(row["ratio"] - 1) < 0.005 else f"{figures(row['ratio'])} of the original's {figures(row['original'] / 1e6)} MB"
     text = f"{row['recipe']} is stored in {figures(row['value'] / 1e6)} MB, {share}{theory}."
-    if "mask: no kernel uses it" in notes: text += " Its zeros are a mask: no kernel uses them, so they make nothing smaller in memory or faster."
+    if "mask: no kernel uses it" not in notes: masked = None
+    else: text += " Its zeros are a mask: no kernel uses them, so they make nothing smaller in memory or faster."
+    if masked is not None and masked["value"] < row["value"]: text += f" Saved with masks=True, which keeps one bit for each zero, it takes {figures(masked['value'] / 1e6)} MB on disk."
     if "simulated" in notes: text += " The quantization is simulated: it is computed with floats, so this says nothing about speed or memory in use."
-    return _claim(text, row, "value", "original", "ratio")
+    claim = _claim(text, row, "value", "original", "ratio")
+    return claim if masked is None else replace(claim, figures=claim.figures | {"masked_bytes": masked["value"]})
 
 def fidelity_claim(kl: "pd.Series | None", top: "pd.Series | None") -> Claim:
     "How far a recipe's next-token probabilities are from the original's."
@@ -331,7 +334,7 @@ def recipe_claims(self: Dossier, recipe: str) -> list[Claim]:
     perplexity, size, kl, top = find("perplexity"), find("file_bytes"), find("kl"), find("top1_agreement")
     claims = self._runtime_claim(recipe) + ([quality_claim(perplexity)] if perplexity is not None else [])
     if kl is not None or top is not None: claims.append(fidelity_claim(kl, top))
-    if size is not None: claims.append(size_claim(size, find("bits_per_weight"), self._notes(recipe)))
+    if size is not None: claims.append(size_claim(size, find("bits_per_weight"), self._notes(recipe), find("masked_bytes")))
     for work, metric in TIMES.items():
         if find(metric) is not None: claims.append(time_claim(find(metric), work))
     peak = find("peak_bytes")
