@@ -221,9 +221,9 @@ def memory_of(model: nn.Module, layers: list, batches: list[dict], square: bool)
     return memory_needed(model, layers, sum(map(len, rows)), square, kept) + len(rows[0]) * patches
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-15
-def calibrate(method, subject, layers, calibration, checkpoint, change) -> dict:
-    "Walks through the model; `change(linears, statistics)` changes some and returns what each lost. All of that, by name."
-    report, finished, batches = {}, Finished(checkpoint, subject, layers), batches_of(calibration, subject.model, method.tokens_per_batch)
+def calibrate(method, subject, layers, calibration, checkpoint, change, others=()) -> dict:
+    "Walks through the model; `change(linears, statistics)` changes some, perhaps others with them, and returns what each lost. All of that, by name."
+    report, finished, batches = {other.name: {} for other in others}, Finished(checkpoint, subject, [*layers, *others]), batches_of(calibration, subject.model, method.tokens_per_batch)
     check_memory(memory_of(subject.model, layers, batches, method.statistic.square), str(method))
     device = next(iter(batches[0].values())).device.type
     def compress(group, statistics):

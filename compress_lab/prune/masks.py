@@ -73,10 +73,14 @@ class Pruning(LayerMethod, abstract=True):
         if fitting: return replace(self, sparsity=self.sparsity[max(fitting, key=lambda name: (len(name), name))])
         raise CompressLabError("The table of sparsities says nothing of this linear.", linear.name, 'add it, or a line "*" for the rest')
 
-    def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Prunes the linears of the Subject in place; returns what each lost, by name."
+    def check_table(self, layers: list):
+        "Raises `CompressLabError` where a table says nothing of a linear, or has a line for none."
         for linear in layers: self.at(linear)
         for name in self.sparsity if isinstance(self.sparsity, dict) else ():
             if not any(matches(name, linear.name) for linear in layers):
                 raise CompressLabError(f"The pattern {name!r} of the table of sparsities matches no linear.", type(self).__name__, f"the linears are called as {layers[0].name}")
+
+    def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
+        "Prunes the linears of the Subject in place; returns what each lost, by name."
+        self.check_table(layers)
         return super().run(subject, layers, calibration, checkpoint, seed)

@@ -31,6 +31,8 @@ class Refit(LayerMethod):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Refits the linears of the Subject in place; returns their errors by name."
+        if any(step.get("permute") for step in subject.history):
+            raise CompressLabError("Channels of this model were permuted, and are no longer in the order of the original.", str(self), "prune without permute, or let Recover follow")
         for linear in layers:
             if linear.key in subject.packed: raise CompressLabError("The linear is quantized, and its weights are not free.", linear.name, "refit before quantizing: Wanda(0.5) >> Refit() >> GPTQ()")
             if not (linear.weight == 0).any(): raise CompressLabError("There is nothing to refit: no weight is zero.", linear.name, "let Refit follow a pruning method, on the same targets")
