@@ -8,7 +8,8 @@ from scipy import stats
 from typing import ClassVar
 from compress_lab.core.errors import CompressLabError
 from compress_lab.evaluate.records import Metric, Probe, Records, margin_of, show, verdict
-from compress_lab.evaluate.statistics import FEW, against_bound, bootstrap, cluster_sums, holm, intervals, mcnemar
+from compress_lab.evaluate.statistics import (FEW, against_bound, bootstrap, cluster_sums, detectable, flips, holm, interval, intervals, mcnemar, non_inferior,
+                                              paired_interval, power, score)
 
 PERPLEXITY = Metric("perplexity", better="lower", numerator="nll", denominator="tokens", transform="exp", diverges=True)
 
@@ -169,3 +170,82 @@ def test_a_margin_that_is_none_is_refused(margin):
 
 def test_no_word_of_difference_where_there_is_no_interval():
     assert verdict(1.0, None, None, PERPLEXITY, 0.05) == "no interval, margin of 5 % not settled"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=FEW - 1))
+def test_over_seeds_the_interval_is_that_of_clusters_of_one(values):
+    middle, low, high = interval(values)
+    assert np.allclose([low, high], intervals(np.column_stack([values, np.ones(len(values))]), mean)[0], rtol=1e-6, atol=1e-6)
+    assert low <= middle <= high and np.isclose(middle, np.mean(values))
+
+
+def test_few_kinds_of_rows_are_drawn_as_their_counts():
+    sums = np.column_stack([np.arange(200) < 30, np.ones(200)]).astype(float)
+    drawn = bootstrap(sums, 20_000, seed=2)
+    assert (drawn[:, 1] == 200).all() and stats.kstest(drawn[:, 0] + np.random.default_rng(0).uniform(-0.5, 0.5, 20_000), stats.norm(30, (200 * 0.15 * 0.85) ** 0.5).cdf).statistic < 0.03
+
+
+def answered(predictions, cluster=None):
+    frame = pd.DataFrame({"item": np.arange(len(predictions)), "prediction": predictions, "correct": np.asarray(predictions) == 1})
+    return frame if cluster is None else frame.assign(cluster=cluster)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=80))
+def test_flips_add_up(items):
+    first, second = (answered(list(part)) for part in zip(*items))
+    found = flips(first, second.sample(frac=1, random_state=0), draws=200)
+    share = found["share"]
+    assert np.isclose(share["flips"], share["went wrong"] + share["came right"]) and np.isclose(share["agreement"], 1 - share["all changes"])
+    assert np.isclose(share["unnecessary churn"], share["flips"] - abs(share["net change"])) and share["flips"] <= share["all changes"]
+    assert np.isclose(share["net change"], second["correct"].mean() - first["correct"].mean())
+    assert (found["low"] <= found["share"] + 1e-12).all() and (found["share"] <= found["high"] + 1e-12).all()
+    assert (flips(first, second, second, draws=200)[["above", "above_low", "above_high"]] == 0).all(axis=None)
+
+
+def test_flips_of_whole_passages_are_less_certain_than_flips_of_items():
+    random = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(30), 10)
+    wrong = (random.uniform(size=30) < 0.2)[cluster]
+    items, passages = (flips(answered(np.ones(300, int), kind), answered(np.where(wrong, 0, 1), kind)) for kind in (None, cluster))
+    assert items["share"].equals(passages["share"])
+    assert (passages["high"] - passages["low"])["flips"] > 2 * (items["high"] - items["low"])["flips"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60), st.just(0.0) | st.floats(1e-6, 0.5))
+def test_paired_interval_and_non_inferiority_agree_and_turn_round(lost, gained, kept, margin):
+    before = np.r_[np.ones(lost), np.zeros(gained), np.ones(kept)]
+    after = np.r_[np.zeros(lost), np.ones(gained), np.ones(kept)]
+    low, high = paired_interval(before, after)
+    assert -1 <= low <= (gained - lost) / len(before) <= high <= 1 and low < high
+    assert np.allclose(paired_interval(after, before), (-high, -low), atol=1e-6)
+    if abs(low + margin) > 1e-6: assert (non_inferior(before, after, margin) <= 0.025) == (low > -margin)
+    assert np.isfinite(score(lost, gained, len(before), [-0.999, -0.3, 0.3, 0.999])).all()
+
+
+@pytest.mark.parametrize("n, discordance", [(200, 0.1), (1000, 0.05)])
+def test_what_is_called_detectable_is_detected(n, discordance):
+    effect = detectable(n, discordance)
+    lost, gained = np.random.default_rng(0).multinomial(n, [(discordance + effect) / 2, (discordance - effect) / 2, 1 - discordance], size=20_000)[:, :2].T
+    assert abs((2 * stats.binom.cdf(np.minimum(lost, gained), lost + gained, 0.5) <= 0.05).mean() - 0.8) < 0.015
+    assert power(n, discordance, 0) <= 0.05 and power(n, discordance, -effect) == power(n, discordance, effect)
+
+
+SHARE = Metric("share", "share", "higher", "right", "asked")
+
+
+@dataclass(frozen=True)
+class Asked(Probe):
+    "A probe of which some items only count."
+    metrics: ClassVar = (SHARE,)
+
+
+def test_a_metric_about_few_items_is_resampled_over_these():
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"item": np.arange(400), "cluster": np.arange(400), "asked": (np.arange(400) < 12).astype(float)})
+    before, after = (frame.assign(right=frame["asked"] * (random.uniform(size=400) < share)) for share in (0.9, 0.5))
+    whole, few = (Asked().difference(*(Records(part[:rows], Asked(), "f") for part in (before, after))) for rows in (400, 12))
+    assert whole.interval == few.interval and whole.n_items == few.n_items == 12 and np.isfinite(whole.interval).all()
+    assert Records(before, Asked(), "f").interval == Records(before[:12], Asked(), "f").interval

@@ -317,6 +317,13 @@ def clusters(self: Probe,
     if count >= 3: return labels, f"{count} {cluster}s"
     return np.arange(len(frame)), f"{len(frame)} {row}s taken for independent (only {count} {cluster}{'s' * (count != 1)})"
 
+def _counted(
+    metric: Metric,
+    columns: np.ndarray,  # of one model or of both, shape (rows, k)
+) -> np.ndarray:
+    "Which rows the metric is about: where it is divided by a column, those that are not zero throughout, shape (rows,)."
+    return columns.any(1) if isinstance(metric.denominator, str) else np.ones(len(columns), dtype=bool)
+
 @patch
 def estimate(self: Probe,
     records: Records,
@@ -327,7 +334,8 @@ def estimate(self: Probe,
     value = float(metric.of(columns.sum(0)))
     interval = None
     if self.sampled and np.isfinite(value):
-        interval, = intervals(cluster_sums(columns, self.clusters(records.frame)[0]), metric.of)
+        counted = _counted(metric, columns)
+        interval, = intervals(cluster_sums(columns[counted], self.clusters(records.frame[counted])[0]), metric.of)
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval}
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-39
@@ -370,13 +378,14 @@ def difference(self: Probe,
 ) -> Difference:
     "The paired difference of one metric with its 95% interval and verdict."
     metric = metric if isinstance(metric, Metric) else self.metric(metric)
-    columns = self.pair(original, compressed, metric)
+    columns, frame = self.pair(original, compressed, metric), compressed.frame
+    if self.sampled: columns, frame = columns[_counted(metric, columns)], frame[_counted(metric, columns)]
     def change(totals): return metric.of(totals[..., 2:]) - metric.of(totals[..., :2])
     def ratio(totals): return metric.of(totals[..., 2:]) / metric.of(totals[..., :2])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         total = columns.sum(0)
         ends, value, quotient = (float(metric.of(total[:2])), float(metric.of(total[2:]))), float(change(total)), float(ratio(total))
-        spreads, method, units = self.spread(compressed.frame, columns, change, ratio, ends)
+        spreads, method, units = self.spread(frame, columns, change, ratio, ends)
     if ends[0] == 0 or not np.isfinite(quotient): quotient, spreads = None, (spreads[0], None)
     margin = margin_of(metric, margin) if self.sampled or isinstance(margin, dict) else None
     return Difference(self.name, metric, *ends, value, spreads[0], quotient, spreads[1], len(columns), units, method,
