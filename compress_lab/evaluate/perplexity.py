@@ -47,7 +47,7 @@ def check_causal(model: torch.nn.Module, vocabulary: int):
     changed = torch.cat([tokens[:, :-1], (tokens[:, -1:] + 1) % vocabulary], 1)
     with unrounded(model): first, second = (logits_of(model, row)[:, :-1].float().nan_to_num(0, 0, 0) for row in (tokens, changed))
     if (first - second).abs().max() > 1e-3 * first.abs().max():
-        raise NotMeasured("Perplexity needs a causal language model: this one sees the tokens it would predict.", type(model).__name__,
+        raise NotMeasured("A causal language model is needed: this one sees the tokens it would predict.", type(model).__name__,
                           "measure an encoder by its tasks, or by fidelity to the original")
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-10

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from html import escape
 from importlib.metadata import entry_points
-from typing import ClassVar
+from typing import Callable, ClassVar
 import numpy as np
 import pandas as pd
 from ..core.errors import CompressLabError, nearest
@@ -21,7 +21,7 @@ from .statistics import FEW, against_bound, cluster_sums, intervals
 # %% ../../nbs/evaluate/01_records.ipynb #cell-06
 @dataclass(frozen=True)
 class Metric:
-    "One figure computed from records as a ratio of sums."
+    "One figure computed from records as a ratio of sums, or as a formula of several."
     name: str                        # what tables call it
     unit: str = ""                   # "bytes", "s", "share", "bits", "nats"; "" for a bare number
     better: str|None = None          # "lower" or "higher" values are better; None: neither
@@ -30,16 +30,25 @@ class Metric:
     transform: str = "identity"      # or "exp"
     reference: float|None = None     # what the original scores against itself, where a row already holds both models
     diverges: bool = False           # whether infinity is a possible outcome rather than a mistake
+    sums: tuple[str, ...] = ()       # columns that are summed instead of these two, for a formula
+    formula: Callable|None = None    # from totals of shape (…, number of sums) to values of shape (…)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        "The columns it is computed from."
+        return self.sums or tuple(name for name in (self.numerator, self.denominator) if isinstance(name, str))
 
     def columns(self, frame: pd.DataFrame) -> np.ndarray:
-        "Numerator and denominator of each row, shape (rows, 2)."
+        "What each row adds to the sums, shape (rows, number of sums): numerator and denominator, or `sums`."
+        if self.sums: return frame[list(self.sums)].to_numpy(dtype=np.float64)
         rows, total = len(frame), isinstance(self.denominator, int)
         below = (np.eye(1, rows)[0] if total else np.ones(rows)) if self.denominator is None or total else frame[self.denominator]
         return np.column_stack([frame[self.numerator], below]).astype(np.float64)
 
     def of(self, totals: np.ndarray) -> np.ndarray:
-        "The value for totals of shape (…, 2)."
+        "The value for totals of shape (…, number of sums)."
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            if self.formula: return self.formula(totals)
             value = totals[..., 0] / totals[..., 1]
             return np.exp(value) if self.transform == "exp" else value
 
@@ -82,7 +91,7 @@ class Records:
 
     def __post_init__(self):
         for metric in self.metrics:
-            for column in (name for name in (metric.numerator, metric.denominator) if isinstance(name, str)):
+            for column in metric.needs:
                 values = self.frame[column].to_numpy(dtype=np.float64)
                 wrong = np.isnan(values) | (np.isinf(values) & (not metric.diverges))
                 if wrong.any():
@@ -94,7 +103,7 @@ class Records:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         "The probe's metrics for which there are records."
-        return tuple(metric for metric in self.probe.metrics if metric.numerator in self.frame)
+        return tuple(metric for metric in self.probe.metrics if all(name in self.frame for name in metric.needs))
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-14
 from fastcore.basics import patch, patch_to
@@ -355,9 +364,9 @@ def pair(self: Probe,
     compressed: Records,
     metric: Metric,
 ) -> np.ndarray:
-    "Columns of both models, shape (rows, 4). Raises `CompressLabError` where they were not measured on the same items."
+    "Columns of both models, side by side, shape (rows, 2 × number of sums). Raises `CompressLabError` where they were not measured on the same items."
     after = metric.columns(compressed.frame)
-    if metric.reference is not None: return np.column_stack([np.full(len(after), metric.reference), np.ones(len(after)), after])
+    if metric.reference is not None: return np.column_stack([np.full(len(after), metric.reference), np.ones((len(after), after.shape[1] - 1)), after])
     if original is None: raise CompressLabError(f"{self.name} of the original is needed for a difference.", fix="measure the original with the same probe first")
     if original.probe != compressed.probe or original.meta.get("rows") != compressed.meta.get("rows"):
         raise CompressLabError("The two models were not measured on the same rows.", f"{original.probe} and {compressed.probe}", "measure both with one probe on the same text")
@@ -380,11 +389,12 @@ def difference(self: Probe,
     metric = metric if isinstance(metric, Metric) else self.metric(metric)
     columns, frame = self.pair(original, compressed, metric), compressed.frame
     if self.sampled: columns, frame = columns[_counted(metric, columns)], frame[_counted(metric, columns)]
-    def change(totals): return metric.of(totals[..., 2:]) - metric.of(totals[..., :2])
-    def ratio(totals): return metric.of(totals[..., 2:]) / metric.of(totals[..., :2])
+    half = columns.shape[1] // 2
+    def change(totals): return metric.of(totals[..., half:]) - metric.of(totals[..., :half])
+    def ratio(totals): return metric.of(totals[..., half:]) / metric.of(totals[..., :half])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         total = columns.sum(0)
-        ends, value, quotient = (float(metric.of(total[:2])), float(metric.of(total[2:]))), float(change(total)), float(ratio(total))
+        ends, value, quotient = (float(metric.of(total[:half])), float(metric.of(total[half:]))), float(change(total)), float(ratio(total))
         spreads, method, units = self.spread(frame, columns, change, ratio, ends)
     if ends[0] == 0 or not np.isfinite(quotient): quotient, spreads = None, (spreads[0], None)
     margin = margin_of(metric, margin) if self.sampled or isinstance(margin, dict) else None
@@ -394,7 +404,7 @@ def difference(self: Probe,
 @patch
 def spread(self: Probe,
     frame: pd.DataFrame,           # with `item` and `cluster`
-    columns: np.ndarray,           # of both models, shape (rows, 4)
+    columns: np.ndarray,           # of both models, side by side
     change, ratio,                 # functions of column totals
     ends: tuple[float, float],     # values of the original and the compressed model
 ) -> tuple[tuple, str, int]:
@@ -404,7 +414,7 @@ def spread(self: Probe,
     if not self.sampled: return tuple((float(of(columns.sum(0))),) * 2 for of in (change, ratio)), "exact", 1
     labels, words = self.clusters(frame)
     sums = cluster_sums(columns, labels)
-    if len(sums) < 2 and (columns[:, :2] != columns[:, 2:]).any(): return (None, None), f"no interval from {words}", 1
+    if len(sums) < 2 and (columns[:, :columns.shape[1] // 2] != columns[:, columns.shape[1] // 2:]).any(): return (None, None), f"no interval from {words}", 1
     if len(sums) < 2: return ((0.0, 0.0), (1.0, 1.0)), f"equal in {words}", 1
     return tuple(intervals(sums, change, ratio)), f"paired {'bootstrap' if len(sums) >= FEW else 'jackknife'} over {words}", len(sums)
 
