@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kept', 'dealt', 'gains', 'regrouped', 'Channels', 'by_channel', 'of_neurons', 'of_heads', 'unmoved', 'candidates',
-           'interchangeable', 'reorder']
+           'interchangeable', 'aligned', 'reorder']
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-03
 import torch
@@ -56,7 +56,7 @@ def regrouped(
             if (found := kept(score[:, tried.flatten()], n, m)) > best: groups, best = tried, found
         idle = idle + 1 if best <= before * (1 + 1e-5) else 0
         if idle == 3: break
-    return groups.flatten() if best > kept(score, n, m) else torch.arange(score.shape[1])
+    return groups.flatten().cpu() if best > kept(score, n, m) else torch.arange(score.shape[1])
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-14
 @dataclass(frozen=True, eq=False)
@@ -135,16 +135,20 @@ def interchangeable(
     return found
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-23
+def aligned(channels: Channels, m: int) -> bool:
+    "Whether groups of M neighbours lie within the channels."
+    columns = channels.columns
+    return len(columns) % m == 0 and not (columns[0] % m).any() and bool((columns.diff(dim=0) == 1).all())
+
 def reorder(
     model: nn.Module,
-    channels: list[Channels],   # of one linear
+    channels: list[Channels],   # of one linear, aligned
     score: Tensor,              # of each of its weights, (rows, in)
     n: int, m: int,
 ) -> Tensor:
     "The order of its inputs, (in,), in which N:M keeps at least as much; everything is moved already."
     order = torch.arange(score.shape[1])
     for each in channels:
-        if len(each.columns) % m or (each.columns.diff(dim=0) != 1).any() or (each.columns[0] % m).any(): continue   # a group of N:M would reach beyond them
         best = regrouped(torch.cat(score[:, each.columns].unbind(2)), n, m)
         each.move(model, best)
         order[each.columns] = each.columns[best]

@@ -12,8 +12,8 @@ from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer
 from ..core.layerwise import Compressed, calibrate, treat
-from .masks import Pruning, check_divides, lowest, pattern
-from .permutation import Channels, interchangeable, kept, reorder
+from .masks import Pruning, lowest, pattern
+from .permutation import Channels, aligned, interchangeable, kept, reorder
 
 # %% ../../nbs/prune/04_ria.ipynb #cell-05
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ def followers(channels: list[Channels], layers: list[LinearLayer], model) -> lis
 def put_in_order(method: RIA, subject, linear: LinearLayer, channels: list[Channels], statistic: ColumnNorms) -> dict:
     "Moves the channels a linear reads; the share of its scores that N:M keeps, before and after."
     groups, weight = pattern(method.at(linear).sparsity), linear.matrices[0].float()
-    check_divides(linear.in_features, method.at(linear).sparsity)
     score = method.score(weight, statistic)
     order, total = reorder(subject.model, channels, score, *groups), float(score.double().sum()) or 1.0
     statistic.sums = statistic.sums[order]
@@ -71,8 +70,9 @@ def run(self: RIA, subject, layers, calibration=None, checkpoint=None, seed=0) -
     if not self.permute: return Pruning.run(self, subject, layers, calibration, checkpoint, seed)
     self.check_table(layers)
     if not hasattr(subject.model, "config"): raise CompressLabError(f"The channels of a {type(subject.model).__name__} cannot be permuted.", str(self), "leave out permute")
-    names = {linear.name for linear in layers if pattern(self.at(linear).sparsity)}
-    movable = [each for each in interchangeable(subject.model) if each.reader.name in names and not {name for name, _ in each.moves} & subject.packed.keys()]
+    groups = {linear.name: found[1] for linear in layers if (found := pattern(self.at(linear).sparsity))}
+    movable = [each for each in interchangeable(subject.model) if each.reader.name in groups and aligned(each, groups[each.reader.name])
+               and not {name for name, _ in each.moves} & subject.packed.keys()]
     def change(group, statistics):
         found = {linear.name: put_in_order(self, subject, linear, own, statistics[linear.name, 0]) for linear in group
                  if (own := [each for each in movable if each.reader.name == linear.name])}
