@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'LOGIT_BYTES', 'kl_loss', 'token_loss', 'Pieces', 'in_pieces', 'loss_of', 'check_training', 'check_loss',
-           'requiring']
+           'inputs_of', 'predictions', 'attended', 'Objective', 'Imitate', 'check_free', 'moved', 'requiring']
 
 # %% ../../nbs/core/14_losses.ipynb #cell-03
-import torch
+import inspect, torch
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from .errors import CompressLabError
+from .tiny import causal_lms
 from torch import Tensor, nn
 
 # %% ../../nbs/core/14_losses.ipynb #cell-06
-def kl_loss(logits: Tensor, teacher: Tensor) -> Tensor:
-    "KL(teacher || model) of each token in nats, from logits of shape (tokens, vocabulary)."
-    student, teacher = (each.float().log_softmax(-1) for each in (logits, teacher))
-    return torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+def kl_loss(logits: Tensor, teacher: Tensor, temperature: float=1.0) -> Tensor:
+    "KL(teacher || model) of each token in nats, both at this temperature and times its square, from logits of shape (tokens, vocabulary)."
+    student, teacher = (each.float().div(temperature).log_softmax(-1) for each in (logits, teacher))
+    return temperature ** 2 * torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 def token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    "Cross entropy of each token in nats, from logits of shape (tokens, vocabulary)."
+    "Cross entropy of each token in nats, zero where it is -100, from logits of shape (tokens, vocabulary)."
     return torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="none")
 
 # %% ../../nbs/core/14_losses.ipynb #cell-09
@@ -68,22 +69,82 @@ def loss_of(loss: str, logits: Tensor, wanted: Tensor) -> Tensor:
     if loss == "kl": return in_pieces(kl_loss, logits, wanted).mean()
     return in_pieces(token_loss, logits[:, :-1], wanted[:, 1:]).mean()
 
-def check_training(method):
+def check_training(method, losses=LOSSES):
     "Raises `CompressLabError` where a setting of the training is none."
-    for name, known in (("loss", LOSSES), ("calibration_dtype", ("float32", "bfloat16"))):
+    for name, known in (("loss", losses), ("calibration_dtype", ("float32", "bfloat16"))):
         if getattr(method, name) not in known: raise CompressLabError(f"{name}={getattr(method, name)!r} is not known.", type(method).__name__, f"use one of {', '.join(known)}")
     for name in ("steps", "batch", "lr"):
         if not 0 < getattr(method, name) < float("inf"): raise CompressLabError(f"{name}={getattr(method, name)} is not above 0.", type(method).__name__, "leave it out")
 
 def check_loss(model: nn.Module, loss: str, tokens: Tensor):
     "Raises `CompressLabError` where the model does not give what the loss needs."
-    from compress_lab.core.tiny import causal_lms
     with torch.no_grad(): output = model(input_ids=tokens[:1, :8])
     if not hasattr(output, "logits"): raise CompressLabError("The model has no logits to learn from.", type(model).__name__, "use a language model; for an encoder AutoRound, which compares blocks")
     if loss == "next_token" and type(model).__name__ not in causal_lms().values():
         raise CompressLabError("The next token can be learned by a causal language model only.", type(model).__name__, 'use loss="kl"')
 
+# %% ../../nbs/core/14_losses.ipynb #goal-code
+def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict:
+    "What of a batch is for the model: all but labels and what is known of a teacher, and no cache."
+    given = {name: value for name, value in batch.items() if name != "labels" and not name.startswith("teacher")}
+    cached = hasattr(model, "config") and "use_cache" in inspect.signature(type(model).forward).parameters
+    return given | ({"use_cache": False} if cached else {})
+
+def predictions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    "The logits of a batch, which a model of transformers takes by name and any other in order."
+    given = inputs_of(model, batch)
+    return model(**given).logits if hasattr(model, "config") else model(*given.values())
+
+def attended(batch: dict[str, Tensor]) -> Tensor:
+    "Which tokens are no padding, (rows, length), bool."
+    return batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(batch["input_ids"], dtype=torch.bool)
+
+class Objective:
+    "What is learned from a batch: its labels, or else its text."
+    def labels(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        "The label of each item, a row or a token, -100 where there is none. A token of a causal language model is to predict the next."
+        labels = batch.get("labels")
+        if labels is None: labels = batch["input_ids"].masked_fill(~attended(batch), -100)
+        elif labels.dim() < 2 or type(model).__name__ not in causal_lms().values(): return labels
+        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
+
+    def items(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        "Which rows or tokens there is something to learn from, bool."
+        return self.labels(model, batch) != -100
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        "The loss of each row or token, zero where it is no item, in parts that add up."
+        logits, labels = predictions(model, batch), self.labels(model, batch)
+        return {"labels": in_pieces(token_loss, logits, labels) if logits.dim() > 2 else token_loss(logits, labels)}
+
+class Imitate(Objective):
+    "What is learned from the logits of a teacher on the same batch."
+    def __init__(self,
+        teacher: nn.Module,      # with logits of the same shape
+        loss: Callable=kl_loss,  # from the logits of both, (items, choices), to (items,)
+    ): self.teacher, self.loss, self.of_tokens = teacher, loss, None
+
+    def items(self, model, batch):
+        if self.of_tokens is None:
+            with torch.no_grad(): self.of_tokens = predictions(self.teacher, {name: value[:1] for name, value in batch.items()}).dim() > 2
+        return attended(batch) if self.of_tokens else torch.ones(len(next(iter(batch.values()))), dtype=torch.bool)
+
+    def __call__(self, model, batch):
+        with torch.no_grad(): wanted = predictions(self.teacher, batch)
+        return {"divergence": in_pieces(self.loss, predictions(model, batch), wanted) * self.items(model, batch).to(wanted.device)}
+
 # %% ../../nbs/core/14_losses.ipynb #requiring-code
+def check_free(method, subject, names: Iterable[str]):
+    "Raises `CompressLabError` where one of these modules or parameters cannot be trained."
+    if subject.streamed: raise CompressLabError("A streamed model cannot be trained.", str(method), "load it whole")
+    for name in names:
+        module = name.removesuffix(".weight")
+        if name in subject.packed or module in subject.roundings: raise CompressLabError("The linear is quantized, and its weights are not free.", module, "train before quantizing, or use ScaleTune or QAT after it")
+
+def moved(layers, before: dict) -> dict:
+    "How far each linear moved from the weight it had, relative to that, and the share of its zeros, by name."
+    return {linear.name: {"moved": float((linear.weight.detach() - before[linear.name]).norm() / before[linear.name].norm().clamp_min(1e-30)), "sparsity": float((linear.weight == 0).float().mean())} for linear in layers}
+
 @contextmanager
 def requiring(model: nn.Module, parameters: Iterable[Tensor]):
     "Only these parameters of the model require gradients while the context lasts; afterwards those that did before."

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from ..core.errors import CompressLabError
+from ..core.losses import moved
 from .masks import lowest_share
-from .recovery import Recover, check_trainable, moved, taught
+from .recovery import Recover, check_trainable, taught
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-06
 PACE = 100   # how much faster scores learn than weights, where how large they are matters
