@@ -83,6 +83,8 @@ def test_losses_take_records_of_any_task():
     other = pd.DataFrame({"item": ["c", "a", "b"], "prediction": [1, 2, 3], "correct": [0, 1, 0]})
     frame = losses(clean, {"typos": other}, {"typos": np.array([True, True, True])})
     assert frame["lost_typos"].tolist() == [0, 1, 0] and frame["flip_typos"].tolist() == [0, 1, 1] and frame["cluster"].tolist() == ["p", "p", "q"]
+    named = [part.rename(columns={"correct": "acc"}) for part in (clean, other)]
+    assert losses(named[0], {"typos": named[1]}, {"typos": np.array([True] * 3)}, column="acc").equals(frame)
     with pytest.raises(CompressLabError, match="typos"): losses(clean, {"typos": other[1:]}, {"typos": np.array([True] * 3)})
 
 

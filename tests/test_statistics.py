@@ -201,6 +201,7 @@ def test_flips_add_up(items):
     assert np.isclose(share["unnecessary churn"], share["flips"] - abs(share["net change"])) and share["flips"] <= share["all changes"]
     assert np.isclose(share["net change"], second["correct"].mean() - first["correct"].mean())
     assert (found["low"] <= found["share"] + 1e-12).all() and (found["share"] <= found["high"] + 1e-12).all()
+    assert flips(*(part.rename(columns={"correct": "acc"}) for part in (first, second)), column="acc", draws=200).equals(flips(first, second, draws=200))
     assert (flips(first, second, second, draws=200)[["above", "above_low", "above_high"]] == 0).all(axis=None)
 
 

@@ -190,17 +190,18 @@ def answers(
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #losses-code
 def losses(
-    clean: pd.DataFrame,                 # `item`, `prediction`, `correct`, and `cluster` where there is one
+    clean: pd.DataFrame,                 # `item`, `prediction`, a column of right and wrong, and `cluster` where there is one
     perturbed: dict[str, pd.DataFrame],  # the same of the perturbed items, by perturbation
     changed: dict[str, np.ndarray],      # whether each item's text was changed, in the order of `clean`
+    column: str="correct",               # of right and wrong answers
 ) -> pd.DataFrame:
     "`clean`, and for each perturbation what was lost, whether the prediction flipped, and whether the item counts. Raises `CompressLabError` where items differ."
-    frame = pd.DataFrame({"item": clean["item"].to_numpy(), "cluster": clean["cluster" if "cluster" in clean else "item"].to_numpy(), "clean": clean["correct"].to_numpy(float)})
+    frame = pd.DataFrame({"item": clean["item"].to_numpy(), "cluster": clean["cluster" if "cluster" in clean else "item"].to_numpy(), "clean": clean[column].to_numpy(float)})
     for name, other in perturbed.items():
         if sorted(other["item"]) != sorted(frame["item"]): raise CompressLabError(f"The items of {name} are not those of the clean texts.", name, "measure the same items")
         other, counts = other.set_index("item").loc[frame["item"]], np.asarray(changed[name], dtype=float)
         if not counts.any(): continue
-        frame[f"lost_{name}"] = (frame["clean"] - other["correct"].to_numpy(float)) * counts
+        frame[f"lost_{name}"] = (frame["clean"] - other[column].to_numpy(float)) * counts
         frame[f"flip_{name}"] = (clean["prediction"].to_numpy() != other["prediction"].to_numpy()) * counts
         frame[f"changed_{name}"] = counts
     return frame.assign(**{key: frame.filter(regex=f"^{key}_").sum(axis=1) for key in ("lost", "flip", "changed")})

@@ -110,10 +110,11 @@ FLIPS = {  # functions of the totals: lost, gained, changed, items
     "all changes": lambda t: t[..., 2] / t[..., 3], "agreement": lambda t: 1 - t[..., 2] / t[..., 3]}
 
 def flips(
-    original: pd.DataFrame,         # `item`, `prediction`, `correct`, and `cluster` where items are not independent
+    original: pd.DataFrame,         # `item`, `prediction`, a column of right and wrong, and `cluster` where items are not independent
     compressed: pd.DataFrame,       # the same items answered by the compressed model
     again: pd.DataFrame|None=None,  # and by the original once more, under another batch size, thread count or precision
     *,
+    column: str="correct",          # of right and wrong answers
     draws: int=10_000,              # resamples
     seed: int=0,
 ) -> pd.DataFrame:
@@ -121,7 +122,7 @@ def flips(
     first, *others = (frame.set_index("item") for frame in (original, compressed, again) if frame is not None)
     if not all(first.index.is_unique and len(first) == len(other) and first.index.isin(other.index).all() for other in others):
         raise CompressLabError("The answers are not to the same items.", f"{len(first)} items of the original", "measure all models with one probe on the same items")
-    parts = [_changes(first, other.loc[first.index]) for other in others]
+    parts = [_changes(first, other.loc[first.index], column) for other in others]
     sums = cluster_sums(np.hstack(parts), first["cluster"] if "cluster" in first else np.arange(len(first)))
     none = stats.binomtest(0, len(sums)).proportion_ci().high
     table = {}
@@ -134,9 +135,9 @@ def flips(
     above = intervals(sums, *(lambda t, of=of: of(t) - of(t[..., 4:]) for of in FLIPS.values()), draws=draws, seed=seed)
     return frame.assign(above_low=[low for low, _ in above], above_high=[high for _, high in above])
 
-def _changes(first: pd.DataFrame, second: pd.DataFrame) -> np.ndarray:
+def _changes(first: pd.DataFrame, second: pd.DataFrame, column: str) -> np.ndarray:
     "Lost, gained, changed and 1 for each item, shape (n, 4)."
-    before, after = first["correct"].to_numpy(bool), second["correct"].to_numpy(bool)
+    before, after = first[column].to_numpy(bool), second[column].to_numpy(bool)
     return np.column_stack([before & ~after, ~before & after, first["prediction"].to_numpy() != second["prediction"].to_numpy(), np.ones(len(first))]).astype(float)
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #cell-31
