@@ -10,7 +10,7 @@ from notebook_files import LIB
 HEAVY = "torch transformers datasets pandas numpy scipy matplotlib nbdev".split()
 ROOMS = {  # a room: the rooms it may import from, itself aside
     "core": set(),
-    "quantize": {"core"}, "prune": {"core"}, "distill": {"core"},
+    "quantize": {"core"}, "prune": {"core"}, "distill": {"core", "prune"},
     "measure": {"core", "evaluate"}, "evaluate": {"core", "measure"},
 }
 FILES = [path for room in ROOMS for path in sorted((LIB/room).rglob("*.py"))]

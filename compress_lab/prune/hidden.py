@@ -44,9 +44,10 @@ def ways(config, width: int, left: int, parts: list[Units]) -> list[tuple[dict, 
 def narrower(
     model: nn.Module,   # any transformer
     left: int,          # channels that stay
+    parts: list[Units]|None=None,   # its units, where they are known
 ) -> Narrower:
     "How the model would be with a narrower stream. Raises `CompressLabError` where its configuration cannot say it."
-    width, was, parts = field_of(model, "hidden_size"), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, units(model)
+    width, was, parts = field_of(model, "hidden_size"), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, parts or units(model)
     heads = [part for part in parts if part.kind == "heads"]
     def owned(cut): return {key for part in heads for key in part.users if part.goes(key, cut(part)).any()}
     for fields, stay in ways(model.config.get_text_config(), width, left, parts) if width else ():

@@ -98,7 +98,8 @@ def check_same(reference: nn.Module, smaller: nn.Module):
     "Raises `CompressLabError` unless the two give the same logits to random tokens."
     for seed in (0, 1):
         batch = inputs(reference, length=12, seed=seed)
-        wanted, given = logits(reference, batch), logits(smaller, batch)
+        try: wanted, given = logits(reference, batch), logits(smaller, batch)
+        except Exception as error: raise CompressLabError(f"The smaller model does not run: {str(error).splitlines()[0][:120]}", type(reference).__name__, "this architecture cannot be cut so, a mask can be used") from error
         if not (change := strayed(given, wanted)) < tolerance(reference):
             raise CompressLabError(f"The smaller model's outputs differ by {change:.2g} of their size from those of the model whose units are not read.", type(reference).__name__,
                                    "something depends on their number or place; this architecture cannot be cut so, a mask can be used")
