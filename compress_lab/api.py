@@ -22,7 +22,7 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
     "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
                 "comparison Comparison compare probe, statistics detectable flips non_inferior, "
                 "calibration calibration_differences reliability_diagram risk_coverage_diagram, perturbations Behaviour Robustness perturb, "
-                "tasks task_files, task_probe TaskProbe flipped",
+                "tasks task_files, task_probe TaskProbe flipped, suites suite",
     "deploy": "export Exported export export_formats",
     "report": "dossier Dossier",
     "": "study Study",

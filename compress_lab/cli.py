@@ -32,7 +32,7 @@ def table(
 
 # %% ../nbs/cli.ipynb #cell-09
 def run_folder(
-    study: str|None,  # path of the study file; None for the starter study
+    study: str|None,  # path of the study file, or its name; None for the starter study
 ) -> str:
     "The run folder where none is named."
     return f"runs/{Path(study).stem if study else 'starter'}"
@@ -52,8 +52,9 @@ def run(
 ) -> int:
     "Runs a study and shows its dossier."
     from compress_lab.core.store import Store
-    from compress_lab.study import Study, failures
-    study, root = Study.from_yaml(Path(options.study)) if options.study else Study.starter(), options.out or run_folder(options.study)
+    from compress_lab.study import STUDIES, Study, failures
+    name, root = options.study or "starter", options.out or run_folder(options.study)
+    study = Study.starter(name) if name in STUDIES else Study.from_yaml(Path(name))
     dossier = study.run(root, debug=options.debug)
     store = Store(root)
     show_dossier(dossier, f"{root}/dossier.html" if store.local else "dossier.html")
@@ -197,7 +198,7 @@ def add_arguments(
 ):
     "Adds every command with its arguments."
     added = command(run, "run a study, or the starter study, and show its dossier; run again to go on")
-    added.add_argument("study", nargs="?", help="a study.yaml; none: SmolLM2 under seven recipes, about ten minutes on two cores")
+    added.add_argument("study", nargs="?", help="a study.yaml; none: SmolLM2 under seven recipes, about ten minutes on two cores; trust: three of them by what they answer, about twenty")
     added.add_argument("--out", help="run folder, any fsspec address (default: runs/NAME)")
     added = command(report, "show the dossier of a run folder again")
     added.add_argument("run", help="run folder")

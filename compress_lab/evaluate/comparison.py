@@ -11,6 +11,7 @@ from fastcore.basics import patch
 import pandas as pd
 from ..core.errors import CompressLabError
 from .records import Difference, NotMeasured, Probe, Records, html_table, show, show_interval
+from .suites import expanded
 
 # %% ../../nbs/evaluate/05_comparison.ipynb #cell-06
 def as_probe(
@@ -40,7 +41,7 @@ class Comparison:
     names: tuple[str, str]                                   # of the original and the compressed model
     differences: list[Difference] = field(default_factory=list)
     not_measured: list[tuple[str, str]] = field(default_factory=list)  # probe, and the reason
-    records: dict[str, tuple] = field(default_factory=dict)  # original's (None where not needed) and compressed records, by probe
+    records: dict[str, tuple] = field(default_factory=dict)  # original's (None where not needed) and compressed records, by name of the probe, or by the probe as text where several have that name
 
 def reads_text(probe: Probe) -> bool:
     "Whether rows of tokens may be given to the probe."
@@ -49,22 +50,22 @@ def reads_text(probe: Probe) -> bool:
 def compare(
     original,            # a Subject
     compressed,          # a Subject made from it
-    probes=("perplexity", "fidelity", "size", "latency"),  # names, Probes, or dicts with `probe` and settings
+    probes=("perplexity", "fidelity", "size", "latency"),  # names of probes or suites, Probes, or dicts with `probe` and settings
     *,
     margin=None,         # a share of the original's value one is ready to lose, or a dict from metric names to margins
     rows=None,           # rows of tokens for the probes that read text
     seed: int=0,
 ) -> Comparison:
     "The paired differences. What cannot be measured honestly is listed with its reason; any other failure raises `CompressLabError`."
-    found = Comparison((original.name, compressed.name))
-    for probe in [as_probe(asked) for asked in ([probes] if isinstance(probes, (str, dict, Probe)) else probes)]:
+    found, asked = Comparison((original.name, compressed.name)), [as_probe(each) for each in expanded([probes] if isinstance(probes, (str, dict, Probe)) else probes)]
+    for probe in asked:
         given = {"seed": seed, **({"rows": rows} if rows is not None and reads_text(probe) else {})}
         try:
             after = probe.measure(compressed, original, **given)
             before = None if probe.paired else probe.measure(original, **given)
         except NotMeasured as reason: found.not_measured.append((probe.name, reason.what))
         else:
-            found.records[probe.name] = before, after
+            found.records[probe.name if [each.name for each in asked].count(probe.name) == 1 else str(probe)] = before, after
             found.differences += probe.differences(before, after, margin=margin)
     return found
 

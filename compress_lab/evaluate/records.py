@@ -368,7 +368,7 @@ def pair(self: Probe,
     after = metric.columns(compressed.frame)
     if metric.reference is not None: return np.column_stack([np.full(len(after), metric.reference), np.ones((len(after), after.shape[1] - 1)), after])
     if original is None: raise CompressLabError(f"{self.name} of the original is needed for a difference.", fix="measure the original with the same probe first")
-    if original.probe != compressed.probe or original.meta.get("rows") != compressed.meta.get("rows"):
+    if original.probe.to_dict() != compressed.probe.to_dict() or original.meta.get("rows") != compressed.meta.get("rows"):
         raise CompressLabError("The two models were not measured on the same rows.", f"{original.probe} and {compressed.probe}", "measure both with one probe on the same text")
     if not self.sampled: return np.concatenate([metric.columns(original.frame).sum(0), after.sum(0)])[None]
     before = original.frame.set_index("item")

@@ -58,6 +58,7 @@ def metric_of(
     if name == "macro_f1":
         count = len(file.labels or file.options)
         return Metric(called, **share, sums=tuple(f"{part}_{label}" for label in range(count) for part in ("found", "seen")), formula=macro_f1)
+    if name == "preferred": return Metric(called, "share", numerator="correct")   # neither direction is the better one
     if name == "perplexity": return Metric(called, better="lower", numerator="nll", transform="exp", diverges=True)
     return Metric(called, **share, numerator={"acc": "correct", "f1": "f1_found", "em": "em_right"}.get(name, name), denominator={"f1": "f1_seen", "em": "em_groups"}.get(name))
 
@@ -238,7 +239,7 @@ class TaskProbe(Probe):
         frame, told = (classify if self.file.kind == "classify" else ask)(subject, found, self.tokens)
         if found.left_out: told["notes"] = [*told.get("notes", []), f"{found.left_out} rows are no items by the task's file"]
         data = {**asdict(found.provenance), "role": "evaluation"}
-        return Records(frame, self, subject.fingerprint, {"data": [data | ({"licence": self.file.licence} if data["licence"] in ("unknown", "see the dataset card on the Hub") else {})], "rows": found.key, "seed": seed, **told})
+        return Records(frame, self, subject.fingerprint, {"data": [data | ({"licence": self.file.licence} if data["licence"] in ("unknown", "see the dataset card on the Hub") else {})], "rows": found.key, "seed": seed, "axis": self.file.axis, **told})
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-28
 RIGHT = ("correct", "acc_norm", "acc_bytes", "acc_tokens")  # columns of right and wrong answers

@@ -34,6 +34,7 @@ class TaskFile:
     metrics: list                     # what is counted, the primary one first
     licence: str                      # of the data
     about: str = ""                   # one line, with its source
+    axis: str = "task accuracy"       # what it looks at, in the words of a dossier: "bias", "factuality", …
     config: str|None = None           # part of the data set
     where: str|None = None            # expression: whether a row belongs to the task; None: all do
     item: str|None = None             # expression: the item's id; None: its row
@@ -51,7 +52,7 @@ class TaskFile:
 
 REQUIRED = {"choice": ("context", "options", "answer"), "completion": ("context", "completion"), "classify": ("sentences", "answer")}
 OPTIONAL = {"choice": ("each", "delimiter", "cluster", "group"), "completion": ("cluster",), "classify": ("labels", "cluster")}
-COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "f1", "macro_f1", "mcc", "em"),
+COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "preferred", "f1", "macro_f1", "mcc", "em"),
            "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "pearson", "spearman")}
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-08
@@ -91,7 +92,7 @@ def check(file: TaskFile):
     if not re.fullmatch(r"[\w-]+", file.name): raise wrong(f"{file.name!r} can be no name.", "take letters, digits, - and _")
     for name in REQUIRED[file.kind]:
         if getattr(file, name) is None: raise wrong(f"A task of kind {file.kind} needs {name}.", f"write {name}:")
-    common = {"name", "dataset", "split", "kind", "columns", "metrics", "licence", "about", "config", "where", "item", "path", *REQUIRED[file.kind], *OPTIONAL[file.kind]}
+    common = {"name", "dataset", "split", "kind", "columns", "metrics", "licence", "about", "axis", "config", "where", "item", "path", *REQUIRED[file.kind], *OPTIONAL[file.kind]}
     for setting in fields(TaskFile):
         if setting.name not in common and getattr(file, setting.name) not in (None, setting.default):
             raise wrong(f"A task of kind {file.kind} has no {setting.name}.", "leave it out, or change the kind")
