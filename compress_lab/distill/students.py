@@ -7,7 +7,7 @@ __all__ = ['spread', 'staying', 'changed', 'trial', 'narrowed', 'shaped', 'fresh
            'unmade', 'proportional', 'nearest_shape', 'students']
 
 # %% ../../nbs/distill/03_students.ipynb #imports
-import operator, time, torch
+import math, operator, time, torch
 import pandas as pd
 from copy import deepcopy
 from torch import Tensor, nn
@@ -164,18 +164,20 @@ def unmade(model: nn.Module, config) -> nn.Module:
     "A model of the same class without memory."
     with torch.device("meta"): return type(model)._from_config(config)
 
-def proportional(model: nn.Module, parts: list[Units], width: int, multiple: int) -> list[dict[str, int]]:
+def proportional(model: nn.Module, parts: list[Units], width: int) -> list[dict[str, int]]:
     "Sizes to try at this width, neurons and heads in proportion; the first that can be said is the one."
     share, found = width / field_of(model, "hidden_size"), {}
-    for kind, step in (("neurons", multiple), ("heads", next((part.together for part in parts if part.kind == "heads"), 1))):
-        counts = {part.count for part in parts if part.kind == kind}
-        if len(counts) == 1: found[kind] = min(count := counts.pop(), max(step, round(count * share / step) * step))
+    for kind in ("neurons", "heads"):
+        counts = {(part.count, part.together if kind == "heads" else math.gcd(part.count, 64)) for part in parts if part.kind == kind}
+        if len(counts) == 1:
+            (count, step), = counts
+            found[kind] = max(step, round(count * share / step) * step)
     asked = wanted(model, parts, width=width, **found)
     return [{name: left for name, left in asked.items() if name not in without} for without in ((), ("heads",), ("heads", "neurons"))]
 
-def nearest_shape(model: nn.Module, parts: list[Units], width: int, parameters: int, multiple: int) -> dict|None:
+def nearest_shape(model: nn.Module, parts: list[Units], width: int, parameters: int) -> dict|None:
     "The sizes at this width that come nearest to the budget; None where no configuration has this width."
-    for sizes in proportional(model, parts, width, multiple):
+    for sizes in proportional(model, parts, width):
         try: whole = unmade(model, shaped(model, *(found := narrowed(model, parts, sizes))[:2], None))
         except CompressLabError: continue
         stack = [size_of(block.module) for block in blocks_of(whole)]
@@ -192,13 +194,12 @@ def students(
     subject: Subject,      # the teacher
     parameters: int,       # the budget: all of them, tied ones once
     *,
-    multiple: int=64,      # widths are multiples of it
-    number: int=8,         # of shapes to show
+    steps: int=8,          # of widths, up to the teacher's
 ) -> pd.DataFrame:
     "Shapes of students, those nearest to the budget first, each a row of what `student` takes. Raises `CompressLabError` where there are none."
     model, parts, width = subject.model, units(subject.model), field_of(subject.model, "hidden_size") or 0
     if not 0 < parameters < size_of(model): raise CompressLabError(f"The teacher has {size_of(model):,} parameters, and the budget is {parameters:,}.", "students", "ask for fewer")
     one_stack(model)
-    rows = [row for each in sorted({*range(multiple, width, multiple), width}) if (row := nearest_shape(model, parts, each, parameters, multiple))]
+    rows = [row for step in range(1, steps + 1) if width * step % steps == 0 and (row := nearest_shape(model, parts, width * step // steps, parameters))]
     if not rows: raise CompressLabError("No configuration of this class describes smaller models.", type(model.config).__name__, "choose another class for the student")
-    return pd.DataFrame(rows).sort_values("off budget", key=abs, kind="stable").head(number).reset_index(drop=True)
+    return pd.DataFrame(rows).sort_values("off budget", key=abs, kind="stable").reset_index(drop=True)
