@@ -411,7 +411,7 @@ def summary(self: Dossier) -> list[Claim]:
     tried = count(len([r for r in self.recipes if r != "original" and not any(c.get("backend") for c in self._of(r))]), "recipe")
     text = f"{tried} of {self.title}, {count(measured, 'measurement')}" + (f"; {missing} more were planned or tried and are listed as not measured." if missing else ".")
     first = Claim(text, "", {"measured": measured, "missing": missing}, tuple(self.cells))
-    return [first, *self._loss_claim(), *self._frontier_claim(), *self._speed_claim()]
+    return [first, *self._loss_claim(), *self._hidden_claim(), *self._frontier_claim(), *self._speed_claim()]
 
 # %% ../../nbs/report/02_dossier.ipynb #answers-code
 FLIPS = (".flips", ".churn", ".changed")
@@ -423,7 +423,8 @@ def answers(self: Dossier) -> pd.DataFrame:  # recipe, metric, task, unit, bette
     found = self.evidence[np.array(keep, dtype=bool)].copy()
     found["task"] = [metric.rpartition(".")[0] for metric in found["metric"]]
     ends = ["value", "value_lo", "value_hi"]
-    rows = [self._find(row["recipe"], f"{row['task']}.flips") for _, row in found.iterrows()]
+    first = ~found.duplicated(["recipe", "task"])   # flips are those of the first figure: another counts other answers as right
+    rows = [self._find(row["recipe"], f"{row['task']}.flips") if first[place] else None for place, row in found.iterrows()]
     found[["flips", "flips_lo", "flips_hi"]] = np.array([[math.nan] * 3 if row is None else [row[end] for end in ends] for row in rows]).reshape(len(found), 3)
     return found[found["difference"].notna()].reset_index(drop=True)
 
@@ -453,6 +454,17 @@ def _answer_claim(self: Dossier, recipe: str) -> list[Claim]:
     shares = sorted(points(row, "flips") for row in rows)
     text += f". Behind this {figures(shares[0], 2)} % of the answers flipped between right and wrong." if len(rows) == 1 else f". Behind this {figures(shares[0], 2)} to {figures(shares[-1], 2)} % of the answers to a task flipped between right and wrong."
     return [Claim(text, recipe, {f"{row['task']} {name}": row[name] for row in rows for name in ("difference", "flips")}, tuple(dict.fromkeys(k for row in rows for k in row["cells"])))]
+
+@patch
+def _hidden_claim(self: Dossier) -> list[Claim]:
+    "How many accuracies show no change, and what is behind them."
+    rows = [row for _, row in self.answers().iterrows() if row["metric"].endswith(".acc") and math.isfinite(row["flips"])]
+    hidden = [row for row in rows if row["difference_lo"] <= 0 <= row["difference_hi"]]
+    if not hidden: return []
+    shares = sorted(100 * row["flips"] for row in hidden)
+    text = f"{len(hidden)} of {len(rows)} accuracies show no change; behind them {figures(shares[0], 2)} to {figures(shares[-1], 2)} % of the answers flipped between right and wrong."
+    if lost := [f"{row['recipe']} in {row['task']}" for row in rows if row["difference_hi"] < 0]: text += f" Accuracy fell for {_listed(lost)}."
+    return [Claim(text, "", {f"{row['recipe']} {row['task']}": row["flips"] for row in rows}, tuple(dict.fromkeys(k for row in rows for k in row["cells"])))]
 
 @patch
 def _answer_rows(self: Dossier) -> list[tuple]:
