@@ -90,11 +90,11 @@ def test_losses_take_records_of_any_task():
 
 class Letters:
     "A tokenizer of letters, for tiny models."
-    def __call__(self, texts, **kwargs):
+    def __call__(self, text, truncation=False, max_length=None, **kwargs): return {"input_ids": [1 + ord(letter) % 100 for letter in text[:max_length if truncation else None]]}
+    def pad(self, rows, return_tensors="pt"):
         from transformers import BatchEncoding
-        length = min(kwargs["max_length"], max(map(len, texts)))
-        rows = [[1 + ord(letter) % 100 for letter in text[:length]] for text in texts]
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        length = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [0] * (length - len(row["input_ids"])) for row in rows])
         return BatchEncoding({"input_ids": ids, "attention_mask": (ids > 0).long()})
 
 
@@ -105,7 +105,7 @@ def test_a_classifier_of_transformers_is_measured_and_a_language_model_is_not(tm
     model = BertForSequenceClassification(tiny("bert", head="base").config).eval()
     subject, texts = Subject(model, Letters()), ["abc", "a longer text", "b"]
     alone = np.vstack([class_logprobs(subject, [text]) for text in texts])
-    assert np.allclose(class_logprobs(subject, texts, batch=2), alone, atol=1e-5) and np.allclose(np.exp(alone).sum(1), 1)
+    assert np.allclose(class_logprobs(subject, texts, tokens=20), alone, atol=1e-5) and np.allclose(np.exp(alone).sum(1), 1)
     probe = Robustness(task=str(table), config=None, kinds="typos upper", n=20)
     found = compare(subject, subject.copy(), [probe, "behaviour"])
     assert not found.not_measured and all(difference.verdict == "no difference" for difference in found.differences)

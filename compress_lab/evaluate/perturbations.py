@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import ClassVar
 import numpy as np
 import pandas as pd
-import torch
 import xxhash
 import yaml
+from scipy import special
 from ..core.data import task
 from ..core.errors import CompressLabError, nearest
-from ..core.progress import bar
-from .perplexity import evaluating
 from .records import Metric, NotMeasured, Probe, Records, setting
+from .task_probe import head_logits
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #machine-code
 WORD = r"(?<![\w'’])[^\W\d_]{%d,}(?![\w'’])"   # letters only, from so many up
@@ -159,31 +158,22 @@ register("spoken", "features of several spoken varieties: ain't, them for those,
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #answers-code
 def class_logprobs(
-    subject,              # a Subject that classifies texts, or an object with `predict`
+    subject,               # a Subject that classifies texts, or an object with `predict`
     texts: list[str],
-    batch: int=32,        # texts at a time
-    max_length: int=128,  # tokens read of each, and no more than the model has positions for
+    tokens: int|None=None, # at a time; None: what suits a processor
 ) -> np.ndarray:
     "Log-probabilities of the classes, float64 of shape (texts, classes). Raises `NotMeasured` where the model gives no classes."
-    if hasattr(subject, "predict"): return torch.tensor(np.asarray(subject.predict(texts)), dtype=torch.float64).log_softmax(1).numpy()
+    if hasattr(subject, "predict"): return special.log_softmax(np.asarray(subject.predict(texts), dtype=np.float64), 1)
     if subject.tokenizer is None: raise NotMeasured("The subject has no tokenizer to read text with.", subject.name, "load it with one")
-    max_length = min(max_length, getattr(getattr(subject.model, "config", None), "max_position_embeddings", None) or max_length)
-    order, found = sorted(range(len(texts)), key=lambda at: len(texts[at])), []
-    with evaluating(subject.model) as model:
-        for start in bar(range(0, len(texts), batch), desc="answers", unit="batch"):
-            rows = subject.tokenizer([texts[at] for at in order[start:start + batch]], padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-            logits = getattr(model(**rows.to(next(model.parameters()).device)), "logits", None)
-            if logits is None or logits.dim() != 2: raise NotMeasured("The model gives no classes.", type(model).__name__, "use a model with a classification head")
-            found.append(logits.double().log_softmax(-1).cpu())
-    return torch.cat(found)[np.argsort(order)].numpy()
+    return special.log_softmax(head_logits(subject, [(text,) for text in texts], tokens)[0], 1)
 
 def answers(
-    subject,              # as for `class_logprobs`
-    items: pd.DataFrame,  # `item`, `text`, `label`, and `cluster` where items are not independent
-    **settings,           # of `class_logprobs`
+    subject,               # as for `class_logprobs`
+    items: pd.DataFrame,   # `item`, `text`, `label`, and `cluster` where items are not independent
+    tokens: int|None=None, # at a time
 ) -> pd.DataFrame:
     "One row an item: `item`, `cluster`, `label`, `prediction`, `correct`, `logprobs`."
-    logp = class_logprobs(subject, items["text"].tolist(), **settings)
+    logp = class_logprobs(subject, items["text"].tolist(), tokens)
     label = items["label"].to_numpy()
     return pd.DataFrame({"item": items["item"].to_numpy(), "cluster": items["cluster" if "cluster" in items else "item"].to_numpy(), "label": label, "prediction": logp.argmax(1),
                          "correct": (logp.argmax(1) == label).astype(float), "logprobs": list(logp)})
@@ -233,8 +223,7 @@ class Robustness(Probe):
     keep: str = ""                          # words that are left as they are, with spaces between
     rate: float|None = setting(None, least=0)   # share of the places that are changed; None: each perturbation's own
     n: int|None = setting(500, least=1)     # texts, chosen by the seed; None: all
-    batch: int = setting(32, least=1)       # texts at a time
-    max_length: int = setting(128, least=2) # tokens read of each
+    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
 
     def __post_init__(self):
         super().__post_init__()
@@ -251,13 +240,13 @@ class Robustness(Probe):
         "Losses and flips by item and perturbation. Raises `NotMeasured` for a model that gives no classes."
         items, data = _items(self, seed) if items is None else (items, [])
         items = items if "item" in items else items.assign(item=np.arange(len(items)))
-        clean = answers(subject, items, batch=self.batch, max_length=self.max_length)
+        clean = answers(subject, items, self.tokens)
         found, changed = {}, {}
         for kind in self.kinds.split() or PERTURBATIONS:
             texts = [perturb(text, kind, seed=seed, rate=self.rate, keep=tuple(self.keep.split())) for text in items["text"]]
             changed[kind] = np.array([new != old for new, old in zip(texts, items["text"])])
             touched = items.assign(text=texts)[changed[kind]]
-            found[kind] = pd.concat([clean[~changed[kind]], answers(subject, touched, batch=self.batch, max_length=self.max_length)]) if len(touched) else clean
+            found[kind] = pd.concat([clean[~changed[kind]], answers(subject, touched, self.tokens)]) if len(touched) else clean
         key = xxhash.xxh3_64_hexdigest("\0".join(map(str, (*items["item"], *items["text"]))).encode(errors="replace"))
         frame = losses(clean, found, changed)
         if not frame["changed"].any(): raise NotMeasured("None of the texts could be perturbed.", self.kinds, "choose other perturbations, or other texts")
@@ -293,14 +282,13 @@ class Behaviour(Probe):
     templates: str = ""                         # path of a YAML file; empty: the project's own
     positive: int = setting(1, least=0)         # index of the positive class
     tolerance: float = setting(0.1, least=0)    # how far a probability may go the wrong way
-    batch: int = setting(32, least=1)           # texts at a time
-    max_length: int = setting(128, least=2)     # tokens read of each
+    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
 
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Failures by case. Raises `NotMeasured` for a model that gives no classes."
         cases = behaviour_cases(self.templates)
         texts = list(dict.fromkeys([*cases["before"], *cases["after"]]))
-        logp = class_logprobs(subject, texts, self.batch, self.max_length)
+        logp = class_logprobs(subject, texts, self.tokens)
         if self.positive >= logp.shape[1]: raise NotMeasured(f"There is no class {self.positive}.", f"{logp.shape[1]} classes", "set positive to the index of the positive class")
         place = {text: number for number, text in enumerate(texts)}
         before, after = (logp[[place[text] for text in cases[key]]] for key in ("before", "after"))

@@ -162,24 +162,24 @@ def class_order(
     raise CompressLabError(f"The head's classes are {', '.join(map(str, config.id2label.values()))}; the task's are {', '.join(labels)}.", where, "set model.config.id2label to the task's names, in the head's order")
 
 def head_logits(
-    subject,           # an encoder with a classification head and its tokenizer
-    found: Items,      # of kind classify
-    tokens: int|None,  # at a time
+    subject,             # an encoder with a classification head and its tokenizer
+    rows: list[tuple],   # one or two texts each
+    tokens: int|None=None,  # at a time; None: what suits a processor
+    desc: str="answers", # what the bar says
 ) -> tuple[np.ndarray, int]:
-    "The head's figures, float64 of shape (items, classes), and how many items were cut to fit. Raises `NotMeasured` for a model that has no such head."
+    "The head's figures, float64 of shape (rows, classes), and how many rows were cut to fit. Raises `NotMeasured` for a model that has no head."
     longest = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
-    encoded = [subject.tokenizer(*item.sentences, verbose=False) for item in found]
+    encoded = [subject.tokenizer(*texts, verbose=False) for texts in rows]
     length = np.array([len(row["input_ids"]) for row in encoded])
     cut = int((length > longest).sum()) if longest else 0
-    if cut: encoded = [subject.tokenizer(*item.sentences, truncation=True, max_length=longest, verbose=False) for item in found]
+    if cut: encoded = [subject.tokenizer(*texts, truncation=True, max_length=longest, verbose=False) for texts in rows]
     order, logits, device = np.argsort(-length, kind="stable"), [], next(subject.model.parameters()).device
     with evaluating(subject.model) as model:
         size = max(1, (tokens or 4 * PACK) // length.max())
-        for start in bar(range(0, len(order), size), desc=found.file.name, unit="batch"):
+        for start in bar(range(0, len(order), size), desc=desc, unit="batch"):
             batch = subject.tokenizer.pad([encoded[number] for number in order[start:start + size]], return_tensors="pt").to(device)
             said = getattr(model(**batch), "logits", None)
-            if said is None or said.shape != (len(batch["input_ids"]), len(found.file.labels or "1")):
-                raise NotMeasured(f"The task needs a head with {len(found.file.labels or '1')} figures for a row.", type(subject.model).__name__, "fine-tune the model on the task")
+            if said is None or said.dim() != 2: raise NotMeasured("The model gives no classes.", type(subject.model).__name__, "use a model with a classification head, fine-tuned on the task")
             logits.append(said.double().cpu())
     return torch.cat(logits).numpy()[np.argsort(order)], cut
 
@@ -192,7 +192,8 @@ def classify(
     "A row for each item, and what to tell about it. Raises `NotMeasured` for a model that has no such head."
     file, label = found.file, np.array([item.answer for item in found])
     order = class_order(getattr(subject.model, "config", None), file.labels, file.path) if file.labels else [0]
-    logits, cut = head_logits(subject, found, tokens)
+    logits, cut = head_logits(subject, [item.sentences for item in found], tokens, file.name)
+    if logits.shape[1] != len(order): raise NotMeasured(f"The task needs a head with {len(order)} figures for a row, and this one has {logits.shape[1]}.", type(subject.model).__name__, "fine-tune the model on the task")
     logits = logits[:, order]
     told = {"notes": [f"{cut} of {len(found)} items lost their end: the model takes {subject.model.config.max_position_embeddings} tokens"]} if cut else {}
     frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found]})
