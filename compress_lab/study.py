@@ -178,7 +178,7 @@ probes: [trust-small]
 def starter(cls: Study,
     name: str="starter",  # in `STUDIES`
 ) -> Study:
-    "A study of SmolLM2 that comes along, made for two cores: ten minutes, or twenty for `trust`."
+    "A study of SmolLM2 that comes along, made for two cores."
     return cls.from_yaml(STUDIES[name])
 
 # %% ../nbs/study.ipynb #cell-22

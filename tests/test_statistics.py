@@ -197,8 +197,8 @@ def test_flips_add_up(items):
     first, second = (answered(list(part)) for part in zip(*items))
     found = flips(first, second.sample(frac=1, random_state=0), draws=200)
     share = found["share"]
-    assert np.isclose(share["flips"], share["went wrong"] + share["came right"]) and np.isclose(share["agreement"], 1 - share["all changes"])
-    assert np.isclose(share["unnecessary churn"], share["flips"] - abs(share["net change"])) and share["flips"] <= share["all changes"]
+    assert np.isclose(share["flips"], share["went wrong"] + share["came right"]) and np.isclose(share["agreement"], 1 - share["changed"])
+    assert np.isclose(share["churn"], share["flips"] - abs(share["net change"])) and share["flips"] <= share["changed"]
     assert np.isclose(share["net change"], second["correct"].mean() - first["correct"].mean())
     assert (found["low"] <= found["share"] + 1e-12).all() and (found["share"] <= found["high"] + 1e-12).all()
     assert flips(*(part.rename(columns={"correct": "acc"}) for part in (first, second)), column="acc", draws=200).equals(flips(first, second, draws=200))

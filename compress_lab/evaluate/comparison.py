@@ -6,10 +6,12 @@
 __all__ = ['as_probe', 'probe', 'Comparison', 'reads_text', 'compare']
 
 # %% ../../nbs/evaluate/05_comparison.ipynb #cell-03
+import inspect
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 import pandas as pd
 from ..core.errors import CompressLabError
+from ..core.settings import only
 from .records import Difference, NotMeasured, Probe, Records, html_table, show, show_interval
 from .suites import expanded
 
@@ -45,7 +47,7 @@ class Comparison:
 
 def reads_text(probe: Probe) -> bool:
     "Whether rows of tokens may be given to the probe."
-    return "rows" in probe.measure.__code__.co_varnames
+    return "rows" in inspect.signature(probe.measure).parameters
 
 def compare(
     original,            # a Subject
@@ -58,6 +60,7 @@ def compare(
 ) -> Comparison:
     "The paired differences. What cannot be measured honestly is listed with its reason; any other failure raises `CompressLabError`."
     found, asked = Comparison((original.name, compressed.name)), [as_probe(each) for each in expanded([probes] if isinstance(probes, (str, dict, Probe)) else probes)]
+    if isinstance(margin, dict): only(margin, [metric.name for probe in asked for metric in probe.metrics], "compare, margin")
     for probe in asked:
         given = {"seed": seed, **({"rows": rows} if rows is not None and reads_text(probe) else {})}
         try:

@@ -184,6 +184,7 @@ class Difference:
     margin: float|None = None                   # declared beforehand
     control: float|None = None                  # ratio of the original to itself, where that was measured
     control_interval: tuple[float, float]|None = None
+    p: float|None = None                        # of McNemar's exact test, where items are right or wrong
 
     def to_dict(self) -> dict:
         "The difference as plain JSON, the metric by name with its unit and direction."
@@ -345,6 +346,7 @@ def estimate(self: Probe,
     if self.sampled and np.isfinite(value):
         counted = _counted(metric, columns)
         interval, = intervals(cluster_sums(columns[counted], self.clusters(records.frame[counted])[0]), metric.of)
+        if metric.unit == "share" and not metric.formula and ((columns[:, 0] >= 0) & (columns[:, 0] <= columns[:, 1])).all(): interval = tuple(np.clip(interval, 0, 1).tolist())
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval}
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-39

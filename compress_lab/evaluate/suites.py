@@ -21,7 +21,7 @@ def expanded(
     asked,  # probes, names of probes or suites, or dicts with `probe` and settings
 ) -> list:
     "The same with the probes of a suite in the place of its name, each once."
-    found = [each for name in asked for each in (SUITES[name] if isinstance(name, str) and name in SUITES else [name])]
+    found = [each for name in asked for each in (SUITES.get(name, [{"probe": name}]) if isinstance(name, str) else [name])]
     return [each for place, each in enumerate(found) if each not in found[:place]]
 
 def suite(

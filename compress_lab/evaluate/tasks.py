@@ -220,7 +220,7 @@ class Items:
 
 def items(
     task_name: str|Path|TaskFile,  # of a task, or the path of its file
-    n: int|None=None,              # items, or a few more to complete a cluster; None: all
+    n: int|None=None,              # items, or more, to complete a cluster; None: all
     seed: int=0,                   # which ones
 ) -> Items:
     "The items of a task. Raises `CompressLabError` naming file and row."
