@@ -90,6 +90,7 @@ BACKENDS = {
     "torchao-int8": Backend(Job.torchao, "torchao, weights and activations in eight bits, compiled", ("torchao",)),
     "onnxruntime": Backend(Job.onnx, "ONNX Runtime, float32 arithmetic", ("onnxruntime", "onnxscript"), integers=True),
     "onnxruntime-int8": Backend(lambda job: job.onnx(int8=True), "ONNX Runtime, weights and activations in eight bits", ("onnxruntime", "onnxscript")),
+    "onnxruntime-dynamic": Backend(lambda job: job.onnx(rounded=True), "ONNX Runtime, activations rounded to eight bits by blocks of 32 or as many as share a scale, and weights without integers too", ("onnxruntime", "onnxscript"), integers=True),
     "openvino": Backend(Job.openvino, "OpenVINO, float32 arithmetic", ("openvino",), integers=True),
     "openvino-bf16": Backend(lambda job: job.openvino(precision="bf16"), "OpenVINO, bfloat16 arithmetic", ("openvino",), integers=True),
     "openvino-dynamic": Backend(lambda job: job.openvino(precision="bf16", dynamic=32), "OpenVINO, activations rounded to eight bits by groups of 32", ("openvino",), integers=True, floats=False),
