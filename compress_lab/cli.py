@@ -121,7 +121,7 @@ RUNTIMES = {  # module: (what to install, what it brings)
     "torchao": ("torchao", "int8 and int4 kernels inside PyTorch"),
     "onnxruntime": ("onnxruntime", "ONNX graphs with int8 kernels"),
     "openvino": ("openvino nncf", "the fastest int8 and bfloat16 on x86 processors"),
-    "llama_cpp": ("llama-cpp-python", "GGUF models"),
+    "xllamacpp": ("xllamacpp", "llama.cpp, for GGUF files"),
 }
 KERNELS = {  # data type: processor flags that make it fast
     "int8": {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"},

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from .errors import CompressLabError
 from .layers import Block, LinearLayer, blocks, calibrating, embeddings, linears, observe
-from .tiny import inputs
+from .tiny import inputs, reason, strayed
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-08
 def bias_of(layer: LinearLayer) -> LinearLayer|None:
@@ -85,7 +85,7 @@ def norms(model: nn.Module) -> dict[str, LinearLayer]:
 def centres(norm: nn.Module) -> bool:
     "Whether a norm takes no notice of a constant added to its input, as layer norms do."
     x = torch.randn(4, len(norm.weight), generator=torch.Generator().manual_seed(0)).to(norm.weight)
-    return torch.allclose(norm(x + 1), norm(x), atol=1e-2)
+    return strayed(norm(x + 1), norm(x)) < 0.1
 
 def matrices(model: nn.Module) -> list[LinearLayer]:
     "The linears, and all other matrices that a module may multiply with."
@@ -321,7 +321,7 @@ def from_linears(model: nn.Module, flow: Flow, refused: dict) -> list[Pair]:
         if replay not in known:
             try: known[replay] = [(source, reader, map) for source, reader in combinations(replay.inputs, 2) if layers[reader].key not in from_norm
                                   and (map := wiring(replay, source, reader)) is not None]
-            except Exception as error: known[replay], refused[block.name] = [], f"the block cannot be run by itself: {str(error).splitlines()[0][:120]}"
+            except Exception as error: known[replay], refused[block.name] = [], f"the block cannot be run by itself: {reason(error)}"
         for source in dict.fromkeys(source for source, *_ in known[replay]):
             readers, maps = zip(*((layers[reader], map) for name, reader, map in known[replay] if name == source))
             rows = torch.cat(maps).unique()

@@ -222,7 +222,7 @@ def memory_of(model: nn.Module, layers: list, batches: list[dict], square: bool)
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-15
 def calibrate(method, subject, layers, calibration, checkpoint, change, others=()) -> dict:
-    "Walks through the model; `change(linears, statistics)` changes some, perhaps others with them, and returns what each lost. All of that, by name."
+    "Walks through the model; `change(linears, statistics)` changes some, perhaps others with them, and returns what each lost. What the layers themselves lost, by name."
     report, finished, batches = {other.name: {} for other in others}, Finished(checkpoint, subject, [*layers, *others]), batches_of(calibration, subject.model, method.tokens_per_batch)
     check_memory(memory_of(subject.model, layers, batches, method.statistic.square), str(method))
     device = next(iter(batches[0].values())).device.type
@@ -231,7 +231,8 @@ def calibrate(method, subject, layers, calibration, checkpoint, change, others=(
     with precision(method.calibration_dtype, subject.model):
         walk(subject.model, batches, layers, method.statistic, compress, true_sequential=method.true_sequential,
              done=finished.restore(report), after_block=lambda block: finished.store(block, report))
-    return report
+    own = {layer.name for layer in layers}
+    return {name: found for name, found in report.items() if name in own}
 
 def change_each(method, subject, layers, calibration, checkpoint, change) -> dict:
     "As `calibrate`; a method without a statistic gets the linears one by one, and no statistics."

@@ -23,8 +23,8 @@ def pack(
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
         raise CompressLabError(f"A code lies outside 0..{(1 << bits) - 1}.", f"codes from {int(codes.min())} to {int(codes.max())}",
                                f"clamp the codes or pack them with more than {bits} bits")
-    stream = np.unpackbits(codes.to(torch.uint8).numpy()[..., None], axis=-1, count=bits, bitorder="little")
-    return torch.from_numpy(np.packbits(stream.reshape(len(codes), -1), axis=1, bitorder="little"))
+    stream = codes.to(torch.uint8)[..., None] >> torch.arange(bits, dtype=torch.uint8) & 1
+    return torch.from_numpy(np.packbits(stream.flatten(1).numpy(), axis=1, bitorder="little"))
 
 def unpack(
     packed: Tensor,  # uint8 of shape (rows, bytes), as `pack` gives
@@ -32,8 +32,8 @@ def unpack(
     columns: int,    # codes in a row
 ) -> Tensor:
     "The codes: uint8 of shape (rows, columns)."
-    stream = np.unpackbits(packed.numpy(), axis=1, count=columns * bits, bitorder="little")
-    return torch.from_numpy(np.packbits(stream.reshape(len(packed), columns, bits), axis=-1, bitorder="little")[..., 0])
+    stream = torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=columns * bits, bitorder="little")).view(len(packed), columns, bits)
+    return sum(stream[..., bit] << bit for bit in range(bits))
 
 # %% ../../nbs/core/05_packed.ipynb #levels-code
 def minifloat(
@@ -185,17 +185,25 @@ class Bitmask:
     def of(cls, weight: Tensor) -> "Bitmask":
         "The bitmask of a weight."
         kept = nonzero_bits(weight)
-        return cls(torch.from_numpy(np.packbits(kept.numpy(), bitorder="little")), weight.detach().cpu().contiguous().view(-1)[kept], tuple(weight.shape))
+        return cls(pack(kept[None], 1)[0], weight.detach().cpu().contiguous().view(-1)[kept], tuple(weight.shape))
 
     @property
     def nbytes(self) -> int: return self.mask.nbytes + self.values.nbytes
 
+    def tensors(self) -> dict[str, Tensor]: return {"mask": self.mask, "values": self.values}
+
     def meta(self) -> dict: return {"shape": list(self.shape)}
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], meta: dict) -> "Bitmask":
+        "What `tensors` and `meta` gave. Raises `CompressLabError` where something of it is missing."
+        try: return cls(**tensors, shape=tuple(meta["shape"]))
+        except (KeyError, TypeError) as error: raise CompressLabError(f"A bitmask is incomplete: {error}.", fix="save the model again") from error
 
     def whole(self) -> Tensor:
         "The weight, bit for bit. Raises `CompressLabError` where mask, values and shape do not belong together."
         entries = math.prod(self.shape)
-        kept = torch.from_numpy(np.unpackbits(self.mask.numpy(), bitorder="little")).bool()
+        kept = unpack(self.mask[None], 1, 8 * len(self.mask))[0].bool()
         if len(kept) != 8 * math.ceil(entries / 8) or kept[entries:].any() or int(kept.sum()) != len(self.values):
             raise CompressLabError("A bitmask does not fit its values.", f"{len(kept)} bits, {int(kept.sum())} of them set, {len(self.values)} values, shape {self.shape}", "save the model again")
         bits = self.values.view(INTEGERS[self.values.element_size()])

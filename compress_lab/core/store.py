@@ -21,7 +21,7 @@ from .errors import CompressLabError
 
 # %% ../../nbs/core/06_store.ipynb #cell-06
 PACKAGES = ("compress_lab", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "pandas", "scipy",
-            "torchao", "onnxruntime", "openvino", "nncf", "optimum", "llama-cpp-python", "gguf")
+            "torchao", "onnxruntime", "openvino", "nncf", "optimum", "xllamacpp", "gguf")
 FLAGS = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
          "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2")
 

@@ -58,8 +58,10 @@ def weights_hash(
     "A 128-bit hash of names, types, shapes and bytes of the weights. Raises `CompressLabError` where a weight is not in memory."
     return tensors_hash(tensors(model))
 
-def tensors_hash(state: dict[str, torch.Tensor]) -> str:
-    "The same of tensors by name."
+def tensors_hash(
+    state: dict[str, torch.Tensor],  # tensors by name
+) -> str:
+    "A 128-bit hash of tensors by name: names, types, shapes and bytes. Raises `CompressLabError` where one is not in memory."
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(state.items()):
         if tensor.is_meta:
@@ -437,7 +439,7 @@ def _write_packed(subject: Subject, folder: Path, masked: dict[str, Bitmask]):
     save_file(rest, folder/"unpacked.safetensors", {"format": "pt"})
     if subject.packed: save_file({f"{key}.packed.{field}": tensor.cpu().contiguous() for key, packed in subject.packed.items()
                                   for field, tensor in packed.tensors().items()}, folder/"packed.safetensors", {"format": "pt"})
-    if masked: save_file({f"{name}.{field}": tensor for name, bitmask in masked.items() for field, tensor in (("mask", bitmask.mask), ("values", bitmask.values))}, folder/"masked.safetensors", {"format": "pt"})
+    if masked: save_file({f"{name}.{field}": tensor for name, bitmask in masked.items() for field, tensor in bitmask.tensors().items()}, folder/"masked.safetensors", {"format": "pt"})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None: model.generation_config.save_pretrained(folder)
@@ -515,8 +517,8 @@ def _unmasked(folder: Path, masked: dict) -> dict[str, torch.Tensor]:
     "The weights that are stored as bitmasks in `folder`. Raises `CompressLabError`."
     if not masked: return {}
     with _quietly("The bitmasks could not be read", str(folder)): stored = load_file(folder/"masked.safetensors")
-    try: return {name: Bitmask(stored[f"{name}.mask"], stored[f"{name}.values"], tuple(meta["shape"])).whole() for name, meta in masked.items()}
-    except (KeyError, TypeError) as error: raise CompressLabError(f"The bitmasks are incomplete: {error}.", str(folder), "save the Subject again") from error
+    def fields(name): return {key.rpartition(".")[2]: tensor for key, tensor in stored.items() if key.rpartition(".")[0] == name}
+    return {name: Bitmask.load(fields(name), meta).whole() for name, meta in masked.items()}
 
 def _from_packed(folder: Path, layout: dict, factored: dict, masked: dict, dtype: torch.dtype):
     "The model and the packed weights of a folder that `_write_packed` wrote."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .equivalence import Flow, Replay, replays
 from .errors import CompressLabError
 from .layers import LinearLayer, calibrating
-from .tiny import inputs
+from .tiny import inputs, reason
 
 # %% ../../nbs/core/16_units.ipynb #cell-06
 def influence(
@@ -119,7 +119,7 @@ def units(
     with calibrating(model):
         for block, layers, replay in replays(model, Flow(model, inputs(model, length=16))):
             try: known[replay] = known[replay] if replay in known else kinds(replay, width, count if isinstance(count, int) and count > 1 else None)
-            except RuntimeError as error: raise CompressLabError(f"The block cannot be run by itself: {str(error).splitlines()[0][:120]}", block.name, "this architecture cannot be cut; use a mask such as Wanda") from error
+            except RuntimeError as error: raise CompressLabError(f"The block cannot be run by itself: {reason(error)}", block.name, "this architecture cannot be cut; use a mask such as Wanda") from error
             for name, (kind, number, users) in known[replay].items():
                 found.append(Units(kind, layers[name], number, {(f"{block.name}.{parameter}", side): value for (parameter, side), value in users.items()}))
     return found

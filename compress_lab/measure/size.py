@@ -62,9 +62,12 @@ class Size(Probe):
     ) -> Records:
         "A row for each stored tensor; `masked_bytes` only where zeros make them fewer."
         notes = ["file_bytes counts the tensors and leaves out the file's header, about 100 bytes a tensor",
-                 "masked_bytes and sparse_bits_per_weight are those of save(masks=True); no kernel uses the mask"]
+                 "sparse_bits_per_weight is that of save(masks=True)"]
         if subject.packed: notes += ["the quantized weights are stored as integers; in memory they are floats", "their sparse_bits_per_weight are theoretical: their zeros are stored as codes"]
         frame = sizes(subject)
         stored, masked = (int(frame[column].sum()) for column in ("bytes", "masked_bytes"))
-        extras = {"extras": {"masked_bytes": {"value": masked, "unit": "bytes"}}} if masked < stored else {}
+        extras = {}
+        if masked < stored:
+            notes.append("masked_bytes is that of save(masks=True); no kernel uses the mask")
+            extras["extras"] = {"masked_bytes": {"value": masked, "unit": "bytes"}}
         return Records(frame, self, subject.fingerprint, {"notes": notes, "seed": seed, **extras})

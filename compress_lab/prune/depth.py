@@ -125,11 +125,10 @@ class Blocks(Method):
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Leaves blocks of the Subject out, whose model becomes a smaller one; returns what each block was judged by, by name."
         if subject.packed or subject.roundings or subject.streamed: raise CompressLabError("A quantized or streamed model cannot be shortened.", str(self), "shorten first: Blocks(2) >> GPTQ()")
-        model, stack = subject.model, blocks(subject.model)
+        model, stack = subject.model, one_stack(subject.model)
         if self.count >= len(stack): raise CompressLabError(f"The model has {len(stack)} blocks.", str(self), f"let 1 to {len(stack) - 1} go")
         if missing := {linear.name for linear in linears(model) if linear.block is not None} - {linear.name for linear in layers}:
             raise CompressLabError("Blocks are judged together, and this is not among the targets.", min(missing), "leave out targets and ignore")
-        one_stack(model)
         tokens = calibration.tokens.to(model.device)
         with calibrating(model): scores = judge(self, model, stack, tokens, seed)
         gone = set(range(int(scores.argmin()), int(scores.argmin()) + self.count)) if self.criterion == "angle" else set(scores.argsort(stable=True)[:self.count].tolist())

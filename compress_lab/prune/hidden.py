@@ -15,7 +15,7 @@ from ..core.equivalence import centres, norms
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, linears
 from ..core.layerwise import Compressed, calibrate, check_finite, losses, put
-from ..core.tiny import inputs, logits, strayed, tolerance
+from ..core.tiny import inputs, logits, reason, strayed, tolerance
 from ..core.units import Units, field as field_of, units
 from .shrink import filled, going, proposals, shapes, with_fields
 from .width import Width, cheapest, choose, cut_reader, repaired
@@ -120,7 +120,7 @@ def check_reads_back(model: nn.Module, original: nn.Module):
         again = type(model)._from_config(model.config, dtype=model.dtype).eval().to(model.device)
         again.load_state_dict(model.state_dict())
         change = strayed(logits(again, batch), logits(model, batch))
-    except (RuntimeError, ValueError) as error: raise CompressLabError(f"The narrower model does not run: {str(error).splitlines()[0][:120]}", type(model).__name__, "cut neurons or blocks instead") from error
+    except Exception as error: raise CompressLabError(f"The narrower model does not run: {reason(error)}", type(model).__name__, "cut neurons or blocks instead") from error
     if not change < tolerance(model): raise CompressLabError("The class derives more than shapes from the width, and the narrower model would not read back as it is.", type(model).__name__, "cut neurons or blocks instead")
 
 # %% ../../nbs/prune/23_hidden.ipynb #seen-code

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer
-from ..core.layerwise import Compressed, calibrate, treat
+from ..core.layerwise import Compressed, calibrate, check_finite, treat
 from .masks import Pruning, lowest, pattern
 from .permutation import Channels, aligned, interchangeable, kept, reorder
 
@@ -74,6 +74,8 @@ def run(self: RIA, subject, layers, calibration=None, checkpoint=None, seed=0) -
     movable = [each for each in interchangeable(subject.model) if each.reader.name in groups and aligned(each, groups[each.reader.name])
                and not {name for name, _ in each.moves} & subject.packed.keys()]
     def change(group, statistics):
+        for linear in group:
+            for expert, matrix in enumerate(linear.matrices): check_finite(matrix, statistics.get((linear.name, expert)), linear.name)
         found = {linear.name: put_in_order(self, subject, linear, own, statistics[linear.name, 0]) for linear in group
                  if (own := [each for each in movable if each.reader.name == linear.name])}
         report = treat(self, subject, group, statistics)

@@ -12,7 +12,7 @@ from copy import deepcopy
 from itertools import islice, product
 from torch import Tensor, nn
 from ..core.errors import CompressLabError
-from ..core.tiny import inputs, logits, strayed, tolerance
+from ..core.tiny import inputs, logits, reason, strayed, tolerance
 from ..core.units import Units
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-06
@@ -99,7 +99,7 @@ def check_same(reference: nn.Module, smaller: nn.Module):
     for seed in (0, 1):
         batch = inputs(reference, length=12, seed=seed)
         try: wanted, given = logits(reference, batch), logits(smaller, batch)
-        except Exception as error: raise CompressLabError(f"The smaller model does not run: {str(error).splitlines()[0][:120]}", type(reference).__name__, "this architecture cannot be cut so, a mask can be used") from error
+        except Exception as error: raise CompressLabError(f"The smaller model does not run: {reason(error)}", type(reference).__name__, "this architecture cannot be cut so, a mask can be used") from error
         if not (change := strayed(given, wanted)) < tolerance(reference):
             raise CompressLabError(f"The smaller model's outputs differ by {change:.2g} of their size from those of the model whose units are not read.", type(reference).__name__,
                                    "something depends on their number or place; this architecture cannot be cut so, a mask can be used")

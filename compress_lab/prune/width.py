@@ -54,13 +54,13 @@ def choose(
 ) -> Tensor:
     "Which units to cut, in rounds of about as many, (units,), bool; each reader counts by its share of its outputs' energy."
     count, left = readers[0][0].shape[1] // size, number // groups
-    cut = torch.zeros(count, dtype=torch.bool)
+    cut, energies = torch.zeros(count, dtype=torch.bool), [torch.einsum("ij,ij->", weight @ gram, weight).clamp_min(1e-30) for weight, gram in readers]
     for turn in range(min(rounds, left), 0, -1):
         total, take = torch.zeros(count), -(-left // turn)
-        for weight, gram in readers:
+        for (weight, gram), energy in zip(readers, energies):
             stays = ~cut.repeat_interleave(size).to(weight.device)
             new, inverse = repaired(weight, gram, stays)
-            total[~cut] += (costs(new[:, stays], inverse, size) / torch.einsum("ij,ij->", weight @ gram, weight).clamp_min(1e-30)).cpu()
+            total[~cut] += (costs(new[:, stays], inverse, size) / energy).cpu()
         cut |= cheapest(total.masked_fill(cut, torch.inf), take * groups, groups)
         left -= take
     return cut

@@ -116,12 +116,13 @@ def write_huffman(
     subject,          # a Subject with quantized weights
     path: str|Path,   # the file; replaced where it exists
 ) -> Path:
-    "The file, complete: it is written under a temporary name first. Raises `CompressLabError` where a weight is no longer what its codes stand for, or none has codes."
+    "The file, complete: it is written under a temporary name first. Raises `CompressLabError` where a weight is no longer what its codes stand for, has a type that is not read again, or none has codes."
     if not subject.packed: raise CompressLabError("No weight of this Subject is quantized.", subject.name, "let a method such as Codebook follow, or use save")
     path, state, found, metas = Path(path), tensors(subject.model), {}, {}
     keys = {_parameter(key, subject.model): packed for key, packed in subject.packed.items()}
     for name, tensor in state.items():
         if name not in keys: found[name] = tensor.detach().contiguous(); continue
+        if tensor.dtype not in DTYPES.values(): raise CompressLabError(f"A weight in {str(tensor.dtype).removeprefix('torch.')} is not read again.", name, f"convert the model to one of {', '.join(DTYPES)} before it is quantized")
         if not torch.equal(keys[name].dequantize().to(tensor.dtype), tensor):
             raise CompressLabError("A weight is no longer what its packed integers stand for.", name, "quantize again")
         fields, meta = squeeze(keys[name])
