@@ -368,7 +368,7 @@ def test_a_saved_bitmask_survives_loading_and_notices_damage(model, tmp_path, dt
 
 
 @pytest.mark.parametrize("recipe", ["Magnitude(0.5)", "Wanda(0.5)", "SparseGPT(0.5)", "RIA('2:4')", "ADMM(0.5)", "Wanda(0.5) >> cl.Refit()", "Wanda(0.5) >> cl.Recover(steps=4, calibration_dtype='float32')",
-                                    "Saliency(0.5)", "Gradual(sparsity=0.5, steps=4, calibration_dtype='float32')", "Gradual(sparsity=0.5, criterion='soft', steps=4, calibration_dtype='float32')"])
+                                    "Saliency(0.5)", "Gradual(sparsity=0.5, criterion='movement', steps=4, calibration_dtype='float32')"])
 def test_what_is_pruned_is_a_positive_zero(recipe):
     "A negative zero is a value, and a bitmask could save nothing on it."
     import compress_lab as cl

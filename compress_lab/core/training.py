@@ -43,6 +43,7 @@ class Pupil(Trainer):
         together = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(together, lengths=mask.sum(1).tolist(), generator=torch.Generator().manual_seed(self.args.data_seed))
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device): return super().get_batch_samples((self.objective.rows(self.model, batch, self.state.global_step) for batch in epoch_iterator), num_batches, device)
     def _get_num_items_in_batch(self, batch_samples, device): return sum(int(self.objective.items(self.model, batch).sum()) for batch in batch_samples)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -52,14 +53,18 @@ class Pupil(Trainer):
         for name, part in parts.items(): self.seen[name] = self.seen.get(name, 0.0) + part.detach().item()
         return loss
 
-    def evaluate(self, *args, **more) -> dict:
+    def judge(self) -> float:
         "The mean loss over the items of all held-out rows."
         self.model.eval()
         total, items = 0.0, 0
         for batch in map(self._prepare_inputs, self.get_eval_dataloader()):
             with torch.no_grad(), self.accelerator.autocast(): total += sum(float(part.sum()) for part in self.objective(self.model, batch).values())
             items += int(self.objective.items(self.model, batch).sum())
-        self.log(metrics := {"eval_loss": total / max(1, items)})
+        return total / max(1, items)
+
+    def evaluate(self, *args, **more) -> dict:
+        "That loss, which callbacks hear of."
+        self.log(metrics := {"eval_loss": self.judge()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -89,7 +94,7 @@ class Bar(TrainerCallback):
     def on_step_end(self, args, state, control, **more):
         parts, self.pupil.seen = self.pupil.seen, {}
         state.log_history.append({"step": state.global_step, "loss": sum(parts.values()), "parts": parts})
-        self.bar.set_postfix({name: f"{part:.4f}" for name, part in parts.items()}, refresh=False)
+        self.bar.set_postfix({name: f"{part:.4f}" for name, part in parts.items()} | self.pupil.objective.shown, refresh=False)
         self.bar.update()
 
 class Watch(TrainerCallback):
@@ -125,7 +130,7 @@ def learn(
     *,
     teacher: nn.Module|None=None,  # whose logits to learn; None: the labels, or else the text
     objective: Objective|None=None,  # what to learn instead
-    held: Tensor|dict[str, Tensor]|None=None,  # rows to judge by: training stops when they gain no more, and the model is the best of those seen
+    held: Tensor|dict[str, Tensor]|None=None,  # rows to judge by: training stops when they gain no more, and the model is the best of those seen, the first among them
     patience: int=3,         # tenths of the steps without a gain, after which it stops
     steps: int=100,          # of the optimizer
     batch: int=4,            # rows a step sees
@@ -152,6 +157,11 @@ def learn(
                       callbacks=[Masks(model), *callbacks, *([EarlyStoppingCallback(patience)] if judged else [])])
         pupil.add_callback(Bar(pupil))
         pupil.remove_callback(PrinterCallback)
-        with own_forward(model): pupil.train(resume_from_checkpoint=last_checkpoint(folder))
+        first = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in model.parameters() if parameter.requires_grad] if judged else []
+        with own_forward(model):
+            begun = pupil.judge() if judged else None
+            pupil.train(resume_from_checkpoint=last_checkpoint(folder))
+    if judged and pupil.state.best_metric > begun:
+        for parameter, value in first: parameter.data.copy_(value)
     model.eval()
     return [entry["loss"] for entry in pupil.state.log_history if "parts" in entry]

@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 from torch import Tensor, nn
 from ..core.errors import CompressLabError
-from ..core.layers import check_memory, linears
-from ..core.losses import LOGIT_BYTES, Objective, attended, check_free, check_training, in_pieces, inputs_of, moved, predictions, requiring, token_loss
+from ..core.layers import check_memory, linears, size_of
+from ..core.losses import LOGIT_BYTES, Objective, attended, causal, check_free, check_training, in_pieces, inputs_of, moved, predictions, requiring, token_loss
 from ..core.progress import bar
 from ..core.recipe import Method
 from ..core.starters import _locked, cache_dir
 from ..core.subjects import tensors_hash
-from ..core.tiny import causal_lms
 from .features import attending, attention_loss, hidden_loss, layer_pairs, projection, relation_loss
 from .losses import DIVERGENCES, of_top, top_of
 
@@ -56,7 +55,7 @@ class Distill(Method):
         for name, least, most in (("alpha", 0, 1), ("held", 0, 0.9), ("top_k", 0, 2**31), ("feature_weight", 0, 1e9), ("patience", 1, 1e9), ("temperature", 1e-3, 1e4)):
             if not least <= getattr(self, name) <= most: raise CompressLabError(f"{name}={getattr(self, name)} is not between {least} and {most}.", "Distill", "leave it out")
         if self.mix is not None and self.loss not in ("js", "skew_kl", "skew_reverse_kl"): raise CompressLabError(f"loss={self.loss!r} has no mixture.", "Distill", "leave out mix")
-        if self.mix is not None and not 0 < self.mix < 1: raise CompressLabError(f"mix={self.mix} is not between 0 and 1.", "Distill", 'use "kl" or "reverse_kl" for the ends')
+        if self.mix is not None and not 0 < self.mix < 1: raise CompressLabError(f"mix={self.mix} is not between 0 and 1.", "Distill", "use a share above 0 and below 1")
         if self.micro is not None and (self.micro < 1 or self.batch % self.micro): raise CompressLabError(f"A step of {self.batch} rows cannot be done in parts of {self.micro}.", "Distill", "give a divisor as micro=")
         if self.top_k and self.features != "none": raise CompressLabError("What is kept of a teacher are its predictions, and not what is inside.", "Distill", "leave out top_k or features")
 
@@ -67,7 +66,7 @@ class Distill(Method):
 
 # %% ../../nbs/distill/10_distill.ipynb #lesson-code
 def looked_into(model: nn.Module, batch: dict, features: str) -> tuple[Tensor, list]:
-    "The logits of a batch, and of every block the states it puts out, or what its attention computes with."
+    "The logits of a batch, and of every block the states it puts out, those of the last after the final norm where a model is like Llama, or what its attention computes with."
     if features == "none": return predictions(model, batch), []
     if features in ("hidden", "directions"):
         found = model(**inputs_of(model, batch), output_hidden_states=True)
@@ -96,9 +95,9 @@ class Lesson(Objective):
         student: nn.Module,
         teacher: nn.Module,
         row: dict[str, Tensor],   # one row of the table, to see what comes out
-        seed: int=0,              # of projections
+        seed: int=0,              # of all that is drawn
     ):
-        self.method, self.teacher, self.causal = method, teacher, type(student).__name__ in causal_lms().values()
+        self.method, self.teacher, self.causal, self.seed = method, teacher, causal(student), seed
         with torch.no_grad(): (logits, ours), (_, theirs) = (looked_into(model, row, method.features) for model in (student, teacher))
         self.of_tokens, self.pairs = logits.dim() > 2, [] if method.features == "none" else layer_pairs(method.pairs, len(ours), len(theirs))
         maps = [projection(ours[i - 1].shape[-1], theirs[j - 1].shape[-1], seed + i) for i, j in self.pairs] if method.features in ("hidden", "directions") else []
@@ -120,7 +119,7 @@ class Lesson(Objective):
     def __call__(self, model, batch):
         method, known = self.method, [batch[name] for name in KEPT if name in batch]
         loss, wanted, theirs = partial(of_top, **method.divergence.keywords, loss=method.divergence.func), known, []
-        if not known:
+        if not known and (method.alpha < 1 or self.pairs):
             loss = method.divergence
             with torch.no_grad(): logits, theirs = looked_into(self.teacher, batch, method.features)
             wanted = [logits]
@@ -189,10 +188,15 @@ def check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row: 
         with torch.no_grad(): found, wanted = (predictions(model, row).shape for model in (student, teacher))
     except AttributeError as error: raise CompressLabError("The model has no logits to learn from.", type(student).__name__, "use one with a head") from error
     if found[-1] != wanted[-1]: raise CompressLabError(f"The original predicts one of {wanted[-1]}, the model one of {found[-1]}.", str(method), "give a teacher with the same head as original=")
-    if method.alpha and len(found) < 3 and "labels" not in row: raise CompressLabError("The rows have no labels.", str(method), "leave out alpha, or give Sentences or Images with labels")
-    check_memory(16 * sum(parameter.numel() for parameter in student.parameters()) + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * found.numel(), str(method))
+    if method.alpha: Objective().labels(student, row)
+    check_memory((16 + 4 * (method.held > 0)) * size_of(student) + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * found.numel(), str(method))
 
 # %% ../../nbs/distill/10_distill.ipynb #apply-code
+@patch
+def lesson(self: Distill, student: nn.Module, teacher: nn.Module, row: dict[str, Tensor], seed: int=0) -> Lesson:
+    "The objective of the trainer; `row` is one of the table, to see what comes out."
+    return Lesson(self, student, teacher, row, seed)
+
 @patch
 def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
     "Trains the Subject in place, all but the linears that are no target; returns how far each linear moved, relative, by name."
@@ -202,9 +206,10 @@ def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=
     row = {name: column[:1].to(next(student.parameters()).device) for name, column in table.items()}
     check_outputs(self, student, teacher, row)
     if self.top_k: table = table | outputs_of(original, table, self.top_k, self.temperature, dtype=self.calibration_dtype)
-    last = len(next(iter(table.values()))) - int(self.held * len(next(iter(table.values()))))
+    rows = len(next(iter(table.values())))
+    last = rows - (max(1, int(self.held * rows)) if self.held else 0)
     known, held = ({name: column[part] for name, column in table.items()} for part in (slice(last), slice(last, None)))
-    goal = Lesson(self, student, teacher, row, seed)
+    goal = self.lesson(student, teacher, row, seed)
     chosen, before = {linear.name for linear in layers}, {linear.name: linear.weight.detach().clone() for linear in layers}
     fixed = {id(parameter) for linear in linears(student) if linear.block is not None and linear.name not in chosen for parameter in (linear.weight, getattr(linear.module, "bias", None))}
     if goal.maps: student.distill_maps = goal.maps

@@ -88,9 +88,9 @@ def masking(
 
 @dataclass(frozen=True)
 class Gradual(Recover):
-    "Prunes each matrix while the model learns the original's predictions."
-    sparsity: float = 0.5          # share of zeros at the end: of each matrix, or with "soft" of all together
-    criterion: str = "movement"    # what goes: weights that move towards zero; "magnitude": the smallest at the moment; "soft": by movement, across matrices
+    "Prunes a model while it learns the original's predictions."
+    sparsity: float = 0.5          # share of zeros at the end: of all matrices together, or of each where it is not "soft"
+    criterion: str = "soft"        # what goes: weights that move towards zero, across matrices; "movement": the same in each; "magnitude": the smallest at the moment
     penalty: float = 1.0           # on the mean sigmoid of the scores, for "soft" only
     paper = "Sanh et al., 2020, Movement pruning: adaptive sparsity by fine-tuning"
 
