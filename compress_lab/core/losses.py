@@ -104,6 +104,7 @@ def attended(batch: dict[str, Tensor]) -> Tensor:
     "Which tokens are no padding, (rows, length), bool."
     return batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(batch["input_ids"], dtype=torch.bool)
 
+# %% ../../nbs/core/14_losses.ipynb #objective-code
 class Objective:
     "What is learned from a batch: its labels, or else its text."
     shown = {}   # beside the parts of the loss, in the progress bar
