@@ -93,6 +93,5 @@ def written(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts = [continued(teacher.model, part[:, :prompt], tokens.shape[1], beams=beams) for part in bar(tokens.split(batch), desc="the teacher writes", unit="batch")]
-    empty = {"labels": -100}
-    def whole(name): return torch.cat([torch.nn.functional.pad(part[name].cpu(), (0, tokens.shape[1] - part[name].shape[1]), value=empty.get(name, 0)) for part in parts])
+    def whole(name): return torch.cat([nn.functional.pad(part[name].cpu(), (0, tokens.shape[1] - part[name].shape[1]), value=-100 if name == "labels" else 0) for part in parts])
     return Sentences({name: whole(name) for name in parts[0]})

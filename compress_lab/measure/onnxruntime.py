@@ -73,10 +73,10 @@ def of_blocks(model: nn.Module, packed: dict[str, Packed], rounded: bool=False):
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-10
 @contextmanager
 def whole_attention():
-    "While models are traced, attention becomes one node, which takes fewer keys than queries; where it has no mask, or more than one, it stays as it is."
+    "While models are traced, attention becomes one node, several heads of queries to one of keys; without a mask, or with a bias or a cap, it stays as it is."
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
     def attention(module, query, key, value, attention_mask, scaling=None, position_bias=None, **more):
-        if attention_mask is None or position_bias is not None: return plain(module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **more)
+        if attention_mask is None or position_bias is not None or more.get("softcap") is not None: return plain(module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **more)
         return torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=scaling)[0].transpose(1, 2).contiguous(), None
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     try: yield

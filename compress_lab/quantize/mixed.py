@@ -16,11 +16,10 @@ from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
 from ..core.layerwise import LayerMethod, precision, treat
-from ..core.losses import requiring
+from ..core.losses import causal, requiring
 from ..core.packed import Packed
 from ..core.progress import bar
 from ..core.recipe import Recipe, Step, plan
-from ..core.tiny import causal_lms
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-06
 def check_methods(methods: list):
@@ -161,7 +160,7 @@ def check_asked(subject, calibration, methods: list, metric: str, by: str):
     with torch.inference_mode(): output = subject.model(input_ids=calibration.tokens[:1, :8].to(subject.model.device))
     if metric != "output_error" and not hasattr(output, "logits"):
         raise CompressLabError(f"The model has no logits, which the metric {metric} needs.", type(subject.model).__name__, 'use metric="output_error"')
-    if metric == "loss" and type(subject.model).__name__ not in causal_lms().values():
+    if metric == "loss" and not causal(subject.model):
         raise CompressLabError("The loss of the next token is that of a causal language model.", type(subject.model).__name__, 'use metric="kl"')
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-18
