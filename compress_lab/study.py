@@ -22,14 +22,15 @@ DEFAULT_CALIBRATION = {"text": "wikipedia", "n": 32, "length": 256}
 
 @dataclass(frozen=True)
 class Study:
-    "A subject, recipes by name, probes and seeds. Raises `CompressLabError` where they do not make a study."
+    "A subject, recipes by name or copies that are there already, probes and seeds. Raises `CompressLabError` where they do not make a study."
     subject: str                # starter, local folder or Hub id
-    recipes: dict               # name -> Recipe (or Method)
+    recipes: dict               # name -> Recipe (or Method); may be empty where there are copies
     probes: tuple               # Probes, their names, names of suites, or {probe: name, settings}
     calibration: dict = field(default_factory=lambda: dict(DEFAULT_CALIBRATION))  # text, n (windows), length (tokens)
     seeds: tuple[int, ...] = (0,)  # each draws its own calibration text and evaluation windows
     margin: float|dict|None = None # the share of the original's value one is ready to lose, or such by metric; None: not judged
-    native: dict = field(default_factory=dict)  # recipe, or "original" -> a backend of `cl.native` on which it is measured as well
+    native: dict = field(default_factory=dict)  # recipe, copy, or "original" -> a backend of `cl.native` on which it is measured as well
+    copies: dict = field(default_factory=dict)  # name -> starter, local folder or Hub id of a model that was compressed before, by whatever tool
 
     def __post_init__(self):
         if not isinstance(self.subject, str) or not self.subject.strip():
@@ -48,9 +49,12 @@ class Study:
 def _check_recipes(study):
     from compress_lab.core.recipe import Recipe
     where = "study, recipes"
-    if not isinstance(study.recipes, dict) or not study.recipes:
-        raise CompressLabError("A study needs recipes by name.", where, "for example recipes: {RTN-4: [{method: RTN, bits: 4}]}")
-    for name in study.recipes:
+    if not isinstance(study.recipes, dict) or not isinstance(study.copies, dict) or not study.recipes and not study.copies:
+        raise CompressLabError("A study needs recipes or copies by name.", where, "for example recipes: {RTN-4: [{method: RTN, bits: 4}]}, or copies: {theirs: a-folder}")
+    for name in (twice for twice in study.copies if twice in study.recipes): raise CompressLabError(f"{name!r} is a recipe and a copy.", "study, copies", "call one of them something else")
+    for name, place in study.copies.items():
+        if not isinstance(place, str) or not place.strip(): raise CompressLabError(f"{place!r} is no place of a model.", f"study, copies, {name}", "name a starter, a folder or a Hub id")
+    for name in (*study.recipes, *study.copies):
         if not isinstance(name, str) or not name.strip() or len(name) > 80 or not name.isprintable() or name == "original":
             raise CompressLabError(f"{name!r} cannot be the name of a recipe.", where, "use a short text in quotes; 'original' is the subject itself")
     recipes = {name: Recipe.of(recipe) for name, recipe in study.recipes.items()}
@@ -87,11 +91,11 @@ def _check_native(study):
     where = "study, native"
     if not study.native: return
     if not isinstance(study.native, dict): raise CompressLabError("The backends have no recipes.", where, "write native: {RTN-4: openvino}")
-    only(study.native, ["original", *study.recipes], where)
+    only(study.native, ["original", *study.recipes, *study.copies], where)
     from compress_lab.measure.kernels import BACKENDS
     for name, backend in study.native.items():
         if backend not in ("auto", *BACKENDS): raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", f"did you mean {', '.join(nearest(str(backend), BACKENDS)) or ', '.join(('auto', *BACKENDS))}?")
-        if f"{name} on {backend}" in study.recipes: raise CompressLabError(f"{name} on {backend} is the name of a recipe.", where, "call the recipe something else")
+        if f"{name} on {backend}" in {**study.recipes, **study.copies}: raise CompressLabError(f"{name} on {backend} is the name of a recipe or a copy.", where, "call that something else")
 
 # %% ../nbs/study.ipynb #cell-11
 @patch
@@ -99,7 +103,7 @@ def to_dict(self: Study) -> dict:
     "The study as plain values, as its YAML has them."
     plain = dict(subject=self.subject, calibration=dict(self.calibration), recipes={name: recipe.to_dict() for name, recipe in self.recipes.items()},
                  probes=[probe.to_dict() for probe in self.probes], seeds=list(self.seeds))
-    return plain | ({} if self.margin is None else {"margin": self.margin}) | ({"native": dict(self.native)} if self.native else {})
+    return plain | ({} if self.margin is None else {"margin": self.margin}) | {name: dict(value) for name in ("native", "copies") if (value := getattr(self, name))}
 
 @patch
 def to_yaml(self: Study) -> str:
@@ -115,8 +119,9 @@ def from_dict(cls: Study,
     from compress_lab.core.recipe import Recipe
     known = [each.name for each in fields(cls)]
     only(data, known, where)
+    data = {"recipes": {}, **data} if "copies" in data else data
     for key in ("subject", "recipes", "probes"):
-        if key not in data: raise CompressLabError(f"The study has no {key}.", where, "a study needs subject, recipes and probes")
+        if key not in data: raise CompressLabError(f"The study has no {key}.", where, "a study needs subject, recipes or copies, and probes")
     if not isinstance(data["recipes"], dict): raise CompressLabError("The recipes have no names.", where, "write recipes: {RTN-4: [{method: RTN, bits: 4}]}")
     recipes = {}
     for name, steps in data["recipes"].items():
@@ -144,7 +149,7 @@ def _repr_html_(self: Study) -> str:
     from compress_lab.evaluate.records import html_table
     seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
     about = f"{self.subject} under {', '.join(map(str, self.probes))}; calibrated on {', '.join(f'{key} {value}' for key, value in self.calibration.items())}; {seeds}"
-    return html_table(("recipe", "steps"), list(self.recipes.items()), about)
+    return html_table(("recipe", "steps"), [*self.recipes.items(), *((name, f"the copy in {place}") for name, place in self.copies.items())], about)
 
 # %% ../nbs/study.ipynb #cell-19
 STUDIES = {"starter": """
@@ -184,16 +189,17 @@ def starter(cls: Study,
 # %% ../nbs/study.ipynb #cell-22
 @dataclass(frozen=True)
 class Arm:
-    "The original or a recipe under one seed, and the cells it fills."
-    name: str      # of the recipe, or "original"
-    recipe: object # Recipe; None for the original
+    "The original, a recipe or a copy under one seed, and the cells it fills."
+    name: str      # of the recipe or the copy, or "original"
+    recipe: object # Recipe; None where there is none
     backend: str   # that runs it; "" for PyTorch as it is
     seed: int
     key: str       # names its lock and its checkpoint
     cells: dict    # key of a cell -> its Probe
+    copy: str = "" # where it is, if it was compressed before
 
     @property
-    def original(self) -> bool: return self.recipe is None and not self.backend
+    def original(self) -> bool: return self.recipe is None and not self.backend and not self.copy
 
 def contents(
     probe,  # a Probe
@@ -208,16 +214,19 @@ def contents(
 def arms(self: Study,
     fingerprint: str,  # of the original
     calibrated,        # function from a seed to the key of its calibration text
+    copied=None,       # function from the place of a copy to its fingerprint
 ) -> list[Arm]:
     "All arms in the order in which they are run."
     found = []
     for seed in self.seeds:
-        for name, recipe in {"original": None, **self.recipes}.items():
+        for name, recipe in {"original": None, **self.recipes, **dict.fromkeys(self.copies)}.items():
+            copy = self.copies.get(name, "")
+            made = recipe.hash if recipe else copied(copy) if copy else ""
             for backend in ("", self.native[name]) if name in self.native else ("",):
-                parts = f"{recipe.hash if recipe else ''}{backend}", calibrated(seed) if recipe and recipe.needs_calibration else ""
-                cells = {cell_key(fingerprint, parts[0], contents(probe), seed, parts[1]): probe for probe in self.probes if recipe or backend or not probe.paired}
+                parts = f"{made}{backend}", calibrated(seed) if recipe and recipe.needs_calibration else ""
+                cells = {cell_key(fingerprint, parts[0], contents(probe), seed, parts[1]): probe for probe in self.probes if made or backend or not probe.paired}
                 key = cell_key(fingerprint, parts[0], "arm", seed, parts[1])
-                found.append(Arm(f"{name} on {backend}" if backend else name, recipe, backend, seed, key, cells))
+                found.append(Arm(f"{name} on {backend}" if backend else name, recipe, backend, seed, key, cells, copy))
     return found
 
 # %% ../nbs/study.ipynb #cell-26
@@ -227,7 +236,7 @@ def described(
     subject,          # the Subject that is measured; None where the recipe failed
 ) -> dict:
     "The part of a result that says what it is the result of."
-    return dict(recipe=arm.name, recipe_hash=arm.recipe.hash if arm.recipe else "", steps=arm.recipe.to_dict() if arm.recipe else [],
+    return dict(recipe=arm.name, recipe_hash=arm.recipe.hash if arm.recipe else "", steps=arm.recipe.to_dict() if arm.recipe else [], copy=arm.copy,
                 probe=probe.name, settings=probe.settings(), seed=arm.seed, status="measured", reason="", values={}, differences=[],
                 fingerprint=subject.fingerprint if subject else "", history=list(subject.history) if subject else [],
                 simulated=bool(subject and subject.simulated), backend=getattr(subject, "backend", ""), why=getattr(subject, "why", ""), created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -285,7 +294,8 @@ class Run:
         self.store.sweep()
         self.subject = load(study.subject) if subject is None else subject
         self.texts, self.failures = {}, Counter()
-        self.arms = study.arms(self.subject.fingerprint, lambda seed: self.calibration(seed).key)
+        prints = {place: load(place).fingerprint for place in study.copies.values()}   # a folder may hold another model tomorrow
+        self.arms = study.arms(self.subject.fingerprint, lambda seed: self.calibration(seed).key, prints.get)
         self.width = max(len(arm.name) for arm in self.arms)
         self.store.write_text("study.yaml", study.to_yaml())
         self.store.expect_cells([key for arm in self.arms for key in arm.cells])
@@ -329,11 +339,13 @@ def original_records(self: Run,
 def compress(self: Run,
     arm: Arm,
 ):
-    "The arm's Subject: the original, or a copy its recipe was applied to, on its backend. It resumes where a killed run left it."
+    "The arm's Subject: the original, a copy its recipe was applied to, or one that was there, on its backend. It resumes where a killed run left it."
+    from compress_lab.core.subjects import load
     if arm.original: return self.subject
     if arm.backend:
         from compress_lab.measure.kernels import native
         return native(self.compress(replace(arm, backend="")), arm.backend)
+    if arm.copy: return load(arm.copy)
     text = self.calibration(arm.seed) if arm.recipe.needs_calibration else None
     return arm.recipe.apply(self.subject, text, checkpoint=self.checkpoint(arm), seed=arm.seed)
 

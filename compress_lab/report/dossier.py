@@ -137,7 +137,7 @@ def called(
 
 def planned(
     study: str,  # text of study.yaml, "" where there is none
-) -> tuple[list[str], list[str], str]:  # names of the recipes (also on their backends), names of the probes, name of the subject
+) -> tuple[list[str], list[str], str]:  # names of the recipes and copies (also on their backends), names of the probes, name of the subject
     "What the study meant to run; empty where that cannot be read."
     try: plan = yaml.safe_load(study)
     except (yaml.YAMLError, RecursionError, ValueError): plan = None
@@ -146,7 +146,7 @@ def planned(
     names = [called(p, p) if isinstance(p, Mapping) else str(p) for p in probes]
     subject = plan.get("subject", "")
     native = _mapping(plan.get("native"))
-    arms = [arm for name in ["original", *map(str, _mapping(plan.get("recipes")))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
+    arms = [arm for name in ["original", *(str(name) for kind in ("recipes", "copies") for name in _mapping(plan.get(kind)))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
     return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else ""
 
 class Dossier:
@@ -770,7 +770,7 @@ def _render(self: Dossier, template: str) -> str:
     sources = self.provenance()
     return TEMPLATES.get_template(template).render(
         d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), caption=CAPTION, pictures=self.pictures(), gaps=self._gaps(),
-        steps=lambda recipe: " >> ".join(map(step_text, self._steps(recipe))), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
+        steps=lambda recipe: " >> ".join(map(step_text, self._steps(recipe))) or next((f"the copy in {each['copy']}" for each in self._of(recipe) if each.get("copy")), ""), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
         sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])], words=_words,
         measurements=self._measurements(), css=Markup(CSS + TABLE_CSS), page_css=Markup(PAGE_CSS))
 
