@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['BINS', 'COLDEST', 'HOTTEST', 'METRICS', 'TEMPERATURES', 'distributions', 'item_scores', 'equal_mass', 'reliability',
            'reliability_diagram', 'temperature', 'rescaled', 'crossfit', 'risk_coverage', 'aurc',
-           'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'debiased', 'calibration_differences']
+           'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'debiased', 'calibration_differences',
+           'Calibration']
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #imports
+from dataclasses import dataclass, replace
+from typing import ClassVar
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 from ..core.errors import CompressLabError
-from .records import Difference, Metric, margin_of, verdict
+from .records import Difference, Metric, Records, margin_of, verdict
 from .statistics import FEW, bootstrap, cluster_sums, intervals, jackknife, resamples, same_items
+from .task_probe import TaskProbe
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #dist-code
 def distributions(
@@ -258,3 +262,40 @@ def _difference(name, first, second, low, high, margin, items, count, method) ->
     bound = margin_of(metric, margin)
     return Difference("calibration", metric, first, second, second - first, ends, None, None, items, count, method if ends else f"no interval, {method}",
                       verdict(second - first, ends, None, metric, bound), bound)
+
+# %% ../../nbs/evaluate/13_calibration.ipynb #probe-code
+@dataclass(frozen=True)
+class Calibration(TaskProbe):
+    "How rightly a model is sure of its answers to a task."
+    name: ClassVar[str] = "calibration"
+    temperature: str = "given"   # "given": as it says; "refit": each model at its own, cross-fitted; "kept": both at the original's
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature not in TEMPERATURES: raise self.wrong("temperature", f"is {self.temperature!r}, and must be one of {', '.join(TEMPERATURES)}")
+        if "correct" not in [metric.numerator for metric in self.metrics] or self.file.kind == "completion": raise self.wrong("task", f"is {self.task}, which has no right option among several")
+        object.__setattr__(self, "metrics", tuple(self.named(metric, name) for name, metric in METRICS.items()))
+
+    def named(self, metric: Metric, column: str="") -> Metric:
+        "The metric, called after the task."
+        return replace(metric, name=f"{self.file.name}.{metric.name}", **({"numerator": column} if column else {}))
+
+    def measure(self, subject, original=None, *, seed: int=0) -> Records:
+        "The answers, and of each item what it adds to overconfidence, Brier score and NLL; the others are of all items together, in `differences`."
+        found = super().measure(subject, seed=seed)
+        scores = item_scores(*distributions(found.frame))
+        return replace(found, frame=found.frame.assign(overconfidence=scores["confidence"] - scores["correct"], brier=scores["brier"], nll=scores["nll"]))
+
+    def difference(self, original: Records, compressed: Records, metric=None, *, margin=None) -> Difference:
+        "The paired difference of one figure. Raises `CompressLabError` where there are too few clusters for it."
+        metric = self.metric(metric if metric is None or isinstance(metric, str) else metric.name)
+        for found in self.differences(original, compressed, margin=margin):
+            if found.metric.name == metric.name: return found
+        raise CompressLabError(f"There are too few clusters for {metric.name}.", str(self), "ask more items")
+
+    def differences(self, original: Records, compressed: Records, *, margin=None) -> list[Difference]:
+        "Each figure's paired difference."
+        self.pair(original, compressed, self.metric())   # raises where these are not the same items
+        bare = {name.removeprefix(f"{self.file.name}."): value for name, value in margin.items()} if isinstance(margin, dict) else None
+        found = calibration_differences(original.frame, compressed.frame, temperature=self.temperature, margin=bare)
+        return [replace(each, metric=self.named(each.metric)) for each in found]
