@@ -6,7 +6,7 @@
 __all__ = ['BINS', 'COLDEST', 'HOTTEST', 'METRICS', 'TEMPERATURES', 'distributions', 'item_scores', 'equal_mass', 'reliability',
            'reliability_diagram', 'temperature', 'rescaled', 'crossfit', 'risk_coverage', 'aurc',
            'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'debiased', 'calibration_differences',
-           'Calibration']
+           'CalibrationProbe']
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #imports
 from dataclasses import dataclass, replace
@@ -265,7 +265,7 @@ def _difference(name, first, second, low, high, margin, items, count, method) ->
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #probe-code
 @dataclass(frozen=True)
-class Calibration(TaskProbe):
+class CalibrationProbe(TaskProbe):
     "How rightly a model is sure of its answers to a task."
     name: ClassVar[str] = "calibration"
     temperature: str = "given"   # "given": as it says; "refit": each model at its own, cross-fitted; "kept": both at the original's
