@@ -30,6 +30,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)  # each draws its own calibration text and evaluation windows
     margin: float|dict|None = None # the share of the original's value one is ready to lose, or such by metric; None: not judged
     native: dict = field(default_factory=dict)  # recipe, copy, or "original" -> a backend of `cl.native` on which it is measured as well
+    use: str = ""               # what the outcome is for: research, commercial or redistribution; the dossier then judges licences
     copies: dict = field(default_factory=dict)  # name -> starter, local folder or Hub id of a model that was compressed before, by whatever tool
 
     def __post_init__(self):
@@ -43,6 +44,7 @@ class Study:
         object.__setattr__(self, "seeds", tuple(whole(seed, "study, seeds") for seed in self.seeds))
         if len(set(self.seeds)) < len(self.seeds): raise CompressLabError("A seed stands twice.", "study, seeds", "give each once")
         _check_margin(self)
+        _check_use(self.use)
         _check_native(self)
 
 # %% ../nbs/study.ipynb #cell-07
@@ -87,6 +89,11 @@ def _check_calibration(calibration):
         raise CompressLabError("The calibration text is not named.", where, "write {text: wikipedia, n: 32, length: 256}")
     for key in ("n", "length"): whole(calibration.get(key), f"{where}, {key}", least=1)
 
+# %% ../nbs/study.ipynb #checks-2
+def _check_use(use):
+    from compress_lab.evaluate.rights import USES
+    if use and use not in USES: raise CompressLabError(f"There is no use {use!r}.", "study, use", f"take one of {', '.join(USES)}, or leave it out")
+
 def _check_native(study):
     where = "study, native"
     if not study.native: return
@@ -103,7 +110,7 @@ def to_dict(self: Study) -> dict:
     "The study as plain values, as its YAML has them."
     plain = dict(subject=self.subject, calibration=dict(self.calibration), recipes={name: recipe.to_dict() for name, recipe in self.recipes.items()},
                  probes=[probe.to_dict() for probe in self.probes], seeds=list(self.seeds))
-    return plain | ({} if self.margin is None else {"margin": self.margin}) | {name: dict(value) for name in ("native", "copies") if (value := getattr(self, name))}
+    return plain | ({} if self.margin is None else {"margin": self.margin}) | ({"use": self.use} if self.use else {}) | {name: dict(value) for name in ("native", "copies") if (value := getattr(self, name))}
 
 @patch
 def to_yaml(self: Study) -> str:

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from ..core.errors import CompressLabError
 from ..core.store import DamagedCell, Store, cannot_write, write_file
+from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm
 from . import plots
 from .plots import estimate, figures, label, visible
@@ -137,7 +138,7 @@ def called(
 
 def planned(
     study: str,  # text of study.yaml, "" where there is none
-) -> tuple[list[str], list[str], str]:  # names of the recipes and copies (also on their backends), names of the probes, name of the subject
+) -> tuple[list[str], list[str], str, str]:  # names of the recipes and copies (also on their backends), names of the probes, name of the subject, declared use
     "What the study meant to run; empty where that cannot be read."
     try: plan = yaml.safe_load(study)
     except (yaml.YAMLError, RecursionError, ValueError): plan = None
@@ -147,7 +148,8 @@ def planned(
     subject = plan.get("subject", "")
     native = _mapping(plan.get("native"))
     arms = [arm for name in ["original", *(str(name) for kind in ("recipes", "copies") for name in _mapping(plan.get(kind)))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
-    return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else ""
+    use = plan.get("use")
+    return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else "", use if use in USES else ""
 
 class Dossier:
     "What a study found: table, sentences with their evidence, pictures, gaps, provenance, as a notebook view and as one HTML page."
@@ -157,7 +159,7 @@ class Dossier:
         environments: Mapping[str, Mapping] | None = None,  # cell key -> where it was measured, if the results do not say so
         damaged: Mapping[str, str] | None = None,  # cell key -> what is wrong with the stored cell
     ):
-        recipes, probes, self.subject = planned(study)
+        recipes, probes, self.subject, self.use = planned(study)
         rank = lambda name, names: (names.index(name) if name in names else len(names))
         order = sorted(cells, key=lambda k: (cells[k].get("recipe") != "original", rank(cells[k].get("recipe"), recipes), rank(called(cells[k], cells[k].get("settings")), probes)))
         self.cells, self.study, self.damaged = {key: dict(cells[key]) for key in order}, study, dict(damaged or {})
@@ -491,7 +493,7 @@ def _answer_rows(self: Dossier) -> list[tuple]:
     return rows
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-40
-AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost", "task accuracy", "calibration", "robustness", "bias", "factuality", "security")
+AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost", "task accuracy", "calibration", "robustness", "bias", "factuality", "security", "data rights")
 
 def area(cell: Mapping) -> str:
     "What a cell looks at: a task's file may say, and two probes have another name than their area."
@@ -508,8 +510,8 @@ def not_measured(self: Dossier) -> list[dict]:  # recipe ("" for a whole area), 
     done = {(str(c.get("recipe")), called(c, c.get("settings"))) for c in self.cells.values()}
     recipes, probes = self.plan
     gaps += [dict(recipe=r, probe=p, reason="the run has not reached it", cell="") for r in recipes for p in probes if (r, p) not in done]
-    looked = {area(c) for c in self.cells.values()} | {area({"probe": name.partition(" ")[0]}) for name in probes}
-    return gaps + [dict(recipe="", probe=each, reason="no probe of this study looks at it", cell="") for each in AREAS if each not in looked]
+    looked = ({"data rights"} if self.use else set()) | {area(c) for c in self.cells.values()} | {area({"probe": name.partition(" ")[0]}) for name in probes}
+    return gaps + [dict(recipe="", probe=each, reason="the study declares no use" if each == "data rights" else "no probe of this study looks at it", cell="") for each in AREAS if each not in looked]
 
 @patch
 def _size_quality(self: Dossier) -> pd.DataFrame:
@@ -648,6 +650,12 @@ def _unique(entries: list[tuple[str, object]]) -> list[dict]:
     return [{"what": what, "cells": keys} for what, keys in found.values()]
 
 @patch
+def data_rights(self: Dossier) -> pd.DataFrame:  # what, role, licence, verdict, reason
+    "Whether the declared use is allowed, for the model and for all data. Raises `CompressLabError` where the study declares none."
+    found = self.provenance()
+    return rights([*({**each["what"], "role": "model"} for each in found["subject"]), *(each["what"] for each in found["data"])], self.use)
+
+@patch
 def provenance(self: Dossier) -> dict[str, list[dict]]:  # "subject", "data", "environment": each a list of {"what", "cells"}
     "Where everything came from: distinct entries with the cells they belong to."
     of = lambda c, name: _mapping(c.get("provenance")).get(name)
@@ -740,6 +748,10 @@ AXES = """
 {% endfor %}</tbody></table></div></section>{% endfor %}
 """
 SOURCES = """
+{% if d.use %}<section><h2>Data rights</h2><div class="wide" tabindex="0" role="region" aria-label="Data rights"><table class="gaps"><caption><span>Declared use: {{ d.use }}. Licences are read by a table; the texts themselves count.</span></caption>
+<thead><tr>{% for head in ("what", "role", "licence", "verdict", "why") %}<th scope="col" style="text-align:left">{{ head }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in d.data_rights().itertuples() %}<tr><th scope="row">{{ row.what }}</th><td class="words">{{ row.role }}</td><td class="words">{{ row.licence }}</td><td class="words">{{ row.verdict }}</td><td class="words">{{ row.reason }}</td></tr>
+{% endfor %}</tbody></table></div></section>{% endif %}
 <section><h2>Provenance</h2>{% for heading, entries in sources %}{% for entry in entries %}<h3>{{ heading }}{% if entries | length > 1 %} {{ loop.index }}{% endif %}</h3>
 <dl>{% for name, value in entry.what.items() if value not in (None, "", [], {}) %}<dt>{{ name | replace("_", " ") }}</dt><dd>{{ words(value) }}</dd>{% endfor %}</dl>
 {% if entries | length > 1 %}<p class="small">{{ entry.cells | length }} cells</p>{% endif %}{% else %}<h3>{{ heading }}</h3><p class="small">Not recorded.</p>{% endfor %}{% endfor %}</section>
