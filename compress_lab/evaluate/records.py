@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'REGISTRY', 'Metric', 'show', 'show_interval', 'Records', 'html_table', 'Difference', 'verdict', 'margin_of',
-           'NotMeasured', 'probes', 'Probe', 'setting']
+           'NotMeasured', 'probes', 'Probe', 'setting', 'on_log_scale']
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-03
 import hashlib, json, types, typing
@@ -334,6 +334,13 @@ def _counted(
     "Which rows the metric is about: where it is divided by a column, those that are not zero throughout, shape (rows,)."
     return columns.any(1) if isinstance(metric.denominator, str) else np.ones(len(columns), dtype=bool)
 
+def on_log_scale(
+    sums: np.ndarray,  # sums by cluster, shape (clusters, k)
+    statistic,         # function from column totals to values above zero
+) -> list[tuple[float, float]]:
+    "Its interval from that of its logarithm, which cannot reach below zero where few clusters give a symmetric one."
+    return [tuple(np.exp(ends).tolist()) for ends in intervals(sums, lambda totals: np.log(statistic(totals)))]
+
 @patch
 def estimate(self: Probe,
     records: Records,
@@ -345,7 +352,8 @@ def estimate(self: Probe,
     interval = None
     if self.sampled and np.isfinite(value):
         counted = _counted(metric, columns)
-        interval, = intervals(cluster_sums(columns[counted], self.clusters(records.frame[counted])[0]), metric.of)
+        sums = cluster_sums(columns[counted], self.clusters(records.frame[counted])[0])
+        interval, = on_log_scale(sums, metric.of) if metric.transform == "exp" else intervals(sums, metric.of)
         if metric.unit == "share" and not metric.formula and ((columns[:, 0] >= 0) & (columns[:, 0] <= columns[:, 1])).all(): interval = tuple(np.clip(interval, 0, 1).tolist())
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval}
 
@@ -397,18 +405,20 @@ def difference(self: Probe,
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         total = columns.sum(0)
         ends, value, quotient = (float(metric.of(total[:half])), float(metric.of(total[half:]))), float(change(total)), float(ratio(total))
-        spreads, method, units = self.spread(frame, columns, change, ratio, ends)
+        spreads, method, units = self.spread(frame, columns, change, ratio, ends, metric.transform == "exp")
     if ends[0] == 0 or not np.isfinite(quotient): quotient, spreads = None, (spreads[0], None)
     margin = margin_of(metric, margin) if self.sampled or isinstance(margin, dict) else None
     return Difference(self.name, metric, *ends, value, spreads[0], quotient, spreads[1], len(columns), units, method,
                       verdict(value, *spreads, metric, margin), margin)
 
+# %% ../../nbs/evaluate/01_records.ipynb #spread-code
 @patch
 def spread(self: Probe,
     frame: pd.DataFrame,           # with `item` and `cluster`
     columns: np.ndarray,           # of both models, side by side
     change, ratio,                 # functions of column totals
     ends: tuple[float, float],     # values of the original and the compressed model
+    positive: bool=False,          # whether values are above zero, and their ratio is better found on a logarithmic scale
 ) -> tuple[tuple, str, int]:
     "Intervals of change and ratio, how they were made in words, and the number of units they rest on."
     diverged = [arm for arm, end in zip(("the original", "the compressed model"), ends) if not np.isfinite(end)]
@@ -418,7 +428,8 @@ def spread(self: Probe,
     sums = cluster_sums(columns, labels)
     if len(sums) < 2 and (columns[:, :columns.shape[1] // 2] != columns[:, columns.shape[1] // 2:]).any(): return (None, None), f"no interval from {words}", 1
     if len(sums) < 2: return ((0.0, 0.0), (1.0, 1.0)), f"equal in {words}", 1
-    return tuple(intervals(sums, change, ratio)), f"paired {'bootstrap' if len(sums) >= FEW else 'jackknife'} over {words}", len(sums)
+    found = (*intervals(sums, change), *on_log_scale(sums, ratio)) if positive else tuple(intervals(sums, change, ratio))
+    return found, f"paired {'bootstrap' if len(sums) >= FEW else 'jackknife'} over {words}", len(sums)
 
 @patch
 def differences(self: Probe,
