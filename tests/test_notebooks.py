@@ -5,6 +5,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from notebook_files import FLAGS, IDS, NBS, PATHS, directives, flags, header, read
+from warm_kernels import WarmKernels
 
 SECONDS_A_CELL = 600
 
@@ -17,7 +18,7 @@ def test_notebook_runs(path, request):
     if wanted := flags(notebook) & skipped: pytest.skip(f"flag {', '.join(sorted(wanted))}")
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and runs(cell.source, skipped)]
     if not notebook.cells: pytest.skip("no cell to run without its flags")
-    client = NotebookClient(notebook, timeout=SECONDS_A_CELL, kernel_name="python3", resources={"metadata": {"path": str((NBS/path).parent)}})
+    client = NotebookClient(notebook, timeout=SECONDS_A_CELL, kernel_name="python3", kernel_manager_class=WarmKernels, resources={"metadata": {"path": str((NBS/path).parent)}})
     try: client.execute()
     except CellExecutionError as error: pytest.fail(re.sub(r"\x1b\[[0-9;]*m", "", f"{path}\n{error}"), pytrace=False)
 
