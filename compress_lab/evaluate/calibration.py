@@ -284,7 +284,8 @@ class CalibrationProbe(TaskProbe):
         "The answers, and of each item what it adds to overconfidence, Brier score and NLL; the others are of all items together, in `differences`."
         found = super().measure(subject, seed=seed)
         scores = item_scores(*distributions(found.frame))
-        return replace(found, frame=found.frame.assign(overconfidence=scores["confidence"] - scores["correct"], brier=scores["brier"], nll=scores["nll"]))
+        frame = found.frame.assign(overconfidence=scores["confidence"] - scores["correct"], brier=scores["brier"], nll=scores["nll"])
+        return replace(found, frame=frame, meta=found.meta | {"axis": "calibration"})
 
     def difference(self, original: Records, compressed: Records, metric=None, *, margin=None) -> Difference:
         "The paired difference of one figure. Raises `CompressLabError` where there are too few clusters for it."
