@@ -541,7 +541,7 @@ def axes(self: Dossier) -> pd.DataFrame:  # recipe, axis, figure, unit, better, 
     def named(row):
         several, own = settings[row["probe"], row["metric"]], json.loads(row["settings"])
         told = [str(value) for name, value in own.items() if any(other.get(name) != value for other in several)]
-        return row["metric"] + (f" ({', '.join(told)})" if told else "")
+        return (f"{row['probe']}: " if row["probe"] != row["axis"] else "") + row["metric"] + (f" ({', '.join(told)})" if told else "")
     return found.assign(figure=[named(row) for _, row in found.iterrows()]).reset_index(drop=True)
 
 # %% ../../nbs/report/02_dossier.ipynb #axes-words
