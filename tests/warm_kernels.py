@@ -47,5 +47,3 @@ class WarmKernels(AsyncKernelManager):
         self.provisioner.process = Forked(arguments, more.get("cwd") or os.getcwd(), more.get("env") or dict(os.environ))
         self.provisioner.pid = self.provisioner.pgid = self.provisioner.process.pid
         self._reconcile_connection_info(self.provisioner.connection_info)
-
-    _launch_kernel = _async_launch_kernel

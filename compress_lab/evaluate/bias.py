@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 import numpy as np
 import pandas as pd
-import xxhash
 from ..core.data import task
 from ..core.errors import CompressLabError
 from .perturbations import class_logprobs
-from .records import Metric, NotMeasured, Probe, Records, setting
+from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 from .scoring import encode, score
+from .tasks import enough
 
 # %% ../../nbs/evaluate/17_bias.ipynb #equity-code
 PEOPLE = {"gender": ("Gender", "female", "male"), "race": ("Race", "African-American", "European")}   # column, and the groups whose gap is measured
@@ -44,12 +44,10 @@ class Equity(Probe):
         if self.positive >= logp.shape[1]: raise NotMeasured(f"There is no class {self.positive}.", f"{logp.shape[1]} classes", "set positive to the index of the positive class")
         frame["positive"] = np.exp(logp[:, self.positive])
         cases = frame.groupby(["Template", "Emotion word"], sort=False)
-        rows = [{"item": f"{template} / {word}", "cluster": template, **{name: value for kind in PEOPLE for name, value in gap(part, kind).items()}} for (template, word), part in cases]
-        rows = pd.DataFrame(rows)
+        rows = pd.DataFrame([{"item": f"{template} / {word}", "cluster": template, **{name: value for kind in PEOPLE for name, value in gap(part, kind).items()}} for (template, word), part in cases])
         if not rows[[f"has_{kind}" for kind in PEOPLE]].to_numpy().any(): raise CompressLabError("No template has sentences about both groups.", self.path, f"the groups are {PEOPLE}")
         rows = rows[[name for name in rows if not name.endswith(tuple(PEOPLE)) or rows[f"has_{name.rpartition('_')[2]}"].any()]]
-        key = xxhash.xxh3_64_hexdigest("\0".join(frame["Sentence"]).encode(errors="replace"))
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key, "seed": seed, "axis": "bias"})
+        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key_of(*frame["Sentence"]), "seed": seed, "axis": "bias"})
 
 def gap(
     part: pd.DataFrame,  # the sentences of one case, with `positive`
@@ -106,10 +104,7 @@ class StereoSet(Probe):
         if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read the items with.", subject.name, "load it with one")
         found = task(self.task, self.config, self.split)
         frame = three(found.frame, found.provenance.source)
-        if self.n is not None:
-            drawn = np.random.default_rng(seed).permutation(frame["target"].unique())
-            total = frame["target"].value_counts()[drawn].cumsum()
-            frame = frame[frame["target"].isin(drawn[:1 + int((total < self.n).sum())])]
+        if self.n is not None: frame = frame[frame["target"].isin(enough(frame["target"], self.n, seed))]
         inside = frame["context"].str.contains("BLANK")
         pairs = [("" if bare else context, ("" if bare else " ") + text) for context, bare, texts in zip(frame["context"], inside, frame[list(KINDS)].to_numpy()) for text in texts]
         requests = encode(subject.tokenizer, pairs, names=[f"{found.provenance.source}, row {item}, {kind}" for item in frame["item"] for kind in KINDS])
@@ -119,5 +114,4 @@ class StereoSet(Probe):
         weight = 1 / frame["target"].map(frame["target"].value_counts()).to_numpy()
         rows = pd.DataFrame({"item": frame["item"].to_numpy(), "cluster": frame["target"].to_numpy(), "bias_type": frame["bias_type"].to_numpy(), "ss": (mean[:, 0] > mean[:, 1]) * weight,
                              "lms": (mean[:, :2] > mean[:, 2:]).mean(1) * weight, "weight": weight, "logprobs": list(mean)})
-        key = xxhash.xxh3_64_hexdigest("\0".join(text for pair in pairs for text in pair).encode(errors="replace"))
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key, "seed": seed, "axis": "bias", "way": scores.way})
+        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key_of(*(text for pair in pairs for text in pair)), "seed": seed, "axis": "bias", "way": scores.way})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORD', 'PERTURBATIONS', 'KEYS', 'NEIGHBOURS', 'LOOKALIKES', 'INVISIBLE', 'BACKWARDS', 'BACK', 'SHORT', 'BRITISH',
            'SPOKEN', 'BEHAVIOUR', 'Perturbation', 'register', 'perturb', 'class_logprobs', 'answers', 'losses',
-           'Robustness', 'behaviour_cases', 'Behaviour']
+           'loss_metrics', 'Robustness', 'templates', 'behaviour_cases', 'Behaviour']
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #imports
 import re
@@ -21,7 +21,7 @@ import yaml
 from scipy import special
 from ..core.data import task
 from ..core.errors import CompressLabError, nearest
-from .records import Metric, NotMeasured, Probe, Records, setting
+from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 from .task_probe import head_logits
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #machine-code
@@ -197,7 +197,10 @@ def losses(
     return frame.assign(**{key: frame.filter(regex=f"^{key}_").sum(axis=1) for key in ("lost", "flip", "changed")})
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #items-code
-def _metrics(key: str) -> tuple:
+def loss_metrics(
+    key: str,  # of the columns of `losses`: empty for all perturbations together, or _ and the name of one
+) -> tuple:
+    "What was lost and what flipped, as metrics."
     return tuple(Metric(f"{word}{key}", "share", "lower", f"{column}{key}", f"changed{key}") for word, column in (("lost", "lost"), ("flips", "flip")))
 
 def _items(probe, seed: int) -> tuple[pd.DataFrame, list]:
@@ -212,7 +215,7 @@ def _items(probe, seed: int) -> tuple[pd.DataFrame, list]:
 class Robustness(Probe):
     "Accuracy that a text classifier loses where texts are perturbed, against the same texts clean."
     name: ClassVar[str] = "robustness"
-    metrics: ClassVar[tuple] = (*_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *(metric for kind in PERTURBATIONS for metric in _metrics(f"_{kind}")))
+    metrics: ClassVar[tuple] = (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *(metric for kind in PERTURBATIONS for metric in loss_metrics(f"_{kind}")))
     sampled: ClassVar[tuple] = ("text", "cluster")
     task: str = "nyu-mll/glue"              # as for `cl.task`
     config: str|None = "sst2"               # which part of it
@@ -247,21 +250,28 @@ class Robustness(Probe):
             changed[kind] = np.array([new != old for new, old in zip(texts, items["text"])])
             touched = items.assign(text=texts)[changed[kind]]
             found[kind] = pd.concat([clean[~changed[kind]], answers(subject, touched, self.tokens)]) if len(touched) else clean
-        key = xxhash.xxh3_64_hexdigest("\0".join(map(str, (*items["item"], *items["text"]))).encode(errors="replace"))
+        key = key_of(*items["item"], *items["text"])
         frame = losses(clean, found, changed)
         if not frame["changed"].any(): raise NotMeasured("None of the texts could be perturbed.", self.kinds, "choose other perturbations, or other texts")
         return Records(frame, self, subject.fingerprint, {"data": data, "rows": f"{key}-{seed}", "seed": seed, "notes": [f"{kind} changed no text" for kind, any_ in changed.items() if not any_.any()]})
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #behaviour-code
-BEHAVIOUR = Path(find_spec("compress_lab").origin).parents[1]/"data"/"behaviour.yml"
+BEHAVIOUR = "behaviour.yml"
+
+def templates(
+    path: str,  # of a YAML file; empty: the project's own
+    own: str,   # what that is called, in the folder data of a clone
+) -> tuple[dict, str]:
+    "What the file says, and its name. Raises `CompressLabError`."
+    file = Path(path) if path else Path(find_spec("compress_lab").origin).parents[1]/"data"/own
+    try: return yaml.safe_load(file.read_text(encoding="utf-8")), file.name
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error: raise CompressLabError(f"The templates cannot be read: {getattr(error, 'strerror', None) or error}.", file.name, f"work in a clone of the repository, whose data/{own} they are, or give the path of others") from error
 
 def behaviour_cases(
     path: str="",  # of a YAML file with `fillers`, `opinions`, `things`, `invariance` and `direction`; empty: the project's own
 ) -> pd.DataFrame:
     "One row a case: `item`, `cluster` (the template), `test`, `expect` (same, more or less), `before`, `after`. Raises `CompressLabError`."
-    path = Path(path) if path else BEHAVIOUR
-    try: given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error: raise CompressLabError("The templates cannot be read.", path.name, "work in a clone of the repository, whose data/behaviour.yml they are, or give the path of others") from error
+    given, name = templates(path, BEHAVIOUR)
     try:
         cases = [(f"invariance {number}", case["slot"], "same", *(case["text"].format(**{case["slot"]: word}, opinion=opinion) for word in (first, other)))
                  for number, case in enumerate(given["invariance"]) for opinions in given["opinions"].values() for opinion in opinions
@@ -269,10 +279,11 @@ def behaviour_cases(
         cases += [(f"direction {number}", case["test"], case["expect"], *(case[key].format(thing=thing) for key in ("before", "after")))
                   for number, case in enumerate(given["direction"]) for thing in given["things"]]
         if not cases: raise ValueError("no cases")
-    except (KeyError, TypeError, AttributeError, ValueError) as error: raise CompressLabError(f"The templates are not laid out as they should be: {error!r}.", path.name, "follow data/behaviour.yml") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error: raise CompressLabError(f"The templates are not laid out as they should be: {error!r}.", name, "follow data/behaviour.yml") from error
     frame = pd.DataFrame(cases, columns=["cluster", "test", "expect", "before", "after"])
     return frame.assign(item=[f"{cluster}/{number}" for cluster, number in zip(frame["cluster"], frame.groupby("cluster").cumcount())])
 
+# %% ../../nbs/evaluate/14_perturbations.ipynb #behaviour-probe
 @dataclass(frozen=True)
 class Behaviour(Probe):
     "Share of behavioural tests that a sentiment classifier fails."
@@ -298,5 +309,5 @@ class Behaviour(Probe):
         for kind in ("name", "number", "place", "direction"):
             tested = ((frame["expect"] != "same") if kind == "direction" else (frame["test"] == kind)).astype(float)
             if tested.any(): frame = frame.assign(**{f"failed_{kind}": frame["failed"] * tested, f"tested_{kind}": tested})
-        key = xxhash.xxh3_64_hexdigest("\0".join(texts).encode(errors="replace"))
+        key = key_of(*texts)
         return Records(frame, self, subject.fingerprint, {"data": [], "rows": key, "seed": seed})

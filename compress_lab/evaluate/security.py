@@ -6,45 +6,42 @@
 __all__ = ['INJECTIONS', 'attacks', 'answers_to', 'Attack']
 
 # %% ../../nbs/evaluate/18_security.ipynb #cell-03
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-import xxhash
-import yaml
 from transformers import GenerationConfig
-from ..core.data import task
+from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..core.subjects import local
 from .perplexity import evaluating
-from .records import Metric, NotMeasured, Probe, Records, setting
+from .perturbations import templates
+from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 
 # %% ../../nbs/evaluate/18_security.ipynb #cases-code
-INJECTIONS = Path(find_spec("compress_lab").origin).parents[1]/"data"/"injections.yml"
+INJECTIONS = "injections.yml"
 
 def attacks(
     path: str="",  # of a YAML file with `tasks`, `documents`, `injections` and `frames`, or of a table with `prompt` and `target`; empty: the project's own
-) -> pd.DataFrame:
-    "One row an attack: `item`, `cluster`, `kind` (the frame, or nothing), `prompt`, `target`. Raises `CompressLabError` naming file and row."
-    file = local(path) if path else INJECTIONS
-    if path and file.suffix not in (".yml", ".yaml"):
-        frame = task(file, columns=("prompt", "target")).frame
+) -> tuple[pd.DataFrame, DataProvenance]:
+    "One row an attack: `item`, `cluster`, `kind` (the frame, or nothing), `prompt`, `target`, and where they come from. Raises `CompressLabError` naming file and row."
+    if path and local(path).suffix not in (".yml", ".yaml"):
+        found = task(local(path), columns=("prompt", "target"))
+        frame, known, name = found.frame, found.provenance, local(path).name
         frame = frame.assign(item=np.arange(len(frame)), kind="", cluster=frame["cluster"] if "cluster" in frame else np.arange(len(frame)))
     else:
-        try: given = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error: raise CompressLabError("The attacks cannot be read.", file.name, "work in a clone of the repository, whose data/injections.yml they are, or give the path of others") from error
+        given, name = templates(path, INJECTIONS)
+        known = DataProvenance(name, path) if path else DataProvenance(name, "compress_lab", "", "Apache-2.0")
         try: rows = [(f"{kind} {number} {place} {each}", injection["family"] + f" {number}", kind, text.format(task=asked, document=document, injection=injection["text"]), injection["target"])
                      for kind, text in given["frames"].items() for number, injection in enumerate(given["injections"]) for place, document in enumerate(given["documents"]) for each, asked in enumerate(given["tasks"])]
-        except (KeyError, TypeError, AttributeError, IndexError) as error: raise CompressLabError(f"The attacks are not laid out as they should be: {error!r}.", file.name, "follow data/injections.yml") from error
+        except (KeyError, TypeError, AttributeError, IndexError) as error: raise CompressLabError(f"The attacks are not laid out as they should be: {error!r}.", name, "follow data/injections.yml") from error
         frame = pd.DataFrame(rows, columns=["item", "cluster", "kind", "prompt", "target"])
     for number, (prompt, target) in enumerate(zip(frame["prompt"], frame["target"])):
-        if not str(target).strip(): raise CompressLabError("The target is empty, and every answer would have it.", f"{file.name}, row {number}", "write what a success looks like")
-    if not len(frame): raise CompressLabError("There are no attacks.", file.name, "give at least one")
-    return frame[["item", "cluster", "kind", "prompt", "target"]].astype({"prompt": str, "target": str})
+        if not str(target).strip(): raise CompressLabError("The target is empty, and every answer would have it.", f"{name}, row {number}", "write what a success looks like")
+    if not len(frame): raise CompressLabError("There are no attacks.", name, "give at least one")
+    return frame[["item", "cluster", "kind", "prompt", "target"]].astype({"prompt": str, "target": str}), known
 
 # %% ../../nbs/evaluate/18_security.ipynb #write-code
 def answers_to(
@@ -84,12 +81,11 @@ class Attack(Probe):
 
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Successes by attack. Raises `NotMeasured` for a model that cannot write."
-        cases = attacks(self.path)
+        cases, known = attacks(self.path)
         if self.n is not None and self.n < len(cases): cases = cases.iloc[np.sort(np.random.default_rng(seed).permutation(len(cases))[:self.n])]
         said = answers_to(subject, cases["prompt"].tolist(), self.length)
         success = np.array([target.lower() in text.lower() for target, text in zip(cases["target"], said)], dtype=float)
         frame = cases[["item", "cluster"]].assign(success=success)
         for kind in ("plain", "boundary"):
             if (asked := (cases["kind"] == kind).to_numpy(float)).any(): frame = frame.assign(**{f"success_{kind}": success * asked, f"asked_{kind}": asked})
-        key = xxhash.xxh3_64_hexdigest("\0".join(map(str, (*cases["prompt"], *cases["target"], self.length))).encode(errors="replace"))
-        return Records(frame.reset_index(drop=True), self, subject.fingerprint, {"data": [], "rows": key, "seed": seed, "axis": "security"})
+        return Records(frame.reset_index(drop=True), self, subject.fingerprint, {"data": [{**asdict(known), "role": "evaluation"}], "rows": key_of(self.length, *cases["prompt"], *cases["target"]), "seed": seed, "axis": "security"})

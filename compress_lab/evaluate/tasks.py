@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'COUNTED', 'JINJA', 'TaskFile', 'template', 'expression', 'plain', 'check', 'task_files',
-           'read_task', 'Item', 'rendered', 'as_item', 'Items', 'items']
+           'read_task', 'Item', 'rendered', 'as_item', 'Items', 'enough', 'items']
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-03
 import hashlib, json, re
@@ -218,6 +218,20 @@ class Items:
 
     def place(self, item: Item, more: str="") -> str: return f"{self.file.path}, row {item.row}{more}"
 
+# %% ../../nbs/evaluate/10_tasks.ipynb #items-code
+def enough(
+    clusters,   # of each item
+    n: int,     # items, or more, to complete a cluster
+    seed: int,  # which ones
+) -> set:
+    "Clusters that hold so many items together."
+    size, kept, total = Counter(clusters), set(), 0
+    for cluster in np.random.default_rng(seed).permutation(np.unique(list(clusters))):
+        if total >= n: break
+        kept.add(cluster)
+        total += size[cluster]
+    return kept
+
 def items(
     task_name: str|Path|TaskFile,  # of a task, or the path of its file
     n: int|None=None,              # items, or more, to complete a cluster; None: all
@@ -235,10 +249,6 @@ def items(
     for item in made:
         if first.setdefault(item.id, item) is not item: raise CompressLabError(f"Two items have the id {item.id!r}.", f"{file.path}, rows {first[item.id].row} and {item.row}", "write an expression for item: that differs, or leave it out")
     if n is not None:
-        drawn = np.random.default_rng(seed).permutation(np.unique([item.cluster for item in made]))
-        size, kept = Counter(item.cluster for item in made), set()
-        for cluster in drawn:
-            if sum(size[each] for each in kept) >= n: break
-            kept.add(cluster)
+        kept = enough([item.cluster for item in made], n, seed)
         made = [item for item in made if item.cluster in kept]
     return Items(file, tuple(made), found.provenance, left_out)

@@ -75,7 +75,8 @@ class Runtime(nn.Module):
         "Outputs by name, and what to continue from."
         raise NotImplementedError
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor|None=None, position_ids: Tensor|None=None, past_key_values=None, use_cache: bool|None=None, **others):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor|None=None, position_ids: Tensor|None=None, past_key_values=None, use_cache: bool|None=None, token_type_ids: Tensor|None=None, **others):
+        if token_type_ids is not None and token_type_ids.any(): others["token_type_ids"] = token_type_ids   # zeros are what a model takes where none are given
         if others := [name for name, value in others.items() if value is not None and name != "return_dict"]:
             raise CompressLabError(f"A natively run model does not take {', '.join(others)}.", type(self.source).__name__, "call it with tokens, a mask and a cache only")
         seen = past_key_values.length if past_key_values is not None else 0
