@@ -356,7 +356,7 @@ def estimate(self: Probe,
         positive = metric.transform == "exp"   # few clusters give a symmetric interval, which shall not reach below zero
         interval, = intervals(sums, (lambda totals: np.log(metric.of(totals))) if positive else metric.of)
         if positive: interval = tuple(np.exp(interval).tolist())
-        if metric.unit == "share" and not metric.formula and ((columns[:, 0] >= 0) & (columns[:, 0] <= columns[:, 1])).all(): interval = tuple(np.clip(interval, 0, 1).tolist())
+        if metric.unit == "share" and (metric.formula or ((columns[:, 0] >= 0) & (columns[:, 0] <= columns[:, 1])).all()): interval = tuple(np.clip(interval, 0, 1).tolist())
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval}
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-39

@@ -42,7 +42,7 @@ def variants(
     frame["label"] = [int(label) if isinstance(label, str) and label.strip().isdigit() else label for label in frame["label"]]
     for number, (text, label) in enumerate(zip(frame["text"], frame["label"])):
         if not isinstance(text, str) or isinstance(label, (bool, str)) or not float(label).is_integer() or label < 0: raise CompressLabError(f"The text must be one, and the label a whole number from 0; here they are a {type(text).__name__} and {label!r}.", f"{where}, row {number}", "correct the row")
-    if (twice := frame.duplicated(["item", "kind"])).any(): raise CompressLabError(f"The item {frame['item'][twice].iloc[0]!r} stands twice in one kind.", where, "keep one of them")
+    if (twice := frame.duplicated(["item", "kind"])).any(): raise CompressLabError(f"The item {frame['item'][twice].iloc[0]} stands twice in one kind.", where, "keep one of them")
     return frame.reset_index(drop=True), known
 
 # %% ../../nbs/evaluate/16_shift.ipynb #probe-code
