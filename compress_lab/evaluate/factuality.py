@@ -95,11 +95,11 @@ class Facts(Probe):
         return Records(rows, self, subject.fingerprint, {"data": [{**asdict(known), "role": "evaluation"}], "rows": key_of(*names, *(text for pair in pairs for text in pair)), "seed": seed, "axis": "factuality", "way": scores.way})
 
 def forgotten(
-    before: Records,  # of the original
-    after: Records,   # of the compressed model
+    before: pd.DataFrame,  # the records of the original
+    after: pd.DataFrame,   # those of the compressed model
 ) -> pd.DataFrame:
     "The facts that the original knew and the compressed model does not, and what it says instead."
-    both = before.frame.set_index("item").join(after.frame.set_index("item")[["known", "said"]], rsuffix="_now", validate="1:1")
+    both = before.set_index("item").join(after.set_index("item")[["known", "said"]], rsuffix="_now", validate="1:1")
     lost = both[(both["known"] == 1) & (both["known_now"] == 0)]
     return pd.DataFrame({"relation": lost["cluster"], "known": lost["said"], "says now": lost["said_now"]})
 

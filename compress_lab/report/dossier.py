@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from ..core.errors import CompressLabError
 from ..core.store import DamagedCell, Store, cannot_write, write_file
+from ..evaluate.factuality import forgotten
 from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm
 from . import plots
@@ -158,12 +159,13 @@ class Dossier:
         study: str = "",  # text of study.yaml
         environments: Mapping[str, Mapping] | None = None,  # cell key -> where it was measured, if the results do not say so
         damaged: Mapping[str, str] | None = None,  # cell key -> what is wrong with the stored cell
+        frames: Mapping[str, pd.DataFrame] | None = None,  # cell key -> records, of the probes of which the page lists items
     ):
         recipes, probes, self.subject, self.use = planned(study)
         rank = lambda name, names: (names.index(name) if name in names else len(names))
         order = sorted(cells, key=lambda k: (cells[k].get("recipe") != "original", rank(cells[k].get("recipe"), recipes), rank(called(cells[k], cells[k].get("settings")), probes)))
         self.cells, self.study, self.damaged = {key: dict(cells[key]) for key in order}, study, dict(damaged or {})
-        self.environments, self.plan = dict(environments or {}), (recipes, probes)
+        self.environments, self.plan, self.frames = dict(environments or {}), (recipes, probes), dict(frames or {})
         self.evidence = evidence(self.cells)
         self.recipes = list(dict.fromkeys([str(c.get("recipe", "?")) for c in self.cells.values()] + recipes))
         self.recipes.sort(key=lambda name: (name != "original", rank(name, recipes)))
@@ -176,15 +178,17 @@ def from_run(cls: Dossier,
     root: "str | os.PathLike",  # run folder of a study, any address that fsspec knows
 ) -> Dossier:
     "The dossier of a run folder, finished or not. Raises `CompressLabError` where it holds no cell."
-    store, cells, environments, damaged = Store(root), {}, {}, {}
+    store, cells, environments, damaged, frames = Store(root), {}, {}, {}, {}
     for key in store.current():
         try: cell = store.get(key)
         except DamagedCell as error: damaged[key] = error.what
         else:
-            if cell is not None: cells[key], environments[key] = cell.result, cell.environment
+            if cell is None: continue
+            cells[key], environments[key] = cell.result, cell.environment
+            if cell.result.get("probe") == "facts" and cell.frame is not None: frames[key] = cell.frame
     if not cells and not damaged:
         raise CompressLabError("There is nothing to report in this run folder.", str(root), "run a study into it first: compress-lab run study.yaml --out RUN")
-    return cls(cells, store.read_text("study.yaml") or "", environments, damaged)
+    return cls(cells, store.read_text("study.yaml") or "", environments, damaged, frames)
 
 @patch(as_prop=True)
 def title(self: Dossier) -> str:
@@ -546,6 +550,15 @@ def axes(self: Dossier) -> pd.DataFrame:  # recipe, axis, figure, unit, better, 
         return (f"{row['probe']}: " if row["probe"] != row["axis"] else "") + row["metric"] + (f" ({', '.join(told)})" if told else "")
     return found.assign(figure=[named(row) for _, row in found.iterrows()]).reset_index(drop=True)
 
+@patch
+def forgotten(self: Dossier) -> list[tuple]:  # recipe, number of facts the original knew, table of those that are lost
+    "What each recipe forgot, where facts were asked."
+    asked, found = {key: (json.dumps(self.cells[key].get("settings"), sort_keys=True), self.cells[key].get("seed")) for key in self.frames}, []
+    before = {asked[key]: frame for key, frame in self.frames.items() if self.cells[key].get("recipe") == "original"}
+    for key, frame in self.frames.items():
+        if self.cells[key].get("recipe") != "original" and asked[key] in before: found.append((str(self.cells[key].get("recipe")), int(before[asked[key]]["known"].sum()), forgotten(before[asked[key]], frame)))
+    return found
+
 # %% ../../nbs/report/02_dossier.ipynb #axes-words
 def _worse(row) -> bool: return row["better"] in ("lower", "higher") and (row["difference_lo"] > 0 if row["better"] == "lower" else row["difference_hi"] < 0)
 
@@ -747,7 +760,10 @@ AXES = """
 <caption><span>For each recipe the figure, its difference to the original with the 95% interval, and the verdict. About one interval in twenty leaves out zero by chance.</span></caption>
 <thead><tr><th scope="col">figure</th><th scope="col">original</th>{% for recipe in recipes %}<th scope="col">{{ recipe }}</th>{% endfor %}</tr></thead><tbody>
 {% for name, original, entries in lines %}<tr><th scope="row">{{ name }}</th><td>{{ original }}</td>{% for entry in entries %}<td>{% if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>{% else %}–{% endif %}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div></section>{% endfor %}
+{% endfor %}</tbody></table></div>
+{% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><table><thead><tr><th scope="col">fact</th><th scope="col">known</th><th scope="col">says now</th></tr></thead><tbody>
+{% for row in lost.itertuples() %}<tr><th scope="row">{{ row[0] }}</th><td class="words">{{ row[2] }}</td><td class="words">{{ row[3] }}</td></tr>
+{% endfor %}</tbody></table></details>{% endfor %}{% endif %}</section>{% endfor %}
 """
 SOURCES = """
 {% if d.use %}<section><h2>Data rights</h2><div class="wide" tabindex="0" role="region" aria-label="Data rights"><table class="gaps"><caption><span>Declared use: {{ d.use }}. Licences are read by a table; the texts themselves count.</span></caption>
@@ -852,7 +868,7 @@ def _render(self: Dossier, template: str) -> str:
     rows = [dict(name=r, notes=self._notes(r), entries=[entries[r][i][3:] for i in used]) for r in self.recipes]
     sources = self.provenance()
     return TEMPLATES.get_template(template).render(
-        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), axes=self._axis_tables(), caption=CAPTION, pictures=self.pictures(), gaps=self._gaps(),
+        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), axes=self._axis_tables(), forgotten=self.forgotten(), caption=CAPTION, pictures=self.pictures(), gaps=self._gaps(),
         steps=lambda recipe: " >> ".join(map(step_text, self._steps(recipe))) or next((f"the copy in {each['copy']}" for each in self._of(recipe) if each.get("copy")), ""), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
         sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])], words=_words,
         measurements=self._measurements(), css=Markup(CSS + TABLE_CSS), page_css=Markup(PAGE_CSS))
