@@ -6,7 +6,7 @@ config = ConfigParser(delimiters=["="], interpolation=None)
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 words = lambda key: settings.get(key, "").split()
-extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy")}
+extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness")}
 setup(
     name=settings["lib_name"], version=settings["version"], description=settings["description"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
