@@ -29,7 +29,7 @@ class TaskFile:
     name: str                         # what tables call it
     dataset: str                      # owner/name on the Hub, or the path of a table
     split: str                        # of the data set
-    kind: str                         # "choice", "completion" or "classify"
+    kind: str                         # "choice", "completion", "classify" or "write"
     columns: list                     # that must be there and full
     metrics: list                     # what is counted, the primary one first
     licence: str                      # of the data
@@ -40,20 +40,24 @@ class TaskFile:
     item: str|None = None             # expression: the item's id; None: its row
     cluster: str|None = None          # expression: what items have in common, so that they are no independent evidence; None: nothing
     group: str|None = None            # expression: items that are right only together, for `em`
-    context: str|list|None = None     # choice, completion: a template; one for each option where contexts differ
+    context: str|list|None = None     # choice, completion, write: a template; one for each option where contexts differ
     options: str|list|None = None     # choice: an expression that gives a list of texts, or a list of templates
     each: str|None = None             # choice: a template that makes an option of each `option`
     delimiter: str = " "              # choice: stands between context and option
     completion: str|None = None       # completion: a template, what must follow
     sentences: list|None = None       # classify: one or two columns
     labels: list|None = None          # classify: names of the classes in the order of their numbers; None: a figure is predicted
-    answer: str|None = None           # choice: expression, the right option's number, or a list with 1 for each right one and 0 for the others; classify: the class or the figure
+    answer: str|None = None           # choice: expression, the right option's number, or a list with 1 for each right one and 0 for the others; classify: the class or the figure; write: the text
+    length: int|None = None           # write: tokens, at most; None: 256
+    until: list|None = None           # write: texts before which the answer ends
+    extract: str|None = None          # write: regular expression, whose last match is the answer; None: all that was written
+    clean: str|None = None            # write: regular expression for what is taken out of both answers before they are compared
     path: str = field(default="", compare=False)  # where it was read
 
-REQUIRED = {"choice": ("context", "options", "answer"), "completion": ("context", "completion"), "classify": ("sentences", "answer")}
-OPTIONAL = {"choice": ("each", "delimiter", "cluster", "group"), "completion": ("cluster",), "classify": ("labels", "cluster")}
+REQUIRED = {"choice": ("context", "options", "answer"), "completion": ("context", "completion"), "classify": ("sentences", "answer"), "write": ("context", "answer")}
+OPTIONAL = {"choice": ("each", "delimiter", "cluster", "group"), "completion": ("cluster",), "classify": ("labels", "cluster"), "write": ("length", "until", "extract", "clean", "cluster")}
 COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "preferred", "f1", "macro_f1", "mcc", "em"),
-           "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "pearson", "spearman")}
+           "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "pearson", "spearman"), "write": ("acc",)}
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-08
 JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -85,9 +89,9 @@ def check(file: TaskFile):
     def wrong(what, fix): return CompressLabError(what, file.path, fix)
     for setting in fields(TaskFile):
         value, text = getattr(file, setting.name), str(setting.type)
-        kinds = tuple(kind for name, kind in (("str", str), ("list", list)) if name in text)
-        sound = value is None or isinstance(value, kinds) and all(isinstance(part, str) for part in value)
-        if not sound: raise wrong(f"{setting.name} is {value!r}.", f"write {' or '.join({str: 'a text', list: 'a list of texts'}[kind] for kind in kinds)}")
+        kinds = tuple(kind for name, kind in (("str", str), ("list", list), ("int", int)) if name in text)
+        sound = value is None or isinstance(value, kinds) and (isinstance(value, int) and value > 0 or not isinstance(value, int) and all(isinstance(part, str) for part in value))
+        if not sound: raise wrong(f"{setting.name} is {value!r}.", f"write {' or '.join({str: 'a text', list: 'a list of texts', int: 'a number from 1 up'}[kind] for kind in kinds)}")
     if file.kind not in REQUIRED: raise wrong(f"There is no kind {file.kind!r} of task.", f"write {', '.join(REQUIRED)}")
     if not re.fullmatch(r"[\w-]+", file.name): raise wrong(f"{file.name!r} can be no name.", "take letters, digits, - and _")
     for name in REQUIRED[file.kind]:
@@ -98,6 +102,9 @@ def check(file: TaskFile):
             raise wrong(f"A task of kind {file.kind} has no {setting.name}.", "leave it out, or change the kind")
     for metric in file.metrics or [None]:
         if metric not in COUNTED[file.kind]: raise wrong(f"A task of kind {file.kind} has no metric {metric!r}.", f"write {', '.join(COUNTED[file.kind])}")
+    for name in ("extract", "clean"):
+        try: re.compile(getattr(file, name) or "")
+        except re.error as error: raise wrong(f"{name} is no regular expression: {error}.", "correct it") from error
     if "em" in file.metrics and file.group is None: raise wrong("em counts groups, and there are none.", "write group:")
     named = file.labels if file.kind == "classify" else file.options if isinstance(file.options, list) else None
     for metric in {"f1", "macro_f1", "mcc"} & {*file.metrics}:
@@ -143,10 +150,10 @@ class Item:
     id: str
     cluster: str                        # items of one cluster are no independent evidence
     group: str                          # items of one group are right only together
-    pairs: tuple = ()                   # choice, completion: context and option, as they are scored
+    pairs: tuple = ()                   # choice, completion: context and option, as they are scored; write: the context, and nothing
     options: tuple[str, ...] = ()       # choice: as they are counted, without what stands before them
     sentences: tuple[str, ...] = ()     # classify
-    answer: int|float|tuple = 0         # the number of the right option or class; a tuple of 1 and 0 where several are right; or a figure
+    answer: int|float|tuple|str = 0     # the number of the right option or class; a tuple of 1 and 0 where several are right; a figure; or a text
 
 def rendered(
     file: TaskFile,
@@ -189,6 +196,7 @@ def as_item(
         else: need(type(answer) is int and 0 <= answer < len(options), f"The answer is {answer!r}, and there are {len(options)} options, from 0.", "check that the split has labels, and the expression for the answer")
         pairs = tuple((before, file.delimiter + option) for before, option in zip([context] * len(options) if isinstance(context, str) else context, options))
     elif file.kind == "completion": need(found["completion"].strip(), "Nothing is to follow."); pairs = ((context, found["completion"]),)
+    elif file.kind == "write": need(isinstance(answer, str) and answer.strip(), f"The answer is {answer!r}, and must be a text."); pairs = ((context, ""),)
     elif file.labels: need(type(answer) is int and 0 <= answer < len(file.labels), f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.", "check that the split has labels")
     else: need(isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, and must be a number.")
     sentences = found.get("sentences", ())

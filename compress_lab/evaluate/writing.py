@@ -20,16 +20,19 @@ def encoded(
     subject,               # a causal language model with its tokenizer
     prompts: list[str],
     length: int,           # tokens to write behind them
+    chat: bool=True,       # whether to ask in the tokenizer's chat template, where it has one
+    names: list[str]|None=None,  # what error messages call the prompts
 ) -> list[list[int]]:
     "The prompts as tokens. Raises `NotMeasured` where the model cannot write, `CompressLabError` for a prompt that does not fit."
     if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read the prompts with.", subject.name, "load it with one")
     if not getattr(subject.model, "can_generate", lambda: False)(): raise NotMeasured("The model cannot write.", type(subject.model).__name__, "use a causal language model")
     tokenizer, longest = subject.tokenizer, getattr(subject.model.config, "max_position_embeddings", None)
-    if getattr(tokenizer, "chat_template", None): found = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)["input_ids"] for prompt in prompts]
+    if chat and getattr(tokenizer, "chat_template", None): found = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)["input_ids"] for prompt in prompts]
     else: found = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     for number, each in enumerate(found):
-        if not each: raise CompressLabError("The prompt has no tokens.", f"prompt {number}", "write something, or leave it out")
-        if longest and len(each) + length > longest: raise CompressLabError(f"The prompt has {len(each)} tokens and {length} are to be written; the model takes {longest}.", f"prompt {number}", "write less, or leave it out")
+        where = names[number] if names else f"prompt {number}"
+        if not each: raise CompressLabError("The prompt has no tokens.", where, "write something, or leave it out")
+        if longest and len(each) + length > longest: raise CompressLabError(f"The prompt has {len(each)} tokens and {length} are to be written; the model takes {longest}.", where, "write less, or leave it out")
     return found
 
 def answers_to(
@@ -37,12 +40,14 @@ def answers_to(
     prompts: list[str],
     length: int,           # tokens to write, at most
     *,
+    chat: bool=True,       # whether to ask in the tokenizer's chat template, where it has one
+    names: list[str]|None=None,  # what error messages call the prompts
     temperature: float=0,  # of the samples; 0: the likeliest token each time
     seed: int=0,           # of the samples
     rows: int=16,          # together
 ) -> list[str]:
     "What the model writes after each prompt. Raises `NotMeasured` where it cannot write, `CompressLabError` for a prompt that does not fit."
-    tokens = encoded(subject, prompts, length)
+    tokens = encoded(subject, prompts, length, chat, names)
     how = {"do_sample": True, "temperature": float(temperature), "top_k": 0} if temperature else {"do_sample": False}
     settings = GenerationConfig(max_new_tokens=length, eos_token_id=subject.model.generation_config.eos_token_id, pad_token_id=0, **how)
     found, device = {}, next(subject.model.parameters()).device
