@@ -9,20 +9,17 @@ __all__ = ['SMALL', 'SEEDS', 'by_group', 'exemplars']
 import importlib.util
 import numpy as np
 import pandas as pd
-from scipy import stats
 from ..core.errors import CompressLabError
 from .records import Records
-from .statistics import cluster_sums, intervals
+from .statistics import cluster_sums, intervals, paired_interval, same_items
 
 # %% ../../nbs/evaluate/22_groups.ipynb #groups-code
 SMALL = 30   # items, below which a group is flagged
 
 def _paired(before: Records, after: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Both frames by item, in the same order. Raises `CompressLabError` where they are not of the same items, or nothing in them is right or wrong."
-    one, other = (each.frame.set_index("item") for each in (before, after))
-    if "correct" not in one or "correct" not in other: raise CompressLabError("The records do not say which answers are right.", before.probe.name, "take records of a task")
-    if not one.index.is_unique or set(one.index) != set(other.index): raise CompressLabError("The two models were not asked the same items.", f"{len(one)} and {len(other)} items", "measure both with one probe")
-    return one, other.loc[one.index]
+    "Both frames by item, in the same order. Raises `CompressLabError` where they are not of the same items of one probe."
+    if before.probe.to_dict() != after.probe.to_dict() or before.meta.get("rows") != after.meta.get("rows"): raise CompressLabError("The two models were not asked the same.", f"{before.probe} and {after.probe}", "measure both with one probe on the same items")
+    return same_items(before.frame, after.frame)
 
 def _labels(groups, items: pd.Index) -> np.ndarray:
     "The group of each item. Raises `CompressLabError` where one has none."
@@ -31,37 +28,42 @@ def _labels(groups, items: pd.Index) -> np.ndarray:
     if found.isna().any(): raise CompressLabError(f"The item {items[int(found.isna().to_numpy().argmax())]!r} has no group.", "groups", "give each item a group")
     return found.astype(str).to_numpy()
 
+def _interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray, same: bool) -> tuple[float, float]:
+    "Of the difference of accuracies: of independent items Tango's, else by clusters; nothing for a model and itself."
+    if same: return 0.0, 0.0
+    if len(set(clusters)) == len(clusters): return paired_interval(first, second)
+    return intervals(cluster_sums(np.c_[second - first, np.ones(len(first))], clusters), lambda totals: totals[..., 0] / totals[..., 1])[0]
+
 def by_group(
     before: Records,  # of the original, on a task
     after: Records,   # of the compressed model, on the same items
     groups,           # of the items: a Series by item, or a list in their order
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "A row for each group, and rows for all items, the worst group and the gap: accuracy of both, difference and its paired 95% interval. Raises `CompressLabError`."
+    "A row for each group, and rows for all items, the worst group and the gap: accuracy of both, difference and its paired 95% interval. Raises `CompressLabError` where fairlearn is not installed, an item has no group, or the two were not asked the same."
     if importlib.util.find_spec("fairlearn") is None: raise CompressLabError("Groups are compared by fairlearn, which is not installed.", fix='pip install "compress_lab[fairness]"')
     from fairlearn.metrics import MetricFrame, count
     from sklearn.metrics import accuracy_score
     one, other = _paired(before, after)
+    if "correct" not in one or "correct" not in other: raise CompressLabError("The records do not say which answers are right.", before.probe.name, "take records of a task")
     labels = _labels(groups, one.index)
     said = [MetricFrame(metrics={"accuracy": accuracy_score, "items": count}, y_true=np.ones(len(one)), y_pred=each["correct"].to_numpy(float), sensitive_features=labels) for each in (one, other)]
-    names, clusters = list(said[0].by_group.index), one["cluster"].to_numpy()
+    names, clusters, same = list(said[0].by_group.index), one["cluster"].to_numpy(), before.fingerprint == after.fingerprint
     indicator = (labels[:, None] == np.array(names)[None]).astype(float)
-    columns = np.hstack([indicator * one["correct"].to_numpy(float)[:, None], indicator * other["correct"].to_numpy(float)[:, None], indicator])
+    first, second, small = one["correct"].to_numpy(float), other["correct"].to_numpy(float), indicator.sum(0) < SMALL
+    judged = ~small if not small.all() else small
     def accuracies(totals):
-        first, second, items = np.split(totals, 3, axis=-1)
-        with np.errstate(divide="ignore", invalid="ignore"): return first / items, second / items   # a draw may leave a group out
-    def change(of): return lambda totals: np.subtract(*(of(each) for each in accuracies(totals)[::-1]))
-    def overall(totals): return (lambda first, second, items: (second - first) / items)(*(part.sum(-1) for part in np.split(totals, 3, axis=-1)))
-    parts = []
-    for place, name in enumerate(names):
-        mine = labels == name
-        [(low, high)] = intervals(cluster_sums(np.c_[other["correct"].to_numpy(float) - one["correct"].to_numpy(float), np.ones(len(one))][mine], clusters[mine]), lambda totals: totals[..., 0] / totals[..., 1])
-        parts.append((name, *(each.by_group["accuracy"][name] for each in said), low, high, int(said[0].by_group["items"][name])))
-    ends = intervals(cluster_sums(columns, clusters), overall, change(lambda each: np.nanmin(each, -1)), change(lambda each: np.nanmax(each, -1) - np.nanmin(each, -1)))
-    whole = [(name, *values, *each) for name, values, each in zip(("all", "worst group", "gap"), ([each.overall["accuracy"] for each in said], [each.group_min()["accuracy"] for each in said], [each.difference()["accuracy"] for each in said]), ends)]
-    head = ["original", "compressed", "low", "high"]
-    made = [pd.DataFrame(rows, columns=["group", *head, *more]).set_index("group") for rows, more in ((parts, ["items"]), (whole, []))]
+        with np.errstate(divide="ignore", invalid="ignore"): return [part / totals[..., 2 * len(names):] for part in np.split(totals, 3, axis=-1)[:2]]   # a draw may leave a group out
+    def worst(each): return np.nanmin(each[..., judged], -1)
+    def gap(each): return np.nanmax(each[..., judged], -1) - worst(each)
+    def change(of): return lambda totals: np.subtract(*map(of, accuracies(totals)[::-1]))
+    parts = [(name, *(each.by_group["accuracy"][name] for each in said), *_interval(first[mine], second[mine], clusters[mine], same), int(mine.sum()), few) for name, few in zip(names, small) for mine in [labels == name]]
+    sums = cluster_sums(np.hstack([indicator * first[:, None], indicator * second[:, None], indicator]), clusters)
+    totals, ends = sums.sum(0), intervals(sums, change(worst), change(gap))
+    whole = [("all", *(each.overall["accuracy"] for each in said), *_interval(first, second, clusters, same)), *((name, *map(of, accuracies(totals)), *each) for name, of, each in (("worst group", worst, ends[0]), ("gap", gap, ends[1])))]
+    head = ["group", "original", "compressed", "low", "high"]
+    made = [pd.DataFrame(rows, columns=[*head, *more]).set_index("group") for rows, more in ((parts, ["items", "small"]), (whole, []))]
     for each in made: each.insert(2, "difference", each["compressed"] - each["original"])
-    return made[0].assign(small=made[0]["items"] < SMALL), made[1]
+    return made[0], made[1]
 
 # %% ../../nbs/evaluate/22_groups.ipynb #exemplars-code
 SEEDS = 5
@@ -74,9 +76,13 @@ def exemplars(
     if not originals or not compressed: raise CompressLabError("There are no records.", fix="give at least one of the originals and one of the compressed models")
     frames = [_paired(originals[0], each)[1] for each in (*originals, *compressed)]
     if "prediction" not in frames[0]: raise CompressLabError("The records do not say what was answered.", originals[0].probe.name, "take records of a task with classes or options")
-    said = np.array([frame["prediction"].to_numpy() for frame in frames]).astype(int)
-    (before, often), (now, share) = (stats.mode(part, axis=0) for part in (said[:len(originals)], said[len(originals):]))
-    differ = before != now
-    found = pd.DataFrame({"originals say": before, "share of originals": often / len(originals), "compressed say": now, "share of compressed": share / len(compressed)}, index=frames[0].index)[differ]
+    codes, names = pd.factorize(np.concatenate([frame["prediction"].to_numpy() for frame in frames]))
+    said = codes.reshape(len(frames), -1)
+    def most_frequent(part):
+        counts = (part[..., None] == np.arange(len(names))).sum(0)
+        return counts.argmax(1), counts.max(1) / len(part), (counts == counts.max(1, keepdims=True)).sum(1) == 1
+    (before, often, clear), (now, share, sure) = map(most_frequent, (said[:len(originals)], said[len(originals):]))
+    differ = (before != now) & clear & sure
+    found = pd.DataFrame({"originals say": np.asarray(names)[before], "share of originals": often, "compressed say": np.asarray(names)[now], "share of compressed": share}, index=frames[0].index)[differ]
     found.attrs["called"] = "compression-identified exemplars" if min(len(originals), len(compressed)) >= SEEDS else "flipped items"
     return found

@@ -8,6 +8,7 @@ __all__ = ['PATTERNS', 'SPANS', 'BINS', 'analyzer', 'pii', 'found_of', 'Leaks', 
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #cell-03
 import importlib.util
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -20,7 +21,7 @@ from .scoring import Request, score
 from .writing import answers_to
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #scan-code
-PATTERNS = ("EMAIL_ADDRESS", "CREDIT_CARD", "PHONE_NUMBER", "IBAN_CODE", "US_SSN", "IP_ADDRESS", "URL")
+PATTERNS = ("EMAIL_ADDRESS", "CREDIT_CARD", "PHONE_NUMBER", "IBAN_CODE", "US_SSN", "IP_ADDRESS")
 SPANS = ("text", "kind", "start", "end", "score")
 
 @lru_cache
@@ -29,14 +30,22 @@ def analyzer(
 ):
     "Presidio's engine. Raises `CompressLabError` where it or the model is not installed."
     if importlib.util.find_spec("presidio_analyzer") is None: raise CompressLabError("Personal data is found by presidio, which is not installed.", fix='pip install "compress_lab[privacy]"')
-    import spacy, tldextract
+    import spacy
     from presidio_analyzer import AnalyzerEngine
     from presidio_analyzer.nlp_engine import SpacyNlpEngine
     if model and not spacy.util.is_package(model): raise CompressLabError(f"The spaCy model {model!r} is not installed.", fix=f"python -m spacy download {model}, or leave it out and find patterns alone")
-    tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=())   # its own copy of the list
     engine = SpacyNlpEngine(models=[{"lang_code": "en", "model_name": model or "blank"}])
     engine.nlp = {"en": spacy.load(model) if model else spacy.blank("en")}
     return AnalyzerEngine(nlp_engine=engine, supported_languages=["en"])
+
+@contextmanager
+def _offline():
+    "Lets tldextract, of which presidio asks what can be the end of an address, use the list that comes with it."
+    import tldextract
+    before = tldextract.tldextract.TLD_EXTRACTOR
+    tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())
+    try: yield
+    finally: tldextract.tldextract.TLD_EXTRACTOR = before
 
 def pii(
     texts: list[str],
@@ -48,12 +57,13 @@ def pii(
     "Where personal data stands: `text`, `kind`, `start`, `end` and `score`, without the words. Raises `CompressLabError`."
     engine, found = analyzer(model), []
     if unknown := {*kinds} - {*engine.get_supported_entities()}: raise CompressLabError(f"{sorted(unknown)[0]!r} is no kind of personal data that is known here.", "kinds", f"take some of {', '.join(sorted(engine.get_supported_entities()))}")
-    for number, text in enumerate(texts):
-        spans = engine.analyze(str(text), language="en", entities=list(kinds), score_threshold=least)
+    with _offline(): analyzed = [engine.analyze(str(text), language="en", entities=list(kinds), score_threshold=least) for text in texts]
+    for number, spans in enumerate(analyzed):
         inside = [any(one is not other and one.start >= other.start and one.end <= other.end and one.score < other.score for other in spans) for one in spans]
         found += [(number, span.entity_type, span.start, span.end, span.score) for span, hidden in zip(spans, inside) if not hidden]
     return pd.DataFrame(found, columns=SPANS).sort_values(["text", "start"], ignore_index=True)
 
+# %% ../../nbs/evaluate/21_privacy.ipynb #agree-code
 def found_of(
     found: pd.DataFrame,  # as `pii` gives it
     true: pd.DataFrame,   # with text, kind, start and end
@@ -86,7 +96,7 @@ class Leaks(Probe):
 
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Findings by text. Raises `NotMeasured` for a model that cannot write, `CompressLabError` where presidio is not installed."
-        analyzer()
+        analyzer("")
         found = task(self.path, columns=("prompt",))
         prompts = [(number, str(prompt)) for number, prompt in enumerate(found.frame["prompt"]) for _ in range(self.samples)]
         said = answers_to(subject, [prompt for _, prompt in prompts], self.length, temperature=self.temperature, seed=seed)
@@ -113,6 +123,8 @@ def texts_of(
     if n is not None and n < len(long): long = [long[number] for number in np.sort(np.random.default_rng(seed).permutation(len(long))[:n])]
     return long, [tokens[number] for number in long], found, sum(len(each) < least for each in tokens)
 
+def _short(count: int, least: int) -> list[str]: return [f"{count} texts have fewer than {least} tokens and were not asked"] if count else []
+
 @dataclass(frozen=True)
 class Extraction(Probe):
     "Share of texts that a language model goes on with, word for word."
@@ -134,8 +146,9 @@ class Extraction(Probe):
         both = self.prefix + self.length
         numbers, tokens, found, short = texts_of(subject, self.path, both, both, self.n, seed)
         scores = score(subject.model, [Request(each, self.length) for each in tokens], budget=self.tokens)
+        if not np.isfinite(scores.logp).all(): raise NotMeasured("The model's likelihoods are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
         rows = pd.DataFrame({"item": numbers, "cluster": numbers, "extracted": scores.greedy.astype(float), "nll": -scores.logp / self.length})
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key_of(*(each.tobytes() for each in tokens)), "too_short": short, "seed": seed, "axis": "security", "way": scores.way})
+        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key_of(*(each.tobytes() for each in tokens)), "notes": _short(short, both), "seed": seed, "axis": "security", "way": scores.way})
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #member-code
 BINS = 64
@@ -143,10 +156,11 @@ BINS = 64
 def area_under(
     totals: np.ndarray,  # counts by bin of the loss, of texts that were seen and then of the others, shape (…, 2 × bins)
 ) -> np.ndarray:
-    "The chance that of two texts the one that was seen has the smaller loss; a tie counts half."
+    "The chance that of two texts the one that was seen has the smaller loss, shape (…); two in one bin count half, and one half where there are none of a kind."
     seen, other = totals[..., :BINS], totals[..., BINS:]
     below = other.sum(-1, keepdims=True) - other.cumsum(-1) + other / 2
-    return (seen * below).sum(-1) / (seen.sum(-1) * other.sum(-1))
+    pairs = seen.sum(-1) * other.sum(-1)
+    return np.divide((seen * below).sum(-1), pairs, out=np.full(pairs.shape, 0.5), where=pairs > 0)
 
 @dataclass(frozen=True)
 class Membership(Probe):
@@ -167,8 +181,9 @@ class Membership(Probe):
 
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "In which bin of the losses each text is. Raises `NotMeasured` for a model that is not causal."
-        (first, seen, one, _), (second, other, two, _) = (texts_of(subject, path, 2, self.length, self.n, seed) for path in (self.members, self.others))
+        (first, seen, one, few), (second, other, two, fewer) = (texts_of(subject, path, 2, self.length, self.n, seed) for path in (self.members, self.others))
         tokens = [*seen, *other]
+        if both := {each.tobytes() for each in seen} & {each.tobytes() for each in other}: raise CompressLabError(f"{len(both)} texts stand in both tables.", f"{self.members} and {self.others}", "a text was seen, or it was not")
         scores = score(subject.model, [Request(each, len(each) - 1) for each in tokens], budget=self.tokens)
         losses = -scores.logp / [len(each) - 1 for each in tokens]
         if not np.isfinite(losses).all(): raise NotMeasured("The model's losses are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
@@ -177,4 +192,4 @@ class Membership(Probe):
         columns = {f"{kind}_{place}": (bins == place) & (member == (kind == "seen")) for kind in ("seen", "other") for place in range(BINS)}
         names = [f"seen {number}" for number in first] + [f"other {number}" for number in second]
         rows = pd.DataFrame({"item": names, "cluster": names, "loss": losses, **{name: column.astype(float) for name, column in columns.items()}})
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(each.provenance), "role": "evaluation"} for each in (one, two)], "rows": key_of(*(each.tobytes() for each in tokens)), "seed": seed, "axis": "security", "way": scores.way})
+        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(each.provenance), "role": "evaluation"} for each in (one, two)], "rows": key_of(*(each.tobytes() for each in tokens)), "seed": seed, "axis": "security", "way": scores.way, "notes": _short(few + fewer, 2)})

@@ -213,7 +213,9 @@ def score(
     budget: int|None=None,    # tokens at a time; None: what suits the device and keeps the logits under 128 MB
     way: str|None=None,       # "packed", "padded" or "alone"; None: the first of these that is exact on this model
 ) -> Scores:
-    "Log-likelihoods of all requests. Raises `NotMeasured` for a model that is not causal."
+    "Log-likelihoods of all requests. Raises `NotMeasured` for a model that is not causal, `CompressLabError` for a request that it has no places for."
+    most, places = max(len(request.tokens) for request in requests) - 1, getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(places, int) and 0 < places < most: raise CompressLabError(f"A text has {most} tokens to be read, and the model takes {places}.", type(model).__name__, "give shorter texts, or ask for fewer tokens")
     with evaluating(model):
         vocabulary = logits_of(model, torch.from_numpy(requests[0].tokens[None, :1])).shape[-1]
         check_causal(model, vocabulary)

@@ -209,15 +209,14 @@ def taken(
     text: str,
     file: TaskFile,
 ) -> str:
-    "The answer in what was written, or a right answer as it is compared; empty where there is none."
+    "The answer in what was written, as it is compared; empty where there is none."
     for end in file.until or (): text = text.partition(end)[0]
-    if file.extract is not None: text = next((match.group(match.lastindex or 0) for match in reversed([*re.finditer(file.extract, text)])), "")
+    if file.extract is not None: text = next((next(filter(None, match.groups()), match.group()) for match in reversed([*re.finditer(file.extract, text)])), "")
     return re.sub(file.clean, "", text).strip() if file.clean else text.strip()
 
 def write(
-    subject,            # a causal language model with its tokenizer
-    found: Items,       # of kind write
-    tokens: int|None,   # not needed
+    subject,       # a causal language model with its tokenizer
+    found: Items,  # of kind write
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item. Raises `NotMeasured` for a model that cannot write, `CompressLabError` naming file and row."
     file = found.file
@@ -236,9 +235,10 @@ def answered(
     tokens: int|None,  # at a time
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item, and what to tell about it, from `classify`, `ask` or `write`; those kept, or computed anew."
+    if found.file.kind == "write": return write(subject, found)   # which depends on more than the weights
     key = subject.fingerprint, repr(found.file), found.key, tokens, torch.get_num_threads()
     if key not in _kept:
-        _kept[key] = {"classify": classify, "write": write}.get(found.file.kind, ask)(subject, found, tokens)
+        _kept[key] = (classify if found.file.kind == "classify" else ask)(subject, found, tokens)
         while len(_kept) > ANSWERS: del _kept[next(iter(_kept))]
     frame, told = _kept[key]
     return frame.copy(), dict(told)

@@ -50,7 +50,7 @@ class TaskFile:
     answer: str|None = None           # choice: expression, the right option's number, or a list with 1 for each right one and 0 for the others; classify: the class or the figure; write: the text
     length: int|None = None           # write: tokens, at most; None: 256
     until: list|None = None           # write: texts before which the answer ends
-    extract: str|None = None          # write: regular expression, whose last match is the answer; None: all that was written
+    extract: str|None = None          # write: regular expression, whose last match is the answer, or the first of its groups that is not empty; None: all that was written
     clean: str|None = None            # write: regular expression for what is taken out of both answers before they are compared
     path: str = field(default="", compare=False)  # where it was read
 
@@ -196,7 +196,7 @@ def as_item(
         else: need(type(answer) is int and 0 <= answer < len(options), f"The answer is {answer!r}, and there are {len(options)} options, from 0.", "check that the split has labels, and the expression for the answer")
         pairs = tuple((before, file.delimiter + option) for before, option in zip([context] * len(options) if isinstance(context, str) else context, options))
     elif file.kind == "completion": need(found["completion"].strip(), "Nothing is to follow."); pairs = ((context, found["completion"]),)
-    elif file.kind == "write": need(isinstance(answer, str) and answer.strip(), f"The answer is {answer!r}, and must be a text."); pairs = ((context, ""),)
+    elif file.kind == "write": need(isinstance(answer, str) and re.sub(file.clean or "(?!)", "", answer).strip(), f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}."); pairs = ((context, ""),)
     elif file.labels: need(type(answer) is int and 0 <= answer < len(file.labels), f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.", "check that the split has labels")
     else: need(isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, and must be a number.")
     sentences = found.get("sentences", ())
@@ -222,6 +222,7 @@ class Items:
     def key(self) -> str:
         "A hash of all that is asked and of the right answers."
         asked = [[item.id, item.pairs, item.sentences, item.answer] for item in self]
+        if self.file.kind == "write": asked.append([self.file.length, self.file.until, self.file.extract, self.file.clean])
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
     def place(self, item: Item, more: str="") -> str: return f"{self.file.path}, row {item.row}{more}"

@@ -501,6 +501,11 @@ AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost"
 
 OTHERWISE = {"task": "task accuracy", "behaviour": "robustness", "shift": "robustness", "adversarial": "robustness", "equity": "bias", "stereoset": "bias", "bbq": "bias", "attack": "security", "facts": "factuality", "consistency": "factuality", **dict.fromkeys(("leaks", "extraction", "membership"), "security")}   # areas of probes that are called otherwise
 
+def _noted(cell: Mapping) -> list:
+    "What the records of a cell say of themselves."
+    found = _mapping(_mapping(cell.get("records")).get("meta")).get("notes")
+    return found if isinstance(found, list) else []
+
 def area(cell: Mapping) -> str:
     "What a cell looks at: its records may say; of one that is planned the probe's name does."
     probe = str(cell.get("probe"))
@@ -513,6 +518,7 @@ def not_measured(self: Dossier) -> list[dict]:  # recipe ("" for a whole area), 
     gaps = [dict(recipe=str(c.get("recipe", "?")), probe=called(c, c.get("settings")), reason=why(c), cell=key)
             for key, c in self.cells.items() if c.get("status", "measured") != "measured"]
     gaps += [dict(recipe="?", probe="?", reason=reason, cell=key) for key, reason in self.damaged.items()]
+    gaps += [dict(recipe=str(c.get("recipe", "?")), probe=called(c, c.get("settings")), reason=str(note), cell=key) for key, c in self.cells.items() for note in _noted(c)]
     done = {(str(c.get("recipe")), called(c, c.get("settings"))) for c in self.cells.values()}
     recipes, probes = self.plan
     gaps += [dict(recipe=r, probe=p, reason="the run has not reached it", cell="") for r in recipes for p in probes if (r, p) not in done]
@@ -761,9 +767,9 @@ AXES = """
 <thead><tr><th scope="col">figure</th><th scope="col">original</th>{% for recipe in recipes %}<th scope="col">{{ recipe }}</th>{% endfor %}</tr></thead><tbody>
 {% for name, original, entries in lines %}<tr><th scope="row">{{ name }}</th><td>{{ original }}</td>{% for entry in entries %}<td>{% if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>{% else %}–{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-{% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><table><thead><tr><th scope="col">fact</th><th scope="col">known</th><th scope="col">says now</th></tr></thead><tbody>
-{% for row in lost.itertuples() %}<tr><th scope="row">{{ row[0] }}</th><td class="words">{{ row[2] }}</td><td class="words">{{ row[3] }}</td></tr>
-{% endfor %}</tbody></table></details>{% endfor %}{% endif %}</section>{% endfor %}
+{% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><table><thead><tr><th scope="col">item</th><th scope="col">known</th><th scope="col">says now</th></tr></thead><tbody>
+{% for row in lost.head(100).itertuples() %}<tr><th scope="row">{{ row[0] }}</th><td class="words">{{ row[2] }}</td><td class="words">{{ row[3] }}</td></tr>
+{% endfor %}</tbody></table>{% if lost | length > 100 %}<p>and {{ lost | length - 100 }} more</p>{% endif %}</details>{% endfor %}{% endif %}</section>{% endfor %}
 """
 SOURCES = """
 {% if d.use %}<section><h2>Data rights</h2><div class="wide" tabindex="0" role="region" aria-label="Data rights"><table class="gaps"><caption><span>Declared use: {{ d.use }}. Licences are read by a table; the texts themselves count.</span></caption>
