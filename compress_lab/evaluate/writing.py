@@ -15,7 +15,7 @@ from .perplexity import evaluating
 from .records import NotMeasured
 
 # %% ../../nbs/evaluate/11_writing.ipynb #write-code
-NEUTRAL = {"num_beams": 1, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "suppress_tokens": [], "begin_suppress_tokens": []}   # or a model's own file would set them
+NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "suppress_tokens": [], "begin_suppress_tokens": []}   # or a model's own file would set them
 
 def encoded(
     subject,               # a causal language model with its tokenizer
@@ -49,7 +49,7 @@ def answers_to(
 ) -> list[str]:
     "What the model writes after each prompt. Raises `NotMeasured` where it cannot write or says nothing finite, `CompressLabError` for a prompt that does not fit."
     tokens = encoded(subject, prompts, length, chat, names)
-    how = {"do_sample": True, "temperature": float(temperature)} if temperature else {"do_sample": False}
+    how = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0, "typical_p": 1.0} if temperature else {"do_sample": False}
     ends = subject.model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     settings = GenerationConfig(max_new_tokens=length, eos_token_id=ends or None, pad_token_id=0, **how, **NEUTRAL)
