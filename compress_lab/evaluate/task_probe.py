@@ -146,14 +146,15 @@ def ask(
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-18
 def class_order(
     config,       # of the model
-    labels: list, # of the task
+    labels: list, # of the task; a label may be several classes, with | between
     where: str,
-) -> list[int]:
-    "The head's output for each of the task's labels. Raises `CompressLabError` where its classes have other names."
+) -> list[list[int]]:
+    "The head's outputs for each of the task's labels. Raises `CompressLabError` where its classes have other names."
     same = lambda name: re.sub(r"[\W_]", "", str(name)).lower()
     names = [same(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())] or [f"label{number}" for number in range(len(labels))]
-    if all(re.fullmatch(r"(label)?\d+", name) for name in names): return list(range(len(labels)))
-    if {*names} == {same(label) for label in labels}: return [names.index(same(label)) for label in labels]
+    if all(re.fullmatch(r"(label)?\d+", name) for name in names) and not any("|" in label for label in labels): return [[number] for number in range(len(labels))]
+    found = [[names.index(each) for each in map(same, label.split("|")) if each in names] for label in labels]
+    if all(found) and sorted(sum(found, [])) == list(range(len(names))): return found
     raise CompressLabError(f"The head's classes are {', '.join(map(str, config.id2label.values()))}; the task's are {', '.join(labels)}.", where, "set model.config.id2label to the task's names, in the head's order")
 
 def head_logits(
@@ -188,15 +189,15 @@ def classify(
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item, and what to tell about it. Raises `NotMeasured` for a model that has no such head."
     file, label = found.file, np.array([item.answer for item in found])
-    order = class_order(getattr(subject.model, "config", None), file.labels, file.path) if file.labels else [0]
+    order = class_order(getattr(subject.model, "config", None), file.labels, file.path) if file.labels else [[0]]
     logits, cut = head_logits(subject, [item.sentences for item in found], tokens, file.name)
-    if logits.shape[1] != len(order): raise NotMeasured(f"The task needs a head with {len(order)} figures for a row, and this one has {logits.shape[1]}.", type(subject.model).__name__, "fine-tune the model on the task")
-    logits = logits[:, order]
+    if logits.shape[1] != sum(map(len, order)): raise NotMeasured(f"The task needs a head with {sum(map(len, order))} figures for a row, and this one has {logits.shape[1]}.", type(subject.model).__name__, "fine-tune the model on the task")
     told = {"notes": [cut]} if cut else {}
     frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found]})
     if file.labels:
-        prediction = likeliest(logits - logits.max(1, keepdims=True))
-        known = {"prediction": prediction, "label": label, "correct": prediction == label, "logprobs": [*special.log_softmax(logits, 1)]}
+        prediction = likeliest(np.stack([(logits - logits.max(1, keepdims=True))[:, part].max(1) for part in order], 1))   # the class that wins decides
+        logp = special.log_softmax(logits, 1)
+        known = {"prediction": prediction, "label": label, "correct": prediction == label, "logprobs": [*np.stack([special.logsumexp(logp[:, part], axis=1) for part in order], 1)]}
         return frame.assign(**known, **class_columns(prediction, label, len(order))), told
     if not np.isfinite(logits).all(): raise NotMeasured("The head's figures are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
     ranked = moments("spearman", stats.rankdata(logits[:, 0]), stats.rankdata(label))

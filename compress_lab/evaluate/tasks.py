@@ -46,7 +46,7 @@ class TaskFile:
     delimiter: str = " "              # choice: stands between context and option
     completion: str|None = None       # completion: a template, what must follow
     sentences: list|None = None       # classify: one or two columns
-    labels: list|None = None          # classify: names of the classes in the order of their numbers; None: a figure is predicted
+    labels: list|None = None          # classify: names of the classes in the order of their numbers, several of a head for one with | between; None: a figure is predicted
     answer: str|None = None           # choice: expression, the right option's number, or a list with 1 for each right one and 0 for the others; classify: the class or the figure; write: the text
     length: int|None = None           # write: tokens, at most; None: 256
     until: list|None = None           # write: texts before which the answer ends
