@@ -164,7 +164,7 @@ def head_logits(
     desc: str="answers", # what the bar says
 ) -> tuple[np.ndarray, str]:
     "The head's figures, float64 of shape (rows, classes), and how many rows were cut to fit, in words. Raises `NotMeasured` for a model that has no head."
-    if subject.tokenizer.pad_token_id is None: raise NotMeasured("The tokenizer has no token to fill rows up with.", type(subject.tokenizer).__name__, "use a model with a classification head, or set tokenizer.pad_token")
+    if getattr(subject.tokenizer, "pad_token_id", 0) is None: raise NotMeasured("The tokenizer has no token to fill rows up with.", type(subject.tokenizer).__name__, "use a model with a classification head, or set tokenizer.pad_token")
     limits = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None), getattr(subject.tokenizer, "model_max_length", None)
     longest = min((limit for limit in limits if limit), default=None)   # a model may have more places than it has for tokens
     encoded = [subject.tokenizer(*texts, verbose=False) for texts in rows]
