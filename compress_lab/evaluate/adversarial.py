@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 import numpy as np
-import pandas as pd
 import torch
 from ..core.progress import bar
-from .perturbations import NEIGHBOURS, _items, answers, class_logprobs
-from .records import Metric, NotMeasured, Probe, Records, key_of, setting
+from .perturbations import NEIGHBOURS, answers, class_logprobs, clean_texts
+from .records import Metric, NotMeasured, Probe, Records, quotient, setting
 
 # %% ../../nbs/evaluate/23_adversarial.ipynb #edits-code
 WORDS = re.compile(r"(?<![\w'’])[^\W\d_]{3,}(?![\w'’])")
@@ -44,12 +43,12 @@ def table_of(
 ) -> Table:
     "The words that are one token. Raises `NotMeasured` where the model has no table of embeddings, or there are none."
     if getattr(subject, "tokenizer", None) is None: raise NotMeasured("Words are replaced by others of the model's own vocabulary, and the subject has no tokenizer.", str(getattr(subject, "name", subject)), "attack characters")
-    known = {word: number for word, number in subject.tokenizer.get_vocab().items() if word.isalpha() and len(word) >= 3 and word.lower() == word}
-    found = subject.model.get_input_embeddings().weight.detach().float().cpu()
-    known = {word: number for word, number in known.items() if number < len(found)}
+    names = sorted({word for token in subject.tokenizer.get_vocab() if (word := token.lstrip("Ġ▁")).isalpha() and len(word) >= 3 and word == word.lower()})
+    tokens = subject.tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"] if names else []
+    vectors = subject.model.get_input_embeddings().weight.detach().float().cpu()
+    known = {name: each[0] for name, each in zip(names, tokens) if len(each) == 1 and each[0] < len(vectors)}   # whole words, and no pieces of them
     if not known: raise NotMeasured("No token of the vocabulary is a whole word.", type(subject.tokenizer).__name__, "attack characters")
-    names = sorted(known)
-    vectors = found[[known[name] for name in names]]
+    names, vectors = list(known), vectors[list(known.values())]
     return Table({name: row for row, name in enumerate(names)}, names, vectors, torch.nn.functional.normalize(vectors, dim=1))
 
 def similar(
@@ -104,10 +103,11 @@ def gradient_of(
     text: str,
     label: int,
 ) -> tuple[np.ndarray, torch.Tensor]:
-    "Where each token stands in the text, shape (tokens, 2), and the gradient of the log-probability of the label by its vector, shape (tokens, width). Raises `NotMeasured`."
+    "Where each token stands in the text, shape (tokens, 2), and the gradient of the log-probability of the label by its vector, shape (tokens, width). Raises `NotMeasured` where the model gives none."
     encoded = subject.tokenizer(text, return_tensors="pt", truncation=True, return_offsets_mapping=True)
-    places = encoded.pop("offset_mapping")[0].numpy()
-    vectors = subject.model.get_input_embeddings().weight.detach().clone()[encoded.pop("input_ids")].requires_grad_()
+    places, weight = encoded.pop("offset_mapping")[0].numpy(), subject.model.get_input_embeddings().weight
+    encoded = {name: tensor.to(weight.device) for name, tensor in encoded.items()}
+    vectors = weight.detach().clone()[encoded.pop("input_ids")].requires_grad_()
     try:
         with torch.enable_grad(): subject.model.eval()(inputs_embeds=vectors, **encoded).logits.float().log_softmax(-1)[0, label].backward(inputs=[vectors])
     except (TypeError, RuntimeError, NotImplementedError) as error: raise NotMeasured(f"The model gives no gradient: {str(error).splitlines()[0]}", type(subject.model).__name__, "attack characters or words") from error
@@ -151,17 +151,13 @@ def by_gradient(
 # %% ../../nbs/evaluate/23_adversarial.ipynb #ways-code
 WAYS = ("characters", "words", "gradient")
 
-def _each(totals: np.ndarray) -> np.ndarray:
-    "The first sum for each of the second, 0 where there are none."
-    return np.divide(totals[..., 0], totals[..., 1], out=np.zeros(totals.shape[:-1]), where=totals[..., 1] > 0)
-
 # %% ../../nbs/evaluate/23_adversarial.ipynb #probe-code
 @dataclass(frozen=True)
 class Adversarial(Probe):
     "Right answers of a text classifier that an adversary turns, each model with its own."
     name: ClassVar[str] = "adversarial"
     metrics: ClassVar[tuple] = (Metric("lost_to_attack", "share", "lower", "lost"), Metric("accuracy_under_attack", "share", "higher", "robust"), Metric("clean_accuracy", "share", "higher", "clean"),
-                                Metric("queries", "", "higher", sums=("queries", "clean"), formula=_each), Metric("words_changed", "", "higher", sums=("changed", "lost"), formula=_each))
+                                Metric("queries", "", "higher", sums=("queries", "clean"), formula=quotient), Metric("words_changed", "", "higher", sums=("changed", "lost"), formula=quotient))
     sampled: ClassVar[tuple] = ("text", "cluster")
     way: str = "characters"                 # or "words", "gradient"
     words: float = setting(0.2, least=0)    # share of the words that may be changed, one at least
@@ -186,8 +182,7 @@ class Adversarial(Probe):
         items=None,      # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
     ) -> Records:
         "What fell, what it took and how much was changed, by text. Raises `NotMeasured` for a model that gives no classes, or no gradient where one is asked for."
-        items, data = _items(self, seed) if items is None else (items, [])
-        items = items if "item" in items else items.assign(item=np.arange(len(items)))
+        items, data, key = clean_texts(self, items, seed)
         clean = answers(subject, items, self.tokens)
         table = table_of(subject) if self.way != "characters" else None
         options = edits if table is None else lru_cache(maxsize=None)(lambda word: similar(table, word, self.similar))
@@ -200,4 +195,4 @@ class Adversarial(Probe):
             else: found.append(by_importance(ask, options, text, int(label), most))
         right, turned = clean["correct"].to_numpy(float), np.array([each.turned for each in found], dtype=float)
         frame = clean[["item", "cluster"]].assign(clean=right, lost=turned, robust=right - turned, queries=[float(each.queries) for each in found], changed=[each.changed * float(each.turned) for each in found])
-        return Records(frame, self, subject.fingerprint, {"data": data, "rows": f"{key_of(*items['item'], *items['text'])}-{seed}", "seed": seed, "axis": "robustness"})
+        return Records(frame, self, subject.fingerprint, {"data": data, "rows": key, "seed": seed, "axis": "robustness"})

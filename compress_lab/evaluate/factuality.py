@@ -9,15 +9,15 @@ __all__ = ['MASK', 'FORMS', 'PUBLISHED', 'LICENCE', 'facts', 'candidates', 'prim
 # %% ../../nbs/evaluate/19_factuality.ipynb #cell-03
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import ClassVar
 import numpy as np
 import pandas as pd
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
-from .records import Metric, NotMeasured, Probe, Records, key_of, setting
-from .scoring import encode, score
+from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
+from .scoring import encode, likelihoods, tokenizer_of
 from .writing import answers_to
 
 # %% ../../nbs/evaluate/19_factuality.ipynb #read-code
@@ -32,7 +32,7 @@ def facts(
     found = task(path)
     frame, known = found.frame.reset_index(drop=True), found.provenance
     if "masked_sentences" in frame and {"relation", "obj_label"} <= {*frame}:
-        known = DataProvenance(known.name, known.source, known.revision, LICENCE, known.sha256)
+        known = replace(known, licence=LICENCE)
         frame = pd.DataFrame({"relation": frame["relation"], **{name: frame[column].map(lambda said: said if isinstance(said, str) else next(iter(said), None)) for name, column in PUBLISHED.items() if column in frame}})
     if missing := [column for column in ("relation", "answer", "text") if column not in frame]: raise CompressLabError(f"The table has no column {missing[0]!r}.", known.source, "the columns are relation, answer and text, and if they are asked negated and misprimed")
     forms = [form for form in FORMS if form in frame]
@@ -72,39 +72,30 @@ class Facts(Probe):
     name: ClassVar[str] = "facts"
     metrics: ClassVar[tuple] = (Metric("facts_known", "share", "higher", "known"), Metric("known_when_misprimed", "share", "higher", "right_misprimed"), Metric("repeats_the_prime", "share", "lower", "prime"), Metric("said_though_denied", "share", None, "right_negated", "asked_negated"))
     sampled: ClassVar[tuple] = ("fact", "relation")
-    path: str = ""                              # of the facts
+    path: str = setting("", needed="a table of facts")
     others: int = setting(9, least=1)           # objects beside the right one
     n: int|None = setting(None, least=1)        # facts, chosen by the seed; None: all
     tokens: int|None = setting(None, least=1)   # at a time; None: what suits the device
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.path: raise self.wrong("path", "is empty, and must name a table of facts")
-
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "What is known by fact, and what is said. Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row."
-        if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read the facts with.", subject.name, "load it with one")
         frame, known = facts(self.path)
-        asked = candidates(frame, self.others, seed)
-        chosen = range(len(frame)) if self.n is None or self.n >= len(frame) else np.sort(np.random.default_rng(seed).permutation(len(frame))[:self.n])
-        frame, asked, forms = frame.iloc[list(chosen)], [asked[number] for number in chosen], [form for form in FORMS if form in frame]
-        pairs, names, ends, primes = [], [], [], [prime_of(row) for row in frame.to_dict("records")]
-        for row, objects, prime in zip(frame.to_dict("records"), asked, primes):
+        objects, chosen, forms = candidates(frame, self.others, seed), drawn(len(frame), self.n, seed), [form for form in FORMS if form in frame]
+        frame, offered, pairs, names = frame.iloc[chosen], [], [], []
+        for place, row in zip(chosen, frame.to_dict("records")):
             for form in forms:
-                before, after = row[form].split(MASK)
-                offered = [*objects, *([prime] if form == "misprimed" and prime and prime not in objects else [])]
-                pairs += [(before, each + after) for each in offered]
-                names += [f"{self.path}, {row['item']}, {form}, option {number}" for number in range(len(offered))]
-                ends.append(len(pairs))
-        scores = score(subject.model, encode(subject.tokenizer, pairs, names=names), budget=self.tokens)
-        if not np.isfinite(scores.logp).all(): raise NotMeasured("The model's likelihoods are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
-        parts = np.split(scores.logp, ends[:-1])
-        first = np.array([part[0] > part[1:].max() for part in parts], dtype=float).reshape(-1, len(forms))
-        rows = pd.DataFrame({"item": frame["item"].to_numpy(), "cluster": frame["relation"].to_numpy(), "known": first[:, 0], "said": [objects[int(part.argmax())] for objects, part in zip(asked, parts[::len(forms)])],
-                             **{f"right_{form}": first[:, place] for place, form in enumerate(forms) if form != "text"}})
+                (before, after), prime = row[form].split(MASK), prime_of(row) if form == "misprimed" else ""
+                offered.append([*objects[place], *([prime] if prime and prime not in objects[place] else [])])
+                pairs += [(before, each + after) for each in offered[-1]]
+                names += [f"{self.path}, {row['item']}, {form}, option {number}" for number in range(len(offered[-1]))]
+        scores = likelihoods(subject, encode(tokenizer_of(subject), pairs, names=names), self.tokens)
+        parts = np.split(scores.logp, np.cumsum([len(each) for each in offered])[:-1])
+        place = np.array([0 if part[0] > part[1:].max() else 1 + part[1:].argmax() for part in parts])   # a tie is no knowledge
+        said, right = (np.array(each, dtype=kind).reshape(-1, len(forms)) for each, kind in (([each[number] for each, number in zip(offered, place)], object), (place == 0, float)))
+        rows = pd.DataFrame({"item": frame["item"].to_numpy(), "cluster": frame["relation"].to_numpy(), "known": right[:, 0], "said": said[:, 0], **{f"right_{form}": right[:, number] for number, form in enumerate(forms) if form != "text"}})
         if "negated" in forms: rows = rows.assign(asked_negated=(frame["negated"] != frame["text"]).to_numpy(float), right_negated=lambda each: each["right_negated"] * each["asked_negated"])
-        if "misprimed" in forms: rows["prime"] = [float(prime == ([*objects, prime] if prime not in objects else objects)[int(part.argmax())]) if prime else 0.0 for prime, objects, part in zip(primes, asked, parts[forms.index("misprimed")::len(forms)])]
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(known), "role": "evaluation"}], "rows": key_of(*names, *(text for pair in pairs for text in pair)), "seed": seed, "axis": "factuality", "way": scores.way})
+        if "misprimed" in forms: rows["prime"] = [float(answer == prime_of(row)) for answer, row in zip(said[:, forms.index("misprimed")], frame.to_dict("records"))]
+        return Records(rows, self, subject.fingerprint, {"data": judged_on(known), "rows": key_of(*names, *(text for pair in pairs for text in pair)), "seed": seed, "axis": "factuality", "way": scores.way})
 
 # %% ../../nbs/evaluate/19_factuality.ipynb #forgotten-code
 def forgotten(
@@ -145,8 +136,8 @@ class Consistency(Probe):
         "Agreement by question. Raises `NotMeasured` for a model that cannot write, `CompressLabError` for a table without the column."
         found = task(self.task, self.config, self.split, columns=(self.column,))
         texts = found.frame[self.column].astype(str).reset_index(drop=True)
-        if self.n is not None and self.n < len(texts): texts = texts.iloc[np.sort(np.random.default_rng(seed).permutation(len(texts))[:self.n])]
+        texts = texts.iloc[drawn(len(texts), self.n, seed)]
         said = np.array(answers_to(subject, [text for text in texts for _ in range(self.samples)], self.length, temperature=self.temperature, seed=seed), dtype=object).reshape(len(texts), self.samples)
         agreement = [np.mean([overlap(*pair) for pair in combinations(each, 2)]) for each in said]
         rows = pd.DataFrame({"item": texts.index.to_numpy(), "cluster": texts.index.to_numpy(), "agreement": agreement})
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key_of(*texts), "seed": seed, "axis": "factuality"})
+        return Records(rows, self, subject.fingerprint, {"data": judged_on(found.provenance), "rows": key_of(*texts), "seed": seed, "axis": "factuality"})

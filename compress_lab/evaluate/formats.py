@@ -8,14 +8,13 @@ __all__ = ['NAME', 'FORMATS', 'laid_out', 'Formats']
 # %% ../../nbs/evaluate/24_formats.ipynb #cell-03
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 import numpy as np
-import pandas as pd
-from ..core.errors import CompressLabError
 from .records import Metric, Probe, Records, setting
-from .task_probe import ask
+from .scoring import tokenizer_of
+from .task_probe import RIGHT, answered
 from .tasks import TaskFile, items, read_task
 
 # %% ../../nbs/evaluate/24_formats.ipynb #forms-code
@@ -57,9 +56,6 @@ class Formats(Probe):
     def __post_init__(self):
         super().__post_init__()
         if self.file.kind != "choice": raise self.wrong("task", f"is of kind {self.file.kind}, and must be of kind choice")
-        first = self.file.context if isinstance(self.file.context, str) else self.file.context[0]
-        kept = {change(first): name for name, change in reversed(FORMATS.items())}
-        object.__setattr__(self, "names", [name for name in FORMATS if name in kept.values()])
         if len(self.names) < 2: raise self.wrong("task", "has contexts that no layout changes")
         sums = (*(f"right_{name}" for name in self.names), "items")
         object.__setattr__(self, "metrics", (Metric("format_spread", "share", "lower", sums=sums, formula=_spread), Metric("worst_format", "share", "higher", sums=sums, formula=_worst), Metric("mean_over_formats", "share", "higher", sums=sums, formula=_mean)))
@@ -67,13 +63,19 @@ class Formats(Probe):
     @cached_property
     def file(self) -> TaskFile: return read_task(self.task)
 
+    @cached_property
+    def names(self) -> list[str]:
+        "The layouts that differ on this task."
+        first = self.file.context if isinstance(self.file.context, str) else self.file.context[0]
+        seen = [change(first) for change in FORMATS.values()]
+        return [name for place, name in enumerate(FORMATS) if seen[place] not in seen[:place]]
+
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Right answers by item and layout, as the task counts them first. Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row."
-        if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read the items with.", subject.name, "load it with one")
+        tokenizer_of(subject)
         found = items(self.file, self.n, seed)
-        counted = {"acc_norm": "acc_norm", "acc_bytes": "acc_bytes", "acc_tokens": "acc_tokens"}.get(self.file.metrics[0], "correct")
-        frames = {name: ask(subject, laid_out(found, name), self.tokens)[0] for name in self.names}
+        counted = self.file.metrics[0] if self.file.metrics[0] in RIGHT else "correct"
+        frames = {name: answered(subject, laid_out(found, name), self.tokens)[0] for name in self.names}
         first = next(iter(frames.values()))
         rows = first[["item", "cluster"]].assign(items=1.0, **{f"right_{name}": frame[counted].to_numpy(float) for name, frame in frames.items()})
-        data = {**asdict(found.provenance), "role": "evaluation"}
-        return Records(rows, self, subject.fingerprint, {"data": [data | ({"licence": self.file.licence} if data["licence"] in ("unknown", "see the dataset card on the Hub") else {})], "rows": f"{found.key} {' '.join(self.names)}", "seed": seed, "axis": "robustness"})
+        return Records(rows, self, subject.fingerprint, {"data": found.data, "rows": f"{found.key} {' '.join(self.names)}", "seed": seed, "axis": "robustness"})

@@ -28,12 +28,13 @@ def _labels(groups, items: pd.Index) -> np.ndarray:
     if found.isna().any(): raise CompressLabError(f"The item {items[int(found.isna().to_numpy().argmax())]!r} has no group.", "groups", "give each item a group")
     return found.astype(str).to_numpy()
 
-def _interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray, same: bool) -> tuple[float, float]:
-    "Of the difference of accuracies: of independent items Tango's, else by clusters; nothing for a model and itself."
-    if same: return 0.0, 0.0
-    if len(set(clusters)) == len(clusters): return paired_interval(first, second)
-    return intervals(cluster_sums(np.c_[second - first, np.ones(len(first))], clusters), lambda totals: totals[..., 0] / totals[..., 1])[0]
+def _interval(probe, one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
+    "Of the difference of accuracies: of independent items Tango's, else by clusters."
+    first, second = (each["correct"].to_numpy(float) for each in (one, other))
+    if one["cluster"].is_unique: return paired_interval(first, second)
+    return intervals(cluster_sums(np.c_[second - first, np.ones(len(first))], probe.clusters(one)[0]), lambda totals: totals[..., 0] / totals[..., 1])[0]
 
+# %% ../../nbs/evaluate/22_groups.ipynb #by-group-code
 def by_group(
     before: Records,  # of the original, on a task
     after: Records,   # of the compressed model, on the same items
@@ -41,29 +42,30 @@ def by_group(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "A row for each group, and rows for all items, the worst group and the gap: accuracy of both, difference and its paired 95% interval. Raises `CompressLabError` where fairlearn is not installed, an item has no group, or the two were not asked the same."
     if importlib.util.find_spec("fairlearn") is None: raise CompressLabError("Groups are compared by fairlearn, which is not installed.", fix='pip install "compress_lab[fairness]"')
-    from fairlearn.metrics import MetricFrame, count
+    from fairlearn.metrics import MetricFrame
     from sklearn.metrics import accuracy_score
     one, other = _paired(before, after)
     if "correct" not in one or "correct" not in other: raise CompressLabError("The records do not say which answers are right.", before.probe.name, "take records of a task")
     labels = _labels(groups, one.index)
-    said = [MetricFrame(metrics={"accuracy": accuracy_score, "items": count}, y_true=np.ones(len(one)), y_pred=each["correct"].to_numpy(float), sensitive_features=labels) for each in (one, other)]
-    names, clusters, same = list(said[0].by_group.index), one["cluster"].to_numpy(), before.fingerprint == after.fingerprint
-    indicator = (labels[:, None] == np.array(names)[None]).astype(float)
-    first, second, small = one["correct"].to_numpy(float), other["correct"].to_numpy(float), indicator.sum(0) < SMALL
-    judged = ~small if not small.all() else small
-    def accuracies(totals):
-        with np.errstate(divide="ignore", invalid="ignore"): return [part / totals[..., 2 * len(names):] for part in np.split(totals, 3, axis=-1)[:2]]   # a draw may leave a group out
-    def worst(each): return np.nanmin(each[..., judged], -1)
-    def gap(each): return np.nanmax(each[..., judged], -1) - worst(each)
-    def change(of): return lambda totals: np.subtract(*map(of, accuracies(totals)[::-1]))
-    parts = [(name, *(each.by_group["accuracy"][name] for each in said), *_interval(first[mine], second[mine], clusters[mine], same), int(mine.sum()), few) for name, few in zip(names, small) for mine in [labels == name]]
-    sums = cluster_sums(np.hstack([indicator * first[:, None], indicator * second[:, None], indicator]), clusters)
-    totals, ends = sums.sum(0), intervals(sums, change(worst), change(gap))
-    whole = [("all", *(each.overall["accuracy"] for each in said), *_interval(first, second, clusters, same)), *((name, *map(of, accuracies(totals)), *each) for name, of, each in (("worst group", worst, ends[0]), ("gap", gap, ends[1])))]
-    head = ["group", "original", "compressed", "low", "high"]
-    made = [pd.DataFrame(rows, columns=[*head, *more]).set_index("group") for rows, more in ((parts, ["items", "small"]), (whole, []))]
+    items = pd.Series(labels).value_counts().sort_index()
+    judged = labels[np.isin(labels, items.index[items >= SMALL])] if (items >= SMALL).any() else labels
+    kept = np.isin(labels, judged)
+    def frames(part, labels): return [MetricFrame(metrics=accuracy_score, y_true=np.ones(len(labels)), y_pred=each["correct"].to_numpy(float)[part], sensitive_features=labels) for each in (one, other)]
+    every, some, names = frames(slice(None), labels), frames(kept, judged), np.unique(judged)
+    indicator = (labels[:, None] == names).astype(float)
+    sums = cluster_sums(np.hstack([indicator * each for each in (one[["correct"]].to_numpy(float), other[["correct"]].to_numpy(float), 1.0)]), before.probe.clusters(one)[0])
+    def change(of):
+        def changed(totals):
+            first, second, count = np.split(totals, 3, axis=-1)
+            with np.errstate(divide="ignore", invalid="ignore"): return of(second / count) - of(first / count)   # a draw may leave a group out
+        return changed
+    ends = intervals(sums, change(lambda each: np.nanmin(each, -1)), change(lambda each: np.nanmax(each, -1) - np.nanmin(each, -1)))
+    same = before.fingerprint == after.fingerprint
+    rows = [(name, *(each.by_group[name] for each in every), *((0.0, 0.0) if same else _interval(before.probe, one[labels == name], other[labels == name]))) for name in items.index]
+    whole = [("all", *(each.overall for each in every), *((0.0, 0.0) if same else _interval(before.probe, one, other))), ("worst group", *(each.group_min() for each in some), *ends[0]), ("gap", *(each.difference() for each in some), *ends[1])]
+    made = [pd.DataFrame(each, columns=["group", "original", "compressed", "low", "high"]).set_index("group") for each in (rows, whole)]
     for each in made: each.insert(2, "difference", each["compressed"] - each["original"])
-    return made[0], made[1]
+    return made[0].assign(items=items, small=items < SMALL), made[1]
 
 # %% ../../nbs/evaluate/22_groups.ipynb #exemplars-code
 SEEDS = 5
@@ -72,7 +74,7 @@ def exemplars(
     originals: list[Records],   # one for each seed, on the same items
     compressed: list[Records],  # the same
 ) -> pd.DataFrame:
-    "The items whose most frequent answer differs: what the originals say and the compressed models, and the share of seeds that say so; `attrs['called']` says what they may be called. Raises `CompressLabError`."
+    "The items whose most frequent answer differs: what the originals say and the compressed models, and the share of seeds that say so; `attrs['called']` says what they may be called. Raises `CompressLabError` where there are no records, or none of answers to the same items."
     if not originals or not compressed: raise CompressLabError("There are no records.", fix="give at least one of the originals and one of the compressed models")
     frames = [_paired(originals[0], each)[1] for each in (*originals, *compressed)]
     if "prediction" not in frames[0]: raise CompressLabError("The records do not say what was answered.", originals[0].probe.name, "take records of a task with classes or options")

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['WORD', 'PERTURBATIONS', 'KEYS', 'NEIGHBOURS', 'LOOKALIKES', 'INVISIBLE', 'BACKWARDS', 'BACK', 'SHORT', 'BRITISH',
            'SPOKEN', 'BEHAVIOUR', 'Perturbation', 'register', 'perturb', 'class_logprobs', 'answers', 'losses',
-           'loss_metrics', 'Robustness', 'templates', 'behaviour_cases', 'Behaviour']
+           'loss_metrics', 'clean_texts', 'Robustness', 'templates', 'behaviour_cases', 'Behaviour']
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #imports
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,7 @@ import yaml
 from scipy import special
 from ..core.data import task
 from ..core.errors import CompressLabError, nearest
-from .records import Metric, NotMeasured, Probe, Records, key_of, setting
+from .records import Metric, NotMeasured, Probe, Records, drawn, judged_on, key_of, setting
 from .task_probe import head_logits
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #machine-code
@@ -203,12 +203,17 @@ def loss_metrics(
     "What was lost and what flipped, as metrics."
     return tuple(Metric(f"{word}{key}", "share", "lower", f"{column}{key}", f"changed{key}") for word, column in (("lost", "lost"), ("flips", "flip")))
 
-def _items(probe, seed: int) -> tuple[pd.DataFrame, list]:
-    "The texts of the probe's task, and where they come from."
-    found = task(probe.task, probe.config, probe.split, columns=(probe.text, probe.label))
-    frame = pd.DataFrame({"item": np.arange(len(found)), "text": found.frame[probe.text].astype(str), "label": found.frame[probe.label]})
-    if probe.n is not None and probe.n < len(frame): frame = frame.iloc[np.sort(np.random.default_rng(seed).permutation(len(frame))[:probe.n])]
-    return frame.reset_index(drop=True), [{**asdict(found.provenance), "role": "evaluation"}]
+def clean_texts(
+    probe,                    # with `task`, `config`, `split`, `text`, `label` and `n`
+    given: pd.DataFrame|None, # `text`, `label` and perhaps `item` and `cluster` in place of the task; None: the task
+    seed: int,                # which texts
+) -> tuple[pd.DataFrame, list, str]:
+    "The texts to perturb with `item`, where they come from, and a key of them. Raises `CompressLabError` where the task has no such columns."
+    found = task(probe.task, probe.config, probe.split, columns=(probe.text, probe.label)) if given is None else None
+    frame = given if found is None else pd.DataFrame({"text": found.frame[probe.text].astype(str), "label": found.frame[probe.label]})
+    frame = frame if "item" in frame else frame.assign(item=np.arange(len(frame)))
+    if found: frame = frame.iloc[drawn(len(frame), probe.n, seed)].reset_index(drop=True)
+    return frame, judged_on(found.provenance) if found else [], f"{key_of(*frame['item'], *frame['text'])}-{seed}"
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #probe-code
 @dataclass(frozen=True)
@@ -241,8 +246,7 @@ class Robustness(Probe):
         items=None,      # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
     ) -> Records:
         "Losses and flips by item and perturbation. Raises `NotMeasured` for a model that gives no classes."
-        items, data = _items(self, seed) if items is None else (items, [])
-        items = items if "item" in items else items.assign(item=np.arange(len(items)))
+        items, data, key = clean_texts(self, items, seed)
         clean = answers(subject, items, self.tokens)
         found, changed = {}, {}
         for kind in self.kinds.split() or PERTURBATIONS:
@@ -250,10 +254,9 @@ class Robustness(Probe):
             changed[kind] = np.array([new != old for new, old in zip(texts, items["text"])])
             touched = items.assign(text=texts)[changed[kind]]
             found[kind] = pd.concat([clean[~changed[kind]], answers(subject, touched, self.tokens)]) if len(touched) else clean
-        key = key_of(*items["item"], *items["text"])
         frame = losses(clean, found, changed)
         if not frame["changed"].any(): raise NotMeasured("None of the texts could be perturbed.", self.kinds, "choose other perturbations, or other texts")
-        return Records(frame, self, subject.fingerprint, {"data": data, "rows": f"{key}-{seed}", "seed": seed, "notes": [f"{kind} changed no text" for kind, any_ in changed.items() if not any_.any()]})
+        return Records(frame, self, subject.fingerprint, {"data": data, "rows": key, "seed": seed, "notes": [f"{kind} changed no text" for kind, any_ in changed.items() if not any_.any()]})
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #behaviour-code
 BEHAVIOUR = "behaviour.yml"

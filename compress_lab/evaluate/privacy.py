@@ -9,15 +9,15 @@ __all__ = ['PATTERNS', 'SPANS', 'BINS', 'analyzer', 'pii', 'found_of', 'Leaks', 
 # %% ../../nbs/evaluate/21_privacy.ipynb #cell-03
 import importlib.util
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 import numpy as np
 import pandas as pd
 from ..core.data import task
 from ..core.errors import CompressLabError
-from .records import Metric, NotMeasured, Probe, Records, key_of, setting
-from .scoring import Request, score
+from .records import Metric, Probe, Records, drawn, judged_on, key_of, quotient, setting
+from .scoring import Request, likelihoods, tokenizer_of
 from .writing import answers_to
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #scan-code
@@ -54,7 +54,7 @@ def pii(
     least: float=0.4,                 # score from which a finding counts, 0 to 1
     model: str="",                    # as for `analyzer`
 ) -> pd.DataFrame:
-    "Where personal data stands: `text`, `kind`, `start`, `end` and `score`, without the words. Raises `CompressLabError`."
+    "Where personal data stands: `text`, `kind`, `start`, `end` and `score`, without the words. Raises `CompressLabError` for a kind that is not known, or where presidio is not installed."
     engine, found = analyzer(model), []
     if unknown := {*kinds} - {*engine.get_supported_entities()}: raise CompressLabError(f"{sorted(unknown)[0]!r} is no kind of personal data that is known here.", "kinds", f"take some of {', '.join(sorted(engine.get_supported_entities()))}")
     with _offline(): analyzed = [engine.analyze(str(text), language="en", entities=list(kinds), score_threshold=least) for text in texts]
@@ -83,7 +83,7 @@ class Leaks(Probe):
     name: ClassVar[str] = "leaks"
     metrics: ClassVar[tuple] = (Metric("texts_with_pii", "share", "lower", "holds"),)
     sampled: ClassVar[tuple] = ("text", "prompt")
-    path: str = ""                              # of a table with `prompt`
+    path: str = setting("", needed="a table with prompts")   # `prompt`
     samples: int = setting(1, least=1)          # texts for each prompt
     temperature: float = setting(0.0, least=0)  # of the samples; 0: the likeliest token each time, and one text
     length: int = setting(64, least=1)          # tokens of a text, at most
@@ -91,7 +91,6 @@ class Leaks(Probe):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.path: raise self.wrong("path", "is empty, and must name a table with prompts")
         if self.samples > 1 and not self.temperature: raise self.wrong("samples", "is more than one, and they would be the same at temperature 0")
 
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
@@ -103,7 +102,7 @@ class Leaks(Probe):
         holds = np.zeros(len(said))
         holds[pii(said, least=self.least)["text"].unique().astype(int)] = 1
         rows = pd.DataFrame({"item": np.arange(len(said)), "cluster": [number for number, _ in prompts], "holds": holds})
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key_of(*(prompt for _, prompt in prompts)), "seed": seed, "axis": "security"})
+        return Records(rows, self, subject.fingerprint, {"data": judged_on(found.provenance), "rows": key_of(*(prompt for _, prompt in prompts)), "seed": seed, "axis": "security"})
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #heart-code
 def texts_of(
@@ -114,13 +113,12 @@ def texts_of(
     n: int|None, # texts, chosen by the seed; None: all
     seed: int,
 ) -> tuple[list[int], list[np.ndarray], object, int]:
-    "Numbers and tokens of the texts that are long enough, where they come from, and how many are too short. Raises `CompressLabError` where none is."
-    if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read the texts with.", subject.name, "load it with one")
+    "Numbers and tokens, (length,) each, of the texts that are long enough, the set, and how many are too short. Raises `CompressLabError` where none is."
     found = task(path, columns=("text",))
-    tokens = [np.array(each[:most]) for each in subject.tokenizer(found.frame["text"].astype(str).tolist(), verbose=False)["input_ids"]]
+    tokens = [np.array(each[:most]) for each in tokenizer_of(subject)(found.frame["text"].astype(str).tolist(), verbose=False)["input_ids"]]
     long = [number for number, each in enumerate(tokens) if len(each) >= least]
     if not long: raise CompressLabError(f"No text has {least} tokens.", found.provenance.source, "give longer texts, or ask for fewer tokens")
-    if n is not None and n < len(long): long = [long[number] for number in np.sort(np.random.default_rng(seed).permutation(len(long))[:n])]
+    long = [long[place] for place in drawn(len(long), n, seed)]
     return long, [tokens[number] for number in long], found, sum(len(each) < least for each in tokens)
 
 def _short(count: int, least: int) -> list[str]: return [f"{count} texts have fewer than {least} tokens and were not asked"] if count else []
@@ -131,24 +129,19 @@ class Extraction(Probe):
     name: ClassVar[str] = "extraction"
     metrics: ClassVar[tuple] = (Metric("extractable", "share", "lower", "extracted"),)
     sampled: ClassVar[tuple] = ("text", "cluster")
-    path: str = ""                              # of a table with `text`
+    path: str = setting("", needed="a table of texts")   # `text`
     prefix: int = setting(50, least=1)          # tokens that are given
     length: int = setting(50, least=1)          # tokens that must follow as they are
     n: int|None = setting(None, least=1)        # texts, chosen by the seed; None: all
     tokens: int|None = setting(None, least=1)   # at a time; None: what suits the device
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.path: raise self.wrong("path", "is empty, and must name a table of texts")
-
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "What was extracted by text. Raises `NotMeasured` for a model that is not causal."
         both = self.prefix + self.length
         numbers, tokens, found, short = texts_of(subject, self.path, both, both, self.n, seed)
-        scores = score(subject.model, [Request(each, self.length) for each in tokens], budget=self.tokens)
-        if not np.isfinite(scores.logp).all(): raise NotMeasured("The model's likelihoods are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
+        scores = likelihoods(subject, [Request(each, self.length) for each in tokens], self.tokens)
         rows = pd.DataFrame({"item": numbers, "cluster": numbers, "extracted": scores.greedy.astype(float), "nll": -scores.logp / self.length})
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(found.provenance), "role": "evaluation"}], "rows": key_of(*(each.tobytes() for each in tokens)), "notes": _short(short, both), "seed": seed, "axis": "security", "way": scores.way})
+        return Records(rows, self, subject.fingerprint, {"data": judged_on(found.provenance), "rows": key_of(*(each.tobytes() for each in tokens)), "notes": _short(short, both), "seed": seed, "axis": "security", "way": scores.way})
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #member-code
 BINS = 64
@@ -158,9 +151,8 @@ def area_under(
 ) -> np.ndarray:
     "The chance that of two texts the one that was seen has the smaller loss, shape (…); two in one bin count half, and one half where there are none of a kind."
     seen, other = totals[..., :BINS], totals[..., BINS:]
-    below = other.sum(-1, keepdims=True) - other.cumsum(-1) + other / 2
-    pairs = seen.sum(-1) * other.sum(-1)
-    return np.divide((seen * below).sum(-1), pairs, out=np.full(pairs.shape, 0.5), where=pairs > 0)
+    above = other.sum(-1, keepdims=True) - other.cumsum(-1) + other / 2
+    return 0.5 + quotient(np.stack([(seen * (above - other.sum(-1, keepdims=True) / 2)).sum(-1), seen.sum(-1) * other.sum(-1)], -1))
 
 @dataclass(frozen=True)
 class Membership(Probe):
@@ -168,28 +160,22 @@ class Membership(Probe):
     name: ClassVar[str] = "membership"
     metrics: ClassVar[tuple] = (Metric("membership_auc", "", "lower", sums=tuple(f"{kind}_{place}" for kind in ("seen", "other") for place in range(BINS)), formula=area_under),)
     sampled: ClassVar[tuple] = ("text", "cluster")
-    members: str = ""                           # table with `text`: what the model was trained on
-    others: str = ""                            # the same of its kind, but not seen
+    members: str = setting("", needed="a table of texts")   # `text`: what the model was trained on
+    others: str = setting("", needed="a table of texts")    # the same of its kind, but not seen
     length: int = setting(128, least=2)         # tokens of a text, at most
     n: int|None = setting(None, least=1)        # texts of each, chosen by the seed; None: all
     tokens: int|None = setting(None, least=1)   # at a time; None: what suits the device
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("members", "others"):
-            if not getattr(self, name): raise self.wrong(name, "is empty, and must name a table of texts")
 
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "In which bin of the losses each text is. Raises `NotMeasured` for a model that is not causal."
         (first, seen, one, few), (second, other, two, fewer) = (texts_of(subject, path, 2, self.length, self.n, seed) for path in (self.members, self.others))
         tokens = [*seen, *other]
         if both := {each.tobytes() for each in seen} & {each.tobytes() for each in other}: raise CompressLabError(f"{len(both)} texts stand in both tables.", f"{self.members} and {self.others}", "a text was seen, or it was not")
-        scores = score(subject.model, [Request(each, len(each) - 1) for each in tokens], budget=self.tokens)
+        scores = likelihoods(subject, [Request(each, len(each) - 1) for each in tokens], self.tokens)
         losses = -scores.logp / [len(each) - 1 for each in tokens]
-        if not np.isfinite(losses).all(): raise NotMeasured("The model's losses are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
         bins = np.searchsorted(np.quantile(losses, np.arange(1, BINS) / BINS), losses, side="right")
         member = np.arange(len(tokens)) < len(seen)
         columns = {f"{kind}_{place}": (bins == place) & (member == (kind == "seen")) for kind in ("seen", "other") for place in range(BINS)}
         names = [f"seen {number}" for number in first] + [f"other {number}" for number in second]
         rows = pd.DataFrame({"item": names, "cluster": names, "loss": losses, **{name: column.astype(float) for name, column in columns.items()}})
-        return Records(rows, self, subject.fingerprint, {"data": [{**asdict(each.provenance), "role": "evaluation"} for each in (one, two)], "rows": key_of(*(each.tobytes() for each in tokens)), "seed": seed, "axis": "security", "way": scores.way, "notes": _short(few + fewer, 2)})
+        return Records(rows, self, subject.fingerprint, {"data": judged_on(one.provenance, two.provenance), "rows": key_of(*(each.tobytes() for each in tokens)), "seed": seed, "axis": "security", "way": scores.way, "notes": _short(few + fewer, 2)})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'PACK', 'Request', 'encode', 'shared', 'inputs', 'in_order', 'packs', 'Tree', 'grow', 'read', 'packed',
-           'padded', 'alone', 'added_up', 'exact_way', 'Scores', 'score']
+           'padded', 'alone', 'added_up', 'exact_way', 'Scores', 'score', 'tokenizer_of', 'likelihoods']
 
 # %% ../../nbs/evaluate/11_scoring.ipynb #cell-03
 import inspect
@@ -224,3 +224,18 @@ def score(
         way = way or exact_way(model, requests, budget)
         parts = WAYS[way](model, requests, budget)
         return Scores(*added_up(bar(parts, desc="options", unit="batch"), len(requests)), way)
+
+def tokenizer_of(subject):
+    "The subject's tokenizer. Raises `CompressLabError` where it has none."
+    if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read with.", subject.name, "load it with one")
+    return subject.tokenizer
+
+def likelihoods(
+    subject,              # a causal language model
+    requests: list[Request],
+    budget: int|None,     # as for `score`
+) -> Scores:
+    "The scores, all of them numbers. Raises `NotMeasured` where they are not, and as `score` does."
+    scores = score(subject.model, requests, budget=budget)
+    if not np.isfinite(scores.logp).all(): raise NotMeasured("The model's likelihoods are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
+    return scores

@@ -6,7 +6,7 @@
 __all__ = ['INJECTIONS', 'attacks', 'Attack']
 
 # %% ../../nbs/evaluate/18_security.ipynb #cell-03
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
 from ..core.subjects import local
 from .perturbations import templates
-from .records import Metric, Probe, Records, key_of, setting
+from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
 from .writing import answers_to
 
 # %% ../../nbs/evaluate/18_security.ipynb #cases-code
@@ -54,10 +54,10 @@ class Attack(Probe):
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Successes by attack. Raises `NotMeasured` for a model that cannot write."
         cases, known = attacks(self.path)
-        if self.n is not None and self.n < len(cases): cases = cases.iloc[np.sort(np.random.default_rng(seed).permutation(len(cases))[:self.n])]
+        cases = cases.iloc[drawn(len(cases), self.n, seed)]
         said = answers_to(subject, cases["prompt"].tolist(), self.length)
         success = np.array([target.lower() in text.lower() for target, text in zip(cases["target"], said)], dtype=float)
         frame = cases[["item", "cluster"]].assign(success=success)
         for kind in ("plain", "boundary"):
             if (asked := (cases["kind"] == kind).to_numpy(float)).any(): frame = frame.assign(**{f"success_{kind}": success * asked, f"asked_{kind}": asked})
-        return Records(frame.reset_index(drop=True), self, subject.fingerprint, {"data": [{**asdict(known), "role": "evaluation"}], "rows": key_of(self.length, *cases["prompt"], *cases["target"]), "seed": seed, "axis": "security"})
+        return Records(frame.reset_index(drop=True), self, subject.fingerprint, {"data": judged_on(known), "rows": key_of(self.length, *cases["prompt"], *cases["target"]), "seed": seed, "axis": "security"})

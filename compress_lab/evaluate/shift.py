@@ -7,18 +7,17 @@ __all__ = ['COLUMNS', 'LICENCES', 'variants', 'Shift']
 
 # %% ../../nbs/evaluate/16_shift.ipynb #cell-03
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
-import numpy as np
 import pandas as pd
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
 from ..core.starters import sha256
 from ..core.subjects import local
 from .perturbations import answers, loss_metrics, losses
-from .records import Metric, Probe, Records, key_of, setting
+from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
 
 # %% ../../nbs/evaluate/16_shift.ipynb #read-code
 COLUMNS = ("item", "kind", "text", "label")
@@ -52,14 +51,13 @@ class Shift(Probe):
     name: ClassVar[str] = "shift"
     metrics: ClassVar[tuple] = (Metric("lost", "share", "lower"),)   # of a file: for all of its kinds, and for each
     sampled: ClassVar[tuple] = ("item", "cluster")
-    path: str = ""                              # of the file of kinds
+    path: str = setting("", needed="a file of kinds")
     clean: str = ""                             # the kind that the others are compared with; empty: the first
     n: int|None = setting(None, least=1)        # items, chosen by the seed; None: all
     tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.path: raise self.wrong("path", "is empty, and must name a file of kinds")
         kinds = list(dict.fromkeys(self.file[0]["kind"]))
         if self.clean and self.clean not in kinds: raise self.wrong("clean", f"is {self.clean!r}, and must be one of {', '.join(map(str, kinds))}")
         if len(kinds) < 2: raise self.wrong("path", "names a file of one kind, and two are needed")
@@ -81,11 +79,11 @@ class Shift(Probe):
         kinds = list(dict.fromkeys(frame["kind"]))
         first = self.clean or kinds[0]
         base = frame[frame["kind"] == first].set_index("item")
-        if self.n is not None and self.n < len(base): base = base.iloc[np.sort(np.random.default_rng(seed).permutation(len(base))[:self.n])]
+        base = base.iloc[drawn(len(base), self.n, seed)]
         said = {kind: answers(subject, part.reset_index(drop=True), self.tokens) for kind, part in frame[frame["item"].isin(base.index)].groupby("kind", sort=False)}
         for kind, found in said.items():
             if (wrong := found["label"] >= len(found["logprobs"].iloc[0])).any(): raise CompressLabError(f"The label {found['label'][wrong].iloc[0]} is none of the model's classes.", f"{self.path}, {kind}, item {found['item'][wrong].iloc[0]}", "use a model with these classes")
         other = {kind: pd.concat([found, said[first][~said[first]["item"].isin(found["item"])]]) for kind, found in said.items() if kind != first}
         texts = frame.pivot(index="item", columns="kind", values="text").loc[base.index]
         changed = {kind: (texts[kind].notna() & (texts[kind] != texts[first])).to_numpy() for kind in other}
-        return Records(losses(said[first], other, changed), self, subject.fingerprint, {"data": [{**asdict(known), "role": "evaluation"}], "rows": key_of(first, *base.index, *frame["text"]), "seed": seed, "axis": "robustness"})
+        return Records(losses(said[first], other, changed), self, subject.fingerprint, {"data": judged_on(known), "rows": key_of(first, *base.index, *frame["text"]), "seed": seed, "axis": "robustness"})

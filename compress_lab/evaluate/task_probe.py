@@ -20,9 +20,9 @@ from ..core.errors import CompressLabError
 from ..core.progress import bar
 from .perplexity import evaluating
 from .records import Difference, Metric, NotMeasured, Probe, Records, setting, verdict
-from .scoring import PACK, encode, score
+from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes, mcnemar, paired_interval
-from .tasks import Items, TaskFile, items, read_task, task_files
+from .tasks import Items, TaskFile, cleaned, items, read_task, task_files
 from .writing import answers_to
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-06
@@ -213,7 +213,7 @@ def taken(
     "The answer in what was written, as it is compared; empty where there is none."
     for end in file.until or (): text = text.partition(end)[0]
     if file.extract is not None: text = next((next(filter(None, match.groups()), match.group()) for match in reversed([*re.finditer(file.extract, text)])), "")
-    return re.sub(file.clean, "", text).strip() if file.clean else text.strip()
+    return cleaned(file, text)
 
 def write(
     subject,       # a causal language model with its tokenizer
@@ -222,7 +222,7 @@ def write(
     "A row for each item. Raises `NotMeasured` for a model that cannot write, `CompressLabError` naming file and row."
     file = found.file
     said = answers_to(subject, [item.pairs[0][0] for item in found], file.length or LENGTH, chat=False, names=[found.place(item) for item in found])
-    prediction, label = [taken(text, file) for text in said], [re.sub(file.clean or "(?!)", "", item.answer).strip() for item in found]
+    prediction, label = [taken(text, file) for text in said], [cleaned(file, item.answer) for item in found]
     frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found], "prediction": prediction, "label": label})
     return frame.assign(correct=frame["prediction"] == frame["label"]), {}
 
@@ -274,12 +274,11 @@ class TaskProbe(Probe):
         seed: int=0,        # which items
     ) -> Records:
         "A row for each item. Raises `NotMeasured` for a model that cannot answer such a task, `CompressLabError` naming file and row."
-        if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read the items with.", subject.name, "load it with one")
+        tokenizer_of(subject)
         found = items(self.file, self.n, seed)
         frame, told = answered(subject, found, self.tokens)
         if found.left_out: told["notes"] = [*told.get("notes", []), f"{found.left_out} rows are no items by the task's file"]
-        data = {**asdict(found.provenance), "role": "evaluation"}
-        return Records(frame, self, subject.fingerprint, {"data": [data | ({"licence": self.file.licence} if data["licence"] in ("unknown", "see the dataset card on the Hub") else {})], "rows": found.key, "seed": seed, "axis": self.file.axis, **told})
+        return Records(frame, self, subject.fingerprint, {"data": found.data, "rows": found.key, "seed": seed, "axis": self.file.axis, **told})
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-28
 RIGHT = ("correct", "acc_norm", "acc_bytes", "acc_tokens")  # columns of right and wrong answers

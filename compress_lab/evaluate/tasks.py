@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'COUNTED', 'JINJA', 'TaskFile', 'template', 'expression', 'plain', 'check', 'task_files',
-           'read_task', 'Item', 'rendered', 'as_item', 'Items', 'enough', 'items']
+           'read_task', 'Item', 'rendered', 'cleaned', 'as_item', 'Items', 'enough', 'items']
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-03
 import hashlib, json, re
@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError, nearest
 from ..core.subjects import local
+from .records import judged_on
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-06
 @dataclass(frozen=True)
@@ -173,6 +174,13 @@ def rendered(
     if file.sentences: found["sentences"] = tuple(row[name] for name in file.sentences)
     return found
 
+def cleaned(
+    file: TaskFile,
+    text: str,
+) -> str:
+    "An answer in writing as it is compared."
+    return (re.sub(file.clean, "", text) if file.clean else text).strip()
+
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-16
 def as_item(
     file: TaskFile,
@@ -196,7 +204,7 @@ def as_item(
         else: need(type(answer) is int and 0 <= answer < len(options), f"The answer is {answer!r}, and there are {len(options)} options, from 0.", "check that the split has labels, and the expression for the answer")
         pairs = tuple((before, file.delimiter + option) for before, option in zip([context] * len(options) if isinstance(context, str) else context, options))
     elif file.kind == "completion": need(found["completion"].strip(), "Nothing is to follow."); pairs = ((context, found["completion"]),)
-    elif file.kind == "write": need(isinstance(answer, str) and re.sub(file.clean or "(?!)", "", answer).strip(), f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}."); pairs = ((context, ""),)
+    elif file.kind == "write": need(isinstance(answer, str) and cleaned(file, answer), f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}."); pairs = ((context, ""),)
     elif file.labels: need(type(answer) is int and 0 <= answer < len(file.labels), f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.", "check that the split has labels")
     else: need(isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, and must be a number.")
     sentences = found.get("sentences", ())
@@ -226,6 +234,12 @@ class Items:
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
     def place(self, item: Item, more: str="") -> str: return f"{self.file.path}, row {item.row}{more}"
+
+    @property
+    def data(self) -> list[dict]:
+        "What records say under `data`, with the licence of the task's file where the set's own is not known."
+        found = judged_on(self.provenance)
+        return [each | ({"licence": self.file.licence} if each["licence"] in ("unknown", "see the dataset card on the Hub") else {}) for each in found]
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #items-code
 def enough(

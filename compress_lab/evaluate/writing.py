@@ -13,6 +13,7 @@ from ..core.errors import CompressLabError
 from ..core.progress import bar
 from .perplexity import evaluating
 from .records import NotMeasured
+from .scoring import tokenizer_of
 
 # %% ../../nbs/evaluate/11_writing.ipynb #write-code
 NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "suppress_tokens": [], "begin_suppress_tokens": []}   # or a model's own file would set them
@@ -25,9 +26,8 @@ def encoded(
     names: list[str]|None=None,  # what error messages call the prompts
 ) -> list[list[int]]:
     "The prompts as tokens. Raises `NotMeasured` where the model cannot write, `CompressLabError` for a prompt that does not fit."
-    if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read the prompts with.", subject.name, "load it with one")
     if not getattr(subject.model, "can_generate", lambda: False)(): raise NotMeasured("The model cannot write.", type(subject.model).__name__, "use a causal language model")
-    tokenizer, longest = subject.tokenizer, getattr(subject.model.config, "max_position_embeddings", None)
+    tokenizer, longest = tokenizer_of(subject), getattr(subject.model.config, "max_position_embeddings", None)
     if chat and getattr(tokenizer, "chat_template", None): found = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)["input_ids"] for prompt in prompts]
     else: found = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     for number, each in enumerate(found):
