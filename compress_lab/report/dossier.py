@@ -501,11 +501,6 @@ AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost"
 
 OTHERWISE = {"task": "task accuracy", "behaviour": "robustness", "shift": "robustness", "adversarial": "robustness", "formats": "robustness", "equity": "bias", "stereoset": "bias", "bbq": "bias", "attack": "security", "facts": "factuality", "consistency": "factuality", **dict.fromkeys(("leaks", "extraction", "membership"), "security")}   # areas of probes that are called otherwise
 
-def _noted(cell: Mapping) -> list:
-    "What the records of a cell say of themselves."
-    found = _mapping(_mapping(cell.get("records")).get("meta")).get("notes")
-    return found if isinstance(found, list) else []
-
 def area(cell: Mapping) -> str:
     "What a cell looks at: its records may say; of one that is planned the probe's name does."
     probe = str(cell.get("probe"))
@@ -518,7 +513,6 @@ def not_measured(self: Dossier) -> list[dict]:  # recipe ("" for a whole area), 
     gaps = [dict(recipe=str(c.get("recipe", "?")), probe=called(c, c.get("settings")), reason=why(c), cell=key)
             for key, c in self.cells.items() if c.get("status", "measured") != "measured"]
     gaps += [dict(recipe="?", probe="?", reason=reason, cell=key) for key, reason in self.damaged.items()]
-    gaps += [dict(recipe=str(c.get("recipe", "?")), probe=called(c, c.get("settings")), reason=str(note), cell=key) for key, c in self.cells.items() for note in _noted(c)]
     done = {(str(c.get("recipe")), called(c, c.get("settings"))) for c in self.cells.values()}
     recipes, probes = self.plan
     gaps += [dict(recipe=r, probe=p, reason="the run has not reached it", cell="") for r in recipes for p in probes if (r, p) not in done]
@@ -540,6 +534,13 @@ def _size_quality(self: Dossier) -> pd.DataFrame:
     data = pd.DataFrame(rows, columns=["recipe", "size", "quality", "lo", "hi", "simulated", "cells"])
     data.attrs = {"name": name, "better": "lower"}
     return data
+
+@patch
+def remarks(self: Dossier) -> list[dict]:  # recipe, probe, reason, cell
+    "What measurements say of themselves: items that were left out or cut, what a figure rests on."
+    notes = {key: _mapping(_mapping(c.get("records")).get("meta")).get("notes") for key, c in self.cells.items()}
+    return [dict(recipe=str(self.cells[key].get("recipe", "?")), probe=called(self.cells[key], self.cells[key].get("settings")), reason=str(note), cell=key)
+            for key, found in notes.items() if isinstance(found, list) for note in found]
 
 # %% ../../nbs/report/02_dossier.ipynb #axes-code
 TRUST = ("calibration", "robustness", "bias", "factuality", "security")
@@ -751,6 +752,9 @@ WORDS = """
 <section><h2>What was not measured, and why</h2>{% if gaps %}<div class="wide" tabindex="0" role="region" aria-label="What was not measured"><table class="gaps"><caption><span>A gap is not a result: nothing follows from it in either direction.</span></caption>
 <thead><tr><th scope="col">what</th><th scope="col" style="text-align:left">for</th><th scope="col" style="text-align:left">why</th></tr></thead><tbody>
 {% for gap in gaps %}<tr><th scope="row">{{ gap.probe }}</th><td class="words">{{ gap.recipes }}</td><td class="words">{{ gap.reason }}</td></tr>{% endfor %}</tbody></table></div>{% else %}<p>Nothing that was planned is missing.</p>{% endif %}</section>
+{% if remarks %}<section><h2>What figures rest on</h2><div class="wide" tabindex="0" role="region" aria-label="What figures rest on"><table class="gaps"><caption><span>As the measurements say it of themselves.</span></caption>
+<thead><tr><th scope="col">what</th><th scope="col" style="text-align:left">for</th><th scope="col" style="text-align:left">note</th></tr></thead><tbody>
+{% for note in remarks %}<tr><th scope="row">{{ note.probe }}</th><td class="words">{{ note.recipes }}</td><td class="words">{{ note.reason }}</td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
 """
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-56
@@ -838,11 +842,10 @@ def _facts(self: Dossier) -> str:
              " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "", f"fingerprint {own[:16]}" if own else ""]
     return " · ".join(filter(None, parts))
 
-@patch
-def _gaps(self: Dossier) -> list[dict]:
-    "Gaps with the same probe and reason as one row."
+def _together(gaps: list[dict]) -> list[dict]:
+    "Those with the same probe and reason as one row."
     found = {}
-    for gap in self.not_measured(): found.setdefault((gap["probe"], gap["reason"]), []).append(gap["recipe"] or "every recipe")
+    for gap in gaps: found.setdefault((gap["probe"], gap["reason"]), []).append(gap["recipe"] or "every recipe")
     merged = {}
     for (probe, reason), recipes in found.items(): merged.setdefault((", ".join(dict.fromkeys(recipes)), reason), []).append(probe)
     return [dict(probe=", ".join(probes), reason=reason, recipes=recipes) for (recipes, reason), probes in merged.items()]
@@ -874,7 +877,7 @@ def _render(self: Dossier, template: str) -> str:
     rows = [dict(name=r, notes=self._notes(r), entries=[entries[r][i][3:] for i in used]) for r in self.recipes]
     sources = self.provenance()
     return TEMPLATES.get_template(template).render(
-        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), axes=self._axis_tables(), forgotten=self.forgotten(), caption=CAPTION, pictures=self.pictures(), gaps=self._gaps(),
+        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), axes=self._axis_tables(), forgotten=self.forgotten(), caption=CAPTION, pictures=self.pictures(), gaps=_together(self.not_measured()), remarks=_together(self.remarks()),
         steps=lambda recipe: " >> ".join(map(step_text, self._steps(recipe))) or next((f"the copy in {each['copy']}" for each in self._of(recipe) if each.get("copy")), ""), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
         sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])], words=_words,
         measurements=self._measurements(), css=Markup(CSS + TABLE_CSS), page_css=Markup(PAGE_CSS))
