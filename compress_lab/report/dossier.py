@@ -499,7 +499,7 @@ def _answer_rows(self: Dossier) -> list[tuple]:
 # %% ../../nbs/report/02_dossier.ipynb #cell-40
 AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost", "task accuracy", "calibration", "robustness", "bias", "factuality", "security", "data rights")
 
-OTHERWISE = {"task": "task accuracy", "behaviour": "robustness", "shift": "robustness", "adversarial": "robustness", "formats": "robustness", "equity": "bias", "stereoset": "bias", "bbq": "bias", "attack": "security", "facts": "factuality", "consistency": "factuality", **dict.fromkeys(("leaks", "extraction", "membership"), "security")}   # areas of probes that are called otherwise
+OTHERWISE = {"task": "task accuracy", "behaviour": "robustness", "shift": "robustness", "adversarial": "robustness", "formats": "robustness", **dict.fromkeys(("passkey", "text_around"), "robustness"), "equity": "bias", "stereoset": "bias", "bbq": "bias", "winobias": "bias", "attack": "security", "facts": "factuality", "consistency": "factuality", **dict.fromkeys(("leaks", "extraction", "membership"), "security")}   # areas of probes that are called otherwise
 
 def area(cell: Mapping) -> str:
     "What a cell looks at: its records may say; of one that is planned the probe's name does."
