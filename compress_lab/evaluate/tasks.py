@@ -63,6 +63,7 @@ COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "pre
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-08
 JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 JINJA.filters["regex_replace"] = lambda text, pattern, by: re.sub(pattern, by, text)
+JINJA.filters["among"] = lambda options, right: [int(option in right) for option in options]   # which of them are right
 
 @lru_cache
 def template(
