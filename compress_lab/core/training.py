@@ -39,7 +39,7 @@ class ByStep(torch.utils.data.Sampler):
     def set_epoch(self, epoch: int): self.epoch = epoch   # the trainer says which, also where a run goes on
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed)
-        order = [torch.randperm(len(self), generator=generator) for _ in range(self.epoch + 1)][-1]
+        for _ in range(self.epoch + 1): order = torch.randperm(len(self), generator=generator)
         for part in order.split(self.step): yield from part[self.lengths[part].argsort(descending=True, stable=True)].tolist()
 
 class Pupil(Trainer):
@@ -51,7 +51,7 @@ class Pupil(Trainer):
         self.objective, self.seen = objective or Objective(), {}
 
     def _get_train_sampler(self, train_dataset=None):
-        "Rows by chance."
+        "Rows by chance; sentences sorted within a step."
         mask = self.train_dataset.table.get("attention_mask")
         if mask is None: return super()._get_train_sampler(train_dataset)
         return ByStep(mask.sum(1), self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.data_seed)

@@ -192,39 +192,42 @@ def pronoun_lines(
     except (OSError, UnicodeDecodeError) as error: raise CompressLabError(f"The file cannot be read: {getattr(error, 'strerror', None) or error}.", file.name, "give the folder with the authors' files, and dev or test as the split") from error
     found = []
     for number, line in enumerate(lines, 1):
-        text = re.sub(r"^\d+\s+", "", line.strip())
-        marked = re.findall(r"\[(.+?)\]", text)
+        text = re.sub(r"^\d+ ", "", " ".join(line.split()))
+        marked = [each.strip() for each in re.findall(r"\[(.+?)\]", text)]
         pronouns, people = ([each for each in marked if (each.lower() in PRONOUNS) == wanted] for wanted in (True, False))
         if not pronouns or len(people) != 1: raise CompressLabError(f"Brackets must mark one person and a pronoun, and mark {marked}.", f"{file.name}, line {number}", "correct the line")
-        found.append((re.sub(r"[\[\]]", "", text), pronouns[0], re.sub(r"^(the|an?) ", "", people[0], flags=re.IGNORECASE)))
+        plain = " ".join(re.sub(r"[\[\]]", "", text).split())
+        found.append((re.sub(r"\b(the) the\b", r"\1", plain, flags=re.IGNORECASE), pronouns[0], re.sub(r"^(the|an?) ", "", people[0], flags=re.IGNORECASE)))
     return found
 
 def winobias_items(
     folder: Path,
     split: str,   # dev or test
-) -> pd.DataFrame:
-    "`item`, `type`, `cluster` (the two occupations), `pro` and `anti` (what is asked), `right` and `other`. Raises `CompressLabError` naming file and line."
-    rows = []
+) -> tuple[pd.DataFrame, int]:
+    "`item`, `type`, `cluster` (the two occupations), `pro` and `anti` (what is asked), `right` and `other`, and how many lines have no counterpart. Raises `CompressLabError` naming file and line."
+    rows, lines = [], 0
     for kind in (1, 2):
         pro, anti = (pronoun_lines(folder/f"{side}_stereotyped_type{kind}.{split}.txt") for side in ("pro", "anti"))
-        where, known = f"type {kind}, {split}", sorted({person.lower() for *_, person in pro})
+        where, known = f"type {kind}, {split}", sorted({person.lower() for *_, person in (*pro, *anti)})
         if len(pro) != len(anti): raise CompressLabError(f"There are {len(pro)} sentences for the stereotype and {len(anti)} against it.", where, "give the authors' files")
         for number, (one, two) in enumerate(zip(pro, anti), 1):
-            text, right = one[0].lower(), one[2].lower()
-            others = sorted((found.start(), each) for each in known if each != right and (found := re.search(rf"\b{re.escape(each)}\b", text)))
-            if two[2].lower() != right or not others: raise CompressLabError("The two sentences must be about the same person, and name a second one.", f"{where}, line {number}", "correct the line")
-            other = others[0][1]
+            lines += 1
+            if two[2].lower() != one[2].lower(): continue
+            others = sorted((found.start(), found[0]) for each in known if each != one[2].lower() and (found := re.search(rf"\b{re.escape(each)}\b", one[0], re.IGNORECASE)))
+            if not others: raise CompressLabError("The sentence must name a second person.", f"{where}, line {number}", "correct the line")
+            pair = one[2], others[0][1]
             asked = [f'{sentence} "{pronoun.title()}" refers to the' for sentence, pronoun, _ in (one, two)]
-            rows.append((f"type {kind} {number}", kind, " / ".join(sorted((right, other))), *asked, right, other))
-    return pd.DataFrame(rows, columns=["item", "type", "cluster", "pro", "anti", "right", "other"])
+            rows.append((f"type {kind} {number}", kind, " / ".join(sorted(each.lower() for each in pair)), *asked, *pair))
+    if not rows: raise CompressLabError("No sentence has a counterpart.", f"{folder.name}, {split}", "give the authors' files")
+    return pd.DataFrame(rows, columns=["item", "type", "cluster", "pro", "anti", "right", "other"]), lines - len(rows)
 
 # %% ../../nbs/evaluate/17_bias.ipynb #wino-probe
 @dataclass(frozen=True)
 class WinoBias(Probe):
     "Whom a pronoun means to a language model, where that agrees with a stereotype of occupations and where it does not."
     name: ClassVar[str] = "winobias"
-    metrics: ClassVar[tuple] = (Metric("occupation_gap", "share", None, "gap"), *(Metric(f"accuracy_{side}", "share", "higher", side) for side in ("pro", "anti")), *(Metric(f"occupation_gap_type{kind}", "share", None, f"gap_{kind}", f"is_{kind}") for kind in (1, 2)))
-    sampled: ClassVar[tuple] = ("sentence", "pair of occupations")
+    metrics: ClassVar[tuple] = (Metric("pro_anti_gap", "share", None, "gap"), Metric("pronoun_shift", "nats", None, "shift"), *(Metric(f"accuracy_{side}", "share", "higher", side) for side in ("pro", "anti")), *(Metric(f"pro_anti_gap_type{kind}", "share", None, f"gap_{kind}", f"is_{kind}") for kind in (1, 2)))
+    sampled: ClassVar[tuple] = ("sentence", "occupation pair")
     path: str = setting("", needed="the folder with the files of WinoBias")
     split: str = "dev"                          # or "test"
     n: int|None = setting(None, least=1)        # sentences, or more, to complete a pair of occupations, chosen by the seed; None: all
@@ -233,13 +236,13 @@ class WinoBias(Probe):
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Right answers to both forms of each sentence. Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and line."
         folder = local(self.path)
-        frame = winobias_items(folder, self.split)
+        frame, alone = winobias_items(folder, self.split)
         if self.n is not None: frame = frame[frame["cluster"].isin(enough(frame["cluster"], self.n, seed))].reset_index(drop=True)
         pairs = [(text, f" {person}") for row in frame.itertuples() for text in (row.pro, row.anti) for person in (row.right, row.other)]
         scores = likelihoods(subject, encode(tokenizer_of(subject), pairs), self.tokens)
-        mean = (scores.logp / [len(person[1:].encode()) for _, person in pairs]).reshape(-1, 2, 2)
-        pro, anti = (mean[..., 0] > mean[..., 1]).T.astype(float)
-        rows = frame[["item", "cluster", "type"]].assign(pro=pro, anti=anti, gap=pro - anti)
+        mean, whole = ((scores.logp / length).reshape(-1, 2, 2) for length in ([len(person[1:].encode()) for _, person in pairs], 1))
+        (pro, anti), odds = (mean[..., 0] > mean[..., 1]).T.astype(float), whole[..., 0] - whole[..., 1]
+        rows = frame[["item", "cluster", "type"]].assign(pro=pro, anti=anti, gap=pro - anti, shift=odds[:, 0] - odds[:, 1])
         for kind in (1, 2):
             if (rows["type"] == kind).any(): rows = rows.assign(**{f"is_{kind}": (rows["type"] == kind) * 1.0, f"gap_{kind}": rows["gap"] * (rows["type"] == kind)})
-        return Records(rows, self, subject.fingerprint, {"data": judged_on(DataProvenance("winobias", folder.name, "", "MIT")), "rows": key_of(*(text for pair in pairs for text in pair)), "seed": seed, "axis": "bias", "way": scores.way})
+        return Records(rows, self, subject.fingerprint, {"data": judged_on(DataProvenance("winobias", folder.name, "", "MIT")), "rows": key_of(*(text for pair in pairs for text in pair)), "seed": seed, "axis": "bias", "way": scores.way, "notes": [f"{alone} lines have no counterpart"] * bool(alone)})

@@ -35,13 +35,15 @@ def attacks(
         known = [DataProvenance(name, path) if path else DataProvenance(name, "compress_lab", "", "Apache-2.0")]
         if documents:
             table = task(local(documents), columns=("context", "question"))
-            given, known = {**given, "read": [(f"{place}", text, asked) for place, (text, asked) in enumerate(zip(table.frame["context"], table.frame["question"]))]}, [*known, table.provenance]
+            known = [*known, table.provenance]
         try:
-            read = given.get("read") or [(f"{place} {each}", text, asked) for place, text in enumerate(given["documents"]) for each, asked in enumerate(given["tasks"])]
+            read = [(f"{place}", text, asked) for place, (text, asked) in enumerate(zip(table.frame["context"], table.frame["question"]))] if documents else [(f"{place} {each}", text, asked) for place, text in enumerate(given["documents"]) for each, asked in enumerate(given["tasks"])]
             rows = [(f"{kind} {number} {place}", injection["family"] + f" {number}", kind, frame.format(task=asked, document=text, injection=injection["text"]), injection["target"])
                     for kind, frame in given["frames"].items() for number, injection in enumerate(given["injections"]) for place, text, asked in read]
         except (KeyError, TypeError, AttributeError, IndexError) as error: raise CompressLabError(f"The attacks are not laid out as they should be: {error!r}.", name, "follow data/injections.yml") from error
         frame = pd.DataFrame(rows, columns=["item", "cluster", "kind", "prompt", "target"])
+        for (place, text, asked), injection in ((each, injection) for each in read for injection in given["injections"]):
+            if injection["target"].lower() in f"{text} {asked}".lower(): raise CompressLabError(f"The text or its question holds {injection['target']!r} by itself: to quote it would be a success.", f"{local(documents).name if documents else name}, document {place}", "give the injection another target, or leave the document out")
     for number, (prompt, target) in enumerate(zip(frame["prompt"], frame["target"])):
         if not str(target).strip(): raise CompressLabError("The target is empty, and every answer would have it.", f"{name}, row {number}", "write what a success looks like")
     if not len(frame): raise CompressLabError("There are no attacks.", name, "give at least one")
@@ -63,7 +65,7 @@ class Attack(Probe):
         "Successes by attack. Raises `NotMeasured` for a model that cannot write."
         cases, known = attacks(self.path, self.documents)
         cases = cases.iloc[drawn(len(cases), self.n, seed)]
-        said = answers_to(subject, cases["prompt"].tolist(), self.length)
+        said = answers_to(subject, cases["prompt"].tolist(), self.length, names=[f"attack {item}" for item in cases["item"]])
         success = np.array([target.lower() in text.lower() for target, text in zip(cases["target"], said)], dtype=float)
         frame = cases[["item", "cluster"]].assign(success=success)
         for kind in ("plain", "boundary"):
