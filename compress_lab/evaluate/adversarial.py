@@ -15,8 +15,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from ..core.progress import bar
-from .perturbations import NEIGHBOURS, answers, class_logprobs, clean_texts
-from .records import Metric, NotMeasured, Probe, Records, quotient, setting
+from .perturbations import NEIGHBOURS, OnTexts, answers, class_logprobs, clean_texts
+from .records import Metric, NotMeasured, Records, quotient, setting
 
 # %% ../../nbs/evaluate/23_adversarial.ipynb #edits-code
 WORDS = re.compile(r"(?<![\w'’])[^\W\d_]{3,}(?![\w'’])")
@@ -153,22 +153,15 @@ WAYS = ("characters", "words", "gradient")
 
 # %% ../../nbs/evaluate/23_adversarial.ipynb #probe-code
 @dataclass(frozen=True)
-class Adversarial(Probe):
+class Adversarial(OnTexts):
     "Right answers of a text classifier that an adversary turns, each model with its own."
     name: ClassVar[str] = "adversarial"
     metrics: ClassVar[tuple] = (Metric("lost_to_attack", "share", "lower", "lost"), Metric("accuracy_under_attack", "share", "higher", "robust"), Metric("clean_accuracy", "share", "higher", "clean"),
                                 Metric("queries", "", "higher", sums=("queries", "clean"), formula=quotient), Metric("words_changed", "", "higher", sums=("changed", "lost"), formula=quotient))
-    sampled: ClassVar[tuple] = ("text", "cluster")
     way: str = "characters"                 # or "words", "gradient"
     words: float = setting(0.2, least=0)    # share of the words that may be changed, one at least
     similar: int = setting(20, least=1)     # words that may stand for a word
-    task: str = "nyu-mll/glue"              # as for `cl.task`
-    config: str|None = "sst2"               # which part of it
-    split: str|None = None                  # which split; None: validation, then test
-    text: str = "sentence"                  # column of the texts
-    label: str = "label"                    # column of the labels, whole numbers from 0
     n: int|None = setting(100, least=1)     # texts, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
 
     def __post_init__(self):
         super().__post_init__()

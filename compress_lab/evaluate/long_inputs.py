@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 import pandas as pd
-from .perturbations import answers, clean_texts, loss_metrics, losses
+from .perturbations import OnTexts, answers, clean_texts, loss_metrics, losses
 from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
 
@@ -102,19 +102,12 @@ def around(
     return f"{prose(before, words // 2)} {text} {prose(behind, words - words // 2)}".strip()
 
 @dataclass(frozen=True)
-class TextAround(Probe):
+class TextAround(OnTexts):
     "Accuracy that a text classifier loses where a sentence stands in a longer text, against the sentence alone."
     name: ClassVar[str] = "text_around"
     metrics: ClassVar[tuple] = loss_metrics("")   # of a probe: for its lengths as well
-    sampled: ClassVar[tuple] = ("text", "cluster")
-    task: str = "nyu-mll/glue"                 # as for `cl.task`
-    config: str|None = "sst2"                  # which part of it
-    split: str|None = None                     # which split; None: validation, then test
-    text: str = "sentence"                     # column of the texts
-    label: str = "label"                       # column of the labels, whole numbers from 0
-    words: str = "20 100 300"                  # of the prose around, at least, with spaces between
-    n: int|None = setting(500, least=1)        # texts, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)  # at a time; None: what suits a processor
+    words: str = "20 100 300"               # of the prose around, at least, with spaces between
+    n: int|None = setting(500, least=1)     # texts, chosen by the seed; None: all
 
     def __post_init__(self):
         super().__post_init__()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORD', 'PERTURBATIONS', 'KEYS', 'NEIGHBOURS', 'LOOKALIKES', 'INVISIBLE', 'BACKWARDS', 'BACK', 'SHORT', 'BRITISH',
            'SPOKEN', 'BEHAVIOUR', 'Perturbation', 'register', 'perturb', 'class_logprobs', 'answers', 'losses',
-           'loss_metrics', 'clean_texts', 'Robustness', 'templates', 'behaviour_cases', 'Behaviour']
+           'loss_metrics', 'OnTexts', 'clean_texts', 'Robustness', 'templates', 'behaviour_cases', 'Behaviour']
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #imports
 import re
@@ -203,8 +203,19 @@ def loss_metrics(
     "What was lost and what flipped, as metrics."
     return tuple(Metric(f"{word}{key}", "share", "lower", f"{column}{key}", f"changed{key}") for word, column in (("lost", "lost"), ("flips", "flip")))
 
+@dataclass(frozen=True, kw_only=True)
+class OnTexts(Probe):
+    "What probes of text classifiers have in common: labelled texts."
+    sampled: ClassVar[tuple] = ("text", "cluster")
+    task: str = "nyu-mll/glue"              # as for `cl.task`
+    config: str|None = "sst2"               # which part of it
+    split: str|None = None                  # which split; None: validation, then test
+    text: str = "sentence"                  # column of the texts
+    label: str = "label"                    # column of the labels, whole numbers from 0
+    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
+
 def clean_texts(
-    probe,                    # with `task`, `config`, `split`, `text`, `label` and `n`
+    probe: OnTexts,           # with `n`, how many of them
     given: pd.DataFrame|None, # `text`, `label` and perhaps `item` and `cluster` in place of the task; None: the task
     seed: int,                # which texts
 ) -> tuple[pd.DataFrame, list, str]:
@@ -217,21 +228,14 @@ def clean_texts(
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #probe-code
 @dataclass(frozen=True)
-class Robustness(Probe):
+class Robustness(OnTexts):
     "Accuracy that a text classifier loses where texts are perturbed, against the same texts clean."
     name: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *(metric for kind in PERTURBATIONS for metric in loss_metrics(f"_{kind}")))
-    sampled: ClassVar[tuple] = ("text", "cluster")
-    task: str = "nyu-mll/glue"              # as for `cl.task`
-    config: str|None = "sst2"               # which part of it
-    split: str|None = None                  # which split; None: validation, then test
-    text: str = "sentence"                  # column of the texts
-    label: str = "label"                    # column of the labels, whole numbers from 0
     kinds: str = ""                         # names of perturbations, with spaces between; empty: all
     keep: str = ""                          # words that are left as they are, with spaces between
     rate: float|None = setting(None, least=0)   # share of the places that are changed; None: each perturbation's own
     n: int|None = setting(500, least=1)     # texts, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
 
     def __post_init__(self):
         super().__post_init__()

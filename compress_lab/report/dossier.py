@@ -499,7 +499,9 @@ def _answer_rows(self: Dossier) -> list[tuple]:
 # %% ../../nbs/report/02_dossier.ipynb #cell-40
 AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost", "task accuracy", "calibration", "robustness", "bias", "factuality", "security", "data rights")
 
-OTHERWISE = {"task": "task accuracy", "behaviour": "robustness", "shift": "robustness", "adversarial": "robustness", "formats": "robustness", **dict.fromkeys(("passkey", "text_around"), "robustness"), "equity": "bias", "stereoset": "bias", "bbq": "bias", "winobias": "bias", "attack": "security", "facts": "factuality", "consistency": "factuality", **dict.fromkeys(("leaks", "extraction", "membership"), "security")}   # areas of probes that are called otherwise
+OTHERWISE = {probe: area for area, names in {   # areas of probes that are called otherwise
+    "task accuracy": "task", "robustness": "behaviour shift adversarial formats passkey text_around", "bias": "equity stereoset bbq winobias", "factuality": "facts consistency",
+    "security": "attack leaks extraction membership"}.items() for probe in names.split()}
 
 def area(cell: Mapping) -> str:
     "What a cell looks at: its records may say; of one that is planned the probe's name does."
