@@ -43,6 +43,7 @@ class Distill(Method):
     steps: int = 100               # of the optimizer
     batch: int = 4                 # rows a step sees
     micro: int|None = None         # rows that are computed at once, a divisor of those; None: all of a step
+    average: float = 0.0           # decay of a moving average of the weights, which the model ends with; 0: the last ones
     lr: float = 1e-4               # rises over the first twentieth of the steps, then falls to zero along a cosine
     calibration_dtype: str = "bfloat16"  # of activations, or "float32"
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
@@ -56,6 +57,7 @@ class Distill(Method):
             if not least <= getattr(self, name) <= most: raise CompressLabError(f"{name}={getattr(self, name)} is not between {least} and {most}.", "Distill", "leave it out")
         if self.mix is not None and self.loss not in ("js", "skew_kl", "skew_reverse_kl"): raise CompressLabError(f"loss={self.loss!r} has no mixture.", "Distill", "leave out mix")
         if self.mix is not None and not 0 < self.mix < 1: raise CompressLabError(f"mix={self.mix} is not between 0 and 1.", "Distill", "use a share above 0 and below 1")
+        if not 0 <= self.average < 1 or self.average and self.held: raise CompressLabError(f"average={self.average} with held={self.held} is not possible.", "Distill", "use a decay from 0 to below 1, and held or average")
         if self.micro is not None and (self.micro < 1 or self.batch % self.micro): raise CompressLabError(f"A step of {self.batch} rows cannot be done in parts of {self.micro}.", "Distill", "give a divisor as micro=")
         if self.top_k and self.features != "none": raise CompressLabError("What is kept of a teacher are its predictions, and not what is inside.", "Distill", "leave out top_k or features")
 
@@ -189,7 +191,7 @@ def check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row: 
     except AttributeError as error: raise CompressLabError("The model has no logits to learn from.", type(student).__name__, "use one with a head") from error
     if found[-1] != wanted[-1]: raise CompressLabError(f"The original predicts one of {wanted[-1]}, the model one of {found[-1]}.", str(method), "give a teacher with the same head as original=")
     if method.alpha: Objective().labels(student, row)
-    check_memory((16 + 4 * (method.held > 0)) * size_of(student) + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * found.numel(), str(method))
+    check_memory((16 + 4 * (method.held > 0 or method.average > 0)) * size_of(student) + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * found.numel(), str(method))
 
 # %% ../../nbs/distill/10_distill.ipynb #apply-code
 @patch
@@ -215,7 +217,7 @@ def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=
     if goal.maps: student.distill_maps = goal.maps
     try:
         with requiring(student, [parameter for parameter in student.parameters() if id(parameter) not in fixed]):
-            learn(student, known, objective=goal, held=held if self.held else None, patience=self.patience, steps=self.steps, batch=self.batch, micro=self.micro, lr=self.lr, dtype=self.calibration_dtype, seed=seed, folder=checkpoint)
+            learn(student, known, objective=goal, held=held if self.held else None, patience=self.patience, steps=self.steps, batch=self.batch, micro=self.micro, lr=self.lr, average=self.average, dtype=self.calibration_dtype, seed=seed, folder=checkpoint)
     finally:
         if goal.maps: del student.distill_maps
     return moved(layers, before)
