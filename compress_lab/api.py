@@ -17,7 +17,7 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
                 "autoround AutoRound, qat QAT, repair BiasCorrection ScaleFit, awq AWQ, smoothquant SmoothQuant, rotation Rotate",
     "prune": "magnitude Magnitude Random, wanda Wanda, sparsegpt SparseGPT, ria RIA, admm ADMM, refit Refit, saliency Saliency, width Heads Neurons, "
              "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, lottery lottery masked, allocation allocation, low_rank ASVD SVD SVDLLM",
-    "distill": "distill Distill Sentences, on_policy GKD written, students student students, teachers ensemble",
+    "distill": "distill Distill Sentences, on_policy GKD written, students student students, teachers ensemble, texts varied",
     "measure": "size Size, latency Latency, memory Memory, kernels Native native",
     "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
                 "comparison Comparison compare probe, statistics detectable flips non_inferior, "
