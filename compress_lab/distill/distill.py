@@ -150,7 +150,8 @@ def outputs_of(
     key = xxhash.xxh3_128_hexdigest(f"{teacher.fingerprint} {tensors_hash(rows.table)} {k} {temperature} {dtype}".encode())
     folder = Path(folder or cache_dir() / "teachers") / key
     folder.mkdir(parents=True, exist_ok=True)
-    device = next(model.parameters()).device
+    device, mask = next(model.parameters()).device, rows.table.get("attention_mask")
+    order = torch.arange(len(rows)) if mask is None else mask.sum(1).argsort(descending=True, stable=True)   # long with long, which needs less padding
     def told(part):
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"): logits = predictions(model, {name: column.to(device) for name, column in part.items()})
         return [each.cpu().numpy() for each in top_of(logits, k, temperature)]
@@ -159,10 +160,11 @@ def outputs_of(
         if (start := json.loads(done.read_text())["rows"] if done.exists() else 0) < len(rows):
             files = [np.lib.format.open_memmap(folder / f"{name}.npy", "r+" if start else "w+", each.dtype, (len(rows), *each.shape[1:])) for name, each in zip(KEPT, told(rows[:1]))]
             for first in bar(range(start, len(rows), batch), desc="asking the teacher", unit="batch"):
-                for kept, each in zip(files, told(rows.__getitems__(list(range(first, min(first + batch, len(rows))))))):
-                    kept[(slice(first, first + len(each)), *map(slice, each.shape[1:-1]))] = each
+                some = order[first:first + batch].tolist()
+                for kept, each in zip(files, told(rows.__getitems__(some))):
+                    kept[(some, *map(slice, each.shape[1:-1]))] = each
                     kept.flush()
-                (written := folder / "done.partial").write_text(json.dumps({"rows": min(first + batch, len(rows))}))
+                (written := folder / "done.partial").write_text(json.dumps({"rows": first + len(some)}))
                 written.replace(done)
     return {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in KEPT}
 
