@@ -46,16 +46,15 @@ class Masks(TrainerCallback):
 class Mean(TrainerCallback):
     "A moving average of the weights, which takes their place when the training ends; at first over about a tenth of the steps so far."
     def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.weights = decay, {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.decay, self.trained = decay, {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.weights = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
-    def on_step_end(self, args, state, control, model=None, **more):
+    def on_step_end(self, args, state, control, **more):
         share = max(1 - self.decay, 9 / (10 + state.global_step))
-        for name, parameter in model.named_parameters():
-            if name in self.weights: self.weights[name].lerp_(parameter.detach(), share)
+        for name, parameter in self.trained.items(): self.weights[name].lerp_(parameter.detach(), share)
 
-    def on_train_end(self, args, state, control, model=None, **more):
-        for name, parameter in model.named_parameters():
-            if name in self.weights: parameter.data.copy_(self.weights[name])
+    def on_train_end(self, args, state, control, **more):
+        for name, parameter in self.trained.items(): parameter.data.copy_(self.weights[name])
 
 # %% ../../nbs/core/17_training.ipynb #cell-05
 class Pupil(Trainer):
