@@ -23,7 +23,7 @@ REFUSED = {
         bart esmc flaubert funnel ibert mbart mobilebert mvp perceiver reformer squeezebert xlm xmod""",
     ("Heads", "causal_lm"): """
         bailing_hybrid bamba bart bert bert-generation big_bird bigbird_pegasus biogpt bitnet blenderbot blenderbot-small bloom blt camembert codegen
-        cpmant ctrl data2vec-text deepseek_v4 doge dots3_note dots3_note_text electra ernie falcon falcon_h1 falcon_mamba flex_olmo fuyu git gpt-sw3
+        cpmant ctrl data2vec-text deepseek_v4 doge electra ernie falcon falcon_h1 falcon_mamba flex_olmo fuyu git gpt-sw3
         gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj granitemoehybrid helium inkling2_text inkling_text jetmoe kimi_linear laguna mamba
         mamba2 marian mbart megatron-bert minimax minimax_m2 mllama modernbert-decoder mpt musicgen musicgen_melody mvp olmo2 olmo3 olmo_hybrid olmoe
         openai-gpt opt pegasus persimmon plbart prophetnet qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text

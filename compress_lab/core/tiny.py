@@ -111,7 +111,9 @@ def shrink(
         small |= {name: value for name, value in missing.items() if name in values and values[name] is None}
     for name in config.sub_configs:
         if isinstance(getattr(config, name, None), PretrainedConfig): small[name] = shrink(getattr(config, name), fill, grouped)
-    return type(config)(**small)
+    made = type(config)(**small)
+    if not (layers := made.to_dict().get("per_layer_config")): return made
+    return type(config)(**small, per_layer_config={layer: {name: value if name.endswith("head_dim") else small.get(name, value) for name, value in own.items()} for layer, own in layers.items()})
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-25
 def inputs(
