@@ -35,13 +35,14 @@ class ByStep(torch.utils.data.Sampler):
 
 # %% ../../nbs/core/17_training.ipynb #mean-code
 class Masks(TrainerCallback):
-    "Puts zeros back after every step."
+    "Puts zeros back after every step; where they are few, at their places alone."
     def __init__(self, model: nn.Module):
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dim() > 1]
-        self.zeros = [(weight, mask) for weight in weights if (mask := weight.data == 0).any() and not mask.all()]
+        masks = [(weight, mask) for weight in weights if (mask := weight.data == 0).any() and not mask.all()]
+        self.zeros = [(weight, mask if mask.float().mean() > 1 / 32 else mask.nonzero(as_tuple=True)) for weight, mask in masks]
 
     def on_optimizer_step(self, args, state, control, **more):
-        for parameter, mask in self.zeros: parameter.data.masked_fill_(mask, 0)
+        for weight, zeros in self.zeros: weight.data[zeros] = 0
 
 class Mean(TrainerCallback):
     "A moving average of the weights, which takes their place when the training ends; at first over about a tenth of the steps so far."
