@@ -38,7 +38,7 @@ REFUSED = {
         gpt_neox_japanese hrm_text hy_v4 jamba llama4 llama4_text minicpm3 mllama modernbert-decoder moss_transcribe_diarize nemotron_h openai-gpt
         phi4_multimodal reformer xlm zamba zamba2 zaya""",
     ("Blocks", "masked_lm"): """
-        albert bart esm esmc flaubert funnel ibert mbart modernvbert mvp neomme reformer squeezebert ultravbert xlm""",
+        albert bart esm esmc flaubert funnel ibert mbart modernvbert mvp reformer squeezebert ultravbert xlm""",
     ("Hidden", "causal_lm"): """
         bamba bitnet bloom blt codegen deepseek_v4 gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text
         gpt_neox_japanese granitemoehybrid hy_v4 jamba lfm3 mamba2 mllama mpt olmoe openai-gpt opt prophetnet qwen4_exp qwen4_exp_text recurrent_gemma reformer
