@@ -80,7 +80,7 @@ def check_training(method, losses=LOSSES):
 
 def causal(model: nn.Module) -> bool:
     "Whether a token of this model sees only what comes before it, and can learn the next."
-    return type(model).__name__ in causal_lms().values()
+    return any(kind.__name__ in causal_lms().values() for kind in type(model).__mro__)
 
 def check_loss(model: nn.Module, loss: str, tokens: Tensor):
     "Raises `CompressLabError` where the model does not give what the loss needs."

@@ -369,9 +369,14 @@ def _dtype(dtype) -> torch.dtype:
     if dtype in DTYPES: return DTYPES[dtype]
     raise CompressLabError(f"{dtype!r} is not a type that weights can be loaded in.", "dtype", f"take one of {', '.join(nearest(str(dtype), DTYPES) or DTYPES)}")
 
+def _own(device: torch.device) -> torch.device:
+    "The accelerator of this process, where a launcher started one for each."
+    if device.index is not None or device.type in ("cpu", "meta") or "LOCAL_RANK" not in os.environ: return device
+    return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+
 def _device(device) -> torch.device:
     try:
-        device = torch.device(device)
+        device = _own(torch.device(device))
         if device.type != "meta": torch.empty(0, device=device); return device
     except Exception: pass
     raise CompressLabError(f"There is no device {str(device)!r} here to load on.", "device", "take 'cpu', or see what torch.accelerator finds")

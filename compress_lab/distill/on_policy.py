@@ -9,6 +9,7 @@ __all__ = ['continued', 'GKD', 'OwnText', 'written']
 import time, torch, xxhash
 from dataclasses import dataclass
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 from ..core.errors import CompressLabError
 from ..core.losses import attended, causal
@@ -27,6 +28,7 @@ def continued(
 ) -> dict[str, Tensor]:
     "Rows for the trainer: input_ids, attention_mask and labels, (rows, length). Raises `CompressLabError` where the model cannot write."
     if not causal(model): raise CompressLabError("Only a causal language model can write.", type(model).__name__, "learn from given rows, with Distill")
+    if isinstance(next(model.parameters()), DTensor): raise CompressLabError("A model in shards cannot write, since each process writes texts of its own.", type(model).__name__, "train with DDP")
     given, ends, device = prompts.shape[1], model.generation_config.eos_token_id, next(model.parameters()).device
     choice = {"num_beams": beams, "do_sample": False} if beams else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     settings = GenerationConfig(max_new_tokens=length - given, eos_token_id=ends, pad_token_id=0, **choice)
