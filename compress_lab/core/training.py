@@ -171,9 +171,10 @@ def learning(model: nn.Module, objective: Objective):
         vars(model).update(own)
 
 def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
-    "A model and an objective of the same tensors, which accelerate can take apart."
-    same = [*model.parameters(), *model.buffers(), *filter(None, [vars(objective).get("teacher")])]
-    return deepcopy((model, objective), {id(each): each for each in same})
+    "A model of the same weights, until accelerate takes it apart, and its objective with the same teacher."
+    kept = {id(each): nn.Parameter(each.detach(), each.requires_grad) for each in model.parameters()}
+    if teacher := vars(objective).get("teacher"): kept[id(teacher)] = teacher
+    return deepcopy((model, objective), kept)
 
 def gather(model: nn.Module, sharded: nn.Module):
     "Gives the model the whole weights of one that was trained in shards."
