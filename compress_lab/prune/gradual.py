@@ -103,7 +103,9 @@ class Gradual(Recover):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Prunes and trains the linears of the Subject in place; returns how far each moved, relative, and its zeros, by name."
+        from compress_lab.core.training import sharded
         check_trainable(self, subject, layers, calibration, original)
+        if sharded(): raise CompressLabError("Masks grow on whole weights, not on shards.", str(self), "train with DDP")
         if experts := [linear.name for linear in layers if linear.kind == "experts"]: raise CompressLabError("A stack of experts cannot be masked while training.", experts[0], f'ignore it: {self}.on(…, ignore="*experts*")')
         before = {linear.name: linear.weight.detach().clone() for linear in layers}
         with masking(layers, self.criterion, self.penalty) as masks:
