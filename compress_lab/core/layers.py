@@ -382,9 +382,12 @@ def memory_needed(
     statistics = 3 * 4 * width * (width if square else 1)
     return int(tokens * kept * itemsize + statistics)
 
-def check_memory(needed: int, where: str):
+def check_memory(
+    needed: int,   # bytes above the model
+    where: str,    # for the message
+    fix: str="use fewer or shorter calibration rows, or load the model in bfloat16",
+):
     "Raises `CompressLabError` where more is needed than the machine has free."
     free = psutil.virtual_memory().available
     if needed > free:
-        raise CompressLabError(f"Calibration needs {needed / 2**30:.1f} GiB above the model, {free / 2**30:.1f} GiB are free.", where,
-                               "use fewer or shorter calibration rows, or load the model in bfloat16")
+        raise CompressLabError(f"This needs {needed / 2**30:.1f} GiB above the model, {free / 2**30:.1f} GiB are free.", where, fix)

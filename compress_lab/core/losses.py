@@ -50,11 +50,11 @@ def in_pieces(
     loss: Callable,      # from (tokens, vocabulary) and the like to (tokens,), each token for itself
     logits: Tensor,      # of shape (…, vocabulary)
     *targets: Tensor,    # of shape (…) or (…, something): what goes with each token; no gradient reaches them
-    piece: int|None=None,  # tokens at a time; None: of 2¹⁹ logits on the CPU, and 2²⁵ elsewhere
+    piece: int|None=None,  # tokens at a time; None: of 2¹⁷ logits on the CPU, which a cache holds and an allocator keeps, and 2²⁵ elsewhere
 ) -> Tensor:
     "The loss of every token, of shape (…), and a gradient for the logits, which can be taken once. Raises `CompressLabError` where shapes do not go together."
     shape, flat = logits.shape[:-1], logits.flatten(0, -2)
-    piece = piece or max(1, 2 ** (19 if logits.device.type == "cpu" else 25) // logits.shape[-1])
+    piece = piece or max(1, 2 ** (17 if logits.device.type == "cpu" else 25) // logits.shape[-1])
     for target in targets:
         if target.shape[:len(shape)] != shape: raise CompressLabError(f"Logits of shape {tuple(logits.shape)} do not go with a target of shape {tuple(target.shape)}.", "in_pieces", "give one row of the target for each token")
     targets = [target.flatten(0, len(shape) - 1) for target in targets]

@@ -74,12 +74,13 @@ def tensors_hash(
 @dataclass(eq=False, repr=False)
 class Subject:
     "A model with its tokenizer, provenance and history."
-    model: torch.nn.Module                # a plain transformers or torch module, in eval mode
+    model: torch.nn.Module                # a plain transformers or torch module, put in eval mode
     tokenizer: object = None              # its tokenizer; None where it has none
     provenance: Provenance = Provenance() # where it comes from
     history: tuple[dict, ...] = ()        # one entry for each Method applied, oldest first
     packed: dict[str, Packed] = field(default_factory=dict)  # the integers behind quantized weights, by module or parameter name
     streamed: bool = False                # finished blocks are read from their checkpoint, see `stream`
+    def __post_init__(self): self.model.eval()
 
     @property
     def name(self) -> str:
@@ -98,8 +99,7 @@ class Subject:
     def fingerprint(self) -> str:
         "A 128-bit hash of weights, configuration or module tree, packed layout and roundings, computed afresh each time."
         stable = _stable(json.loads(json.dumps(self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model), default=str)))
-        layout = {name: packed.meta() for name, packed in self.packed.items()}
-        rest = json.dumps([type(self.model).__name__, stable, layout], sort_keys=True)
+        rest = json.dumps([type(self.model).__name__, stable, {name: packed.meta() for name, packed in self.packed.items()}], sort_keys=True)
         return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()
 
     def copy(self) -> "Subject":
@@ -109,8 +109,7 @@ class Subject:
     def __repr__(self): return "Subject(" + ", ".join(f"{key}: {value}" for key, value in self._facts().items()) + ")"
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(key)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
-                       for key, value in self._facts().items())
+        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(key)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>" for key, value in self._facts().items())
         return f"<table>{rows}</table>"
 
     def _facts(self) -> dict[str, str]:

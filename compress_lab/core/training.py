@@ -9,6 +9,7 @@ __all__ = ['ByStep', 'here', 'Masks', 'Mean', 'Pupil', 'Rows', 'Bar', 'Watch', '
 # %% ../../nbs/core/17_training.ipynb #cell-03
 import functools, json, os, tempfile, torch
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
@@ -160,10 +161,14 @@ class Watch(TrainerCallback):
 # %% ../../nbs/core/17_training.ipynb #resume-code
 @contextmanager
 def learning(model: nn.Module, objective: Objective):
-    "Called with a batch as `learned`, the model gives what the objective says of it, so that all of it happens within what accelerate wraps around a model. Afterwards its forward pass is its own again; accelerate would leave one in bfloat16."
+    "Called with a batch as `learned`, the model gives what the objective says of it, so that all of it happens within what accelerate wraps around a model, and logits stay in the precision they are computed in. Afterwards its forward pass is its own again; accelerate would leave one in bfloat16."
     own, forward = {name: value for name, value in vars(model).items() if name.endswith("forward")}, model.forward
     @functools.wraps(forward)
-    def either(*args, learned=None, **more): return forward(*args, **more) if learned is None else objective(model, learned)
+    def either(*args, learned=None, **more):
+        if learned is None: return forward(*args, **more)
+        wrapped, model.forward = model.forward, forward
+        try: return objective(model, learned)
+        finally: model.forward = wrapped
     model.forward = either
     try: yield
     finally:
@@ -177,9 +182,10 @@ def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objectiv
     return deepcopy((model, objective), kept)
 
 def gather(model: nn.Module, sharded: nn.Module):
-    "Gives the model the whole weights of one that was trained in shards."
-    weights = dict(sharded.named_parameters())
-    for name, weight in model.named_parameters(): weight.data.copy_(weights[name].full_tensor() if isinstance(weights[name], DTensor) else weights[name].data)
+    "Gives the model the whole weights and the buffers of one that was trained in shards."
+    for ours, theirs in ((model.named_parameters(), sharded.named_parameters()), (model.named_buffers(), sharded.named_buffers())):
+        found = fsdp2_canonicalize_names(dict(theirs))
+        for name, tensor in ours: tensor.data.copy_(found[name].full_tensor() if isinstance(found[name], DTensor) else found[name].data)
 
 def sharded() -> bool:
     "Whether accelerate is to train in shards. Raises `CompressLabError` for ways that are not supported."
@@ -240,6 +246,7 @@ def learn(
     "The loss of every step. Raises `CompressLabError` where it is not finite."
     if schedule not in ("cosine", "constant"): raise CompressLabError(f"schedule={schedule!r} is not known.", "training", 'use "cosine" or "constant"')
     if not 0 <= average < 1 or average and held is not None: raise CompressLabError(f"average={average}{' with held-out rows' * (held is not None)} is not possible.", "training", "use a decay from 0 to below 1, and judge by held-out rows or average")
+    if small := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16)]: raise CompressLabError("Its weights are in half precision, where most steps of a training are lost in rounding.", small[0], 'load the model with dtype="float32"; what is computed with them is bfloat16 all the same')
     data, judged = ({"input_ids": each} if isinstance(each, Tensor) else each for each in (rows, held))
     every, in_shards = max(1, steps // (5 if held is None else 10)), sharded()
     if average and in_shards: raise CompressLabError("Weights in shards have no moving average.", "training", "leave out average, or train with DDP")
@@ -254,13 +261,14 @@ def learn(
                       callbacks=[Masks(student), *callbacks, *([EarlyStoppingCallback(patience)] if judged else [])])
         pupil.add_callback(Bar(pupil))
         pupil.remove_callback(PrinterCallback)
-        first = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in model.parameters() if parameter.requires_grad] if judged else []
+        changing = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(model.buffers())
+        first = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in changing] if judged else []
         with learning(student, goal):
             begun = pupil.judge() if judged else None
             pupil.train(resume_from_checkpoint=last_checkpoint(folder))
             pupil.accelerator.wait_for_everyone()
     if in_shards: gather(model, student)
     if judged and pupil.state.best_metric > begun:
-        for parameter, value in first: parameter.data.copy_(value)
+        for tensor, value in first: tensor.data.copy_(value)
     model.eval()
     return [entry["loss"] for entry in pupil.state.log_history if "loss" in entry]

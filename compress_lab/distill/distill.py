@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'KEPT', 'Distill', 'looked_into', 'common_heads', 'feature_losses', 'Lesson', 'outputs_of', 'Sentences',
-           'rows_to_learn', 'check_outputs']
+           'rows_to_learn', 'check_words', 'check_outputs']
 
 # %% ../../nbs/distill/10_distill.ipynb #cell-03
 import json, numpy as np, torch, xxhash
@@ -183,9 +183,17 @@ def rows_to_learn(calibration) -> dict[str, Tensor]:
     "The table of labelled images or sentences, or the tokens of a calibration set."
     return getattr(calibration, "table", None) or {"input_ids": calibration.tokens}
 
+def check_words(student, teacher):
+    "Raises `CompressLabError` where tokens of one Subject are other words than those of the other."
+    if student.tokenizer is None or teacher.tokenizer is None: return
+    ours, theirs = ({index: word for word, index in subject.tokenizer.get_vocab().items()} for subject in (student, teacher))
+    if other := [index for index in ours if index in theirs and ours[index] != theirs[index]]:
+        raise CompressLabError(f"The original has another vocabulary: token {other[0]} is {theirs[other[0]]!r}, here {ours[other[0]]!r}.", teacher.name, "give a teacher with the same tokenizer as original=")
+
 def check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row: dict[str, Tensor]):
     "Raises `CompressLabError` where there is nothing to learn from, or too little memory."
-    if method.features != "none" and not hasattr(student, "config"): raise CompressLabError("Features are those of transformers.", type(student).__name__, "leave out features")
+    if method.features != "none" and not (hasattr(student, "config") and "input_ids" in row): raise CompressLabError("Features are those of transformers that read tokens.", type(student).__name__, "leave out features")
+    if method.features != "none" and hasattr(teacher, "members"): raise CompressLabError("An ensemble has predictions, and nothing inside.", type(teacher).__name__, "leave out features")
     sizes = [model.config.get_text_config().vocab_size for model in (student, teacher) if "input_ids" in row]
     if len(set(sizes)) > 1: raise CompressLabError(f"The original has another vocabulary, of {sizes[1]}.", str(method), "give the model it was made from, or one with its vocabulary, as original=")
     try:
@@ -193,7 +201,7 @@ def check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row: 
     except AttributeError as error: raise CompressLabError("The model has no logits to learn from.", type(student).__name__, "use one with a head") from error
     if found[-1] != wanted[-1]: raise CompressLabError(f"The original predicts one of {wanted[-1]}, the model one of {found[-1]}.", str(method), "give a teacher with the same head as original=")
     if method.alpha: Objective().labels(student, row)
-    check_memory((16 + 4 * (method.held > 0 or method.average > 0)) * size_of(student) + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * found.numel(), str(method))
+    check_memory((16 + 4 * (method.held > 0 or method.average > 0)) * size_of(student) + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * found.numel(), str(method), "use shorter rows, a smaller micro, or a smaller student")
 
 # %% ../../nbs/distill/10_distill.ipynb #apply-code
 @patch
@@ -209,11 +217,13 @@ def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=
     student, teacher, table = subject.model, original.model, rows_to_learn(calibration)
     row = {name: column[:1].to(next(student.parameters()).device) for name, column in table.items()}
     check_outputs(self, student, teacher, row)
+    check_words(subject, original)
     if self.top_k: table = table | outputs_of(original, table, self.top_k, self.temperature, dtype=self.calibration_dtype)
     rows = len(next(iter(table.values())))
     last = rows - (max(1, int(self.held * rows)) if self.held else 0)
     known, held = ({name: column[part] for name, column in table.items()} for part in (slice(last), slice(last, None)))
     goal = self.lesson(student, teacher, row, seed)
+    if (self.alpha < 1 or self.features != "none") and original.fingerprint == subject.fingerprint: raise CompressLabError("The teacher is the student as it is, which has nothing to learn from itself.", str(self), "give the model it was made from as original=")
     chosen, before = {linear.name for linear in layers}, {linear.name: linear.weight.detach().clone() for linear in layers}
     fixed = {id(parameter) for linear in linears(student) if linear.block is not None and linear.name not in chosen for parameter in (linear.weight, getattr(linear.module, "bias", None))}
     if goal.maps: student.distill_maps = goal.maps

@@ -32,9 +32,11 @@ def continued(
     given, ends, device = prompts.shape[1], model.generation_config.eos_token_id, next(model.parameters()).device
     choice = {"num_beams": beams, "do_sample": False} if beams else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     settings = GenerationConfig(max_new_tokens=length - given, eos_token_id=ends, pad_token_id=0, **choice)
-    prompts, training = prompts.to(device), model.training
+    prompts, training, own = prompts.to(device), model.training, model.generation_config
     model.eval()
-    rows = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
+    model.generation_config = settings   # it fills in what a config leaves open, as penalties for repetition
+    try: rows = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
+    finally: model.generation_config = own
     model.train(training)
     over = torch.isin(rows[:, given:], torch.tensor([] if ends is None else ends, device=device, dtype=rows.dtype))
     mask = torch.cat([torch.ones_like(prompts), (over.cumsum(1) - over.long() == 0).long()], 1)   # an end is written too
@@ -52,6 +54,7 @@ class GKD(Distill):
     def check(self):
         super().check()
         if not 0 <= self.own <= 1 or self.prompt < 1: raise CompressLabError(f"own={self.own} is not between 0 and 1, or prompt={self.prompt} is not at least 1.", "GKD", "leave them out")
+        if self.held: raise CompressLabError("Rows that are held back are judged as they are given, not as the model would write them.", "GKD", "leave out held")
         if self.alpha or self.top_k: raise CompressLabError("Text that the model wrote itself has no right answers, and none that are kept.", "GKD", "leave out alpha and top_k")
 
     def lesson(self, student, teacher, row, seed=0):

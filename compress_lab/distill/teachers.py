@@ -23,6 +23,7 @@ class Ensemble(nn.Module):
 
     def forward(self, *args, **batch):
         found = [predictions(member, batch) if batch else member(*args) for member in self.members]
+        if len({each.shape for each in found}) > 1: raise CompressLabError(f"The members of an ensemble predict one of {', '.join(str(each.shape[-1]) for each in found)}.", "ensemble", "give models of the same classes")
         mean = torch.stack([each.float().log_softmax(-1) for each in found]).logsumexp(0) - math.log(len(found))
         return ModelOutput(logits=mean) if batch else mean
 

@@ -40,7 +40,7 @@ def check_trainable(method, subject, layers, calibration, original):
     check_loss(subject.model, method.loss, tokens := calibration.tokens.to(subject.model.device))
     if (wanted := original.model.config.get_text_config().vocab_size) != subject.model.config.get_text_config().vocab_size:
         raise CompressLabError(f"The original has another vocabulary, of {wanted}.", str(method), "give the model it was made from as original=")
-    check_memory(16 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * wanted, str(method))
+    check_memory(16 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * wanted, str(method), "use shorter rows, or a smaller batch")
 
 def taught(method, subject, parameters: list, calibration, original, checkpoint, seed: int, callbacks=()):
     "Trains some parameters of the Subject in place, the others stay."

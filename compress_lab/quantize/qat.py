@@ -79,14 +79,14 @@ class QAT(Method):
     group_size: int = 64           # consecutive inputs that share a scale; 0: the whole row
     symmetric: bool = False        # no zero point: the grid spans as far down as up
     scales: str = "lsq"            # "lsq": learned, "fixed": as they are laid
-    loss: str = "kl"               # "kl": to the model before; "next_token": of the text
+    loss: str = "kl"               # "kl": to the original; "next_token": of the text
     steps: int = 200               # of the optimizer
     batch: int = 4                 # calibration rows a step sees
     lr: float = 1e-4               # of the weights; rises over the first twentieth of the steps, then falls to zero
     scale_lr: float = 1e-3         # of the scales, relative
     calibration_dtype: str = "bfloat16"  # of activations, or "float32"
     paper = "Esser et al., 2020, Learned step size quantization"
-    needs = frozenset({"calibration", "training"})
+    needs = frozenset({"calibration", "original", "training"})
 
     def check(self):
         check_grid(self)
@@ -98,9 +98,9 @@ class QAT(Method):
         "How many consecutive columns share a scale."
         return self.group_size or columns
 
-    def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
+    def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Quantizes the linears of the Subject in place; returns what each lost, by name."
-        return done_once(subject, layers, checkpoint, lambda: fine_tune(self, subject, layers, calibration.tokens, seed)[0])
+        return done_once(subject, layers, checkpoint, lambda: fine_tune(self, subject, layers, calibration.tokens, seed, original.model)[0])
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-15
 def done_once(subject, layers: list[LinearLayer], checkpoint, work) -> dict:
@@ -114,19 +114,20 @@ def done_once(subject, layers: list[LinearLayer], checkpoint, work) -> dict:
     for block in finished.blocks: finished.store(block, report)
     return report
 
-def fine_tune(method: QAT, subject, layers: list[LinearLayer], tokens: Tensor, seed: int=0) -> tuple[dict, list[float]]:
+def fine_tune(method: QAT, subject, layers: list[LinearLayer], tokens: Tensor, seed: int=0, teacher: nn.Module|None=None) -> tuple[dict, list[float]]:
     "Trains and quantizes linears of a Subject in place; what each lost, by name, and the loss at every step. Raises `CompressLabError` before it starts where something cannot be."
     tokens = tokens.to(subject.model.device)
     for linear in layers: check_finite(linear.weight, None, linear.name)
     check_loss(subject.model, method.loss, tokens)
-    vocabulary = subject.model.config.get_text_config().vocab_size
+    vocabulary, wanted = (model.config.get_text_config().vocab_size for model in (subject.model, teacher or subject.model))
+    if wanted != vocabulary: raise CompressLabError(f"The original has another vocabulary, of {wanted}.", str(method), "give the model it was made from as original=")
     check_memory(36 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * vocabulary, str(method))
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
     learn_scales = method.scales == "lsq"
     masters = {names[id(linear.weight)]: Master(linear, method.bits, method.columns_per_group(linear.in_features), method.symmetric, learn_scales) for linear in layers}
     groups = [{"params": [master.weight for master in masters.values()], "lr": method.lr}]
     if learn_scales: groups.append({"params": [master.factor for master in masters.values()], "lr": method.scale_lr})
-    with calibrating(subject.model): curve = train(subject.model, masters, groups, tokens, method, seed)
+    with calibrating(subject.model): curve = train(subject.model, masters, groups, tokens, method, seed, teacher)
     report = {}
     for master in masters.values():
         whole = master.result()
