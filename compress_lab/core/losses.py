@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'LOGIT_BYTES', 'kl_loss', 'token_loss', 'Pieces', 'in_pieces', 'loss_of', 'check_training', 'causal',
-           'check_loss', 'inputs_of', 'predictions', 'attended', 'Objective', 'Imitate', 'check_free', 'moved',
-           'requiring']
+           'check_loss', 'inputs_of', 'predictions', 'attended', 'Objective', 'Imitate', 'check_free',
+           'check_vocabulary', 'moved', 'requiring']
 
 # %% ../../nbs/core/14_losses.ipynb #cell-03
 import inspect, torch
@@ -154,6 +154,15 @@ def check_free(method, subject, names: Iterable[str]):
     for name in names:
         module = name.removesuffix(".weight")
         if name in subject.packed or module in subject.roundings: raise CompressLabError("The linear is quantized, and its weights are not free.", module, "train before quantizing, or use ScaleTune or QAT after it")
+
+def check_vocabulary(method, subject, original):
+    "Raises `CompressLabError` where the tokens of two Subjects are not the same words."
+    sizes = [each.model.config.get_text_config().vocab_size for each in (subject, original)]
+    if len(set(sizes)) > 1: raise CompressLabError(f"The original has another vocabulary, of {sizes[1]}.", str(method), "give the model it was made from, or one with its vocabulary, as original=")
+    if subject.tokenizer is None or original.tokenizer is None: return
+    ours, theirs = ({index: word for word, index in each.tokenizer.get_vocab().items()} for each in (subject, original))
+    if other := [index for index in ours if index in theirs and ours[index] != theirs[index]]:
+        raise CompressLabError(f"The original has another vocabulary: token {other[0]} is {theirs[other[0]]!r}, here {ours[other[0]]!r}.", str(method), "give a teacher with the same tokenizer as original=")
 
 def moved(layers, before: dict) -> dict:
     "How far each linear moved from the weight it had, relative to that, and the share of its zeros, by name."

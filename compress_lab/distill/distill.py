@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'KEPT', 'Distill', 'looked_into', 'common_heads', 'feature_losses', 'Lesson', 'outputs_of', 'Sentences',
-           'rows_to_learn', 'check_words', 'check_outputs']
+           'rows_to_learn', 'check_outputs']
 
 # %% ../../nbs/distill/10_distill.ipynb #cell-03
 import json, numpy as np, torch, xxhash
@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory, linears, size_of
-from ..core.losses import LOGIT_BYTES, Objective, attended, causal, check_free, check_training, in_pieces, inputs_of, moved, predictions, requiring, token_loss
+from ..core.losses import LOGIT_BYTES, check_vocabulary, Objective, attended, causal, check_free, check_training, in_pieces, inputs_of, moved, predictions, requiring, token_loss
 from ..core.progress import bar
 from ..core.recipe import Method
 from ..core.starters import _locked, cache_dir
@@ -183,19 +183,10 @@ def rows_to_learn(calibration) -> dict[str, Tensor]:
     "The table of labelled images or sentences, or the tokens of a calibration set."
     return getattr(calibration, "table", None) or {"input_ids": calibration.tokens}
 
-def check_words(student, teacher):
-    "Raises `CompressLabError` where tokens of one Subject are other words than those of the other."
-    if student.tokenizer is None or teacher.tokenizer is None: return
-    ours, theirs = ({index: word for word, index in subject.tokenizer.get_vocab().items()} for subject in (student, teacher))
-    if other := [index for index in ours if index in theirs and ours[index] != theirs[index]]:
-        raise CompressLabError(f"The original has another vocabulary: token {other[0]} is {theirs[other[0]]!r}, here {ours[other[0]]!r}.", teacher.name, "give a teacher with the same tokenizer as original=")
-
 def check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row: dict[str, Tensor]):
     "Raises `CompressLabError` where there is nothing to learn from, or too little memory."
     if method.features != "none" and not (hasattr(student, "config") and "input_ids" in row): raise CompressLabError("Features are those of transformers that read tokens.", type(student).__name__, "leave out features")
     if method.features != "none" and hasattr(teacher, "members"): raise CompressLabError("An ensemble has predictions, and nothing inside.", type(teacher).__name__, "leave out features")
-    sizes = [model.config.get_text_config().vocab_size for model in (student, teacher) if "input_ids" in row]
-    if len(set(sizes)) > 1: raise CompressLabError(f"The original has another vocabulary, of {sizes[1]}.", str(method), "give the model it was made from, or one with its vocabulary, as original=")
     try:
         with torch.no_grad(): found, wanted = (predictions(model, row).shape for model in (student, teacher))
     except AttributeError as error: raise CompressLabError("The model has no logits to learn from.", type(student).__name__, "use one with a head") from error
@@ -216,8 +207,8 @@ def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=
     check_free(self, subject, [*subject.packed, *subject.roundings])
     student, teacher, table = subject.model, original.model, rows_to_learn(calibration)
     row = {name: column[:1].to(next(student.parameters()).device) for name, column in table.items()}
+    if "input_ids" in row: check_vocabulary(self, subject, original)
     check_outputs(self, student, teacher, row)
-    check_words(subject, original)
     if self.top_k: table = table | outputs_of(original, table, self.top_k, self.temperature, dtype=self.calibration_dtype)
     rows = len(next(iter(table.values())))
     last = rows - (max(1, int(self.held * rows)) if self.held else 0)

@@ -9,7 +9,7 @@ __all__ = ['Recover', 'check_trainable', 'taught']
 from dataclasses import dataclass
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory
-from ..core.losses import LOGIT_BYTES, check_free, check_loss, check_training, moved, requiring
+from ..core.losses import LOGIT_BYTES, check_vocabulary, check_free, check_loss, check_training, moved, requiring
 from ..core.recipe import Method
 
 # %% ../../nbs/prune/30_recovery.ipynb #cell-05
@@ -38,8 +38,8 @@ def check_trainable(method, subject, layers, calibration, original):
     "Raises `CompressLabError` where these linears cannot learn from the original."
     check_free(method, subject, [linear.key for linear in layers])
     check_loss(subject.model, method.loss, tokens := calibration.tokens.to(subject.model.device))
-    if (wanted := original.model.config.get_text_config().vocab_size) != subject.model.config.get_text_config().vocab_size:
-        raise CompressLabError(f"The original has another vocabulary, of {wanted}.", str(method), "give the model it was made from as original=")
+    check_vocabulary(method, subject, original)
+    wanted = original.model.config.get_text_config().vocab_size
     check_memory(16 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * wanted, str(method), "use shorter rows, or a smaller batch")
 
 def taught(method, subject, parameters: list, calibration, original, checkpoint, seed: int, callbacks=()):

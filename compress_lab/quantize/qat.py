@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, calibrating, check_memory
 from ..core.layerwise import Compressed, Finished, check_finite, losses, put
-from ..core.losses import LOGIT_BYTES, check_loss, check_training, loss_of
+from ..core.losses import LOGIT_BYTES, check_vocabulary, check_loss, check_training, loss_of
 from ..core.progress import bar
 from ..core.recipe import Method
 from .grid import check_grid, fit
@@ -100,6 +100,7 @@ class QAT(Method):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Quantizes the linears of the Subject in place; returns what each lost, by name."
+        check_vocabulary(self, subject, original)
         return done_once(subject, layers, checkpoint, lambda: fine_tune(self, subject, layers, calibration.tokens, seed, original.model)[0])
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-15
@@ -119,8 +120,7 @@ def fine_tune(method: QAT, subject, layers: list[LinearLayer], tokens: Tensor, s
     tokens = tokens.to(subject.model.device)
     for linear in layers: check_finite(linear.weight, None, linear.name)
     check_loss(subject.model, method.loss, tokens)
-    vocabulary, wanted = (model.config.get_text_config().vocab_size for model in (subject.model, teacher or subject.model))
-    if wanted != vocabulary: raise CompressLabError(f"The original has another vocabulary, of {wanted}.", str(method), "give the model it was made from as original=")
+    vocabulary = subject.model.config.get_text_config().vocab_size
     check_memory(36 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * vocabulary, str(method))
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
     learn_scales = method.scales == "lsq"
