@@ -140,7 +140,8 @@ def logits(model, batch: dict) -> torch.Tensor:
 
 def strayed(found: torch.Tensor, wanted: torch.Tensor) -> float:
     "The largest difference as a share of the largest value; NaN where there is one."
-    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp_min(1e-30))
+    found, wanted = found.detach().float(), wanted.detach().float()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
 
 def tolerance(model) -> float:
     "How far outputs may stray where a model was only written otherwise."
