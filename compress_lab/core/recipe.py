@@ -193,6 +193,7 @@ Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), 
 # %% ../../nbs/core/09_recipe.ipynb #cell-23
 def plan(recipe: Recipe, subject, calibration) -> list[list]:
     "The linears of each step; raises `CompressLabError` before anything is computed."
+    from compress_lab.core.inputs import check_rows
     from compress_lab.core.layers import linears, tied
     if recipe.needs_calibration and calibration is None:
         method = next(step.method for step in recipe.steps if "calibration" in step.method.needs)
@@ -200,6 +201,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
     for method in (step.method for step in recipe.steps):
         if method.transformer and not hasattr(subject.model, "config"):
             raise CompressLabError(f"{type(method).__name__} is for transformers, and this is a {type(subject.model).__name__}.", str(recipe), "use a method that goes linear by linear, as in Magnitude(0.5) >> GPTQ(bits=4)")
+    if recipe.needs_calibration and hasattr(calibration, "tokens"): check_rows(subject.model, calibration.tokens, "the calibration set")
     every = linears(subject.model)
     chosen = [step.select(every) for step in recipe.steps]
     for group in tied(subject.model):
