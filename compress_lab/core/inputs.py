@@ -72,14 +72,14 @@ def check_reader(
     name, config = type(model).__name__, getattr(model, "config", None)
     takes = [each.name for each in inspect.signature(model.forward).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
     if config is not None and takes and not {"input_ids", "inputs"} & {*takes}:
-        raise CompressLabError(f"A {name} reads {takes[0]} and no tokens.", where, "give what it reads, or take a model of text")
+        raise CompressLabError(f"{name} reads {takes[0]} and no tokens.", where, "give what it reads, or take a model of text")
     if not getattr(config, "is_encoder_decoder", False): return
     try:
         with torch.inference_mode(): model(tokens[:1].to(next(model.parameters()).device))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CompressLabError(
-            f"A {name} reads one text and writes another, and rows of tokens alone do not run it: {reason}",
+            f"{name} reads one text and writes another, and rows of tokens alone do not run it: {reason}",
             where,
             "take a decoder or an encoder, or a method that needs no calibration text",
         ) from error
@@ -97,12 +97,12 @@ def check_rows(
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or known.vocabulary is not None and high >= known.vocabulary:
         raise CompressLabError(
-            f"Token {low if low < 0 else high} lies outside the model's vocabulary: a {type(model).__name__} with embeddings for {known.vocabulary} tokens.",
+            f"Token {low if low < 0 else high} lies outside the model's vocabulary: {type(model).__name__} has embeddings for {known.vocabulary} tokens.",
             where,
             "make the rows with the model's own tokenizer",
         )
     check_length(model, min(tokens.shape[-1], read or tokens.shape[-1]), where, known)
-    check_reader(model, tokens, where)
+    check_reader(model, tokens[:, :read], where)
 
 # %% ../../nbs/core/02_inputs.ipynb #around-code
 SAMPLES = ("The river bends.", "a", "1")   # texts a tokenizer is asked about: the first that it writes the same way with special tokens
