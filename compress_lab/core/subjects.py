@@ -436,7 +436,8 @@ def local(
     "The path that `name` is, if it is one. Raises `CompressLabError` where no file could be called so."
     try:
         path = Path(name).expanduser()
-        os.path.lexists(path)
+        path.exists()
+        if "\0" in str(path): raise ValueError("it holds a null byte")
         return path
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise CompressLabError(f"{str(name)[:80]!r} can be the name of nothing: {error}", fix="give a name or a path as a string") from error
