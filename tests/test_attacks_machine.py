@@ -1,15 +1,26 @@
 "What a hostile folder, a hostile supplier of files and a failing machine can do below the level of models."
-import os, re, subprocess, sys, zipfile
+import os, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
+from random import Random
 
-import pytest
+import pytest, torch
 from compress_lab.core import starters
 from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError
+from compress_lab.core.files import seal
+from compress_lab.core.layerwise import Finished
 from compress_lab.core.starters import Starter
-from compress_lab.core.subjects import Subject
+from compress_lab.core.streaming import stream
+from compress_lab.core.subjects import Subject, load
 from compress_lab.core.tiny import tiny
 from compress_lab.measure import memory
+from compress_lab.prune.low_rank import SVDLLM
+from compress_lab.prune.sparsegpt import SparseGPT
+from compress_lab.prune.wanda import Wanda
+from compress_lab.quantize.autoround import AutoRound
+from compress_lab.quantize.gptq import GPTQ
+from compress_lab.quantize.int8 import Int8
+from compress_lab.quantize.rtn import RTN
 
 MODULES = ("random", "json", "torch", "pip", "sitecustomize", "usercustomize", "compress_lab", "numpy", "platformdirs")
 START_PROCESSES = {"core/starters.py", "measure/memory.py", "core/store.py"}   # the store asks git and sysctl, which are not Python
@@ -105,3 +116,106 @@ def test_the_link_of_a_virtual_environment_is_kept(tmp_path, monkeypatch):
     (tmp_path/"python").symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(tmp_path/"python"))
     assert python_command()[0] == str(tmp_path/"python")
+
+
+class Text:
+    tokens, key = torch.randint(8, 96, (4, 16), generator=torch.Generator().manual_seed(0)), "text"
+
+
+MODEL = dict(num_hidden_layers=3, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=2)
+RECIPES = {
+    "RTN": RTN(4, 16), "GPTQ": GPTQ(4, 16), "Wanda then GPTQ": Wanda(0.5) >> GPTQ(4, 16), "Int8": Int8(activations="static"),
+    "SparseGPT": SparseGPT("2:4"), "SVDLLM": SVDLLM(0.5), "AutoRound": AutoRound(4, 16, steps=2),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "For a recipe: the Subject, what becomes of it undisturbed, and a folder with all its finished blocks."
+    kept = {}
+    def of(name):
+        if name not in kept:
+            subject, folder = Subject(tiny("llama", **MODEL)), tmp_path_factory.mktemp("finished")/name
+            kept[name] = subject, RECIPES[name].apply(subject, Text, checkpoint=folder), folder
+        return kept[name]
+    return of
+
+
+def same(one: Subject, other: Subject) -> bool:
+    "Whether two Subjects have the same weights, packed weights, roundings and losses."
+    assert [entry["modules"] for entry in one.history] == [entry["modules"] for entry in other.history]
+    return one.fingerprint == other.fingerprint
+
+
+def flip(path: Path, random: Random):
+    "Changes one bit of a file."
+    data = bytearray(path.read_bytes())
+    data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_flipped_bit_in_a_finished_block_changes_nothing(name, finished, tmp_path, capsys):
+    subject, undisturbed, folder = finished(name)
+    for seed in range(12 if name == "RTN" else 4):
+        random, work = Random(seed), tmp_path/str(seed)
+        shutil.copytree(folder, work)
+        damaged = random.choice(sorted(work.rglob("block*.safetensors")))
+        flip(damaged, random)
+        assert same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed)
+        assert f"{damaged.name} is damaged" in capsys.readouterr().out and damaged.with_name(damaged.name + ".damaged").exists()
+        assert same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed) and "damaged" not in capsys.readouterr().out
+
+
+def truncated(path): path.write_bytes(path.read_bytes()[:-7])
+def emptied(path): path.write_bytes(b"")
+def zeroed(path): path.write_bytes(bytes(path.stat().st_size))
+def another(path): shutil.copy(sorted(path.parent.glob("block*.safetensors"))[-1], path)
+def another_sealed(path): another(path); seal(path)
+def text(path): path.write_text("nothing")
+def unsealed(path): path.with_name(path.name + ".xxh3").unlink()
+def wrong_seal(path): path.with_name(path.name + ".xxh3").write_text("0" * 32)
+def folder(path): path.unlink(); path.mkdir(); (path/"x").write_text("x")
+def pipe(path): path.unlink(); os.mkfifo(path)
+def loop(path): path.unlink(); path.symlink_to(path)
+def dangling(path): path.unlink(); path.symlink_to("nowhere")
+def partial_pipe(path): path.unlink(); os.mkfifo(path.with_suffix(".partial"))
+def partial_folder(path): path.unlink(); path.with_suffix(".partial").mkdir()
+def partial_link(path): path.unlink(); path.with_suffix(".partial").symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, zeroed, another, another_sealed, text, unsealed, wrong_seal, folder, pipe, loop, dangling, partial_pipe, partial_folder, partial_link],
+                         ids=lambda damage: damage.__name__)
+def test_a_damaged_finished_block_is_made_again(damage, finished, tmp_path):
+    for name in ("GPTQ", "Int8"):
+        subject, undisturbed, source = finished(name)
+        shutil.copytree(source, tmp_path/name)
+        damage(sorted((tmp_path/name).rglob("block*.safetensors"))[0])
+        assert same(RECIPES[name].apply(subject, Text, checkpoint=tmp_path/name), undisturbed)
+
+
+def test_a_finished_block_that_cannot_be_written_or_moved_says_so(finished, tmp_path, monkeypatch):
+    subject, _, source = finished("RTN")
+    (tmp_path/"file").write_text("")
+    with pytest.raises(CompressLabError, match="cannot be stored"): RECIPES["RTN"].apply(subject, Text, checkpoint=tmp_path/"file")
+    shutil.copytree(source, tmp_path/"blocks")
+    emptied(next((tmp_path/"blocks").rglob("block0001.safetensors")))
+    monkeypatch.setattr(Path, "rename", lambda *given: exec("raise PermissionError(13, 'Permission denied')"))
+    with pytest.raises(CompressLabError, match="cannot be moved: Permission denied"): RECIPES["RTN"].apply(subject, Text, checkpoint=tmp_path/"blocks")
+
+
+@pytest.mark.parametrize("damage", [truncated, zeroed, another_sealed, pipe, None], ids=lambda damage: getattr(damage, "__name__", "flipped"))
+def test_streaming_makes_damaged_blocks_again(damage, tmp_path, monkeypatch):
+    tiny("llama", **MODEL).save_pretrained(tmp_path/"llama")
+    recipe, store = Wanda(0.5) >> GPTQ(4, 16), Finished.store
+    expected = recipe.apply(load(tmp_path/"llama"), Text).fingerprint
+    def stop(self, block, report):
+        store(self, block, report)
+        if block == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(Finished, "store", stop)
+    with pytest.raises(KeyboardInterrupt): stream(recipe, load(tmp_path/"llama"), tmp_path/"small", Text)
+    monkeypatch.undo()
+    path = sorted((tmp_path/"small.blocks").rglob("block*.safetensors"))[1]
+    damage(path) if damage else flip(path, Random(0))
+    stream(recipe, load(tmp_path/"llama"), tmp_path/"small", Text)
+    assert load(tmp_path/"small").fingerprint == expected and not (tmp_path/"small.blocks").exists()
