@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
+from ..core.files import read_text
 from .perturbations import class_logprobs
 from ..core.subjects import local
 from .records import Metric, NotMeasured, Probe, Records, judged_on, key_of, quotient, setting
@@ -188,8 +189,8 @@ def pronoun_lines(
     file: Path,  # of WinoBias: a sentence a line, with what is meant and the pronouns in brackets
 ) -> list[tuple[str, str, str]]:
     "Sentence, first pronoun and the occupation that it refers to. Raises `CompressLabError` naming the line."
-    try: lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error: raise CompressLabError(f"The file cannot be read: {getattr(error, 'strerror', None) or error}.", file.name, "give the folder with the authors' files, and dev or test as the split") from error
+    try: lines = read_text(file).splitlines()
+    except CompressLabError as error: raise CompressLabError(f"The file cannot be read: {error.what}", file.name, "give the folder with the authors' files, and dev or test as the split") from error
     found = []
     for number, line in enumerate(lines, 1):
         text = re.sub(r"^\d+ ", "", " ".join(line.split()))

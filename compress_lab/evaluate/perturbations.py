@@ -17,10 +17,11 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import xxhash
-import yaml
 from scipy import special
 from ..core.data import task
 from ..core.errors import CompressLabError, nearest
+from ..core.files import MEGABYTE, read_text
+from ..core.settings import read_yaml, whole
 from .records import Metric, NotMeasured, Probe, Records, drawn, judged_on, key_of, setting
 from .task_probe import head_logits
 
@@ -223,7 +224,7 @@ def clean_texts(
     found = task(probe.task, probe.config, probe.split, columns=(probe.text, probe.label)) if given is None else None
     frame = given if found is None else pd.DataFrame({"text": found.frame[probe.text].astype(str), "label": found.frame[probe.label]})
     frame = frame if "item" in frame else frame.assign(item=np.arange(len(frame)))
-    if found: frame = frame.iloc[drawn(len(frame), probe.n, seed)].reset_index(drop=True)
+    if found: frame = frame.iloc[drawn(len(frame), probe.n, whole(seed, "seed"))].reset_index(drop=True)
     return frame, judged_on(found.provenance) if found else [], f"{key_of(*frame['item'], *frame['text'])}-{seed}"
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #probe-code
@@ -271,8 +272,8 @@ def templates(
 ) -> tuple[dict, str]:
     "What the file says, and its name. Raises `CompressLabError`."
     file = Path(path) if path else Path(find_spec("compress_lab").origin).parents[1]/"data"/own
-    try: return yaml.safe_load(file.read_text(encoding="utf-8")), file.name
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error: raise CompressLabError(f"The templates cannot be read: {getattr(error, 'strerror', None) or error}.", file.name, f"work in a clone of the repository, whose data/{own} they are, or give the path of others") from error
+    try: return read_yaml(read_text(file, MEGABYTE), file.name), file.name
+    except CompressLabError as error: raise CompressLabError(f"The templates cannot be read: {error.what}", file.name, f"work in a clone of the repository, whose data/{own} they are, or give the path of others") from error
 
 def behaviour_cases(
     path: str="",  # of a YAML file with `fillers`, `opinions`, `things`, `invariance` and `direction`; empty: the project's own

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pandas as pd
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
+from ..core.files import read_text
 from ..core.starters import sha256
 from ..core.subjects import local
 from .perturbations import answers, loss_metrics, losses
@@ -28,8 +29,9 @@ def variants(
 ) -> tuple[pd.DataFrame, DataProvenance]:
     "`item`, `kind`, `text` and `label`, each item once in each of its kinds, and where it comes from. Raises `CompressLabError` naming file and row."
     path, where = local(path), str(path)
-    try: said = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error: raise CompressLabError(f"The file of kinds cannot be read: {error}", where, "give a JSON file or a table") from error
+    try: said = json.loads(read_text(path, limit=None)) if path.suffix == ".json" else None
+    except CompressLabError as error: raise CompressLabError(f"The file of kinds cannot be read: {error.what}", where, error.fix) from error
+    except (ValueError, RecursionError) as error: raise CompressLabError(f"The file of kinds cannot be read: {error}", where, "give a JSON file or a table") from error
     if isinstance(said, dict) and isinstance(said.get("dev"), dict):
         rows = [(kind, number, row) for kind, listed in said["dev"].items() for number, row in enumerate(listed)]
         for kind, number, row in rows:

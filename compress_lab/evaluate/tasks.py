@@ -20,6 +20,7 @@ from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError, nearest
+from ..core.settings import whole
 from ..core.subjects import local
 from .records import judged_on
 
@@ -265,7 +266,7 @@ def enough(
 ) -> set:
     "Clusters that hold so many items together."
     size, kept, total = Counter(clusters), set(), 0
-    for cluster in np.random.default_rng(seed).permutation(np.unique(list(clusters))):
+    for cluster in np.random.default_rng(whole(seed, "seed")).permutation(np.unique(list(clusters))):
         if total >= n: break
         kept.add(cluster)
         total += size[cluster]

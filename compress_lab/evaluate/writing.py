@@ -78,6 +78,7 @@ def encoded(
 ) -> list[list[int]]:
     "The prompts as tokens. Raises `NotMeasured` where the model cannot write, `CompressLabError` for a prompt that does not fit."
     if not getattr(subject.model, "can_generate", lambda: False)(): raise NotMeasured("The model cannot write.", type(subject.model).__name__, "use a causal language model")
+    if subject.model.config.is_encoder_decoder: raise NotMeasured("The model reads one text and writes another, and is not asked to go on.", type(subject.model).__name__, "use a causal language model")
     tokenizer, longest = tokenizer_of(subject), limits(subject.model).places
     if chat and getattr(tokenizer, "chat_template", None): found = tokenizer(rendered(tokenizer, prompts), add_special_tokens=False, verbose=False)["input_ids"]
     else: found = opened(tokenizer, prompts)
