@@ -31,8 +31,8 @@ def _vocabulary(model) -> int|None:
     try: table = model.get_input_embeddings()
     except (AttributeError, NotImplementedError): table = None
     tables = table if isinstance(table, torch.nn.ModuleList) else [table]
-    counts = [getattr(each, "num_embeddings", None) or getattr(getattr(each, "weight", each), "shape", [None])[0] for each in tables]
-    return min(counts) if all(type(count) is int for count in counts) else getattr(_text_config(model), "vocab_size", None)
+    counts = [getattr(each, "num_embeddings", None) or getattr(getattr(each, "weight", None), "shape", [None])[0] for each in tables]
+    return min(counts) if all(type(count) is int for count in counts) else getattr(_text_config(model), "vocab_size", None)   # Perceiver's are not of tokens
 
 def _places(model) -> int|None:
     config = _text_config(model)
