@@ -1,6 +1,7 @@
 """Tokens are those of the text, and rows those of the model: tokenizers that begin, end and merge, and every tiny architecture."""
 import json
 import os
+import random
 import time
 
 import numpy as np
@@ -259,8 +260,17 @@ def test_a_likelihood_does_not_depend_on_what_else_is_asked(kind):
     for each in found: assert near(each, expected), np.abs(each - expected).max()
 
 
-def test_the_slowest_way_is_kept_for_those_that_need_it():
-    assert score(tiny("llama"), requests_of(0, 64)).way == "packed" and score(tiny("gpt_neo"), requests_of(0, 64), budget=40).way != "packed"
+@pytest.mark.parametrize("budget", [None, 40, 5000])
+def test_distances_in_a_row_of_several_questions_are_found_out(budget):
+    draw, tokenizer = random.Random(0), fast("letters")
+    said = "river bends near old bridge stone wall cart stands in rain birds open field village hill garden light".split()
+    pairs = [(" ".join(draw.choice(said) for _ in range(count)), " " + draw.choice(said)) for count in (1, 1, 2, 3, 4, 5, 6, 6, 6, 2, 8) for _ in range(3)]
+    requests, model = encode(tokenizer, pairs), tiny("gpt_neo", vocab_size=450, max_position_embeddings=128)   # attends to the last 16 tokens of the row
+    assert near(score(model, requests, budget=budget).logp, [by_hand(model, request.tokens.tolist(), request.option) for request in requests])
+
+
+def test_the_slower_way_is_kept_for_those_that_need_it():
+    assert score(tiny("llama"), requests_of(0, 64)).way == "packed" and score(tiny("bloom"), requests_of(0, 64)).way == "padded"
     model = tiny("llama").bfloat16()
     requests = requests_of(1, 64)
     expected = [by_hand(model, request.tokens.tolist(), request.option) for request in requests]
