@@ -1,7 +1,6 @@
 """Tokens are those of the text, and rows those of the model: tokenizers that begin, end and merge, and every tiny architecture."""
 import json
 import os
-import random
 import time
 
 import numpy as np
@@ -18,7 +17,7 @@ from compress_lab.core.tiny import causal_lms, encoders, tiny
 from compress_lab.evaluate.comparison import compare, probe
 from compress_lab.evaluate.perplexity import Perplexity, token_losses
 from compress_lab.evaluate.records import NotMeasured
-from compress_lab.evaluate.scoring import Request, encode, score
+from compress_lab.evaluate.scoring import Request, encode, packs, score
 from compress_lab.evaluate.task_probe import head_logits
 from compress_lab.evaluate.tasks import items
 from compress_lab.evaluate.writing import answers_to, encoded, rendered
@@ -260,13 +259,34 @@ def test_a_likelihood_does_not_depend_on_what_else_is_asked(kind):
     for each in found: assert near(each, expected), np.abs(each - expected).max()
 
 
-@pytest.mark.parametrize("budget", [None, 40, 5000])
-def test_distances_in_a_row_of_several_questions_are_found_out(budget):
-    draw, tokenizer = random.Random(0), fast("letters")
-    said = "river bends near old bridge stone wall cart stands in rain birds open field village hill garden light".split()
-    pairs = [(" ".join(draw.choice(said) for _ in range(count)), " " + draw.choice(said)) for count in (1, 1, 2, 3, 4, 5, 6, 6, 6, 2, 8) for _ in range(3)]
-    requests, model = encode(tokenizer, pairs), tiny("gpt_neo", vocab_size=450, max_position_embeddings=128)   # attends to the last 16 tokens of the row
-    assert near(score(model, requests, budget=budget).logp, [by_hand(model, request.tokens.tolist(), request.option) for request in requests])
+class Windowed(torch.nn.Module):
+    "A model that attends to the last 20 tokens of the row, whatever their positions."
+    def __init__(self): super().__init__(); self.inner = tiny("llama")
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        place = torch.arange(input_ids.shape[1])
+        seen = (place[:, None] >= place) & (place[:, None] - place < 20)
+        mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        return self.inner(input_ids, attention_mask=mask if attention_mask is None else mask.minimum(attention_mask), position_ids=position_ids)
+
+
+def test_distances_in_a_row_of_several_questions_are_found_out():
+    draw, stem = np.random.default_rng(0), list(range(60, 70))
+    displaced = [Request(np.array([*stem, 70 + number, *draw.integers(8, 50, 8)]), 8) for number in range(3)]
+    many = [Request(np.array([*range(20, 37), number]), 1) for number in range(40, 45)]
+    longest = Request(draw.integers(100, 110, 20), 3)
+    model, requests = Windowed().eval(), [*displaced, *many, longest]
+    assert [len(pack) for pack in packs(requests, 34)] == [5, 3, 1], "the pack that matters is neither the largest nor that of the longest"
+    assert near(score(model, requests, budget=34).logp, [by_hand(model, request.tokens.tolist(), request.option) for request in requests])
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_what_follows_in_a_row_is_found_out(seed):
+    draw = np.random.default_rng(seed)
+    start = draw.integers(3, 128, 4)
+    stems = [np.concatenate([start[:draw.integers(0, 5)], draw.integers(3, 128, draw.integers(1, 30))]) for _ in range(6)]
+    requests = [Request(np.concatenate([stem, draw.integers(3, 128, size)]), size) for stem in stems for size in draw.integers(1, 6, 4)]
+    model = tiny("prophetnet")   # says something else where the row is longer
+    assert near(score(model, requests, budget=1).logp, [by_hand(model, request.tokens.tolist(), request.option) for request in requests])
 
 
 def test_the_slower_way_is_kept_for_those_that_need_it():
