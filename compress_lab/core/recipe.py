@@ -284,6 +284,7 @@ def check_order(method: Method, layers: list, left: Left):
 # %% ../../nbs/core/09_recipe.ipynb #cell-23
 def plan(recipe: Recipe, subject, calibration) -> list[list]:
     "The linears of each step; raises `CompressLabError` before anything is computed."
+    from compress_lab.core.inputs import check_rows
     from compress_lab.core.layers import linears, tied, towers
     if not (hasattr(subject, "model") and hasattr(subject, "history")): raise CompressLabError(f"{said(subject)} is no Subject.", str(recipe), "give what cl.load returns, or cl.Subject(model, tokenizer)")
     if recipe.needs_calibration and calibration is None:
@@ -292,6 +293,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
     for method in (step.method for step in recipe.steps):
         if method.transformer and not hasattr(subject.model, "config"):
             raise CompressLabError(f"{type(method).__name__} is for transformers, and this is a {type(subject.model).__name__}.", str(recipe), "use a method that goes linear by linear, as in Magnitude(0.5) >> GPTQ(bits=4)")
+    if recipe.needs_calibration and hasattr(calibration, "tokens"): check_rows(subject.model, calibration.tokens, "the calibration set")
     every, other = linears(subject.model), tuple(f"{name}." for name in towers(subject.model))
     chosen, left = [step.select(every, other) for step in recipe.steps], Left.by_history(subject)
     for step, layers in zip(recipe.steps, chosen):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 from ..core.errors import CompressLabError
+from ..core.inputs import check_rows
 from ..core.losses import attended, causal
 from ..core.progress import bar
 from ..core.randomness import random_state_kept
@@ -99,6 +100,7 @@ def written(
     whole_number(beams, "written, beams")
     whole_number(batch, "written, batch", 1)
     tokens = calibration.tokens
+    check_rows(teacher.model, tokens, "the rows to go on from")
     if tokens.shape[1] <= prompt: raise CompressLabError(f"Rows of {tokens.shape[1]} tokens leave nothing to write after a prompt of {prompt}.", "written", "give longer rows, or a smaller prompt")
     with random_state_kept():
         torch.manual_seed(seed_number(seed))

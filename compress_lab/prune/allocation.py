@@ -10,6 +10,7 @@ import torch
 from collections import defaultdict
 from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
+from ..core.inputs import check_rows
 from ..core.layers import LinearLayer, calibrating, observe, text_linears
 
 # %% ../../nbs/prune/07_allocation.ipynb #cell-06
@@ -77,4 +78,5 @@ def allocation(
     if rule == "uniform": return {linear.name: sparsity for linear in layers}
     if rule == "erk": return erk(layers, sparsity)
     if calibration is None: raise CompressLabError("OWL needs calibration text.", "allocation", 'pass cl.calibration("wikipedia", subject)')
+    check_rows(subject.model, calibration.tokens, "the calibration set")
     return owl(layers, outliers(subject.model, layers, calibration.tokens.to(subject.model.device)), sparsity, reach)
