@@ -42,7 +42,7 @@ def original_of(linear: LinearLayer, original, changed: bool=True) -> LinearLaye
     found = counterpart(linear, original.model)
     before, after = matrix_of(found), matrix_of(linear)
     for each in (before, after): check_finite(each, None, linear.name)
-    if changed and torch.equal(before, after):
+    if changed and before.any() and torch.equal(before, after):
         raise CompressLabError("There is nothing to repair: the weight is the original's.", linear.name, "let it follow another method, as in RTN(bits=4) >> ScaleFit(), or give original=")
     if (after - before).square().sum() > before.square().sum() / 2:
         raise CompressLabError("The weight has little to do with the original's.", linear.name, "do not repair what was turned, scaled or pruned away between")
