@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from fastcore.basics import patch
 from .core.errors import CompressLabError, nearest
-from .core.settings import only, read_yaml, whole, write_yaml
+from .core.settings import only, read_yaml, seed_number, whole, write_yaml
 from .core.store import Cell, DamagedCell, Store, cell_key
 
 # %% ../nbs/study.ipynb #cell-06
@@ -41,7 +41,7 @@ class Study:
         _check_calibration(self.calibration)
         if not isinstance(self.seeds, (list, tuple)) or not self.seeds:
             raise CompressLabError(f"The seeds {self.seeds!r} are not a list.", "study, seeds", "write [0], or several seeds")
-        object.__setattr__(self, "seeds", tuple(whole(seed, "study, seeds") for seed in self.seeds))
+        object.__setattr__(self, "seeds", tuple(seed_number(seed, "study, seeds") for seed in self.seeds))
         if len(set(self.seeds)) < len(self.seeds): raise CompressLabError("A seed stands twice.", "study, seeds", "give each once")
         _check_margin(self)
         _check_use(self.use)

@@ -90,6 +90,7 @@ def check_rows(
     tokens: torch.Tensor,     # token ids, shape (rows, length)
     where: str="",            # what the rows are, for the message
     known: Limits|None=None,  # of the model; None: looked up
+    read: int|None=None,      # tokens that it reads at a time, at most; None: whole rows
 ):
     "Raises `CompressLabError` where the model cannot read rows of these tokens."
     known = known or limits(model)
@@ -100,7 +101,7 @@ def check_rows(
             where,
             "make the rows with the model's own tokenizer",
         )
-    check_length(model, tokens.shape[-1], where, known)
+    check_length(model, min(tokens.shape[-1], read or tokens.shape[-1]), where, known)
     check_reader(model, tokens, where)
 
 # %% ../../nbs/core/02_inputs.ipynb #around-code
