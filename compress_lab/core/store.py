@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'FLAGS', 'KEY', 'LIMIT', 'VALUES', 'FILES', 'HOUR', 'versions', 'processor', 'commit', 'environment',
            'short', 'cell_key', 'plain', 'to_json', 'to_parquet', 'checksum', 'flush_folder', 'write_file',
            'cannot_write', 'running', 'abandoned', 'replace_file', 'uninterrupted', 'Cell', 'DamagedCell',
-           'local_folder', 'Store', 'glob_escape', 'read_frame']
+           'local_folder', 'Store', 'glob_escape', 'read_frame', 'signed', 'unsigned', 'without_folders']
 
 # %% ../../nbs/core/06_store.ipynb #cell-03
 import errno, hashlib, importlib.metadata, importlib.util, io, json, math, os, platform, re, signal, stat, subprocess, sys, threading, time, uuid
@@ -470,6 +470,35 @@ def read_text(self: Store,
     "The file's text; None where there is none. Raises `CompressLabError` where it cannot be read."
     data = self._read(f"{self.path}/{name}")
     return None if data is None else data.decode(errors="replace")
+
+# %% ../../nbs/core/06_store.ipynb #kept-code
+_KEPT = "# Kept by compress_lab ({}): change a copy.\n"
+
+def signed(
+    text: str,  # of a file that a user might have too
+) -> str:
+    "The text under a line that says who wrote it."
+    return _KEPT.format(short(text)) + text
+
+def unsigned(
+    text: str,  # of a file
+) -> str|None:
+    "The text without the line of `signed`; None where it has none, or was changed since."
+    first, _, rest = text.partition("\n")
+    return rest if f"{first}\n" == _KEPT.format(short(rest)) else None
+
+# %% ../../nbs/core/06_store.ipynb #folders-code
+_PATH = re.compile(r"(?<![\w./~:<-])/(?:[^\s/\"'`,;:()<>\[\]{}|]+/)+[^\s/\"'`,;:()<>\[\]{}|]*")
+
+def without_folders(
+    value,  # plain JSON
+):
+    "The same with the absolute paths in its texts made relative to the working folder, or cut to their last part."
+    if isinstance(value, dict): return {without_folders(name): without_folders(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)): return [without_folders(each) for each in value]
+    if not isinstance(value, str) or "/" not in value: return value
+    here = os.getcwd().rstrip("/") + "/"
+    return _PATH.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], value.replace(here, ""))
 
 # %% ../../nbs/core/06_store.ipynb #cell-55
 @patch

@@ -538,7 +538,7 @@ def flaw(
     if wrong := next((wrong for layout, where, each in _parts(result) if (wrong := _misfit(each, layout, where))), ""): return wrong
     if any("metric" not in each for each in result.get("differences", [])): return "a difference names no metric"
     modules = ((name, errors) for step in result.get("history", []) for name, errors in (step.get("modules") or {}).items())
-    numbers = lambda errors: isinstance(errors, dict) and all(each is None or isinstance(each, bool) or _fits(each, NUMBER) for each in errors.values())
+    numbers = lambda errors: isinstance(errors, dict) and all(each is None or _fits(each, NUMBER) for name, each in errors.items() if name.endswith("_error"))
     return next((f"the errors of {name} are no numbers" for name, errors in modules if not numbers(errors)), "")
 
 # %% ../../nbs/evaluate/01_records.ipynb #stored-code
