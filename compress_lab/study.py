@@ -334,7 +334,7 @@ def console(
     "Where lines are printed: coloured in a terminal, plain and wide elsewhere. What its encoding lacks becomes a question mark; where there is none, lines go nowhere."
     from rich.console import Console
     stream = sys.stderr if error else sys.stdout
-    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+    if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
     terminal = stream is not None and "ipykernel" not in sys.modules and stream.isatty()
     return Console(stderr=error, file=None if stream else io.StringIO(), highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal, width=None if terminal else 160)
 
