@@ -3024,4 +3024,4 @@ d = { 'settings': { 'branch': 'main',
                                     'compress_lab.study.not_measured': ('study.html#not_measured', 'compress_lab/study.py'),
                                     'compress_lab.study.say': ('study.html#say', 'compress_lab/study.py'),
                                     'compress_lab.study.sources': ('study.html#sources', 'compress_lab/study.py'),
-                                    'compress_lab.study.tokenizer_key': ('study.html#tokenizer_key', 'compress_lab/study.py')}}}
+                                    'compress_lab.study.tokenizer_content': ('study.html#tokenizer_content', 'compress_lab/study.py')}}}
