@@ -16,7 +16,8 @@ import torch
 import xxhash
 from .errors import CompressLabError, nearest
 from .starters import STARTERS, _locked, cache_dir, fetch, sha256
-from .subjects import Subject, _card, local
+from .checkpoints import card
+from .subjects import Subject, local
 
 # %% ../../nbs/core/03_data.ipynb #cell-07
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _mirrored(name: str, config: str|None, split: str|None, preferred: tuple[str
     splits = sorted(path.stem for path in (folder/config).glob("*.parquet"))
     split = _choose("split", split, splits, preferred, f"{name} {config} in the mirror")
     path = folder/config/f"{split}.parquet"
-    licence = _card(folder, "license") or "see the dataset card on the Hub"
+    licence = card(folder, "license") or "see the dataset card on the Hub"
     return _read(path), config, split, DataProvenance(name, f"{name}/{config}/{split}, local mirror", "", licence, sha256(path))
 
 def _is_hub_id(name: str) -> bool: return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and ".." not in name

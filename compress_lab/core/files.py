@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MEGABYTE', 'regular_file', 'cannot_read', 'read_bytes', 'read_text', 'read_json', 'file_hash', 'seal',
-           'intact', 'set_aside', 'remove']
+           'intact', 'set_aside', 'remove', 'uninterrupted', 'abandoned', 'recover', 'new_folder', 'cannot_write']
 
 # %% ../../nbs/core/00_files.ipynb #cell-03
-import hashlib, json, os, shutil, stat
+import glob, hashlib, json, os, re, shutil, signal, stat, threading, uuid
+from contextlib import contextmanager
 from pathlib import Path
-import xxhash
+import psutil, xxhash
+from safetensors import SafetensorError
 from .errors import CompressLabError
 from .progress import write
 
@@ -129,3 +131,73 @@ def remove(
     path = Path(path)
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
+
+# %% ../../nbs/core/00_files.ipynb #folder-code
+@contextmanager
+def uninterrupted():
+    "Holds Ctrl-C back until the block is done, then lets it through."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    try: yield
+    finally: signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if held and callable(before): before(*held[0])
+
+def abandoned(
+    folder: Path,  # that was being written
+) -> dict[str, list[Path]]:
+    "Hidden folders beside `folder` whose writers are gone: new ones under \"part\", replaced ones under \"old\"."
+    found = {"part": [], "old": []}
+    for path in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*")):
+        parts = re.fullmatch(rf"\.{re.escape(folder.name)}\.(part|old)-([0-9]{{1,9}})-[0-9a-f]{{8}}", path.name)
+        if parts and not psutil.pid_exists(int(parts[2])): found[parts[1]].append(path)
+    return found
+
+def recover(
+    folder: Path,  # to read or to write
+):
+    "Finishes a replacement of the folder that was killed halfway, and removes what killed writers left beside it."
+    left = abandoned(folder)
+    for old in left["old"]:
+        complete = old.with_name(old.name.replace(".old-", ".part-", 1))   # nothing is moved away before the new one is complete
+        if not os.path.lexists(folder): (complete if complete in left["part"] else old).rename(folder)
+    for path in (*left["part"], *left["old"]): shutil.rmtree(path, ignore_errors=True)
+
+# %% ../../nbs/core/00_files.ipynb #new-folder-code
+def _replace(folder: Path, new: Path, old: Path):
+    "Renames `new` to `folder`, and what was there to `old` for as long as that takes."
+    if os.path.lexists(folder): folder.rename(old)
+    try: new.rename(folder)
+    except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(folder): old.rename(folder)
+        raise
+
+@contextmanager
+def new_folder(
+    folder: str|Path,  # where it shall be; what is there is replaced, a link is followed
+):
+    "A temporary folder for `with`, which becomes `folder` in one step if all goes well and otherwise leaves nothing. Raises `CompressLabError`."
+    named = folder
+    try:
+        folder = Path(os.path.realpath(named))
+        token = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        work, old = (folder.with_name(f".{folder.name}.{kind}-{token}") for kind in ("part", "old"))
+        recover(folder)
+        work.mkdir(parents=True)
+    except (OSError, ValueError) as error: raise cannot_write(named, error) from error
+    try:
+        yield work
+        with uninterrupted(): _replace(folder, work, old)
+    except (OSError, SafetensorError) as error: raise cannot_write(named, error) from error
+    finally:
+        for left in (work, old): shutil.rmtree(left, ignore_errors=True)
+
+def cannot_write(
+    folder: str|Path,  # that was to be written
+    error: Exception,  # what the system said
+) -> CompressLabError:
+    "The system's error as one that names the folder."
+    reason = getattr(error, "strerror", None) or str(error)
+    return CompressLabError(f"The folder could not be written: {reason}.", str(folder), "free some space, or choose a folder you can write to")
