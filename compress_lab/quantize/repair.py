@@ -10,7 +10,7 @@ __all__ = ['least_squares', 'original_of', 'ScaleFit', 'fitted', 'fit_linear', '
 import torch
 from dataclasses import dataclass, replace
 from torch import Tensor
-from ..core.activations import ColumnMeans, Gram, output_error
+from ..core.activations import ColumnMeans, Gram, output_error, unseen
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, counterpart
 from ..core.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses
@@ -55,6 +55,7 @@ class ScaleFit(LayerMethod):
     true_sequential: bool = True   # each linear sees inputs from the repaired ones before it in its block too
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "closed-form least squares on the criterion of Frantar et al., 2023, GPTQ"
+    keeps_codes = True
     needs = frozenset({"calibration", "original"})
     statistic = Gram
 
@@ -89,10 +90,10 @@ def fit_linear(method: ScaleFit, subject, linear: LinearLayer, original: LinearL
     for expert, weight in enumerate(original.matrices):
         statistic, weight, rows = statistics[linear.name, expert], weight.float(), slice(expert * linear.out_features, (expert + 1) * linear.out_features)
         check_finite(weight, statistic, linear.name)
-        levels, gram = codes[rows] - zeros[rows][:, group], statistic.mean
-        found.append(fitted(method, weight, levels, scales[rows], gram, packed.group_size) if statistic.rows else scales[rows])
-        report = losses(weight, Compressed(found[-1][:, group] * levels), gram if statistic.rows else None)
-        if statistic.rows: report["output_error_before"] = output_error(weight, scales[rows][:, group] * levels - weight, gram)
+        levels, gram, why = codes[rows] - zeros[rows][:, group], statistic.mean, unseen(statistic)
+        found.append(scales[rows] if why else fitted(method, weight, levels, scales[rows], gram, packed.group_size))
+        report = losses(weight, Compressed(found[-1][:, group] * levels, notes=(f"{why}: left as it was",) if why else ()), None if why else gram)
+        if "output_error" in report: report["output_error_before"] = output_error(weight, scales[rows][:, group] * levels - weight, gram)
         reports.append(report)
     scales = torch.cat(found)
     half = scales.half()
@@ -116,6 +117,7 @@ class BiasCorrection(LayerMethod):
     true_sequential: bool = True   # each linear sees inputs from the corrected ones before it in its block too
     calibration_dtype: str = "bfloat16"  # of the calibration passes, or "float32", which takes twice the memory and time
     paper = "Nagel et al., 2019, Data-free quantization through weight equalization and bias correction"
+    keeps_codes = True
     needs = frozenset({"calibration", "original"})
     statistic = ColumnMeans
 
@@ -127,7 +129,10 @@ class BiasCorrection(LayerMethod):
             for linear in group: wanted[linear.name] = mean_output(linear, statistics)
             return {}
         calibrate(self, original, list(pairs.values()), calibration, None, note)
-        def change(group, statistics): return {linear.name: correct(linear, wanted[linear.name], mean_output(linear, statistics)) for linear in group}
+        def change(group, statistics):
+            unreached = {linear.name: why for linear in group if (why := unseen(statistics[linear.name, 0]))}
+            return {linear.name: {"notes": [f"{unreached[linear.name]}: left as it was"]} if linear.name in unreached
+                    else correct(linear, wanted[linear.name], mean_output(linear, statistics)) for linear in group}
         return calibrate(self, subject, layers, calibration, None, change)
 
 def mean_output(linear: LinearLayer, statistics: dict) -> Tensor:

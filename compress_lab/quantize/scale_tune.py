@@ -39,6 +39,7 @@ class ScaleTune(Method):
     lr: float = 2e-3               # relative; rises over the first twentieth of the steps, then falls to zero
     calibration_dtype: str = "bfloat16"  # of activations, or "float32"
     paper = "Chen et al., 2024, EfficientQAT: Efficient quantization-aware training for large language models"
+    keeps_codes = True
     needs = frozenset({"calibration", "original", "training"})
 
     def check(self): check_training(self)
