@@ -158,7 +158,7 @@ def files(chance, here):
         if path.name != "result.json" or chance.random() < 0.25: spoiled(chance, path)
         else: relaid(chance, path)
     dossier = Dossier.from_run(root)
-    pictures = contextlib.nullcontext() if chance.random() < 0.1 else pytest.MonkeyPatch.context()
+    pictures = contextlib.nullcontext() if chance.random() < 0.05 else pytest.MonkeyPatch.context()
     with pictures as patch:
         if patch: patch.setattr(Dossier, "pictures", lambda self: [])
         page = dossier._render("page")
