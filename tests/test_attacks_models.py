@@ -63,6 +63,21 @@ def refused(folder: Path, *words: str):
     assert len(str(error.value)) < 3000
 
 
+ODD = [None, True, -1, 0, 10**30, 1.5, float("nan"), "", "x", "\x1b[0m", [], [1], {}, {"a": 1}, [[]], "float64"]
+
+
+def mutated(value, draw: random.Random):
+    "The value with one part of it replaced, removed or repeated."
+    value = copy.deepcopy(value)
+    at, parent, key = value, None, None
+    while isinstance(at, (dict, list)) and at and (parent is None or draw.random() < 0.7):
+        parent, key = at, draw.choice(list(at)) if isinstance(at, dict) else draw.randrange(len(at))
+        at = parent[key]
+    if draw.random() < 0.2: del parent[key]
+    else: parent[key] = copy.deepcopy(draw.choice(ODD))
+    return value
+
+
 # what is loaded is what was checked
 
 def sharded(model, folder: Path) -> Path:
@@ -132,6 +147,18 @@ def test_configs_beyond_reason(folder, config):
     else: assert torch.equal(found.model.get_input_embeddings().weight, load_file(folder/"model.safetensors")["model.embed_tokens.weight"]) and len(found.model.model.layers) == 2
 
 
+@pytest.mark.parametrize("kind, head", [("gpt2", "causal_lm"), ("mixtral", "causal_lm"), ("roberta", "masked_lm"), ("qwen3_next", "causal_lm")])
+def test_odd_values_in_configs(tmp_path, kind, head):
+    draw = random.Random(kind)
+    tiny(kind, head=head).save_pretrained(tmp_path)
+    said = {name: json.loads((tmp_path/name).read_text()) for name in ("config.json", "generation_config.json") if (tmp_path/name).exists()}
+    for _ in range(25):
+        for name, values in said.items(): (tmp_path/name).write_text(json.dumps(mutated(values, draw)))
+        try:
+            with within(20): repr(load(tmp_path))
+        except CompressLabError as error: assert len(str(error)) < 3000
+
+
 def test_a_config_of_any_depth(folder):
     for depth in (500, 5_000, 200_000):
         (folder/"config.json").write_text('{"a": ' * depth + "1" + "}" * depth)
@@ -191,21 +218,6 @@ def test_any_flipped_bit_is_noticed(saved):
             except CompressLabError: continue
             raise AssertionError(f"bit {bit} of byte {at} of {path.name}")
         path.write_bytes(content)
-
-
-ODD = [None, True, -1, 0, 10**30, 1.5, float("nan"), "", "x", "\x1b[0m", [], [1], {}, {"a": 1}, [[]], "float64"]
-
-
-def mutated(value, draw: random.Random):
-    "The value with one part of it replaced, removed or repeated."
-    value = copy.deepcopy(value)
-    at, parent, key = value, None, None
-    while isinstance(at, (dict, list)) and at and (parent is None or draw.random() < 0.7):
-        parent, key = at, draw.choice(list(at)) if isinstance(at, dict) else draw.randrange(len(at))
-        at = parent[key]
-    if draw.random() < 0.2: del parent[key]
-    else: parent[key] = copy.deepcopy(draw.choice(ODD))
-    return value
 
 
 def test_odd_values_in_the_record_of_a_save(saved):

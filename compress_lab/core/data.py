@@ -17,7 +17,7 @@ import xxhash
 from .errors import CompressLabError, nearest
 from .files import intact, read_text, regular_file, seal, set_aside
 from .inputs import around, check_length, tokenizer_key
-from .settings import whole
+from .settings import seed_number, whole
 from .starters import STARTERS, _locked, cache_dir, fetch, sha256
 from .checkpoints import card
 from .subjects import Subject, local
@@ -293,7 +293,7 @@ def calibration(
     found, size = text(name), length - len(before) - len(after)
     tokens, _ = _stream(found, "calibration", tokenizer)
     slots = _slots(tokens, size, n, found.provenance, "calibration")
-    generator = torch.Generator().manual_seed(whole(seed, "seed"))
+    generator = torch.Generator().manual_seed(seed_number(seed))
     offset = int(torch.randint(len(tokens) - slots * size + 1, (), generator=generator))
     starts = offset + size * torch.randperm(slots, generator=generator)[:n]
     rows = _cut(tokens, starts, size, before, after)
@@ -330,7 +330,7 @@ def windows(
     tokens, owners = _stream(found, "evaluation", tokenizer)
     slots = _slots(tokens, size, n or 1, found.provenance, "evaluation")
     n = n or slots
-    starts = size * (torch.arange(n) * slots // n + whole(seed, "seed") % (slots // n))
+    starts = size * (torch.arange(n) * slots // n + seed_number(seed) % (slots // n))
     rows, documents = _cut(tokens, starts, size, before, after), _cut(owners, starts, size)
     documents = torch.cat([documents[:, :1]] * len(before) + [documents] + [documents[:, -1:]] * len(after), 1)
     titles = tuple(document.title for document in found.half("evaluation"))
@@ -441,7 +441,7 @@ def images(
     pixels = torch.tensor(found.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
     if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]: raise CompressLabError(f"{pixels.shape[1]} pixels make no square.", name, "give square images")
     every = Images((pixels / pixels.max()).view(-1, 1, side, side), torch.tensor(found.frame["label"].to_numpy()), found.provenance)
-    generator = torch.Generator().manual_seed(whole(seed, "seed"))
+    generator = torch.Generator().manual_seed(seed_number(seed))
     if n is None: return every
     if whole(n, "n", 1) > len(every): raise CompressLabError(f"n is {n!r}, and there are {len(every):,} images.", name, "ask for fewer")
     return every[torch.randperm(len(every), generator=generator)[:n]]

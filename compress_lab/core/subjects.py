@@ -165,7 +165,8 @@ def model_class(
     "The transformers class for `config`. Raises `CompressLabError` where there is none."
     import transformers
     from transformers.models.auto import modeling_auto as auto
-    named = [name for name in config.architectures or () if isinstance(name, str)]
+    said = config.architectures
+    named = [name for name in said if isinstance(name, str)] if isinstance(said, (list, tuple)) else []
     own = [mapping[type(config)] for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING) if type(config) in mapping]
     for name in named:
         found = getattr(transformers, name, None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fastcore.basics import patch
 import pandas as pd
 from ..core.errors import CompressLabError
-from ..core.settings import only, whole
+from ..core.settings import only, seed_number
 from .records import Difference, NotMeasured, Probe, Records, html_table, show, show_interval
 from .suites import expanded
 
@@ -34,7 +34,7 @@ def probe(
     **settings,      # of the probe
 ) -> Records:
     "Records of one probe on one model: value, interval and a row for each item. Raises `CompressLabError`, and `NotMeasured` with the reason."
-    return as_probe(asked, **settings).measure(subject, original, seed=whole(seed, "seed"), **({} if rows is None else {"rows": rows}))
+    return as_probe(asked, **settings).measure(subject, original, seed=seed_number(seed), **({} if rows is None else {"rows": rows}))
 
 # %% ../../nbs/evaluate/05_comparison.ipynb #cell-12
 @dataclass(repr=False)
@@ -62,7 +62,7 @@ def compare(
     found, asked = Comparison((original.name, compressed.name)), [as_probe(each) for each in expanded([probes] if isinstance(probes, (str, dict, Probe)) else probes)]
     if isinstance(margin, dict): only(margin, [metric.name for probe in asked for metric in probe.metrics], "compare, margin")
     for probe in asked:
-        given = {"seed": whole(seed, "seed"), **({"rows": rows} if rows is not None and reads_text(probe) else {})}
+        given = {"seed": seed_number(seed), **({"rows": rows} if rows is not None and reads_text(probe) else {})}
         try:
             after = probe.measure(compressed, original, **given)
             before = None if probe.paired else probe.measure(original, **given)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
-from ..core.settings import whole
+from ..core.settings import seed_number
 from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
 from .writing import answers_to
@@ -52,7 +52,7 @@ def candidates(
     "For each fact the right object and some that are right in no fact of this text. Raises `CompressLabError` where there are none."
     objects = {relation: sorted(set(part)) for relation, part in frame.groupby("relation")["answer"]}
     right = {text: set(part) for text, part in frame.groupby("text")["answer"]}
-    random, found = np.random.default_rng(whole(seed, "seed")), []
+    random, found = np.random.default_rng(seed_number(seed)), []
     for row in frame.itertuples():
         wrong = [each for each in objects[row.relation] if each not in right[row.text]]
         if not wrong: raise CompressLabError(f"The relation {row.relation!r} has no other object than the right ones.", row.item, "leave it out")

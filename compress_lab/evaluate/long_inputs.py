@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from ..core.inputs import limits, opened
-from ..core.settings import whole
+from ..core.settings import seed_number
 from .perturbations import OnTexts, answers, clean_texts, loss_metrics, losses
 from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
@@ -86,7 +86,7 @@ class Passkey(Probe):
         if places is not None and places < lengths[-1]: raise NotMeasured(f"The model takes {places} tokens, and {lengths[-1]} are asked for.", type(subject.model).__name__, "ask for shorter texts")
         least = sum(map(len, opened(tokenizer, [HIDDEN.format(code="00000") + ASKED, max(FILLER, key=len)]))) + 5
         if lengths[0] < least: raise NotMeasured(f"A text of {lengths[0]} tokens has no place for the code and a sentence, which take {least}.", "lengths", "ask for longer texts")
-        codes = [str(code) for code in np.random.default_rng(whole(seed, "seed")).choice(np.arange(10_000, 100_000), self.n, replace=False)]
+        codes = [str(code) for code in np.random.default_rng(seed_number(seed)).choice(np.arange(10_000, 100_000), self.n, replace=False)]
         pairs = [(passkey_text(tokenizer, length, code, place / (self.n - 1), np.random.default_rng([seed, place])), f" {code}") for place, code in enumerate(codes) for length in lengths]
         scores = likelihoods(subject, encode(tokenizer, pairs), self.tokens)
         found = scores.greedy.reshape(self.n, -1).astype(float)

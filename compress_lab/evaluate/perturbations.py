@@ -21,7 +21,7 @@ from scipy import special
 from ..core.data import task
 from ..core.errors import CompressLabError, nearest
 from ..core.files import MEGABYTE, read_text
-from ..core.settings import read_yaml, whole
+from ..core.settings import read_yaml, seed_number
 from .records import Metric, NotMeasured, Probe, Records, drawn, judged_on, key_of, setting
 from .task_probe import head_logits
 
@@ -224,7 +224,7 @@ def clean_texts(
     found = task(probe.task, probe.config, probe.split, columns=(probe.text, probe.label)) if given is None else None
     frame = given if found is None else pd.DataFrame({"text": found.frame[probe.text].astype(str), "label": found.frame[probe.label]})
     frame = frame if "item" in frame else frame.assign(item=np.arange(len(frame)))
-    if found: frame = frame.iloc[drawn(len(frame), probe.n, whole(seed, "seed"))].reset_index(drop=True)
+    if found: frame = frame.iloc[drawn(len(frame), probe.n, seed_number(seed))].reset_index(drop=True)
     return frame, judged_on(found.provenance) if found else [], f"{key_of(*frame['item'], *frame['text'])}-{seed}"
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #probe-code

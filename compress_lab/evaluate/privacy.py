@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.data import task
 from ..core.errors import CompressLabError
 from ..core.inputs import around, opened
-from ..core.settings import whole
+from ..core.settings import seed_number
 from .records import Metric, Probe, Records, drawn, judged_on, key_of, quotient, setting
 from .scoring import Request, likelihoods, tokenizer_of
 from .writing import answers_to
@@ -120,7 +120,7 @@ def texts_of(
     tokens = [np.array(each[:most]) for each in opened(tokenizer_of(subject), found.frame["text"].astype(str).tolist())]
     long = [number for number, each in enumerate(tokens) if len(each) >= least]
     if not long: raise CompressLabError(f"No text has {least} tokens.", found.provenance.source, "give longer texts, or ask for fewer tokens")
-    long = [long[place] for place in drawn(len(long), n, whole(seed, "seed"))]
+    long = [long[place] for place in drawn(len(long), n, seed_number(seed))]
     return long, [tokens[number] for number in long], found, sum(len(each) < least for each in tokens)
 
 def _short(count: int, least: int) -> list[str]: return [f"{count} texts have fewer than {least} tokens and were not asked"] if count else []

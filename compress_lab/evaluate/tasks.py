@@ -15,12 +15,12 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 import pandas as pd
-import yaml
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError, nearest
-from ..core.settings import whole
+from ..core.files import read_text
+from ..core.settings import read_yaml, seed_number
 from ..core.subjects import local
 from .records import judged_on
 
@@ -138,8 +138,8 @@ def read_task(
     path = known.get(str(name)) or local(name)
     where = path.name if str(name) in known else str(path)
     if not path.is_file(): raise CompressLabError(f"There is no task {str(name)!r}.", fix=f"take one of {', '.join(nearest(name, known) or known)}, or the path of a YAML file")
-    try: said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise CompressLabError(f"The task's file cannot be read: {error}", where, "write YAML") from error
+    try: said = read_yaml(read_text(path), where)
+    except CompressLabError as error: raise CompressLabError(f"The task's file cannot be read: {error.what}", error.where, error.fix) from error
     if not isinstance(said, dict): raise CompressLabError("A task's file is a mapping.", where, "write name: and the rest, each on a line")
     names = [setting.name for setting in fields(TaskFile) if setting.name != "path"]
     for unknown in (key for key in said if key not in names):
@@ -266,7 +266,7 @@ def enough(
 ) -> set:
     "Clusters that hold so many items together."
     size, kept, total = Counter(clusters), set(), 0
-    for cluster in np.random.default_rng(whole(seed, "seed")).permutation(np.unique(list(clusters))):
+    for cluster in np.random.default_rng(seed_number(seed)).permutation(np.unique(list(clusters))):
         if total >= n: break
         kept.add(cluster)
         total += size[cluster]

@@ -15,7 +15,7 @@ from ..core.children import child_environment, python_command
 from ..core.errors import CompressLabError
 from ..core.inputs import limits, opened
 from ..core.progress import bar
-from ..core.settings import whole
+from ..core.settings import seed_number
 from .perplexity import evaluating
 from .records import NotMeasured
 from .scoring import tokenizer_of
@@ -108,7 +108,7 @@ def answers_to(
     found, device = {}, next(subject.model.parameters()).device
     sizes = pd.Series(range(len(tokens))).groupby([len(each) for each in tokens]).apply(list)
     with evaluating(subject.model) as model, torch.random.fork_rng():
-        torch.manual_seed(whole(seed, "seed"))
+        torch.manual_seed(seed_number(seed))
         first = model(torch.tensor([tokens[0]], device=device)).logits[0, -1]
         if not first.isfinite().all(): raise NotMeasured("The model's likelihoods are not numbers.", type(model).__name__, "compare with the uncompressed model")
         for part in bar([numbers[start:start + rows] for numbers in sizes for start in range(0, len(numbers), rows)], desc="writing", unit="batch"):
