@@ -390,8 +390,8 @@ def test_a_chat_template_is_a_program_under_limits(tmp_path, monkeypatch, templa
     for name in ("random", "json", "jinja2", "transformers"): (tmp_path/f"{name}.py").write_text("open('owned', 'w'); raise SystemExit('imported from here')")
     monkeypatch.chdir(tmp_path)
     asked, began = fast("letters", chat_template=template), time.monotonic()
-    with pytest.raises(CompressLabError, match=f"(?s)chat template cannot be rendered.*({ATTACKS[template]})"): rendered(asked, ["the rain"], seconds=4)
-    assert time.monotonic() - began < 30 and not (tmp_path/"owned").exists()
+    with pytest.raises(CompressLabError, match=f"(?s)chat template cannot be rendered.*({ATTACKS[template]})"): rendered(asked, ["the rain"], **({"seconds": 4} if "4 seconds" in ATTACKS[template] else {}))
+    assert time.monotonic() - began < 60 and not (tmp_path/"owned").exists()
 
 
 def own_task(folder, rows, **more):
