@@ -106,12 +106,13 @@ def found_in(expression: str, name: str) -> bool:
     "Whether a regular expression is found in a name. Raises `CompressLabError` where it is none, or takes too long."
     import regex   # as `re`, with a limit of time
     fix = "mend it, or use a glob such as *.mlp.*"
+    shown = said(expression)
     counts = re.findall(r"\{([\d, ]+)\}", expression)   # how often something is repeated: the expression is written out so often
     if len(counts) > 3 or any(len(number) > 2 for count in counts for number in re.findall(r"\d+", count)):
-        raise CompressLabError(f"{expression!r} repeats something too often.", "targets", fix)
+        raise CompressLabError(f"{shown} repeats something too often.", "targets", fix)
     try: return regex.search(expression, name, timeout=PATIENCE) is not None
-    except (regex.error, RecursionError, OverflowError) as error: raise CompressLabError(f"{expression!r} is no regular expression: {error}.", "targets", fix) from error
-    except TimeoutError as error: raise CompressLabError(f"{expression!r} takes too long on the name {name!r}.", "targets", "let nothing repeated be repeated again, as in (a+)+") from error
+    except (regex.error, RecursionError, OverflowError) as error: raise CompressLabError(f"{shown} is no regular expression: {error}.", "targets", fix) from error
+    except TimeoutError as error: raise CompressLabError(f"{shown} takes too long on the name {name!r}.", "targets", "let nothing repeated be repeated again, as in (a+)+") from error
 
 def matches(pattern: str, name: str) -> bool:
     "Whether a module name fits a glob, or a regular expression written `re:…`."
@@ -286,7 +287,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
     "The linears of each step; raises `CompressLabError` before anything is computed."
     from compress_lab.core.inputs import check_rows
     from compress_lab.core.layers import linears, tied, towers
-    if not (hasattr(subject, "model") and hasattr(subject, "history")): raise CompressLabError(f"{said(subject)} is no Subject.", str(recipe), "give what cl.load returns, or cl.Subject(model, tokenizer)")
+    if not (hasattr(subject, "model") and hasattr(subject, "history")): raise CompressLabError(f"A {type(subject).__name__} is no Subject.", str(recipe), "give what cl.load returns, or cl.Subject(model, tokenizer)")
     if recipe.needs_calibration and calibration is None:
         method = next(step.method for step in recipe.steps if "calibration" in step.method.needs)
         raise CompressLabError(f"{type(method).__name__} needs calibration text.", str(recipe), 'pass cl.calibration("wikipedia", subject)')
