@@ -3,7 +3,7 @@ import pytest
 import torch
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.layers import linears, tied
+from compress_lab.core.layers import text_linears, tied
 from compress_lab.core.tiny import inputs, logits, tiny
 from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
 
@@ -21,7 +21,7 @@ def test_quantized(head, name):
     model = tiny(name, head=head)
     batch = inputs(model, seed=0)
     subject, text = cl.Subject(model), Text(batch["input_ids"])
-    inside = [linear for linear in linears(model) if linear.block is not None]
+    inside = text_linears(model)
     if not inside:
         assert name in NOT_SUPPORTED
         for method in METHODS:

@@ -200,7 +200,8 @@ def students(
 ) -> pd.DataFrame:
     "Shapes of students, those nearest to the budget first, each a row of what `student` takes. Raises `CompressLabError` where there are none."
     model, parts, width = subject.model, units(subject.model), field_of(subject.model, "hidden_size") or 0
-    if not 0 < parameters < size_of(model): raise CompressLabError(f"The teacher has {size_of(model):,} parameters, and the budget is {parameters:,}.", "students", "ask for fewer")
+    whole(steps, "students, steps", 1)
+    if not 0 < whole(parameters, "students, parameters") < size_of(model): raise CompressLabError(f"The teacher has {size_of(model):,} parameters, and the budget is {parameters:,}.", "students", "ask for fewer")
     one_stack(model)
     rows = [row for step in range(1, steps + 1) if width * step % steps == 0 and (row := nearest_shape(model, parts, width * step // steps, parameters))]
     if not rows: raise CompressLabError("No configuration of this class describes smaller models.", type(model.config).__name__, "choose another class for the student")

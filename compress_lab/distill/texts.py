@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..core.errors import CompressLabError
 from ..core.losses import attended
 from ..core.progress import bar
+from ..core.recipe import fits
+from ..core.settings import seed_number, whole as whole_number
 from .distill import Sentences
 
 # %% ../../nbs/distill/13_texts.ipynb #varied-code
@@ -26,9 +28,9 @@ def varied(
 ) -> Sentences:
     "The texts of a table, and as many times more that are made of them, to ask a teacher about. Raises `CompressLabError` where a text is empty."
     for name, share in (("joined", joined), ("swapped", swapped)):
-        if not 0 <= share <= 1: raise CompressLabError(f"{name}={share} is no share.", "varied", "use a number from 0 to 1")
-    if times < 1: raise CompressLabError(f"times={times} makes no text.", "varied", "use 1 or more")
-    ids, mask, chance = table["input_ids"], attended(table), torch.Generator().manual_seed(seed)
+        if not fits(share, float) or not 0 <= share <= 1: raise CompressLabError(f"{name}={share} is no share.", "varied", "use a number from 0 to 1")
+    whole_number(times, "varied, times", 1)
+    ids, mask, chance = table["input_ids"], attended(table), torch.Generator().manual_seed(seed_number(seed))
     if not (mask[:, 1:] <= mask[:, :-1]).all(): raise CompressLabError("There is padding before a text.", "varied", "pad on the right")
     special = torch.tensor([token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id], dtype=ids.dtype)
     words = mask & ~torch.isin(ids, special)

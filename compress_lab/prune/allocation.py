@@ -12,6 +12,7 @@ from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
 from ..core.inputs import check_rows
 from ..core.layers import LinearLayer, calibrating, observe, text_linears
+from ..core.recipe import fits
 
 # %% ../../nbs/prune/07_allocation.ipynb #cell-06
 def erk(
@@ -73,6 +74,8 @@ def allocation(
 ) -> dict[str, float]:
     "A table of sparsities by name of the linears in the blocks, for the setting `sparsity` of a pruning method. Raises `CompressLabError`."
     if rule not in RULES: raise CompressLabError(f"There is no rule {rule!r}.", "allocation", f"use one of {', '.join(RULES)}")
+    for name, share in (("sparsity", sparsity), ("reach", reach)):
+        if not fits(share, float): raise CompressLabError(f"{name}={share!r} is no number.", "allocation", "use a number between 0 and 1")
     if not 0 < sparsity < 1: raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number between 0 and 1")
     layers = text_linears(subject.model)
     if rule == "uniform": return {linear.name: sparsity for linear in layers}

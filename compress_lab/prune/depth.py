@@ -131,6 +131,7 @@ class Blocks(Method):
             raise CompressLabError("Blocks are judged together, and this is not among the targets.", min(missing), "leave out targets and ignore")
         tokens = calibration.tokens.to(model.device)
         with calibrating(model): scores = judge(self, model, stack, tokens, seed)
+        if not scores.isfinite().all(): raise CompressLabError("The activations hold NaN or infinity.", str(self), "check the checkpoint, or calibrate with other text")
         gone = set(range(int(scores.argmin()), int(scores.argmin()) + self.count)) if self.criterion == "angle" else set(scores.argsort(stable=True)[:self.count].tolist())
         subject.model = shorter(model, stack, [block.index for block in stack if block.index not in gone])
         return {block.name: {self.criterion: float(scores[block.index]) if block.index < len(scores) else None, "cut": block.index in gone} for block in stack}

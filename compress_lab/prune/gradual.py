@@ -47,14 +47,14 @@ def update(
     masks: list[tuple[nn.Module, Masked]],   # modules and the parts that mask their weights
     share: float,   # of zeros
 ):
-    "Masks the share of lowest scores, or of smallest weights, of each matrix; with a penalty the lowest of all together."
-    if masks[0][1].penalty is not None:
-        lowest = lowest_share(torch.cat([part.scores.detach().flatten() for _, part in masks]), share)
-        for (_, part), own in zip(masks, lowest.split([part.mask.numel() for _, part in masks])): part.mask.copy_(~own.view(part.mask.shape))
-        return
-    for module, part in masks:
-        weight = module.parametrizations.weight.original.detach()
-        part.mask.copy_(~lowest_share(weight.abs() if part.scores is None else part.scores.detach(), share))
+    "Masks the share of lowest scores, or of smallest weights, of each matrix; with a penalty the lowest of all together. Of a matrix whose scores are all alike, as no gradient reached it, the smallest weights go."
+    sizes = {part: module.parametrizations.weight.original.detach().abs() for module, part in masks}
+    scores = {part: part.scores.detach() for part in sizes if part.scores is not None and part.scores.min() != part.scores.max()}
+    if masks[0][1].penalty is not None and scores:
+        lowest = lowest_share(torch.cat([score.flatten() for score in scores.values()]), share)
+        for part, own in zip(scores, lowest.split([score.numel() for score in scores.values()])): part.mask.copy_(~own.view(part.mask.shape))
+    for part, size in sizes.items():
+        if part.penalty is None or part not in scores: part.mask.copy_(~lowest_share(scores.get(part, size), share, size))
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-10
 def share_at(step: int, steps: int, sparsity: float) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from ..core.errors import CompressLabError
 from ..core.layers import linears, text_linears
+from ..core.settings import whole
 from ..core.subjects import Subject
 from .magnitude import Magnitude
 
@@ -50,7 +51,7 @@ def lottery(
     share: float|dict=0.2,      # of what is left that goes in a round, from each linear; or a table of shares by name
 ) -> list[Ticket]:
     "The dense network and a ticket for each round, each trained. Raises `CompressLabError` where training brings weights back."
-    if rounds < 1: raise CompressLabError(f"rounds={rounds} is below 1.", "lottery", "use 5")
+    whole(rounds, "lottery, rounds", 1)
     table, ticket, tickets = share if isinstance(share, dict) else {"*": share}, deepcopy(model), []
     for number in range(rounds + 1):
         if number:

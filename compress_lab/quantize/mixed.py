@@ -20,6 +20,7 @@ from ..core.losses import causal, requiring
 from ..core.packed import Packed
 from ..core.progress import bar
 from ..core.recipe import Recipe, Step, plan
+from ..core.settings import whole as whole_number
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-06
 def check_methods(methods: list):
@@ -176,7 +177,7 @@ def sensitivity(
     rows: int=2,               # calibration rows that "kl", "loss" and "fisher" look at
 ) -> pd.DataFrame:
     "What each setting costs on each module alone, a row for each: name, block, kind, method, weights, bits (a weight, all counted), cost, and the linears it means."
-    methods, work = list(methods), subject.copy()
+    methods, work, rows = list(methods), subject.copy(), whole_number(rows, "sensitivity, rows", 1)
     check_asked(subject, calibration, methods, metric, by)
     layers = plan(Recipe.of(methods[0].on(*targets, ignore=ignore)), work, calibration)[0]
     tokens, named, groups = calibration.tokens.to(work.model.device), {block.index: block.name for block in blocks(work.model)}, {}

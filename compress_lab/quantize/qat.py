@@ -17,7 +17,7 @@ from ..core.losses import LOGIT_BYTES, check_vocabulary, check_loss, check_train
 from ..core.progress import bar
 from ..core.recipe import Method
 from .grid import check_grid, fit
-from .ste import LearnedScales, Rounded, from_groups, matrix_of, parts_of, shaped_for, to_groups
+from .ste import UNFELT, LearnedScales, Rounded, all_moved, from_groups, matrix_of, parts_of, shaped_for, to_groups
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-06
 class Master(LearnedScales):
@@ -131,7 +131,8 @@ def fine_tune(method: QAT, subject, layers: list[LinearLayer], tokens: Tensor, s
     with calibrating(subject.model): curve = train(subject.model, masters, groups, tokens, method, seed, teacher)
     report = {}
     for master in masters.values():
-        whole = master.result()
+        whole, start = master.result(), to_groups(matrix_of(master.linear), master.weight.shape[-1])
+        if not all_moved(master.linear, master.weight.detach() != start): whole.notes = (UNFELT,)
         report[master.linear.name] = losses(matrix_of(master.linear), whole, None)
         with torch.no_grad(): put(method, subject, master.linear, parts_of(master.linear, whole))
     return report, curve
