@@ -494,7 +494,7 @@ def free_memory(
 ) -> int:
     "Bytes that may still be taken: the least that any limit leaves."
     if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
-    return max(min(psutil.virtual_memory().available, *of_groups(), *of_process()), 0)
+    return max(min([psutil.virtual_memory().available, *of_groups(), *of_process()]), 0)
 
 def check_memory(
     needed: int,   # bytes above the model

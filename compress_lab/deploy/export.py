@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from ..core.errors import CompressLabError, nearest
 from ..core.factored import ranks
-from ..core.files import new_folder
+from ..core.files import cannot_write, new_folder
 from ..core.inputs import limits
 from ..core.layers import LinearLayer, embeddings, linears, size_of
 from ..core.packed import Packed
@@ -228,7 +228,10 @@ ABOUT = "compress_lab_export.json"
 
 def free(folder: Path):
     "Raises `CompressLabError` where something is in the folder that `export` did not write."
-    if folder.exists() and not (folder/ABOUT).exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try: folder.stat()
+    except FileNotFoundError: return
+    except (OSError, ValueError) as error: raise cannot_write(folder, error) from error
+    if not (folder/ABOUT).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CompressLabError("The folder exists and does not hold an export.", str(folder), "choose another name, or remove it yourself")
 
 def write(form: Format, subject: Subject, layers: dict, folder: Path):
