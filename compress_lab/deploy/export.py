@@ -245,7 +245,9 @@ def write(form: Format, subject: Subject, layers: dict, folder: Path):
     (folder/ABOUT).write_text(json.dumps(about, indent=1, default=str))
 
 # %% ../../nbs/deploy/01_export.ipynb #checked-code
-def as_settings(points: dict) -> str: return ", ".join(f"{name}={number:,}" for name, number in points.items())
+def as_settings(points: dict) -> str:
+    "The settings as a config would give them."
+    return ", ".join(f"{name}={number:,}" for name, number in points.items())
 
 def checked(form: Format, subject: Subject, layers: dict, folder: Path, tolerance: float|None) -> float:
     "How far the outputs are from the Subject's. Raises `CompressLabError` where the folder does not give what the format should hold, or strays further than `tolerance`."
