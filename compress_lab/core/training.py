@@ -21,6 +21,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from .errors import CompressLabError
 from .losses import Imitate, Objective
 from .progress import bar
+from .randomness import random_state_kept
 from .subjects import _silence
 
 # %% ../../nbs/core/17_training.ipynb #order-code
@@ -252,7 +253,7 @@ def learn(
     if average and in_shards: raise CompressLabError("Weights in shards have no moving average.", "training", "leave out average, or train with DDP")
     goal = objective or (Imitate(teacher) if teacher is not None else Objective())
     student, goal = sharing(model, goal) if in_shards else (model, goal)
-    with tempfile.TemporaryDirectory() as nowhere, _silence():
+    with tempfile.TemporaryDirectory() as nowhere, _silence(), random_state_kept():   # the trainer sets the seeds of all
         saving = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1} if folder or judged else {"save_strategy": "no"}
         if judged: saving |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "restore_callback_states_from_checkpoint": True}
         settings = settings_of(batch, micro, output_dir=str(folder or nowhere), max_steps=steps, learning_rate=lr, lr_scheduler_type=schedule, warmup_steps=max(1, steps // 20) * (schedule == "cosine"),
@@ -271,4 +272,6 @@ def learn(
     if judged and pupil.state.best_metric > begun:
         for tensor, value in first: tensor.data.copy_(value)
     model.eval()
+    if broken := [name for name, parameter in model.named_parameters() if parameter.requires_grad and not parameter.isfinite().all()]:
+        raise CompressLabError("The training ended in NaN or infinity.", broken[0], "use a smaller lr")
     return [entry["loss"] for entry in pupil.state.log_history if "loss" in entry]

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory, linears, size_of
-from ..core.losses import LOGIT_BYTES, check_vocabulary, Objective, attended, causal, check_free, check_training, in_pieces, inputs_of, moved, predictions, requiring, token_loss
+from ..core.losses import LOGIT_BYTES, check_vocabulary, Objective, attended, causal, check_loaded, check_training, in_pieces, inputs_of, moved, predictions, requiring, token_loss
 from ..core.progress import bar
 from ..core.recipe import Method
 from ..core.starters import _locked, cache_dir
@@ -48,7 +48,7 @@ class Distill(Method):
     calibration_dtype: str = "bfloat16"  # of activations, or "float32"
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
     needs = frozenset({"calibration", "original", "training"})
-    transformer = False
+    transformer, whole = False, True
 
     def check(self):
         check_training(self, tuple(DIVERGENCES))
@@ -204,7 +204,7 @@ def lesson(self: Distill, student: nn.Module, teacher: nn.Module, row: dict[str,
 def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
     "Trains the Subject in place, all but the linears that are no target; returns how far each linear moved, relative, by name."
     from compress_lab.core.training import learn
-    check_free(self, subject, [*subject.packed, *subject.roundings])
+    check_loaded(self, subject)
     student, teacher, table = subject.model, original.model, rows_to_learn(calibration)
     row = {name: column[:1].to(next(student.parameters()).device) for name, column in table.items()}
     if "input_ids" in row: check_vocabulary(self, subject, original)

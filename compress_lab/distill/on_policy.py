@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 from ..core.errors import CompressLabError
+from ..core.inputs import check_rows
 from ..core.losses import attended, causal
 from ..core.progress import bar
+from ..core.randomness import random_state_kept
+from ..core.settings import seed_number, whole as whole_number
 from ..core.subjects import tensors_hash
 from .distill import Distill, Lesson, Sentences
 
@@ -69,7 +72,7 @@ class OwnText(Lesson):
     def rows(self, model, batch, step):
         began = time.perf_counter()
         self.since = self.since or began
-        with torch.random.fork_rng():
+        with random_state_kept():
             torch.manual_seed(xxhash.xxh3_64_intdigest(f"{self.seed} {step} {tensors_hash(batch)}".encode()) >> 1)   # a run that goes on draws what it would have drawn
             return self.drawn(model, batch, began) if torch.rand(()) < self.method.own else batch
 
@@ -93,10 +96,14 @@ def written(
     seed: int=0,      # of the draws
 ) -> Sentences:
     "As many rows as were given, and as long, that the teacher wrote. Raises `CompressLabError` where nothing is left to write."
+    whole_number(prompt, "written, prompt", 1)
+    whole_number(beams, "written, beams")
+    whole_number(batch, "written, batch", 1)
     tokens = calibration.tokens
+    check_rows(teacher.model, tokens, "the rows to go on from")
     if tokens.shape[1] <= prompt: raise CompressLabError(f"Rows of {tokens.shape[1]} tokens leave nothing to write after a prompt of {prompt}.", "written", "give longer rows, or a smaller prompt")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with random_state_kept():
+        torch.manual_seed(seed_number(seed))
         parts = [continued(teacher.model, part[:, :prompt], tokens.shape[1], beams=beams) for part in bar(tokens.split(batch), desc="the teacher writes", unit="batch")]
     def whole(name): return torch.cat([nn.functional.pad(part[name].cpu(), (0, tokens.shape[1] - part[name].shape[1]), value=-100 if name == "labels" else 0) for part in parts])
     return Sentences({name: whole(name) for name in parts[0]})

@@ -13,7 +13,9 @@ from copy import deepcopy
 from torch import Tensor, nn
 from ..core.errors import CompressLabError
 from ..core.layers import blocks as blocks_of, linears, size_of
+from ..core.randomness import random_state_kept
 from ..core.recipe import Method, Recipe
+from ..core.settings import seed_number, whole
 from ..core.subjects import Provenance, Subject
 from ..core.tiny import inputs, logits
 from ..core.units import Units, field as field_of, units
@@ -100,7 +102,7 @@ def shaped(
 def fresh(subject: Subject, config, seed: int) -> Subject:
     "A Subject of the same class and tokenizer whose weights are drawn as the class draws them. Raises `CompressLabError` where it does not run."
     model = subject.model
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         torch.manual_seed(seed)
         new = type(model)._from_config(config, dtype=model.dtype).eval()
     new.generation_config = deepcopy(getattr(model, "generation_config", None))
@@ -119,7 +121,7 @@ def copied(subject: Subject, kept: list[int]) -> Subject:
 
 def wanted(model: nn.Module, parts: list[Units], **sizes) -> dict[str, int]:
     "The sizes that are asked for and not those of the model. Raises `CompressLabError` where it has fewer."
-    for name, left in (known := {name: operator.index(left) for name, left in sizes.items() if left is not None}).items():
+    for name, left in (known := {name: whole(left, f"student, {name}", 1) for name, left in sizes.items() if left is not None}).items():
         most = (field_of(model, "hidden_size") if name == "width" else max((part.count for part in parts if part.kind == name), default=None)) or 0
         if not 1 <= left <= most: raise CompressLabError(f"{name}={left}, and the teacher has {most}.", "student", f"keep 1 to {most}" if most else f"leave {name} out")
         sizes[name] = left if left < most else None
@@ -141,7 +143,7 @@ def student(
     if not hasattr(subject.model, "config"): raise CompressLabError(f"A {type(subject.model).__name__} is no transformer, and has no configuration to make smaller.", "student", "build a smaller one yourself; it can be taught all the same")
     if subject.packed or subject.roundings or subject.streamed: raise CompressLabError("A quantized or streamed model has no students.", "student", "make the student first, and quantize it when it is taught")
     if weights not in ("copied", "fresh"): raise CompressLabError(f"weights={weights!r} is not known.", "student", 'use "copied" or "fresh"')
-    model = subject.model
+    model, seed = subject.model, seed_number(seed)
     kept = None if blocks is None else staying(len(one_stack(model)), blocks)
     parts = units(model) if any(size is not None for size in (width, neurons, heads)) else []
     fields, sides, cutting = narrowed(model, parts, sizes) if (sizes := wanted(model, parts, width=width, neurons=neurons, heads=heads)) else ({}, {}, [])

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from ..core.errors import CompressLabError
+from ..core.inputs import check_rows
 from ..core.progress import bar
-from .perplexity import CHUNK, check_fits, evaluating, logits_of, rows_of, segments
+from .perplexity import CHUNK, evaluating, logits_of, rows_of, segments
 from .records import Metric, NotMeasured, Probe, Records, setting
 
 # %% ../../nbs/evaluate/04_fidelity.ipynb #cell-06
@@ -63,7 +64,7 @@ def token_divergences(
     fingerprint: str="", # of the original
     batch: int|None=None # rows at a time; None: as many as keep the logits under 128 MB
 ) -> tuple[Tensor, Tensor]:
-    "Divergence and agreement at each token but the last of a row, shape (rows, length), not-a-number at the first token."
+    "Divergence and agreement in the prediction of each token, shape (rows, length), not-a-number at the first and at those that begin every row."
     kl, same = torch.full((2, *rows.tokens.shape), torch.nan, dtype=torch.float64)
     with evaluating(original.model), evaluating(compressed.model):
         vocabulary = [logits_of(subject.model, rows.tokens[:1, :2]).shape[-1] for subject in (original, compressed)]
@@ -77,6 +78,7 @@ def token_divergences(
             found = divergences(first.flatten(0, 1), second.flatten(0, 1))
             at = slice(number * batch, number * batch + len(tokens))
             kl[at, 1:], same[at, 1:] = (part.view(len(tokens), -1).cpu() for part in found)
+    kl[:, :rows.begin] = same[:, :rows.begin] = torch.nan
     return kl, same
 
 # %% ../../nbs/evaluate/04_fidelity.ipynb #cell-14
@@ -102,10 +104,10 @@ class Fidelity(Probe):
         "Divergence and agreement by window and document. Raises `NotMeasured` where there are no logits to compare."
         if original is None: raise CompressLabError("Fidelity is measured against the original.", subject.name, "give original=, or use compare(original, compressed)")
         rows = rows_of(original, self.text, self.context, self.n, seed, rows)
-        for model in (original, subject): check_fits(model, rows, self.context)
+        for model in (original, subject): check_rows(model.model, rows.tokens, f"the rows of the fidelity, {model.name}")
         fingerprint = original.fingerprint
         kl, same = token_divergences(original, subject, rows, fingerprint, self.batch)
-        tail = kl[:, 1:].flatten().sort().values
+        tail = kl[~kl.isnan()].sort().values
         extras = {f"kl_p{share}": {"value": tail[min(len(tail) - 1, len(tail) * share // 100)].item(), "unit": "nats"} for share in (95, 99)}
         return Records(segments(rows, kl=kl, agree=same), self, subject.fingerprint,
                        {"data": rows.data, "rows": rows.key, "seed": seed, "original": fingerprint, "extras": extras})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'evaluating', 'logits_of', 'check_causal', 'spans', 'token_losses', 'Rows', 'rows_of', 'segments',
-           'check_fits', 'Perplexity']
+           'Perplexity']
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-03
 import hashlib
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from ..core.data import windows
 from ..core.errors import CompressLabError
+from ..core.inputs import check_rows
 from ..core.progress import bar
 from ..core.rounding import unrounded
 from .records import Metric, NotMeasured, Probe, Records, setting
@@ -55,12 +56,14 @@ def spans(
     length: int,   # tokens in a row
     context: int,  # tokens a window holds at most
     stride: int,   # from the beginning of a window to that of the next
+    begin: int=0,  # tokens that begin the row, and every window, and are no text
 ) -> list[tuple[int, int, int]]:
-    "Begin, end and first counted position of each window: every position but those without any context counts once."
-    found, done = [], 0
-    for begin in range(0, length, stride):
-        end = min(begin + context, length)
-        if max(done, begin + 1) < end: found.append((begin, end, max(done, begin + 1)))
+    "Begin, end and first counted position of each window's text: every position but those without any context counts once."
+    found, done = [], begin
+    for start in range(begin, length, stride):
+        end = min(start + context - begin, length)
+        first = max(done, start if begin else start + 1)
+        if first < end: found.append((start, end, first))
         done = end
         if end == length: break
     return found
@@ -74,20 +77,25 @@ def token_losses(
     context: int,           # tokens a window holds at most
     stride: int,            # from one window to the next
     batch: int|None=None,   # rows at a time; None: as many as keep the logits under 128 MB
+    begin: int=0,           # tokens that begin each row, and are to begin each window
 ) -> Tensor:
     "Negative log-likelihood of each token, float64 of shape (rows, length); not-a-number where a token does not count."
     losses = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
+    stride = min(stride, context - begin)
+    if stride < 1: raise CompressLabError(f"A context of {context} tokens has no place for text behind the {begin} that begin it.", "context", "take a longer one")
     with evaluating(model):
         vocabulary = logits_of(model, tokens[:1, :1]).shape[-1]
         check_causal(model, vocabulary)
         batch = batch or max(1, CHUNK // (vocabulary * context))
-        work = [(rows, *span) for rows in range(0, len(tokens), batch) for span in spans(tokens.shape[1], context, stride)]
-        for row, begin, end, first in bar(work, desc="perplexity", unit="window"):
-            logits = logits_of(model, tokens[row:row + batch, begin:end])
+        work = [(rows, *span) for rows in range(0, len(tokens), batch) for span in spans(tokens.shape[1], context, stride, begin)]
+        for row, start, end, first in bar(work, desc="perplexity", unit="window"):
+            part = tokens[row:row + batch]
+            logits = logits_of(model, torch.cat([part[:, :begin], part[:, start:end]], 1))
+            shift = start - begin + 1   # what predicts the token at a position stands so many places before it
             for low in range(first, end, 256):
                 high = min(low + 256, end)
-                targets = tokens[row:row + batch, low:high].to(logits.device)
-                found = torch.nn.functional.cross_entropy(logits[:, low - 1 - begin:high - 1 - begin].float().transpose(1, 2), targets, reduction="none")
+                targets = part[:, low:high].to(logits.device)
+                found = torch.nn.functional.cross_entropy(logits[:, low - shift:high - shift].float().transpose(1, 2), targets, reduction="none")
                 losses[row:row + batch, low:high] = found.double().nan_to_num(torch.inf, torch.inf).cpu()
     return losses
 
@@ -99,14 +107,16 @@ class Rows(NamedTuple):
     titles: list       # of the documents; empty where unknown
     key: str           # identifies all of it
     data: list         # provenance, as plain JSON
+    begin: int=0       # tokens at the beginning of each row that the tokenizer puts before every text
 
 def rows_of(
     subject,        # whose tokenizer reads the text
     text: str,      # name of a text, or a path
-    length: int,    # tokens in a row
+    context: int,   # tokens that are read at a time
     n: int|None,    # rows; None: all there are
     seed: int,      # which rows
     rows=None,      # rows to take instead: a LongTensor of shape (n, length), or Windows
+    stretch: int=1, # contexts in a row of text
 ) -> Rows:
     "The rows of text to measure on. Raises `CompressLabError` where they cannot be had."
     if isinstance(rows, Tensor):
@@ -117,8 +127,8 @@ def rows_of(
     if rows is None:
         if subject.tokenizer is None:
             raise CompressLabError("The subject has no tokenizer to read text with.", subject.name, "load it with one, or give rows=tokens")
-        rows = windows(text, subject.tokenizer, context=length, n=n, seed=seed)
-    return Rows(rows.tokens, rows.document, list(rows.titles), rows.key, [{**asdict(rows.provenance), "role": "evaluation"}])
+        rows = windows(text, subject, context=context, n=n, seed=seed, stretch=stretch)
+    return Rows(rows.tokens, rows.document, list(rows.titles), rows.key, [{**asdict(rows.provenance), "role": "evaluation"}], rows.begin)
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-22
 def segments(
@@ -134,16 +144,6 @@ def segments(
     frame.insert(0, "item", [f"{window}/{document}" for window, document in zip(frame["window"], frame["cluster"])])
     if rows.titles: frame.insert(3, "title", [rows.titles[document] for document in frame["cluster"]])
     return frame
-
-def check_fits(subject, rows: Rows, context: int):
-    "Raises `CompressLabError` where the model has no place for so long a context, or for one of the tokens."
-    config = getattr(subject.model, "config", None)
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and min(context, rows.tokens.shape[1]) > longest > 0:
-        raise CompressLabError(f"A context of {context} tokens is more than the model takes.", f"max_position_embeddings is {longest}", f"set context to {longest} or less")
-    known = getattr(config, "vocab_size", None)
-    if isinstance(known, int) and int(rows.tokens.max()) >= known:
-        raise CompressLabError("A token lies outside the model's vocabulary.", f"token {int(rows.tokens.max())}, vocabulary {known}", "use the model's own tokenizer")
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-23
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ class Perplexity(Probe):
     ) -> Records:
         "Losses by window and document. Raises `NotMeasured` for a model that is not causal."
         stride = self.stride or self.context
-        rows = rows_of(subject, self.text, self.context * (1 if stride == self.context else 4), self.n, seed, rows)
-        check_fits(subject, rows, self.context)
-        losses = token_losses(subject.model, rows.tokens, self.context, stride, self.batch)
-        return Records(segments(rows, nll=losses), self, subject.fingerprint, {"data": rows.data, "rows": rows.key, "seed": seed})
+        rows = rows_of(subject, self.text, self.context, self.n, seed, rows, 1 if stride == self.context else 4)
+        check_rows(subject.model, rows.tokens, "the rows of the perplexity", read=self.context)
+        losses = token_losses(subject.model, rows.tokens, self.context, stride, self.batch, rows.begin)
+        notes = {"notes": [f"every window begins with the {rows.begin} token{'s' * (rows.begin > 1)} that the tokenizer begins texts with: in the context, not predicted"]} if rows.begin else {}
+        return Records(segments(rows, nll=losses), self, subject.fingerprint, {"data": rows.data, "rows": rows.key, "seed": seed, **notes})

@@ -147,10 +147,11 @@ def flips(
     for (name, of), (low, high) in zip(FLIPS.items(), intervals(sums, *FLIPS.values(), draws=draws, seed=seed)):
         value, floor = of(sums.sum(0)), of(sums.sum(0)[4:]) if again is not None else np.nan
         if low == high: low, high = low - none * (low == 1 or name == "net change"), high + none * (high == 0)
+        low, high = np.clip((low, high), -1 if name == "net change" else 0, 1)
         table[name] = {"share": value, "low": low, "high": high, "floor": floor, "above": value - floor}
     frame = pd.DataFrame(table).T
     if again is None: return frame[["share", "low", "high"]]
-    above = intervals(sums, *(lambda t, of=of: of(t) - of(t[..., 4:]) for of in FLIPS.values()), draws=draws, seed=seed)
+    above = np.clip(intervals(sums, *(lambda t, of=of: of(t) - of(t[..., 4:]) for of in FLIPS.values()), draws=draws, seed=seed), -1, 1)
     return frame.assign(above_low=[low for low, _ in above], above_high=[high for _, high in above])
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #cell-31

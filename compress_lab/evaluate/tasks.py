@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'COUNTED', 'JINJA', 'TaskFile', 'template', 'expression', 'plain', 'check', 'task_files',
-           'read_task', 'Item', 'rendered', 'cleaned', 'as_item', 'Items', 'enough', 'items']
+           'read_task', 'Item', 'rendered', 'cleaned', 'same_as_right', 'as_item', 'Items', 'enough', 'items']
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-03
 import hashlib, json, re
@@ -15,11 +15,12 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 import pandas as pd
-import yaml
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError, nearest
+from ..core.files import read_text
+from ..core.settings import read_yaml
 from ..core.subjects import local
 from .records import judged_on
 
@@ -61,7 +62,12 @@ COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "pre
            "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "pearson", "spearman"), "write": ("acc",)}
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-08
-JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+def _written(value):
+    "The value, unless it is a null cell, which a template would write as a word."
+    if value is None: raise TemplateError("a cell is empty")
+    return value
+
+JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
 JINJA.filters["regex_replace"] = lambda text, pattern, by: re.sub(pattern, by, text)
 JINJA.filters["among"] = lambda options, right: [int(option in right) for option in options]   # which of them are right
 
@@ -132,8 +138,8 @@ def read_task(
     path = known.get(str(name)) or local(name)
     where = path.name if str(name) in known else str(path)
     if not path.is_file(): raise CompressLabError(f"There is no task {str(name)!r}.", fix=f"take one of {', '.join(nearest(name, known) or known)}, or the path of a YAML file")
-    try: said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise CompressLabError(f"The task's file cannot be read: {error}", where, "write YAML") from error
+    try: said = read_yaml(read_text(path), where)
+    except CompressLabError as error: raise CompressLabError(f"The task's file cannot be read: {error.what}", error.where, error.fix) from error
     if not isinstance(said, dict): raise CompressLabError("A task's file is a mapping.", where, "write name: and the rest, each on a line")
     names = [setting.name for setting in fields(TaskFile) if setting.name != "path"]
     for unknown in (key for key in said if key not in names):
@@ -183,6 +189,15 @@ def cleaned(
     return (re.sub(file.clean, "", text) if file.clean else text).strip()
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-16
+def same_as_right(
+    pairs: tuple,       # context and option
+    answer: int|tuple,  # the right one's number, or 1 for each right one and 0 for the others
+) -> int|tuple:
+    "The answer, with every option right that is asked in the same words as a right one: the first of them, or 1 for each."
+    if isinstance(answer, int): return pairs.index(pairs[answer])
+    right = {pair for pair, sound in zip(pairs, answer) if sound}
+    return tuple(int(pair in right) for pair in pairs)
+
 def as_item(
     file: TaskFile,
     number: int,     # of the row
@@ -204,6 +219,7 @@ def as_item(
             answer = tuple(answer)
         else: need(type(answer) is int and 0 <= answer < len(options), f"The answer is {answer!r}, and there are {len(options)} options, from 0.", "check that the split has labels, and the expression for the answer")
         pairs = tuple((before, file.delimiter + option) for before, option in zip([context] * len(options) if isinstance(context, str) else context, options))
+        answer = same_as_right(pairs, answer)
     elif file.kind == "completion": need(found["completion"].strip(), "Nothing is to follow."); pairs = ((context, found["completion"]),)
     elif file.kind == "write": need(isinstance(answer, str) and cleaned(file, answer), f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}."); pairs = ((context, ""),)
     elif file.labels: need(type(answer) is int and 0 <= answer < len(file.labels), f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.", "check that the split has labels")

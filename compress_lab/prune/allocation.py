@@ -10,7 +10,8 @@ import torch
 from collections import defaultdict
 from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, calibrating, linears, observe
+from ..core.inputs import check_rows
+from ..core.layers import LinearLayer, calibrating, observe, text_linears
 
 # %% ../../nbs/prune/07_allocation.ipynb #cell-06
 def erk(
@@ -41,7 +42,9 @@ def outliers(
         for part in tokens.split(max(1, 2048 // tokens.shape[1])): model(input_ids=part)
     scores = defaultdict(list)
     for linear in layers:
-        for expert, matrix in enumerate(linear.matrices): scores[linear.block].append((matrix.float().abs() * norms[linear.name, expert].norms).flatten())
+        for expert, matrix in enumerate(linear.matrices):
+            seen, size = norms[linear.name, expert], matrix.float().abs()
+            scores[linear.block].append((size * seen.norms if seen.informative else size).flatten())
     return {block: float((all_of := torch.cat(parts)).gt(multiple * all_of.mean()).float().mean()) for block, parts in scores.items()}
 
 def owl(
@@ -71,8 +74,9 @@ def allocation(
     "A table of sparsities by name of the linears in the blocks, for the setting `sparsity` of a pruning method. Raises `CompressLabError`."
     if rule not in RULES: raise CompressLabError(f"There is no rule {rule!r}.", "allocation", f"use one of {', '.join(RULES)}")
     if not 0 < sparsity < 1: raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number between 0 and 1")
-    layers = [linear for linear in linears(subject.model) if linear.block is not None]
+    layers = text_linears(subject.model)
     if rule == "uniform": return {linear.name: sparsity for linear in layers}
     if rule == "erk": return erk(layers, sparsity)
     if calibration is None: raise CompressLabError("OWL needs calibration text.", "allocation", 'pass cl.calibration("wikipedia", subject)')
+    check_rows(subject.model, calibration.tokens, "the calibration set")
     return owl(layers, outliers(subject.model, layers, calibration.tokens.to(subject.model.device)), sparsity, reach)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from ..core.errors import CompressLabError
-from ..core.layers import Block, blocks, calibrating, linears
+from ..core.layers import Block, blocks, calibrating, text_linears
 from ..core.losses import in_pieces, token_loss
 from ..core.recipe import Method
 from .shrink import check_same, filled, shapes, with_fields
@@ -116,7 +116,7 @@ class Blocks(Method):
     count: int = 1                   # of the blocks that go
     criterion: str = "influence"     # what goes: the blocks that turn the stream least; "angle": a run of them; "loss": those the model misses least; "random", the control
     paper = "Men et al., 2024, ShortGPT: Layers in large language models are more redundant than you expect"
-    needs = frozenset({"calibration"})
+    needs, whole = frozenset({"calibration"}), True
 
     def check(self):
         if self.count < 1: raise CompressLabError(f"count={self.count} is not at least 1.", "Blocks", "say how many blocks shall go")
@@ -124,10 +124,10 @@ class Blocks(Method):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Leaves blocks of the Subject out, whose model becomes a smaller one; returns what each block was judged by, by name."
-        if subject.packed or subject.roundings or subject.streamed: raise CompressLabError("A quantized or streamed model cannot be shortened.", str(self), "shorten first: Blocks(2) >> GPTQ()")
+        if subject.streamed: raise CompressLabError("A streamed model cannot be shortened.", str(self), "load it whole")
         model, stack = subject.model, one_stack(subject.model)
         if self.count >= len(stack): raise CompressLabError(f"The model has {len(stack)} blocks.", str(self), f"let 1 to {len(stack) - 1} go")
-        if missing := {linear.name for linear in linears(model) if linear.block is not None} - {linear.name for linear in layers}:
+        if missing := {linear.name for linear in text_linears(model)} - {linear.name for linear in layers}:
             raise CompressLabError("Blocks are judged together, and this is not among the targets.", min(missing), "leave out targets and ignore")
         tokens = calibration.tokens.to(model.device)
         with calibrating(model): scores = judge(self, model, stack, tokens, seed)

@@ -93,12 +93,13 @@ class Gradual(Recover):
     criterion: str = "soft"        # what goes: weights that move towards zero, across matrices; "movement": the same in each; "magnitude": the smallest at the moment
     penalty: float = 1.0           # on the mean sigmoid of the scores, for "soft" only
     paper = "Sanh et al., 2020, Movement pruning: adaptive sparsity by fine-tuning"
+    prunes = True
 
     def check(self):
         super().check()
         if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not between 0 and 1.", "Gradual", "use 0.5")
         if self.steps < 4: raise CompressLabError(f"steps={self.steps} leaves the masks no time to grow.", "Gradual", "use at least 4")
-        if not 0 <= self.penalty < float("inf"): raise CompressLabError(f"penalty={self.penalty} is negative or infinite.", "Gradual", "use 1")
+        if not 0 <= self.penalty <= 1e6: raise CompressLabError(f"penalty={self.penalty} is not between 0 and {1e6:g}.", "Gradual", "use 1")
         if self.criterion not in CRITERIA: raise CompressLabError(f"criterion={self.criterion!r} is not known.", "Gradual", f"use one of {', '.join(CRITERIA)}")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:

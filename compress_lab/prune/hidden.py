@@ -11,14 +11,15 @@ import torch
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from torch import Tensor, nn
-from ..core.equivalence import centres, norms
+from ..core.activations import unseen
+from ..core.equivalence import centres, check_text_alone, norms
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, linears
+from ..core.layers import LinearLayer, text_linears
 from ..core.layerwise import Compressed, calibrate, check_finite, losses, put
 from ..core.tiny import inputs, logits, reason, strayed, tolerance
 from ..core.units import Units, field as field_of, units
 from .shrink import filled, going, proposals, shapes, with_fields
-from .width import Width, cheapest, choose, cut_reader, repaired
+from .width import Width, cheapest, choose, cut_reader, damped, repaired
 
 # %% ../../nbs/prune/23_hidden.ipynb #cell-06
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ class Hidden(Width):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Cuts channels out of the Subject, whose model becomes a narrower one; returns what each reader lost, by name."
-        if subject.packed or subject.roundings or subject.streamed: raise CompressLabError("A quantized or streamed model cannot be cut.", str(self), "cut first: Hidden(0.25) >> GPTQ()")
-        if missing := {linear.name for linear in linears(subject.model) if linear.block is not None} - {linear.name for linear in layers}:
+        if subject.streamed: raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
+        if missing := {linear.name for linear in text_linears(subject.model)} - {linear.name for linear in layers}:
             raise CompressLabError("The stream runs through all blocks, and this is not among the targets.", min(missing), "leave out targets and ignore")
+        check_text_alone(subject.model)
         model, width = subject.model, field_of(subject.model, "hidden_size") or 0
         if not 0 < (number := int(width * self.sparsity + 0.5)) < width: raise CompressLabError(f"sparsity={self.sparsity} is {number} of {width} channels.", str(self), "use 0.25")
         plan = narrower(model, width - number)
@@ -97,7 +99,8 @@ class Hidden(Width):
         with squares(found := {name: norm.module for name, norm in norms(model).items() if norm.key in plan.channels}) as sums: groups, report = seen(self, subject, readers, plan, calibration, seed)
         cut = channels(self, groups, number, seed)
         if self.repair: rescale(found, sums, ~cut)
-        for fed_alike, gram in groups: report |= {linear.name: cut_channels(self, subject, linear, gram, cut) for linear in fed_alike}
+        for fed_alike, gram in groups:
+            for linear in fed_alike: report[linear.name] = cut_channels(self, subject, linear, gram, cut) | report.get(linear.name, {})
         stay = {name: dict.fromkeys(sides, ~cut) for name, sides in plan.channels.items()}
         heads = [(part, torch.zeros(part.count, dtype=torch.bool).index_fill_(0, torch.tensor(report[part.reader.name]["cut"]), True)) for part in plan.heads]
         for name, sides in going(heads).items(): stay[name] = stay.get(name, {}) | sides
@@ -137,15 +140,14 @@ def seen(method: Hidden, subject, readers: list[LinearLayer], plan: Narrower, ca
                 groups.setdefault(id(statistic), ([], statistic))[0].append(linear)
         return found
     report = calibrate(method, subject, [*readers, *(part.reader for part in plan.heads)], calibration, None, change)
-    moments = [(layers, statistic.mean) for layers, statistic in groups.values()]
-    for _, gram in moments: gram.diagonal().add_(method.percdamp * float(gram.diagonal().mean()) or 1.0)
-    return moments, report
+    report |= {linear.name: {"notes": [f"{why}: repaired by the weights alone"]} for layers, statistic in groups.values() if (why := unseen(statistic)) for linear in layers}
+    return [(layers, damped(statistic, method.percdamp)) for layers, statistic in groups.values()], report
 
 @torch.no_grad()
 def rescale(found: dict[str, nn.Module], sums: dict, stays: Tensor):
     "Lets the weights of norms make up for the mean square of the channels that stay."
     for name, module in found.items():
-        if isinstance(sums[name], Tensor): module.weight.mul_((sums[name][stays.to(sums[name].device)].mean() / sums[name].mean()).sqrt())
+        if isinstance(sums[name], Tensor) and sums[name].any(): module.weight.mul_((sums[name][stays.to(sums[name].device)].mean() / sums[name].mean()).sqrt())
 
 def channels(method: Hidden, groups: list, number: int, seed: int) -> Tensor:
     "Which channels go, (width,), bool."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from ..core.errors import CompressLabError
-from ..core.layers import linears
+from ..core.layers import linears, text_linears
 from ..core.subjects import Subject
 from .magnitude import Magnitude
 
@@ -39,7 +39,7 @@ class Ticket:
 
 def share_left(model: nn.Module) -> float:
     "The share of the weights that is not zero, of the linears inside the blocks."
-    weights = [linear.weight.data for linear in linears(model) if linear.block is not None]
+    weights = [linear.weight.data for linear in text_linears(model)]
     return sum(int((weight != 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 def lottery(

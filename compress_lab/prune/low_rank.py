@@ -11,7 +11,7 @@ import torch
 from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
-from ..core.activations import ColumnMagnitudes, Gram
+from ..core.activations import ColumnMagnitudes, Gram, unseen
 from ..core.errors import CompressLabError
 from ..core.factored import alike, check_factors, place, split
 from ..core.layerwise import Compressed, LayerMethod, change_each, check_finite, losses, put
@@ -70,6 +70,7 @@ ALLOCATIONS = ("uniform", "energy")
 class LowRank(LayerMethod, abstract=True):
     "Puts two thin linears in the place of each."
     transformer = True             # whose class is built again when it is loaded
+    whole, fills_zeros = True, True
     sparsity: float = 0.2          # share of the parameters of the linears that goes
     allocation: str = "uniform"    # of the rest: the same share to each linear; "energy": to the directions that carry most of their outputs
 
@@ -93,7 +94,6 @@ class LowRank(LayerMethod, abstract=True):
 
 def check_free(method: LowRank, subject, layers):
     "Raises `CompressLabError` where the linears are not plain and free to be factored."
-    if subject.packed or subject.roundings: raise CompressLabError("A quantized model cannot be factored.", str(method), "factor first: SVDLLM(0.2) >> GPTQ()")
     if subject.streamed: raise CompressLabError("A streamed model cannot be factored.", str(method), "load it whole")
     stacks = [linear.name for linear in layers if linear.kind == "experts"]
     if stacks: raise CompressLabError("A stack of experts has no place for two linears.", stacks[0], f"leave them out: {type(method).__name__}({method.sparsity}).on(ignore={list(dict.fromkeys(map(alike, stacks)))})")
@@ -103,9 +103,10 @@ def check_free(method: LowRank, subject, layers):
 def directions(method: LowRank, weight: Tensor, statistic, name: str) -> tuple[Tensor, Tensor]:
     "The directions of a linear's outputs, (out, n), and what each carries, (n,), falling."
     check_finite(weight, statistic, name)
-    scaled = method.scaled(weight, statistic) if statistic and statistic.rows else weight
-    left, values, _ = torch.linalg.svd(scaled, full_matrices=False)
-    return left, values.square()
+    scaled = weight if statistic is None or unseen(statistic) else method.scaled(weight, statistic)
+    unit = torch.frexp(scaled.abs().max())[1].clamp(-126, 126)   # a power of two, against overflow
+    left, values, _ = torch.linalg.svd(torch.ldexp(scaled, -unit), full_matrices=False)
+    return left, torch.ldexp(values.double(), unit).square()
 
 def share_out(method: LowRank, subject, layers, calibration, checkpoint) -> dict[str, int|None]:
     "The rank of each linear by name, None where it stays whole. Raises `CompressLabError` where all would."
@@ -123,8 +124,9 @@ def truncate(method: LowRank, subject, linear, rank: int|None, statistic) -> dic
     if rank is None: return {"notes": ["stays whole: two factors would save nothing"]}
     weight = linear.matrices[0].float()
     kept = directions(method, weight, statistic, linear.name)[0][:, :rank]
-    new = Compressed(kept @ (kept.T @ weight), notes=() if statistic is None or statistic.rows else ("no calibration token reached this: by the weight alone",))
-    gram = statistic.mean if isinstance(statistic, Gram) and statistic.rows else None
+    why = unseen(statistic)
+    new = Compressed(kept @ (kept.T @ weight), notes=(f"{why}: {method.without_inputs}",) if why else ())
+    gram = statistic.mean if isinstance(statistic, Gram) and not why else None
     report = losses(weight, new, gram) | {"rank": rank, "sparsity": 1 - rank * sum(weight.shape) / weight.numel()}
     put(method, subject, linear, [new])
     return report

@@ -9,7 +9,7 @@ __all__ = ['Recover', 'check_trainable', 'taught']
 from dataclasses import dataclass
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory
-from ..core.losses import LOGIT_BYTES, check_vocabulary, check_free, check_loss, check_training, moved, requiring
+from ..core.losses import LOGIT_BYTES, check_loaded, check_vocabulary, check_loss, check_training, moved, requiring
 from ..core.recipe import Method
 
 # %% ../../nbs/prune/30_recovery.ipynb #cell-05
@@ -36,7 +36,7 @@ class Recover(Method):
 # %% ../../nbs/prune/30_recovery.ipynb #taught-code
 def check_trainable(method, subject, layers, calibration, original):
     "Raises `CompressLabError` where these linears cannot learn from the original."
-    check_free(method, subject, [linear.key for linear in layers])
+    check_loaded(method, subject)
     check_loss(subject.model, method.loss, tokens := calibration.tokens.to(subject.model.device))
     check_vocabulary(method, subject, original)
     wanted = original.model.config.get_text_config().vocab_size

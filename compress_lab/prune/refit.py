@@ -7,7 +7,7 @@ __all__ = ['Refit', 'refit']
 
 # %% ../../nbs/prune/06_refit.ipynb #cell-03
 from dataclasses import dataclass
-from ..core.activations import Gram, output_error
+from ..core.activations import Gram, output_error, unseen
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, counterpart
 from ..core.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses, put
@@ -34,7 +34,6 @@ class Refit(LayerMethod):
         if any(step.get("permute") for step in subject.history):
             raise CompressLabError("Channels of this model were permuted, and are no longer in the order of the original.", str(self), "prune without permute, or let Recover follow")
         for linear in layers:
-            if linear.key in subject.packed: raise CompressLabError("The linear is quantized, and its weights are not free.", linear.name, "refit before quantizing: Wanda(0.5) >> Refit() >> GPTQ()")
             if not (linear.weight == 0).any(): raise CompressLabError("There is nothing to refit: no weight is zero.", linear.name, "let Refit follow a pruning method, on the same targets")
         pairs = {linear.name: counterpart(linear, original.model) for linear in layers}
         return calibrate(self, subject, layers, calibration, checkpoint, lambda group, statistics: {linear.name: refit(self, subject, linear, pairs[linear.name], statistics) for linear in group})
@@ -45,9 +44,12 @@ def refit(method: Refit, subject, linear: LinearLayer, original: LinearLayer, st
     for expert, (pruned, before) in enumerate(zip(linear.matrices, original.matrices)):
         statistic, pruned, before = statistics[linear.name, expert], pruned.float(), before.float()
         check_finite(before, statistic, linear.name)
-        parts.append(Compressed(pruned))
-        if statistic.rows: parts[-1] = Compressed(alternate(before, statistic.mean, lambda step, score: pruned == 0, method.steps, method.percdamp))
-        reports.append(losses(before, parts[-1], statistic.mean if statistic.rows else None))
-        if statistic.rows: reports[-1]["output_error_before"] = output_error(before, pruned - before, statistic.mean)
+        if why := unseen(statistic):
+            parts.append(Compressed(pruned, notes=(f"{why}: left as it was",)))
+            reports.append(losses(before, parts[-1], None))
+            continue
+        parts.append(Compressed(alternate(before, statistic.mean, lambda step, score: pruned == 0, method.steps, method.percdamp)))
+        reports.append(losses(before, parts[-1], statistic.mean))
+        if "output_error" in reports[-1]: reports[-1]["output_error_before"] = output_error(before, pruned - before, statistic.mean)
     put(method, subject, linear, parts)
     return averaged(reports)

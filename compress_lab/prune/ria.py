@@ -25,7 +25,7 @@ class RIA(Pruning):
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Zhang et al., 2024, Plug-and-Play: An efficient post-training pruning method for large language models"
     needs = frozenset({"calibration"})
-    statistic = ColumnNorms
+    statistic, without_inputs = ColumnNorms, "pruned by its weights alone"
     joint = False
 
     def check(self):
@@ -34,16 +34,16 @@ class RIA(Pruning):
         if self.permute and not any(map(pattern, self.sparsity.values() if isinstance(self.sparsity, dict) else [self.sparsity])):
             raise CompressLabError("A share of zeros does not ask which weights are neighbours.", "RIA(permute=True)", 'use a pattern such as sparsity="2:4"')
 
-    def score(self, weight: Tensor, statistic: ColumnNorms) -> Tensor:
-        "The score of each weight; without any calibration token, of weights alone."
+    def score(self, weight: Tensor, statistic: ColumnNorms|None) -> Tensor:
+        "The score of each weight; of the weights alone without a statistic."
         size = weight.abs()
         score = size / size.sum(1, keepdim=True).clamp_min(1e-30) + size / size.sum(0, keepdim=True).clamp_min(1e-30)
-        return score * statistic.norms.to(weight.device)**self.power if statistic.rows else score
+        return score if statistic is None else score * statistic.norms.to(weight.device)**self.power
 
-    def compress(self, weight: Tensor, statistic: ColumnNorms) -> Compressed:
-        "The matrix with its lowest scores zeroed."
-        notes = () if statistic.rows else ("no calibration token reached this: pruned by its weights",)
-        return Compressed(weight.masked_fill(lowest(self.score(weight, statistic), self.sparsity, "layer"), 0), notes=notes)
+    def compress(self, weight: Tensor, statistic: ColumnNorms|None) -> Compressed:
+        "The matrix with its lowest scores zeroed; among inputs that were always zero, the score of the weights decides."
+        gone = lowest(self.score(weight, statistic), self.sparsity, "layer", ties=self.score(weight, None))
+        return Compressed(weight.masked_fill(gone, 0))
 
 # %% ../../nbs/prune/04_ria.ipynb #permute-code
 IN_ORDER = "its inputs stayed in their order: what they come from cannot follow them alone"
@@ -60,7 +60,7 @@ def followers(channels: list[Channels], layers: list[LinearLayer], model) -> lis
 def put_in_order(method: RIA, subject, linear: LinearLayer, channels: list[Channels], statistic: ColumnNorms) -> dict:
     "Moves the channels a linear reads; the share of its scores that N:M keeps, before and after."
     groups, weight = pattern(method.at(linear).sparsity), linear.matrices[0].float()
-    score = method.score(weight, statistic)
+    score = method.score(weight, statistic if statistic.informative else None)
     order, total = reorder(subject.model, channels, score, *groups), float(score.double().sum()) or 1.0
     statistic.sums = statistic.sums[order]
     return {"kept_before": kept(score, *groups) / total, "kept": kept(score[:, order.to(score.device)], *groups) / total}

@@ -45,7 +45,7 @@ class SparseGPT(Pruning):
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Frantar and Alistarh, 2023, SparseGPT: Massive language models can be accurately pruned in one-shot"
     needs = frozenset({"calibration"})
-    statistic = Gram
+    statistic, without_inputs = Gram, "pruned by magnitude"
     joint = False
 
     def check(self):
@@ -54,17 +54,17 @@ class SparseGPT(Pruning):
         if not 0 <= self.rounds <= 1000: raise CompressLabError(f"rounds={self.rounds} is not between 0 and 1000.", "SparseGPT", "use 5")
         if not 0 <= self.percdamp <= 1: raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "SparseGPT", "use 0.01")
 
-    def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
-        "The matrix with zeros, and the other weights where they make up for them."
+    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
+        "The matrix with zeros, and the other weights where they make up for them; magnitudes decide without a statistic."
         check_divides(weight.shape[1], self.sparsity)
-        gram, notes = statistic.mean, []
+        if statistic is None: return Compressed(weight.masked_fill(lowest(weight.abs(), self.sparsity, "layer"), 0))
+        gram = statistic.mean
         silent = gram.diagonal() == 0
-        if silent.all(): notes.append("no calibration token reached this: pruned by magnitude")
-        gram.diagonal()[silent] = float(gram.diagonal().mean()) or 1.0
+        gram.diagonal()[silent] = float(gram.diagonal().mean())
         factor, damping = inverse_factor(gram, self.percdamp)
-        if damping > self.percdamp: notes.append(f"damping raised to {damping:g}")
+        notes = (f"damping raised to {damping:g}",) if damping > self.percdamp else ()
         columns = weight.T.contiguous()
         prune(columns, factor, self.sparsity, self.columns)
         new = columns.T.contiguous()
-        if self.rounds and statistic.rows: new = alternate(weight, gram, lambda step, score: columns.T == 0, self.rounds, self.percdamp, start=new)
-        return Compressed(new, notes=tuple(notes))
+        if self.rounds: new = alternate(weight, gram, lambda step, score: columns.T == 0, self.rounds, self.percdamp, start=new)
+        return Compressed(new, notes=notes)

@@ -20,10 +20,10 @@ class Wanda(Pruning):
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Sun et al., 2024, A simple and effective pruning approach for large language models"
     needs = frozenset({"calibration"})
-    statistic = ColumnNorms
+    statistic, without_inputs = ColumnNorms, "pruned by magnitude"
 
-    def compress(self, weight: Tensor, statistic: ColumnNorms) -> Compressed:
-        "The matrix with its lowest scores zeroed; without any calibration token, magnitudes alone decide."
-        score = weight.abs() * statistic.norms if statistic.rows else weight.abs()
-        notes = () if statistic.rows else ("no calibration token reached this: pruned by magnitude",)
-        return Compressed(weight.masked_fill(lowest(score, self.sparsity), 0), notes=notes)
+    def compress(self, weight: Tensor, statistic: ColumnNorms|None) -> Compressed:
+        "The matrix with its lowest scores zeroed; magnitudes decide without a statistic, and among inputs that were always zero."
+        size = weight.abs()
+        score = size if statistic is None else size * statistic.norms
+        return Compressed(weight.masked_fill(lowest(score, self.sparsity, ties=size), 0))

@@ -67,19 +67,19 @@ class AWQ(LayerMethod):
     clip: bool = True         # try narrower spans for each group
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Lin et al., 2024, AWQ: Activation-aware weight quantization for on-device LLM compression and acceleration"
+    quantizes = True
     needs = frozenset({"calibration"})
-    transformer, statistic = True, Gram
+    transformer, statistic, without_inputs = True, Gram, "rounded to nearest"
 
     def check(self):
         check_grid(self)
         if not 0 <= self.grid <= 100: raise CompressLabError(f"grid={self.grid} is not between 0 and 100.", "AWQ", "use 20")
 
-    def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
-        "The rounded matrix with its codes, scales and zero points."
-        clip, moments = self.clip and statistic.rows, statistic.mean
-        result = by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric, moments[part, part] if clip else None, 20 if clip else 0))
-        if not statistic.rows: result.notes = ("no calibration token reached this: rounded to nearest",)
-        return result
+    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
+        "The rounded matrix with its codes, scales and zero points; rounded to nearest without a statistic."
+        if statistic is None or not self.clip: return by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric))
+        moments = statistic.mean
+        return by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric, moments[part, part], 20))
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-13
 def usable(pairs: Iterable[Pair], layers: list, packed: dict) -> list[Pair]:

@@ -82,13 +82,14 @@ class Codebook(LayerMethod):
     iterations: int = 300     # of k-means, at most
     seed: int = 0             # for init="random"
     paper = "Han et al., 2016, Deep compression: Compressing deep neural networks with pruning, trained quantization and Huffman coding"
+    quantizes = True
 
     def check(self):
         name = type(self).__name__
         if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", name, "use 2 to 8 bits")
         if self.per not in ("row", "tensor"): raise CompressLabError(f"per={self.per!r} is not known.", name, 'use "row" or "tensor"')
         if self.init not in INITS: raise CompressLabError(f"init={self.init!r} is not known.", name, f"use one of {', '.join(INITS)}")
-        if self.iterations < 1: raise CompressLabError(f"iterations={self.iterations} is less than 1.", name, "use 300")
+        if not 1 <= self.iterations <= 10**6: raise CompressLabError(f"iterations={self.iterations} is not between 1 and {10**6}.", name, "use 300")
 
     def columns_per_group(self, columns: int) -> int: return columns
 
@@ -126,14 +127,11 @@ class WeightedCodebook(Codebook):
     calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
     needs = frozenset({"calibration"})
-    statistic = ColumnNorms
+    statistic, without_inputs = ColumnNorms, "all weights count alike"
 
-    def compress(self, weight: Tensor, statistic: ColumnNorms) -> Compressed:
-        "The matrix with its codes and levels; without any calibration token, all weights count alike."
-        cost = statistic.mean if statistic.rows else None
-        result = share(self, weight, cost)
-        if cost is None: result.notes = ("no calibration token reached this: all weights count alike",)
-        return result
+    def compress(self, weight: Tensor, statistic: ColumnNorms|None) -> Compressed:
+        "The matrix with its codes and levels; all weights count alike without a statistic."
+        return share(self, weight, None if statistic is None else statistic.mean)
 
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-21
 def huffman_lengths(

@@ -31,8 +31,9 @@ class GPTQ(LayerMethod):
     zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     levels: str = ""               # a grid that is not even: a format such as "nf4" or "mxfp4", with its bits and group size
     paper = "Frantar et al., 2023, GPTQ: Accurate post-training quantization for generative pre-trained transformers"
+    quantizes = True
     needs = frozenset({"calibration"})
-    statistic = Gram
+    statistic, without_inputs = Gram, "rounded to nearest"
 
     def check(self):
         check_grid(self)
@@ -40,20 +41,17 @@ class GPTQ(LayerMethod):
         if not 0 <= self.shrinks <= 100: raise CompressLabError(f"shrinks={self.shrinks} is not between 0 and 100.", "GPTQ", "use 20")
         if self.levels: check_levels(self)
 
-    def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
-        "The rounded matrix with its codes, scales and zero points."
-        gram, notes = statistic.mean, []
+    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
+        "The rounded matrix with its codes, scales and zero points; rounded to nearest without a statistic."
+        gram = torch.eye(weight.shape[1], device=weight.device) if statistic is None else statistic.mean
         importance = gram.diagonal().clone()
-        silent = importance == 0
-        if silent.all(): notes.append("no calibration token reached this: rounded to nearest")
-        gram.diagonal()[silent] = float(importance.mean()) or 1.0
+        gram.diagonal()[importance == 0] = float(importance.mean())
         order = importance.argsort(descending=True, stable=True) if self.act_order else torch.arange(len(gram))
         gram = gram[order][:, order]
         factor, damping = inverse_factor(gram, self.percdamp)
         del gram
-        if damping > self.percdamp: notes.append(f"damping raised to {damping:g}")
-        result = quantize(self, weight, factor, order, None if silent.all() else importance)
-        result.notes = tuple(notes)
+        result = quantize(self, weight, factor, order, None if statistic is None else importance)
+        if damping > self.percdamp: result.notes = (f"damping raised to {damping:g}",)
         return result
 
 # %% ../../nbs/quantize/02_gptq.ipynb #even-code

@@ -54,17 +54,18 @@ class HQQ(LayerMethod):
     kappa: float = 1.01       # its growth from one iteration to the next
     iterations: int = 20
     paper = "Badri and Shaji, 2023, Half-quadratic quantization of large machine learning models"
+    quantizes = True
     symmetric, zero_point = False, "real"
 
     def check(self):
         check_grid(self)
         if not 0 < self.p <= 1: raise CompressLabError(f"p={self.p} is not above 0 and at most 1.", "HQQ", "use 0.7")
-        if not (self.beta > 0 and self.kappa >= 1): raise CompressLabError(f"beta={self.beta} and kappa={self.kappa} make no growing penalty.", "HQQ", "use 10 and 1.01")
+        if not (0 < self.beta <= 1e6 and 1 <= self.kappa <= 1e3): raise CompressLabError(f"beta={self.beta} and kappa={self.kappa} make no growing penalty, or one beyond bounds.", "HQQ", "use 10 and 1.01")
         if not 0 <= self.iterations <= 1000: raise CompressLabError(f"iterations={self.iterations} is not between 0 and 1000.", "HQQ", "use 20")
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
         def lay(part):
             scales, zeros = fit(weight[:, part], self.bits, False)
-            return scales, half_quadratic(weight[:, part], scales, zeros, self.bits, self.p, self.beta, self.kappa, self.iterations)
+            return scales, half_quadratic(weight[:, part], scales, zeros, self.bits, self.p, float(self.beta), self.kappa, self.iterations)
         return by_groups(self, weight, lay)

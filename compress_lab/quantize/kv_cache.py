@@ -15,7 +15,7 @@ from ..core.errors import CompressLabError
 from ..core.recipe import Method, settings
 from ..core.rounding import Rounding, attach, detach, rounding_of
 from ..core.tiny import inputs
-from .grid import half_precision
+from .grid import half_precision, step_between
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-08
 def to_grid(
@@ -27,7 +27,7 @@ def to_grid(
     wide, top = x.float(), 2**bits - 1
     low = wide.amin(dim, keepdim=True)
     low = torch.where(low.half().isfinite(), low.half().float(), low)
-    scale = half_precision((wide.amax(dim, keepdim=True) - low).clamp(min=0) / top)
+    scale = half_precision(step_between(low, wide.amax(dim, keepdim=True).maximum(low), top))
     return (((wide - low) / scale).round().clamp(0, top) * scale + low).to(x.dtype)
 
 def rounded(
@@ -123,13 +123,12 @@ class KVCache(Method):
     group_size: int = 32      # channels of a token, or tokens of a channel, that share a scale; 0: all channels of a head
     window: int = 0           # most recent tokens that are kept as they are
     paper = "Liu et al., 2024, KIVI: A tuning-free asymmetric 2bit quantization for KV cache"
-    changes_weights = False
+    changes_weights, quantizes = False, True
 
     def check(self):
         if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", "KVCache", "use 2 to 8 bits")
         for axis in (self.keys, self.values):
             if axis not in ("token", "channel"): raise CompressLabError(f"A scale for each {axis!r} is not known.", "KVCache", 'use "token" or "channel"')
-        if self.group_size < 0 or self.window < 0: raise CompressLabError(f"group_size={self.group_size} and window={self.window} must not be negative.", "KVCache", "use 32 and 0")
         if "channel" in (self.keys, self.values) and not self.group_size:
             raise CompressLabError("A scale for each channel needs a group of tokens.", "KVCache", "set group_size to 32")
 

@@ -60,7 +60,7 @@ FORMATS = {"fp8_e4m3": Format("e4m3", "float", 0), "fp8_e5m2": Format("e5m2", "f
 # %% ../../nbs/quantize/00_levels.ipynb #cell-14
 def eight_bits(scales: Tensor) -> Tensor:
     "Positive numbers rounded to eight significant bits, float32; 1 for 0."
-    short = scales.bfloat16().float()
+    short = scales.clamp(max=torch.finfo(torch.bfloat16).max).bfloat16().float()
     return torch.where(short > 0, short, 1.0)
 
 def factor(

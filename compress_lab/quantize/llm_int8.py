@@ -10,8 +10,7 @@ import torch
 from dataclasses import dataclass
 from torch import Tensor
 from ..core.errors import CompressLabError
-from ..core.layerwise import Compressed
-from .int8 import RoundInputs, RoundsInputs, rows_to_int8, to_int8, token_scales
+from .int8 import RoundInputs, RoundsInputs, to_int8, token_scales
 
 # %% ../../nbs/quantize/22_llm_int8.ipynb #cell-06
 def outliers(
@@ -41,8 +40,6 @@ class LLMInt8(RoundsInputs):
     def check(self):
         if not self.threshold > 0: raise CompressLabError(f"threshold={self.threshold} is not above 0.", "LLMInt8", "use 6.0, as the paper does")
 
-    def compress(self, weight: Tensor, statistic=None) -> Compressed:
-        "The rounded matrix with its codes and scales, and the rounding of its inputs."
-        result = rows_to_int8(weight)
-        result.inputs = RoundQuiet(None, float(self.threshold))
-        return result
+    def rounding(self, statistic) -> RoundQuiet:
+        "What a linear does to its inputs."
+        return RoundQuiet(None, float(self.threshold))

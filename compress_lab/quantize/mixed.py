@@ -148,7 +148,7 @@ def costs(model: nn.Module, groups: dict, methods: list, tried: dict, rows: Tens
     squares = fisher(model, [linear for group in groups.values() for linear in group], rows) if metric == "fisher" else {}
     def one(linear, method):
         packed, report = tried[linear.name, method]
-        return float((squares[linear.name] * (packed.dequantize() - linear.weight.data).square()).sum() / 2) if metric == "fisher" else report["output_error"]
+        return float((squares[linear.name] * (packed.dequantize() - linear.weight.data).square()).sum() / 2) if metric == "fisher" else report.get("output_error", float("nan"))   # none where nothing was seen
     return {(name, method): sum(one(linear, method) for linear in group) for name, group in groups.items() for method in methods}
 
 def check_asked(subject, calibration, methods: list, metric: str, by: str):

@@ -9,7 +9,6 @@ __all__ = ['NF4']
 from dataclasses import dataclass, replace
 from torch import Tensor
 from typing import ClassVar
-from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod
 from .levels import FORMATS, Format, factor, lay, rounded
 
@@ -20,10 +19,8 @@ class NF4(LayerMethod):
     group_size: int = 64    # consecutive inputs that share a scale; 0: the whole row
     double: bool = False    # scales of eight bits, under one factor for the matrix
     paper = "Dettmers et al., 2023, QLoRA: Efficient finetuning of quantized LLMs"
+    quantizes = True
     levels: ClassVar[str] = "nf4"
-
-    def check(self):
-        if self.group_size < 0: raise CompressLabError(f"group_size={self.group_size} is negative.", type(self).__name__, "use 64, or 0 for one group a row")
 
     @property
     def layout(self) -> Format: return replace(FORMATS[self.levels], scale="e4m3") if self.double else FORMATS[self.levels]

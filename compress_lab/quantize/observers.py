@@ -27,6 +27,11 @@ class Largest:
         if not inputs.isfinite().all(): self.largest = math.nan
         self.rows += len(inputs)
 
+    @property
+    def informative(self) -> bool:
+        "Whether any input was not zero."
+        return self.largest != 0
+
     def finite(self) -> bool: return math.isfinite(self.largest)
 
 # %% ../../nbs/quantize/20_observers.ipynb #cell-08
@@ -44,7 +49,7 @@ class Histogram(Largest):
         super().update(inputs)
         if not self.finite() or not inputs.numel(): return
         if self.largest > self.limit: self.grow(2.0 ** math.ceil(math.log2(self.largest)))
-        self.counts += torch.histc(inputs.float().abs(), BINS, 0, self.limit).double().cpu()
+        self.counts += torch.histc(torch.ldexp(inputs.float().abs(), torch.tensor(-1)), BINS, 0, self.limit / 2).double().cpu()   # a limit may be beyond a float
 
     def grow(self, limit: float):
         "Joins bins until the range is `limit`, the present one times a power of two."

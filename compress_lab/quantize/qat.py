@@ -86,17 +86,18 @@ class QAT(Method):
     scale_lr: float = 1e-3         # of the scales, relative
     calibration_dtype: str = "bfloat16"  # of activations, or "float32"
     paper = "Esser et al., 2020, Learned step size quantization"
+    quantizes = True
     needs = frozenset({"calibration", "original", "training"})
 
     def check(self):
         check_grid(self)
         check_training(self)
         if self.scales not in ("lsq", "fixed"): raise CompressLabError(f"scales={self.scales!r} is not known.", "QAT", "use one of lsq, fixed")
-        if not 0 < self.scale_lr < float("inf"): raise CompressLabError(f"scale_lr={self.scale_lr} is not above 0.", "QAT", "leave it out")
+        if not 0 < self.scale_lr <= 1: raise CompressLabError(f"scale_lr={self.scale_lr} is not above 0 and at most 1.", "QAT", "leave it out")
 
     def columns_per_group(self, columns: int) -> int:
         "How many consecutive columns share a scale."
-        return self.group_size or columns
+        return min(self.group_size or columns, columns)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Quantizes the linears of the Subject in place; returns what each lost, by name."

@@ -50,11 +50,11 @@ class QuantEase(GPTQ):
         if not 1 <= self.sweeps <= 100: raise CompressLabError(f"sweeps={self.sweeps} is not between 1 and 100.", "QuantEase", "use 3")
         if self.levels: raise CompressLabError(f"The scales of {self.levels} are not free to be fitted.", "QuantEase", "leave out levels, or use GPTQ")
 
-    def compress(self, weight: Tensor, statistic: Gram) -> Compressed:
-        "The rounded matrix with its codes, scales and zero points."
+    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
+        "The rounded matrix with its codes, scales and zero points; rounded to nearest without a statistic."
         start = super().compress(weight, statistic)
+        if statistic is None: return start
         gram, size = statistic.mean, self.columns_per_group(weight.shape[1])
-        if not gram.any(): return start
         gram.diagonal().add_(self.percdamp * gram.diagonal().mean() + 1e-30)
         group = torch.arange(weight.shape[1]) // size
         zeros = (torch.full_like(start.scales, 2 ** (self.bits - 1)) if start.zeros is None else start.zeros.float())[:, group]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from ..core.equivalence import Equivalences, Flow, Pair, Stream, bias_of, centres, equivalences, replays, stream
 from ..core.errors import CompressLabError
-from ..core.layers import calibrating, head, linears, tied
+from ..core.layers import calibrating, head, text_linears, tied
 from ..core.recipe import Method
 from ..core.tiny import inputs, logits, strayed
 
@@ -149,12 +149,12 @@ class Rotate(Method):
     seed: int = 0          # of the random signs
     heads: bool = True     # also between values and output projections
     paper = "Ashkboos et al., 2024, QuaRot: Outlier-free 4-bit inference in rotated LLMs"
-    needs = frozenset()
+    needs, fills_zeros = frozenset(), True
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Rotates the Subject in place; returns what was done, by module. Raises `CompressLabError` that names what prevents it."
         model = subject.model
-        if missing := {layer.key for layer in linears(model) if layer.block is not None} - {layer.key for layer in layers}:
+        if missing := {layer.key for layer in text_linears(model)} - {layer.key for layer in layers}:
             raise CompressLabError("A rotation turns the whole residual stream, and not only some linears.", min(missing), "leave out targets and ignore")
         if subject.packed: raise CompressLabError("This weight is rounded already and cannot be turned.", min(subject.packed), "rotate first: Rotate() >> GPTQ(bits=4)")
         batch, untied = inputs(model, length=24), untie(model)

@@ -78,6 +78,6 @@ class LearnedScales:
 def soft_span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     "`span`, bit for bit, with gradients for `low` and `high`."
     hard, top = span(low.detach(), high.detach(), bits, symmetric), 2**bits - 1
-    if symmetric: return Through.apply(2 * torch.maximum(-low, high) / top, hard[0]), hard[1]
+    if symmetric: return Through.apply(torch.maximum(-low, high) / (top / 2), hard[0]), hard[1]
     scales = Through.apply((high - low) / top, hard[0])
     return scales, Through.apply((-low / scales).clamp(0, top), hard[1])

@@ -6,7 +6,7 @@
 __all__ = ['Shared', 'tune_levels']
 
 # %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-03
-import torch
+import time, torch
 from collections.abc import Callable
 from dataclasses import replace
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ..core.errors import CompressLabError
 from ..core.layers import linears
 from ..core.packed import Packed, shortest
+from ..core.randomness import random_state_kept
 
 # %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-05
 class Shared(nn.Module):
@@ -38,14 +39,14 @@ def tune_levels(
     train: Callable,   # train(model) trains a model in place
 ) -> "Subject":
     "A copy with other levels for the same codes. What else requires a gradient is trained too. Raises `CompressLabError` where a weight has no levels of its own."
-    result = subject.copy()
+    result, began = subject.copy(), time.perf_counter()
     layers = [linear for linear in linears(result.model) if linear.key in result.packed]
     if not layers: raise CompressLabError("No linear of this Subject is quantized.", subject.name, "let Codebook go before it")
     for linear in layers:
         if not isinstance(result.packed[linear.key].levels, Tensor): raise CompressLabError("The levels of this linear are fixed.", linear.name, "tune what a Codebook quantized; for even grids there is ScaleTune")
     order = {linear.module: list(linear.module._parameters) for linear in layers}
     for linear in layers: parametrize.register_parametrization(linear.module, linear.parameter, Shared(result.packed[linear.key]), unsafe=True)
-    train(result.model)
+    with random_state_kept(): train(result.model)
     report = {}
     for linear in layers:
         levels, before = linear.module.parametrizations[linear.parameter].original.detach().clone(), result.packed[linear.key]
@@ -55,5 +56,8 @@ def tune_levels(
         report[linear.name] = {"moved": float((result.packed[linear.key].levels.float() - before.levels.float()).norm() / before.levels.float().norm())}
     for module, names in order.items():   # a parametrization leaves its parameter last
         for name in names: module._parameters[name] = module._parameters.pop(name)
-    result.history += ({"method": "tune_levels", "touched": sum(linear.weight.numel() for linear in layers), "modules": report},)
+    result.history += ({
+        "method": "tune_levels", "touched": sum(linear.weight.numel() for linear in layers), "modules": report,
+        "calibration": None, "seconds": time.perf_counter() - began,
+    },)
     return result

@@ -4,28 +4,32 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'FLIPS', 'COUNTED', 'AREAS', 'OTHERWISE', 'TRUST', 'PANELS', 'CSS', 'TABLE_CSS', 'PAGE_CSS', 'TOP',
-           'PICTURES', 'WORDS', 'ANSWERS', 'AXES', 'SOURCES', 'PAGE', 'BRIEF', 'TEMPLATES', 'CAPTION', 'cell_rows',
-           'evidence', 'Column', 'entry', 'called', 'planned', 'Dossier', 'Claim', 'outcome', 'quality_claim',
-           'size_claim', 'fidelity_claim', 'faster', 'slower', 'time_claim', 'area', 'step_text']
+           'PICTURES', 'WORDS', 'ANSWERS', 'AXES', 'SOURCES', 'PAGE', 'BRIEF', 'TEMPLATES', 'LONGEST', 'CAPTION',
+           'PAGE_MARK', 'cell_rows', 'evidence', 'Column', 'entry', 'called', 'planned', 'Dossier', 'Claim', 'outcome',
+           'quality_claim', 'size_claim', 'fidelity_claim', 'faster', 'slower', 'time_claim', 'area', 'step_text',
+           'page_place']
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-02
-import json, math, os, uuid
+import json, math, os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from fastcore.basics import patch
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup
 
-from ..core.errors import CompressLabError
-from ..core.store import DamagedCell, Store, cannot_write, write_file
+from ..core.errors import CompressLabError, listed
+from ..core.files import cannot_read, regular_file
+from ..core.settings import read_yaml
+from ..core.store import DamagedCell, Store, cannot_write, replace_file, unsigned, without_folders
 from ..evaluate.factuality import forgotten
+from ..evaluate.records import stored
 from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm
+from ..evaluate.suites import expanded
 from . import plots
 from .plots import estimate, figures, label, visible
 
@@ -43,6 +47,14 @@ def _mapping(value: object) -> Mapping:
     "The value where it is a mapping, an empty one where it is not."
     return value if isinstance(value, Mapping) else {}
 
+def _bounds(
+    entry: Mapping,  # value of a metric, with its unit
+) -> tuple[float, float]:
+    "What the metric can be at all; shares that do not say so are between -1 and 1."
+    low, high = _interval(entry.get("bounds"))
+    if math.isfinite(low) and math.isfinite(high): return low, high
+    return (-1.0, 1.0) if entry.get("unit") == "share" and abs(_number(entry.get("value"))) <= 1 else (-math.inf, math.inf)
+
 # %% ../../nbs/report/02_dossier.ipynb #cell-07
 def cell_rows(
     key: str,  # of the cell
@@ -57,7 +69,8 @@ def cell_rows(
         v, d = _mapping(values.get(metric)), differences.get(metric, {})
         value = _number(d.get("compressed", v.get("value"))); change = _number(d.get("value"))
         lo, hi = _interval(d.get("interval"))
-        arm = (value - change + lo, value - change + hi) if math.isfinite(change) else _interval(v.get("interval"))
+        ends = (value - change + lo, value - change + hi) if math.isfinite(change) else _interval(v.get("interval"))
+        arm = np.clip(ends, *_bounds(v)).tolist()
         ratio, control = _interval(d.get("ratio_interval")), _interval(d.get("control_interval"))
         rows.append(dict(
             recipe=str(result.get("recipe", "?")), probe=str(result.get("probe", "?")), metric=str(metric), cell=key,
@@ -141,15 +154,16 @@ def planned(
     study: str,  # text of study.yaml, "" where there is none
 ) -> tuple[list[str], list[str], str, str]:  # names of the recipes and copies (also on their backends), names of the probes, name of the subject, declared use
     "What the study meant to run; empty where that cannot be read."
-    try: plan = yaml.safe_load(study)
-    except (yaml.YAMLError, RecursionError, ValueError): plan = None
+    try: plan = read_yaml(study)
+    except CompressLabError: plan = None
     plan = _mapping(plan)
-    probes = plan.get("probes") if isinstance(plan.get("probes"), list) else []
+    probes = expanded(plan["probes"]) if isinstance(plan.get("probes"), list) else []
     names = [called(p, p) if isinstance(p, Mapping) else str(p) for p in probes]
     subject = plan.get("subject", "")
     native = _mapping(plan.get("native"))
     arms = [arm for name in ["original", *(str(name) for kind in ("recipes", "copies") for name in _mapping(plan.get(kind)))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
     use = plan.get("use")
+    use = use if isinstance(use, str) else ""
     return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else "", use if use in USES else ""
 
 class Dossier:
@@ -178,17 +192,26 @@ def from_run(cls: Dossier,
     root: "str | os.PathLike",  # run folder of a study, any address that fsspec knows
 ) -> Dossier:
     "The dossier of a run folder, finished or not. Raises `CompressLabError` where it holds no cell."
-    store, cells, environments, damaged, frames = Store(root), {}, {}, {}, {}
+    store, cells, environments, damaged, frames, study = Store(root), {}, {}, {}, {}, ""
     for key in store.current():
-        try: cell = store.get(key)
+        try: cell = stored(store, key)
         except DamagedCell as error: damaged[key] = error.what
         else:
             if cell is None: continue
             cells[key], environments[key] = cell.result, cell.environment
-            if cell.result.get("probe") == "facts" and cell.frame is not None: frames[key] = cell.frame
+            if cell.result["probe"] == "facts" and _facts_frame(cell.frame): frames[key] = cell.frame
+    try: study = store.read_text("study.yaml") or ""
+    except CompressLabError as error: damaged["study.yaml"] = error.what
     if not cells and not damaged:
         raise CompressLabError("There is nothing to report in this run folder.", str(root), "run a study into it first: compress-lab run study.yaml --out RUN")
-    return cls(cells, store.read_text("study.yaml") or "", environments, damaged, frames)
+    return cls(cells, study if (own := unsigned(study)) is None else own, environments, damaged, frames)
+
+def _facts_frame(
+    frame: "pd.DataFrame | None",  # of a cell
+) -> bool:
+    "Whether the records of facts are such."
+    sound = frame is not None and {"item", "cluster", "known", "said"} <= {*frame} and pd.api.types.is_numeric_dtype(frame["known"])
+    return bool(sound and frame["item"].map(lambda item: isinstance(item, str)).all() and frame["item"].is_unique)
 
 @patch(as_prop=True)
 def title(self: Dossier) -> str:
@@ -661,9 +684,13 @@ def layer_errors(self: Dossier,
 # %% ../../nbs/report/02_dossier.ipynb #cell-51
 def _words(value: object) -> str:
     "A nested value as one line."
-    if isinstance(value, Mapping): return ", ".join(f"{k} {_words(v)}" for k, v in value.items() if v not in (None, "", [], {}))
-    if isinstance(value, (list, tuple)): return ", ".join(map(_words, value))
+    if isinstance(value, Mapping): return _several([f"{k} {_words(v)}" for k, v in value.items() if v not in (None, "", [], {})])
+    if isinstance(value, (list, tuple)): return _several([*map(_words, value)])
     return str(value)
+
+def _several(words: list[str]) -> str:
+    "The first hundred of them, and how many more there are."
+    return ", ".join(words[:100]) + (f" and {len(words) - 100:,} more" if len(words) > 100 else "")
 
 def _unique(entries: list[tuple[str, object]]) -> list[dict]:
     "Distinct mappings, each with the keys of the cells that have it."
@@ -773,9 +800,7 @@ AXES = """
 <thead><tr><th scope="col">figure</th><th scope="col">original</th>{% for recipe in recipes %}<th scope="col">{{ recipe }}</th>{% endfor %}</tr></thead><tbody>
 {% for name, original, entries in lines %}<tr><th scope="row">{{ name }}</th><td>{{ original }}</td>{% for entry in entries %}<td>{% if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>{% else %}–{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-{% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><table><thead><tr><th scope="col">item</th><th scope="col">known</th><th scope="col">says now</th></tr></thead><tbody>
-{% for row in lost.head(100).itertuples() %}<tr><th scope="row">{{ row[0] }}</th><td class="words">{{ row[2] }}</td><td class="words">{{ row[3] }}</td></tr>
-{% endfor %}</tbody></table>{% if lost | length > 100 %}<p>and {{ lost | length - 100 }} more</p>{% endif %}</details>{% endfor %}{% endif %}</section>{% endfor %}
+{% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><p class="small">{{ listed(lost.index, 100) }}</p></details>{% endfor %}{% endif %}</section>{% endfor %}
 """
 SOURCES = """
 {% if d.use %}<section><h2>Data rights</h2><div class="wide" tabindex="0" role="region" aria-label="Data rights"><table class="gaps"><caption><span>Declared use: {{ d.use }}. Licences are read by a table; the texts themselves count.</span></caption>
@@ -785,7 +810,8 @@ SOURCES = """
 <section><h2>Provenance</h2>{% for heading, entries in sources %}{% for entry in entries %}<h3>{{ heading }}{% if entries | length > 1 %} {{ loop.index }}{% endif %}</h3>
 <dl>{% for name, value in entry.what.items() if value not in (None, "", [], {}) %}<dt>{{ name | replace("_", " ") }}</dt><dd>{{ words(value) }}</dd>{% endfor %}</dl>
 {% if entries | length > 1 %}<p class="small">{{ entry.cells | length }} cells</p>{% endif %}{% else %}<h3>{{ heading }}</h3><p class="small">Not recorded.</p>{% endfor %}{% endfor %}</section>
-<section><h2>How to reproduce</h2>{% if d.study %}<p>Save this as <code>study.yaml</code>:</p><pre tabindex="0">{{ d.study }}</pre>{% else %}<p>The study file was not recorded; the steps of each recipe stand above.</p>{% endif %}
+<section><h2>How to reproduce</h2>{% if d.study %}<p>Save this as <code>study.yaml</code>:</p><pre tabindex="0">{% for line in d.study.splitlines()[:5000] %}{{ line }}
+{% endfor %}</pre>{% else %}<p>The study file was not recorded; the steps of each recipe stand above.</p>{% endif %}
 <p>Then, with the versions named under provenance:</p><pre tabindex="0">compress-lab run study.yaml</pre></section>
 <section><h2>Every measurement</h2><details><summary>{{ d.evidence | length }} rows</summary><div class="wide" tabindex="0" role="region" aria-label="Every measurement"><table>
 <caption><span>All metrics of all probes. Brackets hold 95% intervals of the paired difference or ratio.</span></caption><thead><tr>{% for head in ("recipe", "probe", "metric", "original", "compressed", "difference", "ratio", "items", "clusters") %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
@@ -800,9 +826,13 @@ BRIEF = """<style>{{ css }}</style><div class="dossier">{% include "top" %}{% in
 TEMPLATES = Environment(autoescape=True, loader=DictLoader({"top": TOP, "answers": ANSWERS, "axes": AXES, "pictures": PICTURES, "words": WORDS, "sources": SOURCES, "page": PAGE, "brief": BRIEF}))
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-58
+LONGEST = 4000  # characters of one text on the page
+
 def _clean(text: object) -> object:
-    "A string without invisible characters; anything else as it is."
-    return text if not isinstance(text, str) or isinstance(text, Markup) else visible(text)
+    "A string without invisible characters and folders, cut; anything else as it is."
+    if not isinstance(text, str) or isinstance(text, Markup): return text
+    text = without_folders(text[:LONGEST + 1])
+    return visible(text if len(text) <= LONGEST else text[:LONGEST] + "…")
 
 TEMPLATES.finalize = _clean
 
@@ -810,7 +840,9 @@ TEMPLATES.finalize = _clean
 def _picture(make, title: str, caption: str, alt: str, prefix: str) -> dict:
     "A figure for the page, or the reason why there is none."
     try: return dict(title=title, caption=caption, svg=Markup(plots.svg(make(), alt, prefix)))
-    except CompressLabError as error: return dict(title=title, caption=f"Not drawn: {error.what[0].lower()}{error.what[1:]}", svg="")
+    except CompressLabError as error: return dict(title=title, caption=f"Not drawn: {error.what[:1].lower()}{error.what[1:]}", svg="")
+    except Exception as error:   # figures that no axis holds trip the drawing anywhere, and a page without a picture is still a page
+        return dict(title=title, caption=f"Not drawn: the figures cannot be ({type(error).__name__}).", svg="")
 
 @patch
 def pictures(self: Dossier) -> list[dict]:  # title, caption, svg
@@ -879,25 +911,37 @@ def _render(self: Dossier, template: str) -> str:
     rows = [dict(name=r, notes=self._notes(r), entries=[entries[r][i][3:] for i in used]) for r in self.recipes]
     sources = self.provenance()
     return TEMPLATES.get_template(template).render(
-        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), axes=self._axis_tables(), forgotten=self.forgotten(), caption=CAPTION, pictures=self.pictures(), gaps=_together(self.not_measured()), remarks=_together(self.remarks()),
+        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), axes=self._axis_tables(), forgotten=self.forgotten(), listed=listed, caption=CAPTION, pictures=self.pictures(), gaps=_together(self.not_measured()), remarks=_together(self.remarks()),
         steps=lambda recipe: " >> ".join(map(step_text, self._steps(recipe))) or next((f"the copy in {each['copy']}" for each in self._of(recipe) if each.get("copy")), ""), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
         sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])], words=_words,
         measurements=self._measurements(), css=Markup(CSS + TABLE_CSS), page_css=Markup(PAGE_CSS))
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-64
+PAGE_MARK = b": compress_lab dossier</title>"  # near the start of every page
+
+def page_place(
+    path: "str | os.PathLike",  # where a page shall be
+) -> Path:
+    "The path with its links followed. Raises `CompressLabError` where something stands there that is no page of a dossier."
+    try:
+        place = Path(os.path.realpath(path))
+        if not os.path.lexists(place): return place
+        with open(regular_file(place), "rb") as file: start = file.read(1 << 14)
+    except (OSError, ValueError) as error: raise cannot_read(path, error) from error
+    except CompressLabError as error: raise CompressLabError(error.what, str(path), "choose another name with --out") from error
+    if start and PAGE_MARK not in start:
+        raise CompressLabError("There is a file that is no page of a dossier.", str(path), "choose another name with --out, or remove the file yourself")
+    return place
+
 @patch
 def to_html(self: Dossier,
-    path: "str | os.PathLike",  # where to write; an existing file is replaced entirely or not at all
+    path: "str | os.PathLike",  # where to write; an earlier page is replaced, entirely or not at all
 ) -> Path:
-    "Writes the dossier as one self-contained HTML page. Raises `CompressLabError` where that cannot be done."
-    path = Path(path); temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    data = self._render("page").encode("utf-8", "replace")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(temporary, data); os.replace(temporary, path)
+    "Writes the dossier as one self-contained HTML page. Raises `CompressLabError` where that cannot be done, or would replace another file."
+    place = page_place(path)
+    try: replace_file(place, self._render("page").encode("utf-8", "replace"))
     except OSError as error: raise cannot_write(error, str(path)) from error
-    finally: temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 @patch
 def _repr_html_(self: Dossier) -> str:

@@ -354,5 +354,6 @@ def svg(
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", text)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    return re.sub(r"<svg .*?>", f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {size[1]} {size[2]}" '
-                  f'style="--width: {float(size[1]):.0f}" role="img" aria-label="{escape(label(alt, 2000), quote=True)}">', text, count=1, flags=re.S)
+    opening = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {size[1]} {size[2]}" '
+               f'style="--width: {float(size[1]):.0f}" role="img" aria-label="{escape(label(alt, 2000), quote=True)}">')
+    return re.sub(r"<svg .*?>", lambda found: opening, text, count=1, flags=re.S)   # a function: a backslash in a name means itself
