@@ -1,5 +1,5 @@
 "What a hostile folder, a hostile supplier of files and a failing machine can do below the level of models."
-import hashlib, os, re, shutil, subprocess, sys, time, zipfile
+import hashlib, json, os, re, shutil, subprocess, sys, time, zipfile
 from pathlib import Path
 from random import Random
 
@@ -13,6 +13,7 @@ from compress_lab.core.starters import Starter
 from compress_lab.core.streaming import stream
 from compress_lab.core.subjects import Subject, load
 from compress_lab.core.tiny import tiny
+from compress_lab.evaluate import writing
 from compress_lab.evaluate.records import NotMeasured
 from compress_lab.measure import latency, memory
 from compress_lab.measure.latency import Latency
@@ -26,7 +27,7 @@ from compress_lab.quantize.rtn import RTN
 
 MODULES = ("random", "json", "torch", "pip", "sitecustomize", "usercustomize", "compress_lab", "numpy", "platformdirs")
 SOME = Starter("some", "text", "some-starter==1.0", {"some/data.txt": hashlib.sha256(b"data").hexdigest()}, 1, "CC0")
-START_PROCESSES = {"core/starters.py", "measure/memory.py", "core/store.py"}   # the store asks git and sysctl, which are not Python
+START_PROCESSES = {"core/starters.py", "measure/memory.py", "evaluate/writing.py", "core/store.py"}   # the store asks git and sysctl, which are not Python
 
 
 @pytest.fixture
@@ -89,6 +90,11 @@ def test_the_process_that_fetches_starters_is_safe(hostile, tmp_path, monkeypatc
     monkeypatch.setitem(starters.STARTERS, "some", SOME)
     monkeypatch.setenv("COMPRESS_LAB_CACHE", str(tmp_path/"cache"))
     assert (starters.fetch("some")/"data.txt").read_text() == "data" and not hostile()
+
+
+def test_the_process_that_renders_chat_templates_is_safe(hostile):
+    given = {"template": "{{ messages[0]['content'] }}!", "special": {}, "prompts": ["hello"], "memory": writing.MEMORY, "letters": 100}
+    assert writing._rendered(json.dumps(given), 60) == {"texts": ["hello!"]} and not hostile()
 
 
 def test_every_module_that_starts_a_process_is_tested_here(root):
