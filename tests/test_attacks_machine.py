@@ -1,10 +1,10 @@
 "What a hostile folder, a hostile supplier of files and a failing machine can do below the level of models."
-import hashlib, os, re, shutil, subprocess, sys, time, zipfile
+import hashlib, json, os, re, shutil, subprocess, sys, time, zipfile
 from pathlib import Path
 from random import Random
 
 import pytest, torch
-from compress_lab.core import starters
+from compress_lab.core import layers, starters
 from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.files import seal
@@ -13,7 +13,10 @@ from compress_lab.core.starters import Starter
 from compress_lab.core.streaming import stream
 from compress_lab.core.subjects import Subject, load
 from compress_lab.core.tiny import tiny
-from compress_lab.measure import memory
+from compress_lab.evaluate import writing
+from compress_lab.evaluate.records import NotMeasured
+from compress_lab.measure import latency, memory
+from compress_lab.measure.latency import Latency
 from compress_lab.prune.low_rank import SVDLLM
 from compress_lab.prune.sparsegpt import SparseGPT
 from compress_lab.prune.wanda import Wanda
@@ -24,7 +27,7 @@ from compress_lab.quantize.rtn import RTN
 
 MODULES = ("random", "json", "torch", "pip", "sitecustomize", "usercustomize", "compress_lab", "numpy", "platformdirs")
 SOME = Starter("some", "text", "some-starter==1.0", {"some/data.txt": hashlib.sha256(b"data").hexdigest()}, 1, "CC0")
-START_PROCESSES = {"core/starters.py", "measure/memory.py", "core/store.py"}   # the store asks git and sysctl, which are not Python
+START_PROCESSES = {"core/starters.py", "measure/memory.py", "evaluate/writing.py", "core/store.py"}   # the store asks git and sysctl, which are not Python
 
 
 @pytest.fixture
@@ -87,6 +90,11 @@ def test_the_process_that_fetches_starters_is_safe(hostile, tmp_path, monkeypatc
     monkeypatch.setitem(starters.STARTERS, "some", SOME)
     monkeypatch.setenv("COMPRESS_LAB_CACHE", str(tmp_path/"cache"))
     assert (starters.fetch("some")/"data.txt").read_text() == "data" and not hostile()
+
+
+def test_the_process_that_renders_chat_templates_is_safe(hostile):
+    given = {"template": "{{ messages[0]['content'] }}!", "special": {}, "prompts": ["hello"], "memory": writing.MEMORY, "letters": 100}
+    assert writing._rendered(json.dumps(given), 60) == {"texts": ["hello!"]} and not hostile()
 
 
 def test_every_module_that_starts_a_process_is_tested_here(root):
@@ -324,3 +332,98 @@ def test_a_cached_file_that_cannot_be_read_is_made_again(cache, monkeypatch):
 @pytest.mark.parametrize("name", [["some"], None, "some\0", "../some", 3])
 def test_a_starter_that_is_none_is_refused_by_name(name, cache):
     with pytest.raises(CompressLabError, match="No starter is called"): starters.fetch(name)
+
+
+WALK = """
+import sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+import compress_lab as cl
+from compress_lab.core import layerwise
+from compress_lab.core.layers import linears, release_memory
+torch.set_num_threads(1)
+def status(name): return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
+model = LlamaForCausalLM._from_config(LlamaConfig(vocab_size=500, hidden_size=512, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=8), dtype=torch.float32).eval()
+class Text: tokens, key = torch.randint(0, 500, (64, 256), generator=torch.Generator().manual_seed(0)), "text"
+method, seen = eval(sys.argv[1], {"cl": cl}), []
+def look(needed, *where, **device):
+    release_memory()
+    open("/proc/self/clear_refs", "w").write("5")   # the peak begins anew
+    seen.extend((needed, status("VmRSS")))
+layerwise.check_memory = look
+method.run(cl.Subject(model), [linear for linear in linears(model) if linear.block is not None], Text)
+print(seen[0], status("VmHWM") - seen[1])
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of a process cannot be begun anew here")
+@pytest.mark.parametrize("method", ["cl.Wanda(0.5, calibration_dtype='float32')", "cl.GPTQ(shrinks=0)", "cl.Int8('static', calibration_dtype='float32')"])
+def test_the_memory_a_walk_needs_is_what_it_takes(method):
+    said, took = map(int, subprocess.run(python_command("-c", WALK, method), env=child_environment(), capture_output=True, text=True, check=True).stdout.split())
+    assert took > 100e6 and abs(said / took - 1) < 0.25, f"{said >> 20} MiB said, {took >> 20} MiB taken"
+
+
+LIMITED = """
+import psutil, resource, sys
+import torch, compress_lab as cl
+from compress_lab.core.layers import check_memory, free_memory
+used = psutil.Process().memory_info()
+most = (used.vms if sys.argv[1] == "RLIMIT_AS" else used.data) + (100 << 20)
+resource.setrlimit(getattr(resource, sys.argv[1]), (most, most))
+print(free_memory() >> 20)
+check_memory(10 << 20, "little")
+try: check_memory(200 << 20, "much")
+except cl.CompressLabError as error: print(error.what)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce these limits")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_limits_of_the_process_are_asked(limit):
+    free, said = subprocess.run(python_command("-c", LIMITED, limit), env=child_environment(), capture_output=True, text=True, check=True).stdout.splitlines()
+    assert 80 <= int(free) <= 101 and said == "This needs 0.2 GiB above the model, 0.1 GiB are free."
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_of_control_groups_are_asked(version, tmp_path, monkeypatch):
+    root = tmp_path/"memory" if version == 1 else tmp_path
+    limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    (root/"a"/"b").mkdir(parents=True)
+    (tmp_path/"cgroup").write_text("3:cpuset:/\n4:memory:/a/b\n" if version == 1 else "0::/a/b\n")
+    for folder, most, now in ((root/"a"/"b", "max" if version == 2 else str(2**63 - 4096), 10**9), (root/"a", str(3 * 10**9), 2 * 10**9)):
+        (folder/limit).write_text(most)
+        (folder/used).write_text(str(now))
+        (folder/"memory.stat").write_text(f"cache 5\nactive_file {10**8}\ninactive_file {4 * 10**8}\ntotal_inactive_file 7\n")
+    monkeypatch.setattr(layers, "PROCESS", tmp_path)
+    monkeypatch.setattr(layers, "GROUPS", tmp_path)
+    assert layers.free_memory() == 3 * 10**9 - (2 * 10**9 - 5 * 10**8)
+    with pytest.raises(CompressLabError, match="This needs 1.9 GiB above the model, 1.4 GiB are free"): layers.check_memory(2 * 10**9, "")
+    (tmp_path/"cgroup").write_text("nonsense\n9:memory:/elsewhere\n")
+    assert layers.free_memory() > 3 * 10**9 or layers.psutil.virtual_memory().available < 3 * 10**9
+
+
+@pytest.mark.parametrize("kind, head, places, expected", [("gpt2", "causal_lm", 64, 55), ("llama", "causal_lm", 16, 7), ("roberta", "masked_lm", 64, 62), ("opt", "causal_lm", 64, 55), ("llama", "causal_lm", 512, 64)])
+def test_latency_of_models_with_few_places(kind, head, places, expected, monkeypatch):
+    monkeypatch.setattr(latency, "settle", lambda once: (max(once(), 1.0), True))   # as if slow: one call a burst
+    before, after = (Subject(tiny(kind, head=head, seed=seed, **{"n_positions" if kind == "gpt2" else "max_position_embeddings": places})) for seed in (0, 1))
+    records = Latency(blocks=3).measure(after, before)
+    asked = [note for note in records.meta["notes"] if "instead of 64" in note]
+    assert asked == ([] if expected == 64 else [f"a prompt of {expected} tokens instead of 64: the models have no more places"])
+
+
+def test_latency_of_a_model_without_places_for_a_prompt():
+    one = Subject(tiny("gpt2", n_positions=8))
+    with pytest.raises(NotMeasured, match="8 places, too few"): Latency().measure(one, one)
+
+
+def test_memory_of_a_model_with_few_places(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "run", lambda folder, tokens, batch: asked.append(tokens) or {"baseline_bytes": 1, "loaded_bytes": 2, "peak_bytes": 3})
+    records = memory.Memory(runs=2).measure(Subject(tiny("gpt2")))
+    assert asked == [64, 64] and "64 tokens instead of 256: the model has no more places" in records.meta["notes"]
+
+
+def test_a_child_that_says_nothing_is_an_error(monkeypatch):
+    for said in ("", "hello", "[]", "{}", '{"baseline_bytes": "many", "loaded_bytes": 1, "peak_bytes": 1}'):
+        monkeypatch.setattr(memory.subprocess, "run", lambda *given, **more: subprocess.CompletedProcess(given, 0, said, ""))
+        with pytest.raises(CompressLabError, match="nothing that can be read"): memory.run("folder", 1, 1)
+        monkeypatch.undo()

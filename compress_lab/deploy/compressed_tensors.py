@@ -18,7 +18,8 @@ from ..core.packed import Packed, pack
 from ..core.rounding import Rounding, rounding_of
 from ..core.subjects import tensors, write_configs
 from ..core.tiny import logits
-from .export import Format, reading
+from .export import Format
+from ..measure.graph import reading
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-05
 def words(

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SHORT', 'BUDGET', 'MATTERS', 'ABOUT', 'quantized', 'Format', 'misfit', 'as_format', 'holders', 'check_fit',
-           'missing', 'renewed', 'widened', 'put_back', 'expected', 'turning_points', 'row_length', 'reading',
-           'difference', 'Exported', 'free', 'write', 'as_settings', 'checked', 'export', 'export_formats']
+           'missing', 'renewed', 'widened', 'put_back', 'expected', 'turning_points', 'row_length', 'difference',
+           'Exported', 'free', 'write', 'as_settings', 'checked', 'export', 'export_formats']
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-03
 import json, re
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from ..core.errors import CompressLabError, nearest
 from ..core.factored import ranks
-from ..core.files import new_folder, regular_file
+from ..core.files import cannot_write, new_folder
 from ..core.inputs import limits
-from ..core.layers import LinearLayer, linears, size_of
+from ..core.layers import LinearLayer, embeddings, linears, size_of
 from ..core.packed import Packed
 from ..core.subjects import Subject, local
 from ..core.tiny import inputs, logits, strayed
@@ -189,25 +188,11 @@ def row_length(
     model: nn.Module,
 ) -> int:
     "The number of tokens in a row that a check reads."
-    points, places = turning_points(model), limits(model).places or 2**62
-    within = [number + 4 for number in points.values() if (number + 4) * size_of(model) <= BUDGET]
-    return min(max([SHORT, *within]), places)
+    places, most = limits(model).places or 2**62, BUDGET / size_of(model)
+    tables = [places for table in embeddings(model).values() if places <= len(table.weight) <= places + 4]   # of positions
+    return min(max([SHORT, *(length for length in (*(number + 4 for number in turning_points(model).values()), *tables) if length <= most)]), places)
 
 # %% ../../nbs/deploy/01_export.ipynb #reading-code
-@contextmanager
-def reading(
-    name: str,    # of the format
-    path: Path,   # of the file that must be there
-):
-    "A context in which whatever a reader raises becomes a `CompressLabError`."
-    try:
-        regular_file(path)
-        yield
-    except CompressLabError: raise
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise CompressLabError(f"{path.name} cannot be read as {name}: {type(error).__name__} {said}", str(path), "export the model again") from error
-
 def difference(
     form: Format,
     subject: Subject,
@@ -243,7 +228,10 @@ ABOUT = "compress_lab_export.json"
 
 def free(folder: Path):
     "Raises `CompressLabError` where something is in the folder that `export` did not write."
-    if folder.exists() and not (folder/ABOUT).exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try: folder.stat()
+    except FileNotFoundError: return
+    except (OSError, ValueError) as error: raise cannot_write(folder, error) from error
+    if not (folder/ABOUT).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CompressLabError("The folder exists and does not hold an export.", str(folder), "choose another name, or remove it yourself")
 
 def write(form: Format, subject: Subject, layers: dict, folder: Path):
@@ -257,7 +245,9 @@ def write(form: Format, subject: Subject, layers: dict, folder: Path):
     (folder/ABOUT).write_text(json.dumps(about, indent=1, default=str))
 
 # %% ../../nbs/deploy/01_export.ipynb #checked-code
-def as_settings(points: dict) -> str: return ", ".join(f"{name}={number:,}" for name, number in points.items())
+def as_settings(points: dict) -> str:
+    "The settings as a config would give them."
+    return ", ".join(f"{name}={number:,}" for name, number in points.items())
 
 def checked(form: Format, subject: Subject, layers: dict, folder: Path, tolerance: float|None) -> float:
     "How far the outputs are from the Subject's. Raises `CompressLabError` where the folder does not give what the format should hold, or strays further than `tolerance`."

@@ -19,7 +19,8 @@ from ..core.layers import size_of
 from ..core.packed import Packed
 from ..core.subjects import tensors
 from ..core.tiny import logits
-from .export import Format, reading
+from .export import Format
+from ..measure.graph import reading
 
 # %% ../../nbs/deploy/05_gguf.ipynb #cell-06
 def kind(packed: Packed) -> str:

@@ -9,9 +9,10 @@ __all__ = ['Onnx']
 from pathlib import Path
 import torch
 from torch import Tensor
-from .export import Format, reading
+from .export import Format
 from .openvino import feed
 from ..measure.onnxruntime import onnx_graph
+from ..measure.graph import reading
 
 # %% ../../nbs/deploy/04_onnx.ipynb #cell-05
 class Onnx(Format):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from .export import Format, reading
+from .export import Format
 from ..measure.openvino import exported, openvino, pack_constants
+from ..measure.graph import reading
 
 # %% ../../nbs/deploy/03_openvino.ipynb #cell-05
 def feed(inputs: list[tuple], tokens: Tensor) -> dict[str, np.ndarray]:

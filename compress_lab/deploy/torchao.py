@@ -14,7 +14,8 @@ from ..core.packed import Packed
 from ..core.subjects import tensors
 from ..core.tiny import logits
 from .compressed_tensors import checkpoint, read
-from .export import Format, reading
+from .export import Format
+from ..measure.graph import reading
 
 # %% ../../nbs/deploy/07_torchao.ipynb #cell-06
 def as_torchao(

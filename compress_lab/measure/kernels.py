@@ -20,6 +20,7 @@ import xxhash
 from torch import Tensor, nn
 from ..core.data import calibration
 from ..core.errors import CompressLabError, nearest
+from ..core.inputs import check_length
 from ..core.progress import bar
 from ..core.subjects import Subject
 from ..core.tiny import inputs
@@ -217,6 +218,7 @@ def native(
     for name in names:
         if name not in BACKENDS: raise CompressLabError(f"There is no backend {name!r}.", "native", f"did you mean {', '.join(nearest(str(name), BACKENDS)) or ', '.join(BACKENDS)}?")
     if getattr(subject, "roundings", None): raise CompressLabError("No backend here runs rounded activations as they were rounded.", subject.name, "quantize the weights only; openvino-int8 rounds activations itself")
+    check_length(subject.model, length + (decode_tokens + 1 if decode_tokens and isinstance(backend, str) and backend == "auto" else 0), "native: length and decode_tokens")
     rows = text_of(subject, length) if rows is None else rows
     job, half = Job(subject, rows[: (len(rows) + 1) // 2]), len(rows) // 2
     with evaluating(subject.model):

@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from scipy import stats
 from ..core.errors import CompressLabError
-from ..core.inputs import check_length, check_rows
+from ..core.inputs import check_length, check_rows, limits
 from ..core.progress import bar
 from ..core.store import environment
 from ..evaluate.perplexity import evaluating
@@ -167,25 +167,40 @@ class Latency(Probe):
         tokens = torch.randint(vocabulary, (self.batch, self.prefill_tokens), generator=torch.Generator().manual_seed(seed))
         for each in (original.model, subject.model): check_rows(each, tokens, "the prompt whose latency is measured")
         with evaluating(original.model), evaluating(subject.model):
+            tokens, steps = self.prompt(original.model, subject.model, seed)
             at = [tokens.to(next(model.parameters()).device) for model in (original.model, subject.model)]
             steps = self.decode_tokens if all(cached(model, row[:, :1]) for model, row in zip((original.model, subject.model), at)) else 0
             for each in (original.model, subject.model): check_length(each, self.prefill_tokens + steps, "the prompt and the tokens decoded after it")
             warm = [settle(lambda: sum(map(sum, call(model, row, steps).values()))) for model, row in zip((original.model, subject.model), at)]
             calls = int(np.clip(0.1 / warm[0][0], 1, 20))
             with no_garbage_collection(): frame, single = bursts(models, tokens, steps, self.blocks, calls, seed)
-        about = self.about(single, calls, all(settled for _, settled in warm), frame["cluster"].nunique())
+        about = self.about(single, calls, all(settled for _, settled in warm), frame["cluster"].nunique(), tokens.shape[1])
         return Records(frame, self, subject.fingerprint, {"original": original.fingerprint, "rows": "random tokens", "seed": seed, **about})
 
-    def about(self, single: dict, calls: int, settled: bool, blocks: int) -> dict:
-        "Percentiles of single calls, throughput, the machine and notes, as plain JSON."
-        extras = {f"{phase.removesuffix('_seconds')}_p{share}": {"value": float(np.percentile(seconds, share)), "unit": "s"}
-                  for phase, seconds in single.items() for share in (50, 90, 99)}
-        for phase, count in (("prefill_seconds", self.batch * self.prefill_tokens), ("decode_seconds", self.batch)):
-            if phase in single: extras[phase.replace("seconds", "tokens_per_second")] = {"value": count / float(np.median(single[phase])), "unit": "tokens/s"}
-        notes = [f"{calls} call{'s' * (calls > 1)} a burst, mirrored blocks in random order, the original against itself as control"]
-        if not settled: notes.append("the median did not settle during warm-up: other work may be running on this machine")
-        if blocks < self.blocks: notes.append(f"{blocks} of {self.blocks} blocks: each took too long for more")
-        return {"extras": extras, "notes": notes, "environment": environment()}
+# %% ../../nbs/measure/02_latency.ipynb #latency-about
+@patch
+def prompt(self: Latency, original: torch.nn.Module, compressed: torch.nn.Module, seed: int) -> tuple[torch.Tensor, int]:
+    "Random tokens that both models have places for, (batch, length), and how many to decode. Raises `NotMeasured` where there is no place for a prompt."
+    known, device = [limits(model) for model in (original, compressed)], torch.Generator().manual_seed(seed)
+    rows = torch.randint(min(limit.vocabulary for limit in known), (self.batch, self.prefill_tokens), generator=device)
+    decodes = all(cached(model, rows[:, :1].to(next(model.parameters()).device)) for model in (original, compressed))
+    places = min((limit.places for limit in known if limit.places is not None), default=self.prefill_tokens + self.decode_tokens + 1)
+    room = places - (self.decode_tokens + 1) * decodes
+    if room < 1: raise NotMeasured(f"The models have {places} places, too few for a prompt and {self.decode_tokens} decoded tokens.", type(compressed).__name__, f"decode fewer: Latency(decode_tokens={max(places - 2, 1)})")
+    return rows[:, :room], self.decode_tokens * decodes
+
+@patch
+def about(self: Latency, single: dict, calls: int, settled: bool, blocks: int, length: int) -> dict:
+    "Percentiles of single calls, throughput, the machine and notes, as plain JSON."
+    extras = {f"{phase.removesuffix('_seconds')}_p{share}": {"value": float(np.percentile(seconds, share)), "unit": "s"}
+              for phase, seconds in single.items() for share in (50, 90, 99)}
+    for phase, count in (("prefill_seconds", self.batch * length), ("decode_seconds", self.batch)):
+        if phase in single: extras[phase.replace("seconds", "tokens_per_second")] = {"value": count / float(np.median(single[phase])), "unit": "tokens/s"}
+    notes = [f"{calls} call{'s' * (calls > 1)} a burst, mirrored blocks in random order, the original against itself as control"]
+    if not settled: notes.append("the median did not settle during warm-up: other work may be running on this machine")
+    if length < self.prefill_tokens: notes.append(f"a prompt of {length} tokens instead of {self.prefill_tokens}: the models have no more places")
+    if blocks < self.blocks: notes.append(f"{blocks} of {self.blocks} blocks: each took too long for more")
+    return {"extras": extras, "notes": notes, "environment": environment()}
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-30
 @patch

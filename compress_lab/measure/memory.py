@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 import pandas as pd
 from ..core.children import child_environment, python_command
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, visible
+from ..core.inputs import limits
 from ..core.progress import bar
 from ..evaluate.records import Metric, NotMeasured, Probe, Records, setting
 
@@ -55,7 +56,9 @@ def run(
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         why = "it was killed, as happens when memory runs out" if done.returncode < 0 else last
         raise CompressLabError(f"The process that measures memory failed: {why}.", f"exit status {done.returncode}", "try fewer tokens, or a machine with more memory")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try: return {name: int(json.loads(done.stdout.strip().splitlines()[-1])[name]) for name in ("baseline_bytes", "loaded_bytes", "peak_bytes")}
+    except (ValueError, LookupError, TypeError) as error:
+        raise CompressLabError("The process that measures memory said nothing that can be read.", visible(done.stdout[-200:]), "run it again") from error
 
 # %% ../../nbs/measure/03_memory.ipynb #cell-11
 def main():
@@ -91,11 +94,14 @@ class Memory(Probe):
             raise NotMeasured("Simulated quantization: in memory the weights are floats.", subject.name, "export the model to a runtime that keeps the integers, and measure that")
         if getattr(subject, "backend", ""):
             raise NotMeasured("A runtime's memory is not measured: its model lives in this process.", subject.name, "export the model, and measure a process that reads it")
+        tokens = min(self.tokens, limits(subject.model).places or self.tokens)
         with tempfile.TemporaryDirectory() as folder:
             saved = subject.save(Path(folder)/"subject")
-            found = [run(saved, self.tokens, self.batch) for _ in bar(range(self.runs), desc="memory", unit="run")]
+            found = [run(saved, tokens, self.batch) for _ in bar(range(self.runs), desc="memory", unit="run")]
         frame = pd.DataFrame(found)
         frame.insert(0, "item", range(len(frame))); frame.insert(1, "cluster", frame["item"])
         frame["above_bytes"] = frame["peak_bytes"] - frame["baseline_bytes"]
         extras = {"baseline_bytes": {"value": float(frame["baseline_bytes"].median()), "unit": "bytes"}}
-        return Records(frame, self, subject.fingerprint, {"seed": seed, "extras": extras, "notes": ["the peak of the whole process, loading included"]})
+        notes = ["the peak of the whole process, loading included"]
+        if tokens < self.tokens: notes.append(f"{tokens} tokens instead of {self.tokens}: the model has no more places")
+        return Records(frame, self, subject.fingerprint, {"seed": seed, "extras": extras, "notes": notes})

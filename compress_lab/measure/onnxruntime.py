@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..core.errors import CompressLabError
 from ..core.layers import linears
 from ..core.packed import Packed, pack
-from .graph import Runtime, example, quiet
+from .graph import Runtime, example, quiet, reading
 
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-06
 def block_size(group: int) -> int:
@@ -113,7 +113,7 @@ class OnnxRuntime(Runtime):
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with reading("onnx", Path(path)): session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = [spec.name for spec in session.get_inputs()]
         super().__init__(source, any("past_key_values" in name for name in inputs))
         self.session, self.inputs, self.outputs = session, inputs, [spec.name for spec in session.get_outputs()]
