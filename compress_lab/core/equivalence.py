@@ -6,7 +6,7 @@
 __all__ = ['PIECES', 'SOMETHING_ELSE', 'bias_of', 'Pair', 'move', 'inside', 'norms', 'centres', 'matrices', 'kept', 'rows_of',
            'copied', 'Flow', 'offset_of', 'Replay', 'scaled', 'powers', 'divided', 'carried', 'wiring', 'outputs',
            'equal', 'proven', 'Equivalences', 'from_norms', 'replays', 'from_linears', 'equivalences', 'portions',
-           'silent', 'writing', 'listening', 'Stream', 'stream']
+           'silent', 'writing', 'listening', 'Stream', 'check_text_alone', 'stream']
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-03
 import math, re, torch
@@ -19,7 +19,7 @@ from itertools import combinations
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from .errors import CompressLabError
-from .layers import Block, LinearLayer, blocks, calibrating, embeddings, linears, observe
+from .layers import Block, LinearLayer, blocks, calibrating, embeddings, linears, observe, towers
 from .tiny import inputs, reason, strayed
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-08
@@ -401,12 +401,18 @@ class Stream:
     norms: tuple[Pair, ...]             # norms that read it, with the linears they feed
     readers: tuple[LinearLayer, ...]    # linears that read it as it is
 
+def check_text_alone(model: nn.Module):
+    "Raises `CompressLabError` where something besides text comes into the residual stream, of which no row of tokens would show that it follows."
+    if found := towers(model):
+        raise CompressLabError("What this model reads besides text comes into its residual stream, and text does not show how.", found[0], "use methods that work inside the blocks")
+
 def stream(
     model: nn.Module,              # any transformer whose head is not tied to its embedding; stays as it is
     found: Equivalences,           # its pairs
     batch: dict|None=None,         # what to run it on; None: random tokens
 ) -> Stream:
     "What touches the residual stream. Raises `CompressLabError` that names the module where it is no plain sum of linears."
+    check_text_alone(model)
     width, pairs = getattr(model.config.get_text_config(), "hidden_size", None), {pair.source.name: pair for pair in found.pairs if pair.source.kind == "norm"}
     if not width: raise CompressLabError("The configuration has no hidden_size.", type(model).__name__, "such a model has no single residual stream")
     fed = {reader.key for pair in pairs.values() for reader in pair.readers}

@@ -158,7 +158,9 @@ def abandoned(
 def recover(
     folder: Path,  # to read or to write
 ):
-    "Finishes a replacement of the folder that was killed halfway, and removes what killed writers left beside it."
+    "Finishes a replacement of the folder that was killed halfway, and removes what killed writers left beside it; a link is followed."
+    try: folder = Path(os.path.realpath(folder))
+    except (OSError, ValueError): return   # no system has a folder of that name
     left = abandoned(folder)
     for old in left["old"]:
         complete = old.with_name(old.name.replace(".old-", ".part-", 1))   # nothing is moved away before the new one is complete

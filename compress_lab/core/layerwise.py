@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['Compressed', 'join', 'losses', 'averaged', 'check_finite', 'by_weights', 'compress_group', 'check_range', 'put',
-           'treat', 'Finished', 'owns_vectors', 'halved', 'precision', 'batches_of', 'memory_of', 'calibrate',
-           'change_each', 'LayerMethod']
+           'treat', 'Finished', 'stored_part', 'owns_vectors', 'halved', 'precision', 'batches_of', 'memory_of',
+           'calibrate', 'change_each', 'LayerMethod']
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-03
-import copy, inspect, json, torch
+import copy, inspect, json, os, torch
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.basics import patch
 from itertools import groupby
 from pathlib import Path
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing import ClassVar
 from .activations import Gram, output_error, unseen
 from .errors import CompressLabError, listed
+from .files import intact, remove, seal, set_aside
 from .layers import calibrating, check_memory, memory_needed, observe, release_memory, walk
 from .packed import Packed
 from .progress import bar
@@ -139,7 +140,7 @@ def treat(method, subject, layers, statistics: dict) -> dict:
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-11
 class Finished:
-    "The finished blocks of a walk, kept in a folder."
+    "The finished blocks of a walk, kept in a folder; a file that is not what was written is set aside at the start."
     def __init__(self,
         folder,     # where to keep them; None keeps nothing
         subject,    # whose weights they are
@@ -148,52 +149,91 @@ class Finished:
         self.folder, self.subject, self.blocks = folder, subject, defaultdict(list)
         for linear in layers:
             if linear.block is not None: self.blocks[linear.block].append(linear)
+        for block in self.blocks if folder is not None else ():
+            if os.path.lexists(self.path(block)) and not intact(self.path(block)): self.discard(block, "is damaged")
 
     def path(self, block: int) -> Path: return Path(self.folder) / f"block{block:04d}.safetensors"
 
-    def store(self, block: int, report: dict):
-        "Writes one block: packed weights as they are, others in the model's own layout; a streamed Subject reads both from the file from then on."
-        if self.folder is None: return
-        tensors, metas, carried = {}, {}, {}
-        for linear in self.blocks[block]:
-            packed = self.subject.packed.get(linear.key)
-            if packed:
-                tensors |= {f"{linear.key}.{field}": tensor for field, tensor in packed.tensors().items()}
-                metas[linear.key] = packed.meta()
-            if not packed or self.subject.streamed: tensors[linear.key] = linear.weight.data.contiguous()
-            if rounding := rounding_of(linear.module):
-                carried[linear.key] = rounding.meta()
-                tensors |= {f"{linear.key}.rounding.{field}": tensor.contiguous() for field, tensor in rounding.tensors().items()}
-        Path(self.folder).mkdir(parents=True, exist_ok=True)
-        partial = self.path(block).with_suffix(".partial")
-        about = {"packed": metas, "rounding": carried, "report": {linear.name: report[linear.name] for linear in self.blocks[block]}}
-        try: save_file(tensors, partial, metadata={"about": json.dumps(about)})
-        except OSError as error: raise CompressLabError(f"The finished block cannot be stored: {error.strerror or error}.", str(self.folder), "free some disk space and start again") from error
-        partial.replace(self.path(block))
-        if self.subject.streamed:
-            self.load(block, report)
-            release_memory()
+    def discard(self, block: int, why: str):
+        "Sets the file of a block aside. Raises `CompressLabError` where it cannot be moved."
+        try: set_aside(self.path(block), why)
+        except OSError as error:
+            raise CompressLabError(f"A finished block {why}, and cannot be moved: {error.strerror or error}.", str(self.path(block)), "remove it yourself") from error
 
     def restore(self, report: dict) -> set[int]:
         "Puts back what is there; returns the indices of these blocks."
-        stored = {block for block in self.blocks if self.folder is not None and self.path(block).exists()}
-        for block in stored: self.load(block, report)
+        stored = set()
+        for block in self.blocks:
+            if self.folder is None or not self.path(block).exists(): continue
+            try: self.load(block, report)
+            except CompressLabError: self.discard(block, "holds something else")
+            else: stored.add(block)
         return stored
 
+# %% ../../nbs/core/10_layerwise.ipynb #finished-store
+@patch
+def contents(self: Finished, block: int) -> tuple[dict[str, Tensor], dict, dict]:
+    "The tensors to store of a block: packed weights as they are, others in the model's own layout; the rest of packed weights and roundings."
+    tensors, packed, carried = {}, {}, {}
+    for linear in self.blocks[block]:
+        form, rounding = self.subject.packed.get(linear.key), rounding_of(linear.module)
+        if form:
+            tensors |= {f"{linear.key}.{field}": tensor for field, tensor in form.tensors().items()}
+            packed[linear.key] = form.meta()
+        if not form or self.subject.streamed: tensors[linear.key] = linear.weight.data.contiguous()
+        if rounding:
+            tensors |= {f"{linear.key}.rounding.{field}": tensor.contiguous() for field, tensor in rounding.tensors().items()}
+            carried[linear.key] = rounding.meta()
+    return tensors, packed, carried
+
+@patch
+def store(self: Finished, block: int, report: dict):
+    "Writes one block; a streamed Subject reads it from the file from then on. Raises `CompressLabError` where it cannot be written."
+    if self.folder is None: return
+    tensors, packed, carried = self.contents(block)
+    about = {"packed": packed, "rounding": carried, "report": {linear.name: report[linear.name] for linear in self.blocks[block]}}
+    partial = self.path(block).with_suffix(".partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        save_file(tensors, partial, metadata={"about": json.dumps(about)})
+        seal(partial, self.path(block))
+        partial.replace(self.path(block))
+    except (OSError, SafetensorError) as error:
+        raise CompressLabError(f"The finished block cannot be stored: {getattr(error, 'strerror', None) or error}.", str(self.folder), "free some disk space and start again") from error
+    if self.subject.streamed:
+        self.load(block, report)
+        release_memory()
+
 # %% ../../nbs/core/10_layerwise.ipynb #finished-load
+def stored_part(file, about: dict, linear) -> tuple[Tensor|None, Packed|None, Rounding|None]:
+    "Weight, packed weight and rounding of a linear in an open file. Raises `CompressLabError` where they are another linear's."
+    def fields(name): return {key.rpartition(".")[2]: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == name}
+    packed, rounding = about["packed"].get(linear.key), about["rounding"].get(linear.key)
+    weight = file.get_tensor(linear.key) if linear.key in file.keys() else None
+    packed = Packed.load(fields(linear.key), packed) if packed else None
+    for form in filter(lambda form: form is not None, (packed, weight)):
+        if tuple(form.shape) != tuple(linear.weight.shape): raise CompressLabError(f"{linear.key} has the shape {tuple(form.shape)}.")
+    if weight is None and packed is None: raise CompressLabError(f"{linear.key} is not in it.")
+    return weight, packed, Rounding.load(fields(f"{linear.key}.rounding"), rounding) if rounding else None
+
 @patch
 def load(self: Finished, block: int, report: dict):
-    "Takes weights, packed weights and roundings of a stored block, and adds what they lost to the report."
-    with safe_open(self.path(block), "pt") as file:
-        about = json.loads(file.metadata()["about"])
-        for linear in self.blocks[block]:
-            def fields(name): return {key.rpartition(".")[2]: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == name}
-            if meta := about["rounding"].get(linear.key): attach(linear.module, Rounding.load(fields(f"{linear.key}.rounding"), meta))
-            self.subject.packed.pop(linear.key, None)
-            if meta := about["packed"].get(linear.key): self.subject.packed[linear.key] = Packed.load(fields(linear.key), meta)
-            if self.subject.streamed: linear.weight.data = file.get_tensor(linear.key)
-            else: linear.weight.data.copy_(self.subject.packed[linear.key].dequantize() if meta else file.get_tensor(linear.key))
-    report.update(about["report"])
+    "Takes weights, packed weights and roundings of a stored block, and adds what they lost to the report. Raises `CompressLabError`, and changes nothing, where the file holds something else."
+    try:
+        with safe_open(self.path(block), "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            parts = [stored_part(file, about, linear) for linear in self.blocks[block]]
+            lost = {linear.name: about["report"][linear.name] for linear in self.blocks[block]}
+    except (SafetensorError, CompressLabError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CompressLabError(f"A finished block is not what it should be: {error}", str(self.path(block)), "remove it, and start again") from error
+    for linear, (weight, packed, rounding) in zip(self.blocks[block], parts):
+        if rounding: attach(linear.module, rounding)
+        self.subject.packed.pop(linear.key, None)
+        if packed: self.subject.packed[linear.key] = packed
+        if self.subject.streamed and weight is not None: linear.weight.data = weight   # the file's own pages
+        else: linear.weight.data.copy_(packed.dequantize() if packed else weight)
+    report.update(lost)
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-13
 def owns_vectors(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ __all__ = ['watched', 'bar', 'write']
 # %% ../../nbs/core/00_progress.ipynb #cell-03
 import os, sys
 from tqdm.auto import tqdm
+from .errors import visible
 
 # %% ../../nbs/core/00_progress.ipynb #cell-04
 def watched() -> bool:
@@ -27,7 +28,7 @@ def bar(
                 unit_scale=unit == "B", unit_divisor=1024 if unit == "B" else 1000)
 
 def write(
-    line: str,  # a line of text
+    line: str,  # a line of text, which may repeat names from elsewhere
 ):
-    "Prints a line above any bar that is being shown."
-    tqdm.write(line, file=sys.stdout)
+    "Prints a line above any bar that is being shown, its control characters made visible."
+    tqdm.write(visible(line, 2000), file=sys.stdout)

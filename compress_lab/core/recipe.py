@@ -215,7 +215,7 @@ def parse_step(entry, number: int) -> Step:
     if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry) or not isinstance(entry.get("method"), str):
         raise CompressLabError(f"{said(entry)} is no step.", where, "write it as {method: GPTQ, bits: 4, targets: […]}")
     options = {key: value for key, value in entry.items() if key not in ("method", "targets", "ignore")}
-    lists = {key: entry.get(key) or [] for key in ("targets", "ignore")}
+    lists = {key: [] if entry.get(key) is None else entry[key] for key in ("targets", "ignore")}
     for key, value in lists.items():
         if not isinstance(value, (str, list)): raise CompressLabError(f"{key}={said(value)} is no list of patterns.", where, "write it as [\"*.mlp.*\"]")
     patterns = {key: (value,) if isinstance(value, str) else tuple(value) for key, value in lists.items()}

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from .errors import CompressLabError
 from .recipe import Recipe, plan
-from .subjects import Subject, check_folder, local, save
+from .saving import check_folder, save
+from .subjects import Subject, local
 
 # %% ../../nbs/core/13_streaming.ipynb #cell-05
 def stream(

@@ -103,7 +103,7 @@ def shrink(
     values = declared(config)
     small = {name: reduced(value, SIZES[name]) for name, value in values.items() if name in SIZES}
     small |= {name: reduced(value, VOCABULARY - 1) for name, value in values.items() if name.endswith(("token_id", "token_index"))}
-    small |= {name: value for name, value in (VALUES | more).items() if name in values} | picked(values)
+    small |= {name: value for name, value in (VALUES | picked(values) | more).items() if name in values}
     if "num_key_value_heads" in values and ("kv_lora_rank" in values or not grouped):
         small["num_key_value_heads"] = SIZES["num_attention_heads"]
     if fill:

@@ -7,17 +7,18 @@ __all__ = ['words', 'layout', 'stored', 'scheme', 'configuration', 'checkpoint',
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-03
 import json
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from ..core.errors import CompressLabError
+from ..core.files import read_json
 from ..core.packed import Packed, pack
 from ..core.rounding import Rounding, rounding_of
-from ..core.subjects import tensors
+from ..core.subjects import tensors, write_configs
 from ..core.tiny import logits
-from .export import Format
+from .export import Format, reading
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-05
 def words(
@@ -73,18 +74,25 @@ def configuration(
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-15
 def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: Path, about: dict={}):
     "Writes config.json with a `quantization_config`, and the weights that are not quantized beside the tensors that stand for the others."
-    config, hidden = deepcopy(subject.model.config), {id(linear.weight) for linear, _ in layers.values()}
-    config.architectures, config.quantization_config = [type(subject.model).__name__], quantization
-    config.save_pretrained(folder)
-    if getattr(subject.model, "generation_config", None) is not None: subject.model.generation_config.save_pretrained(folder)
+    hidden = {id(linear.weight) for linear, _ in layers.values()}
+    write_configs(subject.model, folder)
+    described = read_json(folder/"config.json") | {"quantization_config": quantization}
+    (folder/"config.json").write_text(json.dumps(described, indent=2, sort_keys=True))
     rest = {name: tensor.detach() for name, tensor in tensors(subject.model).items() if id(tensor) not in hidden}
     save_file({name: tensor.cpu().contiguous() for name, tensor in (rest | extra).items()}, folder/"model.safetensors", {"format": "pt"} | about)
 
-def read(folder: Path) -> nn.Module:
-    "The model that transformers reads from the folder."
+def read(
+    folder: Path,                  # of a checkpoint
+    dtype: torch.dtype|None=None,  # to compute in; None: as it is stored
+) -> nn.Module:
+    "The model that transformers reads from the folder. Raises `CompressLabError`."
     import transformers
-    name = json.loads((folder/"config.json").read_text())["architectures"][0]
-    return getattr(transformers, name).from_pretrained(folder, local_files_only=True).eval()
+    with reading("a checkpoint of transformers", folder/"model.safetensors"):
+        name = str(read_json(folder/"config.json")["architectures"][0])
+        kind = getattr(transformers, name, None)
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): raise CompressLabError(f"transformers has no model called {name}.", str(folder), "export the model again")
+        options = {} if dtype is None else {"dtype": dtype}
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options).eval()
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-16
 class CompressedTensors(Format):
@@ -99,6 +107,13 @@ class CompressedTensors(Format):
         for name, (linear, packed) in layers.items():
             if rounding_of(linear.module) and (packed.bits != 8 or packed.zeros is not None or packed.group_size < packed.columns or packed.levels):
                 raise CompressLabError("compressed-tensors holds rounded inputs with eight-bit weights only, a scale a row.", name, "use Int8()")
+            if not self.held(packed, linear.weight.dtype).scales.isfinite().all():
+                raise CompressLabError(f"compressed-tensors keeps scales in the type of the model, and {linear.weight.dtype} does not reach as far.", name, "load the model in float32 or bfloat16")
+
+    def held(self, packed: Packed, dtype: torch.dtype) -> Packed:
+        "The weight with its scales in the type of the model."
+        scales = packed.scales.float() * (1 if packed.outer is None else packed.outer)
+        return packed if torch.equal(scales.to(dtype).float(), scales) else replace(packed, scales=scales.to(dtype).float(), outer=None)
 
     def allowed(self, subject) -> float: return 0.05 if subject.roundings else self.tolerance
 
@@ -107,4 +122,5 @@ class CompressedTensors(Format):
         checkpoint(subject, layers, extra, configuration(subject.model, layers), folder)
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
-        return logits(read(folder), {"input_ids": tokens})
+        model = read(folder, torch.float32)
+        with reading(self.name, folder/"model.safetensors"): return logits(model, {"input_ids": tokens})

@@ -9,12 +9,14 @@ __all__ = ['columnwise', 'settings', 'weight_of', 'GptqFormat']
 import json
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import CompressLabError
+from ..core.files import read_json
 from ..core.packed import Packed, pack
 from ..core.tiny import logits
 from .compressed_tensors import checkpoint, words
-from .export import Format
+from .export import Format, reading
 
 # %% ../../nbs/deploy/06_gptq_format.ipynb #cell-05
 def columnwise(packed: Packed) -> dict[str, Tensor]:
@@ -61,14 +63,18 @@ class GptqFormat(Format):
         checkpoint(subject, layers, extra, settings(layers), folder)
         (folder/"quantize_config.json").write_text(json.dumps(settings(layers), indent=1))
 
-    def run(self, folder: Path, tokens: Tensor) -> Tensor:
-        import transformers
-        from safetensors.torch import load_file
-        config = json.loads((folder/"config.json").read_text())
-        found, stored = config.pop("quantization_config"), load_file(folder/"model.safetensors")
+# %% ../../nbs/deploy/06_gptq_format.ipynb #gptq-run
+@patch
+def run(self: GptqFormat, folder: Path, tokens: Tensor) -> Tensor:
+    "The outputs in float32 of the weights that the folder stands for. Raises `CompressLabError`."
+    import transformers
+    from safetensors.torch import load_file
+    with reading(self.name, folder/"model.safetensors"):
+        config, stored = read_json(folder/"config.json"), load_file(folder/"model.safetensors")
+        found = config.pop("quantization_config")
         for name in [key.removesuffix(".qweight") for key in stored if key.endswith(".qweight")]:
             stored[f"{name}.weight"] = weight_of({field: stored.pop(f"{name}.{field}") for field in ("qweight", "qzeros", "scales", "g_idx")}, found)
-        model = getattr(transformers, config["architectures"][0])._from_config(transformers.AutoConfig.for_model(**config))
+        model = getattr(transformers, config["architectures"][0])._from_config(transformers.AutoConfig.for_model(**config), dtype=torch.float32)
         model.load_state_dict(stored, strict=False)
         model.tie_weights()
         return logits(model.eval(), {"input_ids": tokens})

@@ -9,7 +9,7 @@ __all__ = ['Onnx']
 from pathlib import Path
 import torch
 from torch import Tensor
-from .export import Format
+from .export import Format, reading
 from .openvino import feed
 from ..measure.onnxruntime import onnx_graph
 
@@ -18,12 +18,14 @@ class Onnx(Format):
     "An ONNX graph for ONNX Runtime."
     name, writes, reads = "onnx", ("onnxscript", "onnxruntime"), ("onnxruntime",)
     how = 'onnxruntime.InferenceSession("{folder}/model.onnx")'
-    bits, block, ragged, transposed, floats, factors = (2, 4, 8), 16, True, True, True, True
+    bits, block, ragged, transposed, floats, factors, widens = (2, 4, 8), 16, True, True, True, True, True
 
     def write(self, subject, layers: dict, folder: Path):
         onnx_graph(subject.model, {linear.key: packed for linear, packed in layers.values()}).save_pretrained(folder)
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         import onnxruntime
-        session = onnxruntime.InferenceSession(str(folder/"model.onnx"), providers=["CPUExecutionProvider"])
-        return torch.from_numpy(session.run([session.get_outputs()[0].name], feed([(spec.name, spec.shape) for spec in session.get_inputs()], tokens))[0])
+        with reading(self.name, folder/"model.onnx"):
+            session = onnxruntime.InferenceSession(str(folder/"model.onnx"), providers=["CPUExecutionProvider"])
+            given = feed([(spec.name, spec.shape) for spec in session.get_inputs()], tokens)
+            return torch.from_numpy(session.run([session.get_outputs()[0].name], given)[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from .export import Format
+from .export import Format, reading
 from ..measure.openvino import exported, openvino, pack_constants
 
 # %% ../../nbs/deploy/03_openvino.ipynb #cell-05
@@ -26,7 +26,7 @@ class OpenVINOFiles(Format):
     "An OpenVINO graph with its constants."
     name, writes, reads = "openvino", ("openvino",), ("openvino",)
     how = 'openvino.Core().compile_model("{folder}/openvino_model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})'
-    bits, transposed, floats, factors = range(1, 9), True, True, True
+    bits, transposed, floats, factors, widens = range(1, 9), True, True, True, True
 
     def write(self, subject, layers: dict, folder: Path):
         model = exported(subject.model)
@@ -35,6 +35,8 @@ class OpenVINOFiles(Format):
         model.save_pretrained(folder)
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
-        compiled = openvino().Core().compile_model(str(folder/"openvino_model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        found = compiled.create_infer_request().infer(feed([(port.get_any_name(), list(port.partial_shape)) for port in compiled.inputs], tokens))
-        return torch.from_numpy(found[compiled.outputs[0]])
+        path = folder/"openvino_model.xml"
+        with reading(self.name, folder/"openvino_model.bin"), reading(self.name, path):
+            compiled = openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            found = compiled.create_infer_request().infer(feed([(port.get_any_name(), list(port.partial_shape)) for port in compiled.inputs], tokens))
+            return torch.from_numpy(found[compiled.outputs[0]])

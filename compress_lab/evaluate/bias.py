@@ -193,7 +193,7 @@ def pronoun_lines(
     found = []
     for number, line in enumerate(lines, 1):
         text = re.sub(r"^\d+ ", "", " ".join(line.split()))
-        marked = [each.strip() for each in re.findall(r"\[(.+?)\]", text)]
+        marked = [each.strip() for each in re.findall(r"\[([^\[\]]+)\]", text)]
         pronouns, people = ([each for each in marked if (each.lower() in PRONOUNS) == wanted] for wanted in (True, False))
         if not pronouns or len(people) != 1: raise CompressLabError(f"Brackets must mark one person and a pronoun, and mark {marked}.", f"{file.name}, line {number}", "correct the line")
         plain = " ".join(re.sub(r"[\[\]]", "", text).split())

@@ -62,8 +62,8 @@ def prime_of(
     row: dict,  # of `facts`
 ) -> str:
     "The word that misleads, which stands in front with a question mark; empty where there is none."
-    found = re.match(r"\s*([^?]+)\?", row.get("misprimed", ""))
-    return found.group(1).strip() if found else ""
+    prime, mark, _ = row.get("misprimed", "").partition("?")
+    return prime.strip() if mark else ""
 
 # %% ../../nbs/evaluate/19_factuality.ipynb #probe-code
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 import pandas as pd
+from ..core.inputs import limits, opened
 from .perturbations import OnTexts, answers, clean_texts, loss_metrics, losses
 from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
@@ -53,7 +54,7 @@ def passkey_text(
 ) -> str:
     "The text, up to where the code is asked for."
     size = [len(tokenizer(f" {each}", add_special_tokens=False)["input_ids"]) for each in FILLER]
-    left = length - len(tokenizer(HIDDEN.format(code=code) + ASKED)["input_ids"]) - len(code)
+    left = length - len(opened(tokenizer, [HIDDEN.format(code=code) + ASKED])[0]) - len(code)
     said, number = [], random.integers(len(FILLER))
     while size[number] <= left:
         said.append(FILLER[number])
@@ -80,9 +81,9 @@ class Passkey(Probe):
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Codes found by length. Raises `NotMeasured` for a model that is not causal, or that takes fewer tokens."
         tokenizer, lengths = tokenizer_of(subject), lengths_of(self, "lengths")
-        places = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
-        if isinstance(places, int) and 0 < places < lengths[-1]: raise NotMeasured(f"The model takes {places} tokens, and {lengths[-1]} are asked for.", type(subject.model).__name__, "ask for shorter texts")
-        least = len(tokenizer(HIDDEN.format(code="00000") + ASKED)["input_ids"]) + 5 + len(tokenizer(max(FILLER, key=len))["input_ids"])
+        places = limits(subject.model).places
+        if places is not None and places < lengths[-1]: raise NotMeasured(f"The model takes {places} tokens, and {lengths[-1]} are asked for.", type(subject.model).__name__, "ask for shorter texts")
+        least = sum(map(len, opened(tokenizer, [HIDDEN.format(code="00000") + ASKED, max(FILLER, key=len)]))) + 5
         if lengths[0] < least: raise NotMeasured(f"A text of {lengths[0]} tokens has no place for the code and a sentence, which take {least}.", "lengths", "ask for longer texts")
         codes = [str(code) for code in np.random.default_rng(seed).choice(np.arange(10_000, 100_000), self.n, replace=False)]
         pairs = [(passkey_text(tokenizer, length, code, place / (self.n - 1), np.random.default_rng([seed, place])), f" {code}") for place, code in enumerate(codes) for length in lengths]
@@ -125,8 +126,8 @@ class TextAround(OnTexts):
         texts = {f"{words}_words": [around(text, words, np.random.default_rng([seed, place])) for place, text in enumerate(items["text"])] for words in lengths_of(self, "words")}
         clean = answers(subject, items, self.tokens)
         if not hasattr(subject, "predict"):
-            limits = [limit for limit in (subject.tokenizer.model_max_length, getattr(subject.model.config, "max_position_embeddings", None)) if isinstance(limit, int) and limit > 0]
+            places = [limit for limit in (subject.tokenizer.model_max_length, limits(subject.model).places) if isinstance(limit, int) and limit > 0]
             longest = max(len(row) for each in texts.values() for row in subject.tokenizer(each, verbose=False)["input_ids"])
-            if longest > min(limits, default=longest): raise NotMeasured(f"The longest text has {longest} tokens, and the model takes {min(limits)}.", type(subject.model).__name__, "ask for fewer words")
+            if longest > min(places, default=longest): raise NotMeasured(f"The longest text has {longest} tokens, and the model takes {min(places)}.", type(subject.model).__name__, "ask for fewer words")
         found = {name: answers(subject, items.assign(text=each), self.tokens) for name, each in texts.items()}
         return Records(losses(clean, found, {name: np.ones(len(items)) for name in texts}), self, subject.fingerprint, {"data": data, "rows": f"{key} {key_of(*(text for each in texts.values() for text in each))}", "seed": seed, "axis": "robustness"})

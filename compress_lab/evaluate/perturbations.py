@@ -117,7 +117,7 @@ def _without(characters): return lambda text: text.translate(dict.fromkeys(map(o
 
 def _latin(text): return text.translate({ord(other): letter for letter, other in LOOKALIKES.items()})
 
-def _forwards(text): return re.sub(f"{BACKWARDS}(.*?){BACK}", lambda match: match[1][::-1], text)
+def _forwards(text): return re.sub(f"{BACKWARDS}([^{BACKWARDS}{BACK}]*){BACK}", lambda match: match[1][::-1], text)
 
 register("homoglyphs", "Latin letters replaced by Cyrillic or Greek ones of the same shape", re.compile(r"(?<![\w'’])(?=[^\W\d_]*[%s])[^\W\d_]+(?![\w'’])" % "".join(LOOKALIKES)),
          _lookalike, 0.2, same_length=True, undo=_latin)

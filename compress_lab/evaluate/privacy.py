@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from ..core.data import task
 from ..core.errors import CompressLabError
+from ..core.inputs import around, opened
 from .records import Metric, Probe, Records, drawn, judged_on, key_of, quotient, setting
 from .scoring import Request, likelihoods, tokenizer_of
 from .writing import answers_to
@@ -115,7 +116,7 @@ def texts_of(
 ) -> tuple[list[int], list[np.ndarray], object, int]:
     "Numbers and tokens, (length,) each, of the texts that are long enough, the set, and how many are too short. Raises `CompressLabError` where none is."
     found = task(path, columns=("text",))
-    tokens = [np.array(each[:most]) for each in tokenizer_of(subject)(found.frame["text"].astype(str).tolist(), verbose=False)["input_ids"]]
+    tokens = [np.array(each[:most]) for each in opened(tokenizer_of(subject), found.frame["text"].astype(str).tolist())]
     long = [number for number, each in enumerate(tokens) if len(each) >= least]
     if not long: raise CompressLabError(f"No text has {least} tokens.", found.provenance.source, "give longer texts, or ask for fewer tokens")
     long = [long[place] for place in drawn(len(long), n, seed)]
@@ -168,11 +169,12 @@ class Membership(Probe):
 
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "In which bin of the losses each text is. Raises `NotMeasured` for a model that is not causal."
-        (first, seen, one, few), (second, other, two, fewer) = (texts_of(subject, path, 2, self.length, self.n, seed) for path in (self.members, self.others))
+        (first, seen, one, few), (second, other, two, fewer) = (texts_of(subject, path, 1 + max(1, len(around(tokenizer_of(subject))[0])), self.length, self.n, seed) for path in (self.members, self.others))
         tokens = [*seen, *other]
         if both := {each.tobytes() for each in seen} & {each.tobytes() for each in other}: raise CompressLabError(f"{len(both)} texts stand in both tables.", f"{self.members} and {self.others}", "a text was seen, or it was not")
-        scores = likelihoods(subject, [Request(each, len(each) - 1) for each in tokens], self.tokens)
-        losses = -scores.logp / [len(each) - 1 for each in tokens]
+        begin = max(1, len(around(tokenizer_of(subject))[0]))   # what begins a text is not predicted, nor is a first token with nothing before it
+        scores = likelihoods(subject, [Request(each, len(each) - begin) for each in tokens], self.tokens)
+        losses = -scores.logp / [len(each) - begin for each in tokens]
         bins = np.searchsorted(np.quantile(losses, np.arange(1, BINS) / BINS), losses, side="right")
         member = np.arange(len(tokens)) < len(seen)
         columns = {f"{kind}_{place}": (bins == place) & (member == (kind == "seen")) for kind in ("seen", "other") for place in range(BINS)}

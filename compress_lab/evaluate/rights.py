@@ -35,7 +35,7 @@ def parts(
     licence: str,  # one, or several joined by a comma, "and", "AND", or "+"
 ) -> list[str]:
     "The names of all that apply."
-    return [named(each) for each in re.split(r"\s*(?:,|;|\+|\band\b|\bAND\b)\s*", licence) if each.strip()]
+    return [named(each) for each in re.split(r"[,;+]|\band\b|\bAND\b", licence) if each.strip()]
 
 # %% ../../nbs/evaluate/20_rights.ipynb #verdict-code
 def verdict_on(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOMENTS', 'LENGTH', 'ANSWERS', 'RIGHT', 'correlation', 'macro_f1', 'metric_of', 'flip_metrics', 'moments',
-           'class_columns', 'likeliest', 'padded_rows', 'choice_frame', 'ask', 'class_order', 'head_logits', 'classify',
-           'taken', 'write', 'answered', 'TaskProbe', 'flipped', 'exactly']
+           'class_columns', 'likeliest', 'padded_rows', 'choice_frame', 'ask', 'class_order', 'batches', 'head_logits',
+           'classify', 'taken', 'write', 'answered', 'TaskProbe', 'flipped', 'exactly']
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-03
 import hashlib, re
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from scipy import special, stats
 from ..core.errors import CompressLabError
+from ..core.inputs import check_tokens, limits, tokenizer_key
 from ..core.progress import bar
 from .perplexity import evaluating
 from .records import Difference, Metric, NotMeasured, Probe, Records, setting, verdict
@@ -130,15 +131,14 @@ def ask(
     tokens: int|None,   # at a time
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item, and what to tell about the scoring. Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row."
-    config = getattr(subject.model, "config", None)
-    longest, known = (value if isinstance(value := getattr(config, name, None), int) and value > 0 else None for name in ("max_position_embeddings", "vocab_size"))
+    known = limits(subject.model)
     pairs = [(pair, found.place(item, f", option {number}" * (len(item.pairs) > 1))) for item in found for number, pair in enumerate(item.pairs)]
-    requests = encode(subject.tokenizer, [pair for pair, _ in pairs], longest=longest, names=[name for _, name in pairs])
+    requests = encode(subject.tokenizer, [pair for pair, _ in pairs], longest=known.places, names=[name for _, name in pairs])
     for request, (_, name) in zip(requests, pairs):
-        if known and request.tokens.max() >= known: raise CompressLabError("A token lies outside the model's vocabulary.", f"{name}: token {request.tokens.max()}, vocabulary {known}", "use the model's own tokenizer")
+        check_tokens(subject.model, torch.from_numpy(request.tokens), name, known)
     scores = score(subject.model, requests, budget=tokens)
     length, told = np.array([float(request.option) for request in requests]), {"way": scores.way}
-    if cut := sum(request.cut > 0 for request in requests): told["notes"] = [f"{cut} of {len(requests)} contexts lost their beginning: the model takes {longest} tokens"]
+    if cut := sum(request.cut > 0 for request in requests): told["notes"] = [f"{cut} of {len(requests)} contexts lost their beginning: the model takes {known.places} tokens"]
     if found.file.kind == "choice": return choice_frame(found, scores.logp, length), told
     frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found], "correct": scores.greedy, "nll": -scores.logp})
     return frame, told
@@ -157,29 +157,55 @@ def class_order(
     if all(found) and sorted(sum(found, [])) == list(range(len(names))): return found
     raise CompressLabError(f"The head's classes are {', '.join(map(str, config.id2label.values()))}; the task's are {', '.join(labels)}.", where, "set model.config.id2label to the task's names, in the head's order")
 
+# %% ../../nbs/evaluate/12_task_probe.ipynb #head-code
+def batches(
+    encoded: list[dict],  # what a tokenizer makes of each row
+    tokens: int,          # in a batch, at most, unless it is one row
+):
+    "Yields the numbers of rows of equal length, the longest first, and their tensors."
+    length = np.array([len(row["input_ids"]) for row in encoded])
+    for each in sorted({*length.tolist()}, reverse=True):
+        rows, size = np.flatnonzero(length == each), max(1, tokens // each)
+        for part in np.split(rows, range(size, len(rows), size)):
+            yield part, {name: torch.tensor([encoded[number][name] for number in part]) for name in encoded[part[0]]}
+
+def _figures(model, batch: dict) -> torch.Tensor:
+    "The head's figures, shape (rows, classes). Raises `NotMeasured` where there are none, `ValueError` where the model takes no rows together."
+    try: said = getattr(model(**batch), "logits", None)
+    except ValueError as error:
+        if len(batch["input_ids"]) > 1: raise
+        raise NotMeasured(f"The model gives no classes: {(str(error).splitlines() or [''])[0]}", type(model).__name__, "use a model with a classification head, fine-tuned on the task") from error
+    if said is None or said.dim() != 2: raise NotMeasured("The model gives no classes.", type(model).__name__, "use a model with a classification head, fine-tuned on the task")
+    return said.double().cpu()
+
+def _each_figures(model, batch: dict) -> torch.Tensor:
+    "The same, row by row: a decoder that knows no padding token reads only one at a time."
+    return torch.cat([_figures(model, {name: tensor[number:number + 1] for name, tensor in batch.items()}) for number in range(len(batch["input_ids"]))])
+
+# %% ../../nbs/evaluate/12_task_probe.ipynb #logits-code
 def head_logits(
-    subject,             # an encoder with a classification head and its tokenizer
+    subject,             # a model with a classification head and its tokenizer
     rows: list[tuple],   # one or two texts each
     tokens: int|None=None,  # at a time; None: what suits a processor
     desc: str="answers", # what the bar says
 ) -> tuple[np.ndarray, str]:
     "The head's figures, float64 of shape (rows, classes), and how many rows were cut to fit, in words. Raises `NotMeasured` for a model that has no head."
-    if getattr(subject.tokenizer, "pad_token_id", 0) is None: raise NotMeasured("The tokenizer has no token to fill rows up with.", type(subject.tokenizer).__name__, "use a model with a classification head, or set tokenizer.pad_token")
-    limits = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None), getattr(subject.tokenizer, "model_max_length", None)
-    longest = min((limit for limit in limits if limit), default=None)   # a model may have more places than it has for tokens
-    encoded = [subject.tokenizer(*texts, verbose=False) for texts in rows]
-    length = np.array([len(row["input_ids"]) for row in encoded])
-    cut = int((length > longest).sum()) if longest else 0
-    if cut: encoded = [subject.tokenizer(*texts, truncation=True, max_length=longest, verbose=False) for texts in rows]
-    order, logits, device = np.argsort(-length, kind="stable"), [], next(subject.model.parameters()).device
+    known, device = limits(subject.model), next(subject.model.parameters()).device
+    longest = min((limit for limit in (known.places, getattr(subject.tokenizer, "model_max_length", None)) if limit), default=None)   # a model may have more places than it has for tokens
+    encoded = [dict(subject.tokenizer(*texts, verbose=False)) for texts in rows]
+    cut = sum(len(row["input_ids"]) > longest for row in encoded) if longest else 0
+    if cut: encoded = [dict(subject.tokenizer(*texts, truncation=True, max_length=longest, verbose=False)) for texts in rows]
+    for number, row in enumerate(encoded):
+        if not row["input_ids"]: raise CompressLabError("The text has no tokens.", f"{desc}, row {number}", "leave the row out")
+        check_tokens(subject.model, torch.tensor(row["input_ids"]), f"{desc}, row {number}", known)
+    logits, figures = [None] * len(encoded), _figures
     with evaluating(subject.model) as model:
-        size = max(1, (tokens or 4 * PACK) // length.max())
-        for start in bar(range(0, len(order), size), desc=desc, unit="batch"):
-            batch = subject.tokenizer.pad([encoded[number] for number in order[start:start + size]], return_tensors="pt").to(device)
-            said = getattr(model(**batch), "logits", None)
-            if said is None or said.dim() != 2: raise NotMeasured("The model gives no classes.", type(subject.model).__name__, "use a model with a classification head, fine-tuned on the task")
-            logits.append(said.double().cpu())
-    return torch.cat(logits).numpy()[np.argsort(order)], f"{cut} of {len(rows)} items lost their end: the model takes {longest} tokens" if cut else ""
+        for numbers, batch in bar(list(batches(encoded, tokens or 4 * PACK)), desc=desc, unit="batch"):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            try: found = figures(model, batch)
+            except ValueError: figures, found = _each_figures, _each_figures(model, batch)
+            for number, row in zip(numbers, found): logits[number] = row
+    return torch.stack(logits).numpy(), f"{cut} of {len(rows)} items lost their end: the model takes {longest} tokens" if cut else ""
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-19
 def classify(
@@ -228,7 +254,7 @@ def write(
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #answered-code
 ANSWERS = 16         # measurements that are kept between calls
-_kept: dict = {}     # (fingerprint, what was asked) -> frame and what was told
+_kept: dict = {}     # (fingerprint, tokenizer, what was asked) -> frame and what was told
 
 def answered(
     subject,           # a model with its tokenizer
@@ -237,9 +263,11 @@ def answered(
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item, and what to tell about it, from `classify`, `ask` or `write`; those kept, or computed anew."
     if found.file.kind == "write": return write(subject, found)   # which depends on more than the weights
-    key = subject.fingerprint, repr(found.file), found.key, tokens, torch.get_num_threads()
+    reader, measure = tokenizer_key(subject.tokenizer), classify if found.file.kind == "classify" else ask
+    if reader is None: return measure(subject, found, tokens)   # a tokenizer that cannot be told from another
+    key = subject.fingerprint, reader, repr(found.file), found.key, tokens, torch.get_num_threads()
     if key not in _kept:
-        _kept[key] = (classify if found.file.kind == "classify" else ask)(subject, found, tokens)
+        _kept[key] = measure(subject, found, tokens)
         while len(_kept) > ANSWERS: del _kept[next(iter(_kept))]
     frame, told = _kept[key]
     return frame.copy(), dict(told)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'COUNTED', 'JINJA', 'TaskFile', 'template', 'expression', 'plain', 'check', 'task_files',
-           'read_task', 'Item', 'rendered', 'cleaned', 'as_item', 'Items', 'enough', 'items']
+           'read_task', 'Item', 'rendered', 'cleaned', 'same_as_right', 'as_item', 'Items', 'enough', 'items']
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-03
 import hashlib, json, re
@@ -62,7 +62,12 @@ COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "pre
            "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "pearson", "spearman"), "write": ("acc",)}
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-08
-JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+def _written(value):
+    "The value, unless it is a null cell, which a template would write as a word."
+    if value is None: raise TemplateError("a cell is empty")
+    return value
+
+JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
 JINJA.filters["regex_replace"] = lambda text, pattern, by: re.sub(pattern, by, text)
 JINJA.filters["among"] = lambda options, right: [int(option in right) for option in options]   # which of them are right
 
@@ -184,6 +189,15 @@ def cleaned(
     return (re.sub(file.clean, "", text) if file.clean else text).strip()
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-16
+def same_as_right(
+    pairs: tuple,       # context and option
+    answer: int|tuple,  # the right one's number, or 1 for each right one and 0 for the others
+) -> int|tuple:
+    "The answer, with every option right that is asked in the same words as a right one: the first of them, or 1 for each."
+    if isinstance(answer, int): return pairs.index(pairs[answer])
+    right = {pair for pair, sound in zip(pairs, answer) if sound}
+    return tuple(int(pair in right) for pair in pairs)
+
 def as_item(
     file: TaskFile,
     number: int,     # of the row
@@ -205,6 +219,7 @@ def as_item(
             answer = tuple(answer)
         else: need(type(answer) is int and 0 <= answer < len(options), f"The answer is {answer!r}, and there are {len(options)} options, from 0.", "check that the split has labels, and the expression for the answer")
         pairs = tuple((before, file.delimiter + option) for before, option in zip([context] * len(options) if isinstance(context, str) else context, options))
+        answer = same_as_right(pairs, answer)
     elif file.kind == "completion": need(found["completion"].strip(), "Nothing is to follow."); pairs = ((context, found["completion"]),)
     elif file.kind == "write": need(isinstance(answer, str) and cleaned(file, answer), f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}."); pairs = ((context, ""),)
     elif file.labels: need(type(answer) is int and 0 <= answer < len(file.labels), f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.", "check that the split has labels")

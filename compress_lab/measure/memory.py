@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import pandas as pd
+from ..core.children import child_environment, python_command
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..evaluate.records import Metric, NotMeasured, Probe, Records, setting
@@ -45,8 +46,8 @@ def run(
     seconds: int=900,  # after which it is given up
 ) -> dict:
     "What `child` found in a fresh process. Raises `CompressLabError` where it failed."
-    command = [sys.executable, "-m", "compress_lab.measure.memory", str(folder), str(tokens), str(batch)]
-    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "COMPRESS_LAB_PROGRESS": "0"}
+    command = python_command("-m", "compress_lab.measure.memory", folder, tokens, batch)
+    quiet = child_environment(HF_HUB_OFFLINE="1", COMPRESS_LAB_PROGRESS="0")
     try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=quiet)
     except subprocess.TimeoutExpired:
         raise CompressLabError(f"Measuring memory took longer than {seconds} seconds.", fix="measure with fewer tokens or a smaller model") from None

