@@ -329,6 +329,14 @@ def test_no_escape_sequence_reaches_the_terminal(here, model, capsys, monkeypatc
     assert "\x1b" not in Path("run/dossier.html").read_text()
 
 
+def test_a_comparison_and_a_study_show_names_as_text(model):
+    from compress_lab.evaluate.comparison import Comparison
+    shown = Comparison((ESCAPE, "<b>" + "x" * 10_000))
+    for text in (repr(shown), shown._repr_html_(), Study(f"m {ESCAPE}", {"half": tiny.Shrink(0.5)}, [tiny.Zeros()])._repr_html_()):
+        assert "\x1b" not in text and "\\x1b" in text and len(text) < 6000
+    assert "&lt;b&gt;x" in shown._repr_html_()
+
+
 def test_nobody_learns_where_the_user_works(files, capsys):
     inside, outside = str(files / "text.txt"), str(files.parent / "elsewhere" / "text.txt")
     Path(outside).parent.mkdir(exist_ok=True)
