@@ -127,12 +127,13 @@ class Subject:
         return save(self, folder, masks=masks)
 
     def __repr__(self): return "Subject(" + ", ".join(f"{key}: {value}" for key, value in _facts(self).items()) + ")"
-
-    def _repr_html_(self):
-        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(key)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>" for key, value in _facts(self).items())
-        return f"<table>{rows}</table>"
+    def _repr_html_(self): return f"<table>{''.join(map(_row, _facts(self).items()))}</table>"
 
 # %% ../../nbs/core/02_subjects.ipynb #facts-code
+def _row(fact: tuple[str, str]) -> str:
+    key, value = map(html.escape, fact)
+    return f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"
+
 def _facts(subject: Subject) -> dict[str, str]:
     "What a reader wants to know of a Subject, foreign text made visible."
     parameters, provenance = list(subject.model.parameters()), subject.provenance
