@@ -96,13 +96,13 @@ def _check_calibration(calibration):
 # %% ../nbs/study.ipynb #checks-2
 def _check_use(use):
     from compress_lab.evaluate.rights import USES
-    if use and use not in USES: raise CompressLabError(f"There is no use {use!r}.", "study, use", f"take one of {', '.join(USES)}, or leave it out")
+    if use != "" and (not isinstance(use, str) or use not in USES): raise CompressLabError(f"There is no use {use!r}.", "study, use", f"take one of {', '.join(USES)}, or leave it out")
 
 def _check_native(study):
     where = "study, native"
-    if not study.native: return
     if not isinstance(study.native, dict): raise CompressLabError("The backends have no recipes.", where, "write native: {RTN-4: openvino}")
     only(study.native, ["original", *study.recipes, *study.copies], where)
+    if not study.native: return
     from compress_lab.measure.kernels import BACKENDS
     for name, backend in study.native.items():
         if backend not in ("auto", *BACKENDS): raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", f"did you mean {', '.join(nearest(str(backend), BACKENDS)) or ', '.join(('auto', *BACKENDS))}?")

@@ -294,10 +294,12 @@ def test_apply_follows_a_link_and_leaves_folders_of_others_alone(files, capsys):
 
 @pytest.mark.parametrize("drawn", [True])
 @pytest.mark.parametrize("name", ["a\\b", r"a\1b\g<0>", "50% {x} %s", "$\\frac{", "名前 🙂", "[bold]x[/bold]", "<b>"])
-def test_any_name_of_a_recipe_reaches_the_page(name, here, model, capsys):
-    Study("tiny llama", {name: tiny.Shrink(0.5)}, [tiny.Zeros(), tiny.Distance(), "size"]).run("run", subject=model)
+def test_any_name_of_a_recipe_reaches_the_page_and_its_drawings(name, here, capsys):
+    run_of([name])
     assert main(["report", "run"]) == 0
-    assert escape(name) in Path("run/dossier.html").read_text(encoding="utf-8") and name[:3] in capsys.readouterr().out
+    page = Path("run/dossier.html").read_text(encoding="utf-8")
+    labels = [part.partition('">')[0] for part in page.split('aria-label="')[1:]]
+    assert page.count("<svg") == 3 and any(escape(name) in label for label in labels) and escape(name) in page and name[:3] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("redirected, environment, code", [("", {"PYTHONIOENCODING": "cp1252"}, 0), ("<&- >&- 2>&-", {"LC_ALL": "C", "PYTHONUTF8": "0"}, 0), ("> /dev/full", {}, 2)])
@@ -327,6 +329,14 @@ def test_no_escape_sequence_reaches_the_terminal(here, model, capsys, monkeypatc
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err and "\x07" not in said.out + said.err and "\\x1b" in said.out and "\\x1b" in said.err
     assert "\x1b" not in Path("run/dossier.html").read_text()
+
+
+def test_a_comparison_and_a_study_show_names_as_text(model):
+    from compress_lab.evaluate.comparison import Comparison
+    shown = Comparison((ESCAPE, "<b>" + "x" * 10_000))
+    for text in (repr(shown), shown._repr_html_(), Study(f"m {ESCAPE}", {"half": tiny.Shrink(0.5)}, [tiny.Zeros()])._repr_html_()):
+        assert "\x1b" not in text and "\\x1b" in text and len(text) < 6000
+    assert "&lt;b&gt;x" in shown._repr_html_()
 
 
 def test_nobody_learns_where_the_user_works(files, capsys):

@@ -19,7 +19,7 @@ from compress_lab.report.dossier import Dossier
 from compress_lab.study import Study, failures
 from test_dossier import synthetic, STUDY as SYNTHETIC
 
-SECONDS = 10   # of a round, at most
+COMPUTING, WAITING = 10, 60   # seconds of a round, at most: of the processor, and by the clock
 PART = {"studies": 150, "recipes": 70, "tasks": 100, "arguments": 60, "files": 120}   # rounds of each kind
 SLOW = 20      # times as many with --flags slow
 
@@ -213,20 +213,21 @@ def rounds(kind, count):
 def test_any_input_works_or_says_why_not(kind, here, request):
     count = PART[kind.__name__] * (SLOW if "slow" in request.config.getoption("--flags") else 1)
     def late(*_): raise Late
-    before, failed, refused = signal.signal(signal.SIGALRM, late), [], 0
+    before, failed, refused = [signal.signal(each, late) for each in (signal.SIGALRM, signal.SIGPROF)], [], 0
     try:
         for number in rounds(kind, count):
-            signal.alarm(SECONDS)
+            signal.alarm(WAITING), signal.setitimer(signal.ITIMER_PROF, COMPUTING)
             try: kind(random.Random(f"{kind.__name__} {number}"), here)
             except CompressLabError as error:
                 refused += 1
                 if not str(error) or len(str(error)) > 4000 or "\x1b" in str(error): failed.append(f"{kind.__name__}:{number} said {str(error)[:300]!r}")
             except (Exception, Late): failed.append(f"{kind.__name__}:{number}\n{''.join(traceback.format_exc().splitlines(keepends=True)[-14:])}")
             finally:
-                signal.alarm(0)
+                signal.alarm(0), signal.setitimer(signal.ITIMER_PROF, 0)
                 shutil.rmtree("stored", ignore_errors=True)
             for path in (here / "recipe.yaml", here / "task.yaml"):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    finally: signal.signal(signal.SIGALRM, before)
+    finally:
+        for each, handler in zip((signal.SIGALRM, signal.SIGPROF), before): signal.signal(each, handler)
     assert not failed, f"{len(failed)} of {count} rounds\n" + "\n".join(failed[:8])
     assert not refused or len(rounds(kind, count)) > refused or kind is arguments, "nothing but refusals: the valid example is none"

@@ -10,7 +10,7 @@ import inspect
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 import pandas as pd
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, visible
 from ..core.settings import only, seed_number
 from .records import Difference, NotMeasured, Probe, Records, html_table, show, show_interval
 from .suites import expanded
@@ -102,4 +102,4 @@ def __repr__(self: Comparison) -> str:
     cells = [header, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["  ".join(f"{cell:<{width}}" if column in (0, len(header) - 1) else f"{cell:>{width}}" for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in cells]
-    return "\n".join([f"{self.names[0]} → {self.names[1]}", *lines, *(f"not measured: {name}: {reason}" for name, reason in self.not_measured)])
+    return "\n".join([visible(f"{self.names[0]} → {self.names[1]}"), *lines, *(f"not measured: {name}: {reason}" for name, reason in self.not_measured)])

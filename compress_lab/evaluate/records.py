@@ -16,7 +16,7 @@ from typing import Callable, ClassVar
 import numpy as np
 import pandas as pd
 import xxhash
-from ..core.errors import CompressLabError, nearest
+from ..core.errors import CompressLabError, nearest, visible
 from ..core.store import Cell, Store
 from .statistics import FEW, against_bound, cluster_sums, intervals
 
@@ -190,9 +190,9 @@ def html_table(
     rows,            # rows of cells, each text
     caption: str="", # a line above the table
 ) -> str:
-    "An HTML table with everything in it escaped."
-    row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-    title = f'<caption style="caption-side:top;text-align:left">{escape(caption)}</caption>' if caption else ""
+    "An HTML table with everything in it visible, cut and escaped."
+    row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{escape(visible(cell, 2000))}</{tag}>" for cell in cells) + "</tr>"
+    title = f'<caption style="caption-side:top;text-align:left">{escape(visible(caption, 2000))}</caption>' if caption else ""
     return f"<table>{title}<thead>{row(header, 'th')}</thead><tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody></table>"
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-18
