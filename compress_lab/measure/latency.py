@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from scipy import stats
 from ..core.errors import CompressLabError
-from ..core.inputs import check_length, check_rows, limits
+from ..core.inputs import check_rows, limits
 from ..core.progress import bar
 from ..core.store import environment
 from ..evaluate.perplexity import evaluating
@@ -163,14 +163,10 @@ class Latency(Probe):
         if subject.simulated or original.simulated:
             raise NotMeasured("Simulated quantization: no low-bit kernel ran.", subject.name, "export the model to a runtime that computes with the integers, and time that")
         models = {"original": original.model, "compressed": subject.model, "control": original.model}
-        vocabulary = original.model.get_input_embeddings().num_embeddings
-        tokens = torch.randint(vocabulary, (self.batch, self.prefill_tokens), generator=torch.Generator().manual_seed(seed))
-        for each in (original.model, subject.model): check_rows(each, tokens, "the prompt whose latency is measured")
         with evaluating(original.model), evaluating(subject.model):
             tokens, steps = self.prompt(original.model, subject.model, seed)
             at = [tokens.to(next(model.parameters()).device) for model in (original.model, subject.model)]
-            steps = self.decode_tokens if all(cached(model, row[:, :1]) for model, row in zip((original.model, subject.model), at)) else 0
-            for each in (original.model, subject.model): check_length(each, self.prefill_tokens + steps, "the prompt and the tokens decoded after it")
+            for model, row in zip((original.model, subject.model), at): check_rows(model, row, "the prompt whose latency is measured")
             warm = [settle(lambda: sum(map(sum, call(model, row, steps).values()))) for model, row in zip((original.model, subject.model), at)]
             calls = int(np.clip(0.1 / warm[0][0], 1, 20))
             with no_garbage_collection(): frame, single = bursts(models, tokens, steps, self.blocks, calls, seed)
