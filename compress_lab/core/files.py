@@ -132,7 +132,7 @@ def remove(
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-# %% ../../nbs/core/00_files.ipynb #folder-code
+# %% ../../nbs/core/00_files.ipynb #interrupt-code
 @contextmanager
 def uninterrupted():
     "Holds Ctrl-C back until the block is done, then lets it through."
@@ -145,6 +145,7 @@ def uninterrupted():
     finally: signal.signal(signal.SIGINT, before or signal.SIG_DFL)
     if held and callable(before): before(*held[0])
 
+# %% ../../nbs/core/00_files.ipynb #folder-code
 def abandoned(
     folder: Path,  # that was being written
 ) -> dict[str, list[Path]]:

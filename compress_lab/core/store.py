@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'FLAGS', 'KEY', 'LIMIT', 'VALUES', 'FILES', 'HOUR', 'versions', 'processor', 'commit', 'environment',
            'short', 'cell_key', 'plain', 'to_json', 'to_parquet', 'checksum', 'flush_folder', 'write_file',
-           'cannot_write', 'running', 'abandoned', 'replace_file', 'uninterrupted', 'Cell', 'DamagedCell',
-           'local_folder', 'Store', 'glob_escape', 'read_frame', 'signed', 'unsigned', 'without_folders']
+           'cannot_write', 'abandoned', 'replace_file', 'Cell', 'DamagedCell', 'local_folder', 'Store', 'glob_escape',
+           'read_frame', 'signed', 'unsigned', 'without_folders']
 
 # %% ../../nbs/core/06_store.ipynb #cell-03
-import errno, hashlib, importlib.metadata, importlib.util, io, json, math, os, platform, re, signal, stat, subprocess, sys, threading, time, uuid
+import errno, hashlib, importlib.metadata, importlib.util, io, json, math, os, platform, re, stat, subprocess, sys, time, uuid
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
-import fsspec
+import fsspec, psutil
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 from .errors import CompressLabError
-from .files import MEGABYTE, cannot_read, read_bytes, remove
+from .files import MEGABYTE, cannot_read, read_bytes, remove, uninterrupted
 
 # %% ../../nbs/core/06_store.ipynb #cell-06
 PACKAGES = ("compress_lab", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "pandas", "scipy",
@@ -56,7 +56,7 @@ def commit() -> str|None:
     "The git commit of the checkout this package runs from, with `+` where files differ from it; None outside one."
     folder = Path(importlib.util.find_spec("compress_lab").origin).parent
     def git(*arguments):
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     with suppress(OSError, subprocess.SubprocessError):
         git("ls-files", "--error-unmatch", "__init__.py")
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "..") else "")
@@ -155,15 +155,6 @@ def cannot_write(
                                 "free some space and run the same command again: what is stored is not measured again")
     return CompressLabError(f"Cannot write to the run folder: {error.strerror or error}.", where, "choose a folder you may write to with --out or run(root)")
 
-def running(
-    pid: int,  # of a process on this machine
-) -> bool:
-    "Whether there is such a process."
-    try: os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError): return False
-    except PermissionError: return True
-    return True
-
 # %% ../../nbs/core/06_store.ipynb #replace-code
 def abandoned(
     path: Path,  # a file that is written under a temporary name first
@@ -171,7 +162,7 @@ def abandoned(
     "Its temporary files whose processes are gone."
     pattern = re.compile(re.escape(f".{path.name}.part-") + r"(\d{1,18})-[0-9a-f]{8}")
     found = [(other, pattern.fullmatch(other.name)) for other in path.parent.iterdir()]
-    return [other for other, match in found if match and not running(int(match[1]))]
+    return [other for other, match in found if match and not psutil.pid_exists(int(match[1]))]
 
 def replace_file(
     path: Path,   # a file; what is there is replaced
@@ -185,19 +176,6 @@ def replace_file(
         write_file(temporary, data)
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
-
-# %% ../../nbs/core/06_store.ipynb #cell-25
-@contextmanager
-def uninterrupted():
-    "Holds Ctrl-C back until the block is done, then lets it through."
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = []
-    before = signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
-    try: yield
-    finally: signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-    if held and callable(before): before(*held[0])
 
 # %% ../../nbs/core/06_store.ipynb #cell-28
 @dataclass(frozen=True)

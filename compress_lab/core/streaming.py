@@ -12,6 +12,7 @@ from pathlib import Path
 from .errors import CompressLabError
 from .recipe import Recipe, plan
 from .saving import check_folder, save
+from .settings import seed_number
 from .subjects import Subject, local
 
 # %% ../../nbs/core/13_streaming.ipynb #cell-05
@@ -29,6 +30,7 @@ def stream(
     if subject.streamed: raise CompressLabError("This Subject's weights were used up by an earlier call.", subject.name, "load it again")
     check_folder(folder)
     plan(recipe, subject, calibration)
+    seed_number(seed)
     subject.streamed = True
     recipe.apply(work, calibration, checkpoint=blocks, seed=seed, in_place=True)
     save(work, folder)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 from ..core.errors import CompressLabError, nearest, visible
+from ..core.settings import seed_number
 from ..core.store import Cell, Store
 from .statistics import FEW, against_bound, cluster_sums, intervals
 
@@ -127,7 +128,7 @@ def drawn(
     seed: int=0,  # which ones
 ) -> np.ndarray:
     "Places of the items that are taken, in order: all, where there are no more than asked for."
-    return np.arange(count) if n is None or n >= count else np.sort(np.random.default_rng(seed).permutation(count)[:n])
+    return np.arange(count) if n is None or n >= count else np.sort(np.random.default_rng(seed_number(seed)).permutation(count)[:n])
 
 def judged_on(
     *sources,  # `DataProvenance` of each

@@ -23,7 +23,7 @@ from .perplexity import evaluating
 from .records import Difference, Metric, NotMeasured, Probe, Records, setting, verdict
 from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes, mcnemar, paired_interval
-from .tasks import Items, TaskFile, cleaned, items, read_task, task_files
+from .tasks import Items, TaskFile, cleaned, items, matches, read_task, task_files
 from .writing import answers_to
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-06
@@ -238,7 +238,7 @@ def taken(
 ) -> str:
     "The answer in what was written, as it is compared; empty where there is none."
     for end in file.until or (): text = text.partition(end)[0]
-    if file.extract is not None: text = next((next(filter(None, match.groups()), match.group()) for match in reversed([*re.finditer(file.extract, text)])), "")
+    if file.extract is not None: text = next((next(filter(None, match.groups()), match.group()) for match in reversed(matches(file.extract, text))), "")
     return cleaned(file, text)
 
 def write(
