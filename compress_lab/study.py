@@ -218,9 +218,8 @@ def tokenizer_content(
 ) -> str:
     "A hash of what the tokenizer makes of a text; empty without one."
     if tokenizer is None: return ""
-    backend, told = getattr(tokenizer, "backend_tokenizer", None), [type(tokenizer).__name__]
-    if hasattr(backend, "to_str"): told.append({name: part for name, part in json.loads(backend.to_str()).items() if name not in ("truncation", "padding")})   # of the last call
-    elif hasattr(tokenizer, "get_vocab"): told.append(sorted(tokenizer.get_vocab().items()))
+    from compress_lab.core.inputs import tokenizer_key
+    told = [type(tokenizer).__name__, tokenizer_key(tokenizer) or sorted(getattr(tokenizer, "get_vocab", dict)().items())]
     told += [getattr(tokenizer, name, None) for name in ("special_tokens_map", "chat_template", "model_max_length", "padding_side", "truncation_side")]
     return short(json.dumps(told, sort_keys=True, default=str))
 

@@ -7,7 +7,7 @@ __all__ = ['PLACES', 'SAMPLES', 'Limits', 'limits', 'check_length', 'check_reade
            'opened', 'tokenizer_key']
 
 # %% ../../nbs/core/02_inputs.ipynb #imports
-import inspect
+import inspect, json
 from typing import NamedTuple
 import torch
 import xxhash
@@ -144,4 +144,5 @@ def tokenizer_key(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not hasattr(backend, "to_str"): return None
     settings = [type(tokenizer).__module__, type(tokenizer).__qualname__, getattr(tokenizer, "split_special_tokens", None), around(tokenizer)]
-    return xxhash.xxh3_128_hexdigest(f"{settings}\0{backend.to_str()}".encode(errors="replace"))
+    written = {name: part for name, part in json.loads(backend.to_str()).items() if name not in ("truncation", "padding")}   # of the last call
+    return xxhash.xxh3_128_hexdigest(json.dumps([settings, written]).encode(errors="replace"))
