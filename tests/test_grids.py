@@ -11,6 +11,7 @@ from compress_lab.core.subjects import Provenance, Subject, load
 from compress_lab.core.tiny import tiny
 from compress_lab.core.data import Calibration
 from compress_lab.core.layers import linears
+from compress_lab.core.layerwise import by_weights
 from compress_lab.prune.magnitude import Magnitude
 from compress_lab.quantize.codebook import INITS, Codebook, WeightedCodebook, huffman_lengths
 from compress_lab.quantize.floats import NAMES, SHARES, Float
@@ -58,7 +59,7 @@ def test_packed_bits_give_back_what_was_computed(method, weight):
 def test_packed_bits_give_back_what_was_calibrated(method, weight, tokens, seed):
     generator, seen = torch.Generator().manual_seed(seed), type(method).statistic(weight.shape[1])
     if tokens: seen.update(torch.randn(tokens, weight.shape[1], generator=generator) * (torch.rand(weight.shape[1], generator=generator) > 0.1))
-    check(method, weight, method.compress(weight, seen))
+    check(method, weight, by_weights(method, weight, seen))
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(IDEMPOTENT), matrices(scales=st.integers(-1, 1)))

@@ -109,8 +109,6 @@ class Subject:
         "A 128-bit hash of weights, configuration or module tree, packed layout and roundings, computed afresh each time."
         stable = _stable(json.loads(json.dumps(self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model), default=str)))
         rest = json.dumps([type(self.model).__name__, stable, {name: packed.meta() for name, packed in self.packed.items()}], sort_keys=True)
-        odd = {name: str(buffer.dtype) for name, buffer in unsaved(self.model).items() if buffer.is_floating_point() and buffer.dtype != torch.float32}
-        rest += json.dumps(odd, sort_keys=True) if odd else ""
         return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()
 
     def copy(self) -> "Subject":
