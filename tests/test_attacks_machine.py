@@ -4,6 +4,7 @@ from pathlib import Path
 from random import Random
 
 import pytest, torch
+from transformers import TrainerCallback
 from compress_lab.core import layers, starters
 from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError
@@ -13,6 +14,7 @@ from compress_lab.core.starters import Starter
 from compress_lab.core.streaming import stream
 from compress_lab.core.subjects import Subject, load
 from compress_lab.core.tiny import tiny
+from compress_lab.core.training import learn
 from compress_lab.evaluate import writing
 from compress_lab.evaluate.records import NotMeasured
 from compress_lab.measure import latency, memory
@@ -427,3 +429,28 @@ def test_a_child_that_says_nothing_is_an_error(monkeypatch):
         monkeypatch.setattr(memory.subprocess, "run", lambda *given, **more: subprocess.CompletedProcess(given, 0, said, ""))
         with pytest.raises(CompressLabError, match="nothing that can be read"): memory.run("folder", 1, 1)
         monkeypatch.undo()
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step): self.step = step
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "none"])
+def test_a_damaged_checkpoint_of_a_training_is_set_aside(tmp_path, capsys, damage):
+    rows = torch.randint(8, 96, (16, 12), generator=torch.Generator().manual_seed(0))
+    def trained(folder=None, callbacks=()):
+        model = tiny("llama", num_hidden_layers=2)
+        losses = learn(model, rows, steps=10, lr=1e-3, dtype="float32", folder=folder, callbacks=callbacks)
+        return losses, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    losses, wanted = trained()
+    with pytest.raises(KeyboardInterrupt): trained(tmp_path, [StopAt(7)])
+    checkpoint, = tmp_path.glob("checkpoint-*")
+    path = checkpoint/"model.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "flip": content[-9] ^= 64
+    path.write_bytes(content[:1000] if damage == "cut" else content)
+    found, weights = trained(tmp_path)
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted) and found == losses
+    assert ("is damaged" in capsys.readouterr().out) == (damage != "none")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ByStep', 'here', 'Masks', 'Mean', 'Pupil', 'Rows', 'Bar', 'Watch', 'learning', 'sharing', 'gather', 'sharded',
-           'trackers', 'last_checkpoint', 'settings_of', 'learn']
+           'trackers', 'Sealed', 'last_checkpoint', 'settings_of', 'learn']
 
 # %% ../../nbs/core/17_training.ipynb #cell-03
 import functools, json, os, tempfile, torch
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from .errors import CompressLabError
+from .files import intact_folder, seal_folder, set_aside
 from .losses import Imitate, Objective
 from .progress import bar
 from .randomness import random_state_kept
@@ -201,13 +202,22 @@ def trackers() -> list[str]:
     if unknown := [name for name in names if name not in INTEGRATION_TO_CALLBACK]: raise CompressLabError(f"COMPRESS_LAB_TRACKERS={' '.join(unknown)} is not known to transformers.", "training", f"use some of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
     return names
 
+# %% ../../nbs/core/17_training.ipynb #checkpoint-code
+class Sealed(TrainerCallback):
+    "Gives each checkpoint the hashes of its files; processes write the states of their random numbers when they like."
+    def on_save(self, args, state, control, **_):
+        if args.should_save: seal_folder(Path(args.output_dir) / f"checkpoint-{state.global_step}", ignore="rng_state*")
+
 def last_checkpoint(folder: Path|None) -> str|None:
-    "The last checkpoint that was written to its end: the state of the trainer comes last."
+    "The last checkpoint that was written to its end, the state of the trainer last, and is what was written; one that is not is set aside."
     def state_of(path):
         try: return json.loads((path / "trainer_state.json").read_text())["global_step"]
-        except (OSError, ValueError): return None
-    found = {step: path for path in Path(folder).glob("checkpoint-*") if (step := state_of(path)) is not None} if folder else {}
-    return str(found[max(found)]) if found else None
+        except (OSError, ValueError, LookupError, TypeError): return None
+    found = {step: path for path in Path(folder).glob("checkpoint-*[0-9]") if type(step := state_of(path)) is int} if folder else {}
+    for step in sorted(found, reverse=True):
+        if intact_folder(found[step]): return str(found[step])
+        if os.environ.get("RANK", "0") == "0": set_aside(found[step], "is damaged")
+    return None
 
 # %% ../../nbs/core/17_training.ipynb #settings-code
 def settings_of(
@@ -259,7 +269,7 @@ def learn(
         settings = settings_of(batch, micro, output_dir=str(folder or nowhere), max_steps=steps, learning_rate=lr, lr_scheduler_type=schedule, warmup_steps=max(1, steps // 20) * (schedule == "cosine"),
                                bf16=dtype == "bfloat16", use_cpu=next(model.parameters()).device.type == "cpu", seed=seed, data_seed=seed, **saving)
         pupil = Pupil(model=student, args=settings, train_dataset=Rows(data), eval_dataset=Rows(judged) if judged else None, data_collator=dict, objective=goal, mean=Mean(student, average) if average else None,
-                      callbacks=[Masks(student), *callbacks, *([EarlyStoppingCallback(patience)] if judged else [])])
+                      callbacks=[Masks(student), Sealed(), *callbacks, *([EarlyStoppingCallback(patience)] if judged else [])])
         pupil.add_callback(Bar(pupil))
         pupil.remove_callback(PrinterCallback)
         changing = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(model.buffers())
