@@ -136,14 +136,23 @@ def test_a_full_disk_at_each_file(tmp_path, monkeypatch):
             with pytest.raises(CompressLabError, match="full"): store.write_text("study.yaml", "a")
         assert store.keys() == [] and not leftovers(store) and store.read_text("study.yaml") is None
 
-def test_ctrl_c_while_writing_keeps_the_cell(tmp_path, monkeypatch):
-    store, write = Store(tmp_path), module.write_file
-    def interrupted(path, data):
-        signal.raise_signal(signal.SIGINT)
-        write(path, data)
-    monkeypatch.setattr(module, "write_file", interrupted)
-    with pytest.raises(KeyboardInterrupt): store.put("cell", {"value": 1}, FRAME)
-    assert store.get("cell").result == {"value": 1}
+INTERRUPTED = """
+import signal, sys
+from compress_lab.core import store
+signal.signal(signal.SIGINT, signal.default_int_handler)
+write = store.write_file
+def interrupted(path, data):
+    signal.raise_signal(signal.SIGINT)
+    write(path, data)
+store.write_file = interrupted
+try: store.Store(sys.argv[1]).put("cell", {"value": 1})
+except KeyboardInterrupt: print("interrupted")
+"""
+
+def test_ctrl_c_while_writing_keeps_the_cell(tmp_path):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout == "interrupted\n", done.stderr
+    assert Store(tmp_path).get("cell").result == {"value": 1}
 
 def test_an_object_store_counts_a_cell_only_with_its_result(monkeypatch):
     store = Store("memory://object-store")
