@@ -45,7 +45,7 @@ class ColumnMagnitudes(ColumnMeans):
 
     @property
     def informative(self) -> bool:
-        "Whether any input was not zero."
+        "Whether any input was nonzero."
         return bool(self.sums.any())
 
 class ColumnNorms(ColumnMagnitudes):
@@ -82,7 +82,7 @@ class Gram:
 
     @property
     def informative(self) -> bool:
-        "Whether any input was not zero."
+        "Whether any input was nonzero."
         return bool(self.upper.diagonal().any())
 
     def finite(self) -> bool: return bool(self.upper.isfinite().all())

@@ -8,10 +8,9 @@ __all__ = ['PICKLES', 'READ', 'ONE', 'INDEX', 'COUNTED', 'PLACES', 'LABELS', 'CO
            'check_counts', 'read_config', 'unpacked_only', 'check_floats', 'card', 'companions']
 
 # %% ../../nbs/core/01_checkpoints.ipynb #cell-03
-import hashlib, json, math, re
+import hashlib, json, re
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-import torch
 from safetensors import SafetensorError, safe_open
 from .errors import CompressLabError, listed
 from .files import MEGABYTE, read_json, read_text, regular_file
