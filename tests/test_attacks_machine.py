@@ -173,7 +173,7 @@ def test_a_flipped_bit_in_a_finished_block_changes_nothing(name, finished, tmp_p
         damaged = random.choice(sorted(work.rglob("block*.safetensors")))
         flip(damaged, random)
         assert same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed)
-        assert f"{damaged.name} is damaged" in capsys.readouterr().out and damaged.with_name(damaged.name + ".damaged").exists()
+        assert f"{damaged.name} is damaged" in capsys.readouterr().out and damaged.with_name(f"damaged-{damaged.name}").exists()
         assert same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed) and "damaged" not in capsys.readouterr().out
 
 
@@ -454,3 +454,5 @@ def test_a_damaged_checkpoint_of_a_training_is_set_aside(tmp_path, capsys, damag
     found, weights = trained(tmp_path)
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted) and found == losses
     assert ("is damaged" in capsys.readouterr().out) == (damage != "none")
+    kept = tmp_path/f"damaged-{checkpoint.name}"   # the trainer removes old checkpoints by their names: this is none
+    assert kept.is_dir() == (damage != "none")

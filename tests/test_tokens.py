@@ -435,7 +435,7 @@ def test_a_kept_text_that_changed_is_made_again(tmp_path, capsys):
         made.clear()
         damage(change)
         assert data._kept(kept, make) == [["1", "Title", "Prose of some length."]] and len(made) == 1
-        assert capsys.readouterr().err + capsys.readouterr().out or (tmp_path/"converted"/"kept.json.damaged").exists()
+        assert capsys.readouterr().err + capsys.readouterr().out or (tmp_path/"converted"/"damaged-kept.json").exists()
     kept.unlink(); kept.mkdir()
     assert data._kept(kept, make) == [["1", "Title", "Prose of some length."]]
 

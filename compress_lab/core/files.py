@@ -116,9 +116,9 @@ def set_aside(
     path: str|Path,  # a damaged file or folder
     why: str,        # what is wrong with it, for the line that is printed
 ) -> Path:
-    "Where it is now: beside its old place, under a name that ends in `.damaged`; an earlier one of that name is removed."
+    "Where it is now: beside its old place, under a name that begins with `damaged-`; an earlier one of that name is removed."
     path = Path(path)
-    aside = path.with_name(path.name + ".damaged")
+    aside = path.with_name(f"damaged-{path.name}")
     remove(aside)
     path.rename(aside)
     remove(_seal(path))
