@@ -174,8 +174,8 @@ recipes:
   Wanda 2:4: [{method: Wanda, sparsity: "2:4"}]
   Wanda 50% >> GPTQ-4: [{method: Wanda, sparsity: 0.5}, {method: GPTQ, bits: 4, group_size: 64}]
 probes:
-- {probe: perplexity, text: wikipedia, n: 12, context: 512}
-- {probe: fidelity, text: wikipedia, n: 4, context: 512}
+- {probe: perplexity, text: wikipedia, n: 24, context: 256}
+- {probe: fidelity, text: wikipedia, n: 20, context: 128}
 - size
 - latency
 - memory
@@ -488,11 +488,12 @@ def measure(self: Run,
     subject,  # the arm's Subject
 ):
     "Result and frame of one cell."
+    from compress_lab.evaluate.records import RULES
     records = probe.measure(subject, self.subject if probe.paired else None, seed=arm.seed)
     data = records.meta.get("data") or []
     data = [{**each, "role": "evaluation"} for each in ([data] if isinstance(data, dict) else data)]
     if arm.recipe and arm.recipe.needs_calibration: data.append({**asdict(self.calibration(arm.seed).provenance), "role": "calibration"})
-    return dict(values=records.summary(), differences=self.compared(arm, records), margin=self.study.margin, records=records.to_dict(),
+    return dict(values=records.summary(), differences=self.compared(arm, records), margin=self.study.margin, rules=RULES, records=records.to_dict(),
                 provenance=dict(subject=asdict(self.subject.provenance), data=data)), records.frame
 
 @patch
@@ -501,11 +502,12 @@ def brought_up(self: Run,
     cell: Cell,  # that is stored
     probe,       # a Probe
 ) -> Cell:
-    "The stored cell under the arm's present name, judged by the study's present margin."
-    from compress_lab.evaluate.records import records_of
+    "The stored cell under the arm's present name, its intervals and verdicts by the present rules and the study's present margin."
+    from compress_lab.evaluate.records import RULES, records_of
     changes = {} if cell.result["recipe"] == arm.name else {"recipe": arm.name}
-    if cell.result["status"] == "measured" and cell.result.get("margin", "unknown") != self.study.margin:
-        changes |= {"margin": self.study.margin, "differences": self.compared(arm, records_of(cell, probe))}
+    if cell.result["status"] == "measured" and (cell.result.get("margin", "unknown"), cell.result.get("rules")) != (self.study.margin, RULES):
+        records = records_of(cell, probe)
+        changes |= {"margin": self.study.margin, "rules": RULES, "values": records.summary(), "differences": self.compared(arm, records)}
     return self.store.amend(cell.key, **changes) if changes else cell
 
 # %% ../nbs/study.ipynb #cell-36

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from ..core.progress import bar
 from .perturbations import NEIGHBOURS, OnTexts, answers, class_logprobs, clean_texts
-from .records import Metric, NotMeasured, Records, quotient, setting
+from .records import Metric, NotMeasured, Records, setting
+from .statistics import quotient
 
 # %% ../../nbs/evaluate/23_adversarial.ipynb #edits-code
 WORDS = re.compile(r"(?<![\w'’])[^\W\d_]{3,}(?![\w'’])")

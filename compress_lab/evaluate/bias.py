@@ -18,7 +18,8 @@ from ..core.errors import CompressLabError
 from ..core.files import read_text
 from .perturbations import class_logprobs
 from ..core.subjects import local
-from .records import Metric, NotMeasured, Probe, Records, judged_on, key_of, quotient, setting
+from .records import Metric, NotMeasured, Probe, Records, judged_on, key_of, setting
+from .statistics import quotient
 from .scoring import encode, likelihoods, tokenizer_of
 from .tasks import enough
 

@@ -87,11 +87,11 @@ class Fidelity(Probe):
     "Divergence from the original's predictions and agreement with its first choices, token by token."
     name: ClassVar[str] = "fidelity"
     paired: ClassVar[bool] = True
-    metrics: ClassVar[tuple] = (Metric("kl", "nats", "lower", "kl", "tokens", reference=0.0, diverges=True),
+    metrics: ClassVar[tuple] = (Metric("kl", "nats", "lower", "kl", "tokens", reference=0.0, diverges=True, floor=1e-6),
                                 Metric("top1_agreement", "share", "higher", "agree", "tokens", reference=1.0))
     text: str = "wikipedia"                  # name of a text, or path of a file
-    context: int = setting(512, least=2)     # tokens in a row of text
-    n: int|None = setting(4, least=1)        # rows of text; None: all there are
+    context: int = setting(128, least=2)     # tokens in a row of text
+    n: int|None = setting(20, least=1)       # rows of text, each of another document where there are as many; None: all there are
     batch: int|None = setting(None, least=1) # rows at a time; None: what keeps memory small
 
     def measure(self,

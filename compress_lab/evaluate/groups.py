@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import CompressLabError
 from .records import Records
-from .statistics import cluster_sums, intervals, paired_interval, same_items
+from .statistics import cluster_sums, intervals, paired, paired_interval, same_items
 
 # %% ../../nbs/evaluate/22_groups.ipynb #groups-code
 SMALL = 30   # items, below which a group is flagged
@@ -28,11 +28,10 @@ def _labels(groups, items: pd.Index) -> np.ndarray:
     if found.isna().any(): raise CompressLabError(f"The item {items[int(found.isna().to_numpy().argmax())]!r} has no group.", "groups", "give each item a group")
     return found.astype(str).to_numpy()
 
-def _interval(probe, one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
-    "Of the difference of accuracies: of independent items Tango's, else by clusters."
-    first, second = (each["correct"].to_numpy(float) for each in (one, other))
-    if one["cluster"].is_unique: return paired_interval(first, second)
-    return intervals(cluster_sums(np.c_[second - first, np.ones(len(first))], probe.clusters(one)[0]), lambda totals: totals[..., 0] / totals[..., 1])[0]
+def _interval(one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
+    "Of the difference of accuracies."
+    return paired_interval(paired(one["correct"] > 0, other["correct"] > 0, one["cluster"]))
+
 
 # %% ../../nbs/evaluate/22_groups.ipynb #by-group-code
 def by_group(
@@ -61,8 +60,9 @@ def by_group(
         return changed
     ends = intervals(sums, change(lambda each: np.nanmin(each, -1)), change(lambda each: np.nanmax(each, -1) - np.nanmin(each, -1)))
     same = before.fingerprint == after.fingerprint
-    rows = [(name, *(each.by_group[name] for each in every), *((0.0, 0.0) if same else _interval(before.probe, one[labels == name], other[labels == name]))) for name in items.index]
-    whole = [("all", *(each.overall for each in every), *((0.0, 0.0) if same else _interval(before.probe, one, other))), ("worst group", *(each.group_min() for each in some), *ends[0]), ("gap", *(each.difference() for each in some), *ends[1])]
+    if same: ends = [(0.0, 0.0)] * 2
+    rows = [(name, *(each.by_group[name] for each in every), *((0.0, 0.0) if same else _interval(one[labels == name], other[labels == name]))) for name in items.index]
+    whole = [("all", *(each.overall for each in every), *((0.0, 0.0) if same else _interval(one, other))), ("worst group", *(each.group_min() for each in some), *ends[0]), ("gap", *(each.difference() for each in some), *ends[1])]
     made = [pd.DataFrame(each, columns=["group", "original", "compressed", "low", "high"]).set_index("group") for each in (rows, whole)]
     for each in made: each.insert(2, "difference", each["compressed"] - each["original"])
     return made[0].assign(items=items, small=items < SMALL), made[1]

@@ -150,11 +150,11 @@ def segments(
 class Perplexity(Probe):
     "Perplexity of a causal language model on text it was not calibrated on."
     name: ClassVar[str] = "perplexity"
-    metrics: ClassVar[tuple] = (Metric("perplexity", better="lower", numerator="nll", denominator="tokens", transform="exp", diverges=True),)
+    metrics: ClassVar[tuple] = (Metric("perplexity", better="lower", numerator="nll", denominator="tokens", transform="exp", diverges=True, floor=1e-6),)
     text: str = "wikipedia"                  # name of a text, or path of a file
     context: int = setting(512, least=2)     # tokens the model sees at most
     stride: int|None = setting(None, least=1)  # from one window to the next; None: as long as the context, no overlap
-    n: int|None = setting(16, least=1)       # rows of text, each one context long, or four where windows overlap; None: all there are
+    n: int|None = setting(20, least=1)       # rows of text, each one context long, or four where windows overlap; None: all there are
     batch: int|None = setting(None, least=1) # windows at a time; None: what keeps memory small
 
     def __post_init__(self):

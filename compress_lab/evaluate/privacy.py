@@ -18,7 +18,8 @@ from ..core.data import task
 from ..core.errors import CompressLabError
 from ..core.inputs import around, opened
 from ..core.settings import seed_number
-from .records import Metric, Probe, Records, drawn, judged_on, key_of, quotient, setting
+from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
+from .statistics import quotient
 from .scoring import Request, likelihoods, tokenizer_of
 from .writing import answers_to
 

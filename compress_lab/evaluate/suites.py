@@ -12,7 +12,7 @@ from ..core.errors import CompressLabError, nearest
 def _asked(*tasks: tuple[str, int|None]) -> list[dict]: return [{"probe": "task", "task": name} | ({"n": n} if n else {}) for name, n in tasks]
 
 SUITES = {
-    "trust-small": [{"probe": "perplexity", "text": "wikipedia", "n": 12, "context": 512}, {"probe": "fidelity", "text": "wikipedia", "n": 4, "context": 512},
+    "trust-small": [{"probe": "perplexity", "text": "wikipedia", "n": 24, "context": 256}, {"probe": "fidelity", "text": "wikipedia", "n": 20, "context": 128},
                     *_asked(("arc_easy", 200), ("openbookqa", 200), ("piqa", 200), ("copa", None), ("boolq", 100), ("crows_pairs", 300)), {"probe": "size"}],
     "trust-sst2": [*_asked(("glue_sst2", None), ("advglue_sst2", None)), {"probe": "calibration", "task": "glue_sst2"}, {"probe": "robustness", "n": 300}, {"probe": "behaviour"}, {"probe": "size"}],
     "glue": _asked(*((f"glue_{name}", None) for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli_mm", "qnli", "rte"))),

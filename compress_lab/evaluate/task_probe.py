@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MOMENTS', 'LENGTH', 'ANSWERS', 'RIGHT', 'correlation', 'macro_f1', 'metric_of', 'flip_metrics', 'moments',
            'class_columns', 'likeliest', 'padded_rows', 'choice_frame', 'ask', 'class_order', 'batches', 'head_logits',
-           'classify', 'taken', 'write', 'answered', 'TaskProbe', 'flipped', 'exactly']
+           'classify', 'taken', 'write', 'answered', 'TaskProbe', 'flipped']
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-03
 import hashlib, re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import ClassVar
 import numpy as np
@@ -20,9 +20,9 @@ from ..core.errors import CompressLabError
 from ..core.inputs import check_tokens, limits, tokenizer_key
 from ..core.progress import bar
 from .perplexity import evaluating
-from .records import Difference, Metric, NotMeasured, Probe, Records, setting, verdict
+from .records import Difference, Metric, NotMeasured, Probe, Records, setting
 from .scoring import PACK, encode, score, tokenizer_of
-from .statistics import FLIPS, changes, mcnemar, paired_interval
+from .statistics import FLIPS, changes
 from .tasks import Items, TaskFile, cleaned, items, matches, read_task, task_files
 from .writing import answers_to
 
@@ -327,39 +327,17 @@ def flipped(
 from fastcore.basics import patch
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-30
-def exactly(
-    found: Difference,
-    answers: pd.DataFrame,  # of both models, as from `changes`
-    same: bool,             # whether it is one model twice, which needs no interval
-) -> Difference:
-    "The difference with the interval that counts of independent items have, McNemar's p and what it is the p of."
-    interval, how, count = found.interval, found.method, len(answers)
-    if answers["cluster"].is_unique and not same:
-        if found.metric.numerator in RIGHT: interval, how = paired_interval(answers["before"], answers["after"]), f"Tango's score interval over {count} items"
-        elif found.metric.numerator in answers: interval, how = tuple(stats.binomtest(int(answers[found.metric.numerator].sum()), count).proportion_ci()), f"Clopper and Pearson's interval over {count} items"
-    ratios = found.ratio_interval
-    if ratios is not None and ratios[0] == ratios[1] and not same: ratios = tuple(1 + end / found.original for end in interval)   # nothing flipped: that proves little
-    found = replace(found, interval=interval, ratio_interval=ratios, method=how, verdict=verdict(found.value, interval, ratios, found.metric, found.margin))
-    if found.metric.numerator not in RIGHT: return found
-    lost, gained, p = mcnemar(answers["before"], answers["after"])
-    return replace(found, p=p, method=f"{how}; {lost} went wrong, {gained} came right, McNemar p {p:.2g}")
-
 @patch
-def difference(self: TaskProbe,
+def pair(self: TaskProbe,
     original: Records,
     compressed: Records,
-    metric: Metric|str|None=None,  # default: the primary one
-    *,
-    margin=None,                   # as for any probe
-) -> Difference:
-    "The paired difference of one metric; for right and wrong answers with the count of both kinds of flips and McNemar's p."
-    metric, same = metric if isinstance(metric, Metric) else self.metric(metric), original.fingerprint == compressed.fingerprint
-    answers = changes(original.frame, compressed.frame, metric.numerator if metric.numerator in RIGHT else "correct") if metric.reference is not None or metric.numerator in RIGHT else None
-    if metric.reference is not None:
-        self.pair(original, compressed, self.metric())   # raises where these are not the same items
-        original, compressed = None, Records(answers, self, compressed.fingerprint, compressed.meta)
-    found = Probe.difference(self, original, compressed, metric, margin=margin)
-    return found if answers is None else exactly(found, answers, same)
+    metric: Metric,
+) -> np.ndarray:
+    "Columns of both models, side by side; of what flipped, those of comparing the answers. Raises `CompressLabError` where they were not measured on the same items."
+    if metric.reference is None: return Probe.pair(self, original, compressed, metric)
+    Probe.pair(self, original, compressed, self.metric())   # raises where these are not the same items
+    answers = changes(original.frame, compressed.frame).set_index("item").loc[compressed.frame["item"]].reset_index()
+    return Probe.pair(self, None, Records(answers, self, compressed.fingerprint, compressed.meta), metric)
 
 @patch
 def differences(self: TaskProbe,
