@@ -160,7 +160,7 @@ def risk_coverage_diagram(
     return figure
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #diff-code
-METRICS = {name: Metric(name, unit, better, reference=0.0) for name, unit, better in (("overconfidence", "share", None), ("ece", "", "lower"), ("calibration_loss", "", "lower"),
+METRICS = {name: Metric(name, unit, better, reference=0.0, diverges=name == "nll") for name, unit, better in (("overconfidence", "share", None), ("ece", "", "lower"), ("calibration_loss", "", "lower"),
            ("brier", "", "lower"), ("nll", "nats", "lower"), ("aurc", "", "lower"), ("excess_aurc", "", "lower"))}   # a margin is a number of the metric's own: an ECE of the original may well be 0
 
 def bin_columns(

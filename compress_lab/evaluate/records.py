@@ -242,8 +242,8 @@ def _told(value: float, low: float, high: float, metric: Metric, floor: float) -
     if not np.isfinite(value):
         if not metric.diverges: return "undefined"
         return {np.inf: "diverged", -np.inf: "the original diverged"}.get(value, "both diverged")
-    if max(abs(value), abs(low), abs(high)) <= floor: return "no difference"
     if low != low or high != high: return "no interval"
+    if max(abs(value), abs(low), abs(high)) <= floor: return "no difference"
     return direction(low, high, metric.better, floor) or "no difference seen"
 
 def verdict(
@@ -488,7 +488,12 @@ def difference(self: Probe,
     margin = margin_of(metric, margin) if self.sampled or isinstance(margin, dict) else None
     floor = metric.floor * (abs(ends[0]) if metric.reference is None and np.isfinite(ends[0]) and ends[0] else 1.0)
     words = verdict(value, *spreads, metric, margin, floor)
-    return Difference(self.name, metric, *ends, value, spreads[0], quotient, spreads[1], len(columns), found.units, found.method, words, margin, p=found.p)
+    return Difference(self.name, metric, *ends, value, spreads[0], quotient, spreads[1], len(columns), found.units, found.method, words, margin, p=_told_p(found.p, spreads[0], floor))
+
+def _told_p(p: float|None, interval: tuple[float, float]|None, floor: float) -> float|None:
+    "The p value, or none where the verdict does not go by it: a change that is certain and too small to be told from rounding."
+    if p is None or not p == p or interval is None: return None
+    return None if p <= 0.05 and not direction(*interval, None, floor) else p
 
 def _one_model(original: Records|None, compressed: Records) -> bool:
     "Whether both records are of the same model."
@@ -587,11 +592,13 @@ def over_seeds(self: Probe,
     words = f"{len(pairs)} seeds and {max(each.n_clusters for each in alone)} {self.sampled[1] if self.sampled else 'value'}s"
     found = self._seeds_spread(metric, pairs, alone, words)
     quotient = after / before if before and np.isfinite(after / before) else None
-    spreads = [None if spread is None or np.isnan(spread).any() else tuple(spread) for spread in (found.change, found.ratio if quotient is not None else None)]
+    limits = _limits(metric, self.pair(*pairs[0], metric)) if self.sampled else ((-np.inf, np.inf),) * 2
+    spreads = [None if spread is None or np.isnan(spread).any() else tuple(np.clip(spread, *ends).tolist())
+               for spread, ends in zip((found.change, found.ratio if quotient is not None else None), limits)]
     floor = metric.floor * (abs(before) if metric.reference is None and before and np.isfinite(before) else 1.0)
     bound = alone[0].margin
     return Difference(self.name, metric, before, after, value, spreads[0], quotient, spreads[1], sum(each.n_items for each in alone), found.units, found.method,
-                      verdict(value, *spreads, metric, bound, floor), bound, p=found.p)
+                      verdict(value, *spreads, metric, bound, floor), bound, p=_told_p(found.p, spreads[0], floor))
 
 @patch
 def _seeds_spread(self: Probe, metric: Metric, pairs: list, alone: list, words: str) -> Spread:

@@ -111,18 +111,18 @@ def over_seeds(
     "The mean over seeds with its error, seeds and clusters both as random factors; bias is that of the mean."
     every = sorted({label for labels, _ in parts for label in labels}, key=str)
     place, found = {label: number for number, label in enumerate(every)}, [jackknife(sums, statistic) for _, sums in parts]
-    adds = np.zeros((len(parts), len(every)))
-    for row, (labels, sums) in zip(adds, parts):
-        left_out = np.asarray(statistic(sums.sum(0) - sums), dtype=np.float64)
-        row[[place[label] for label in labels]] = (left_out.mean() - left_out) * ((len(sums) - 1) / len(sums)) ** 0.5
-    seeds, values = len(parts), np.array([each.value for each in found])
-    among, between = values.var(ddof=1) / seeds, (adds.mean(0) ** 2).sum()
-    items = max(0.0, seeds / (seeds - 1) * (between - (adds ** 2).sum() / seeds ** 2))
+    seeds, values, adds = len(parts), np.array([each.value for each in found]), np.zeros((len(parts), len(every)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for row, (labels, sums) in zip(adds, parts):
+            left_out = np.asarray(statistic(sums.sum(0) - sums), dtype=np.float64)
+            row[[place[label] for label in labels]] = (left_out.mean() - left_out) * ((len(sums) - 1) / len(sums)) ** 0.5
+        among, between = values.var(ddof=1) / seeds, (adds.mean(0) ** 2).sum()
+        items = max(0.0, seeds / (seeds - 1) * (between - (adds ** 2).sum() / seeds ** 2))
     variance = max(among + items, between)
+    if not 0 < variance < np.inf: return Jackknife(float(values.mean()), 0.0, 0.0 if variance == 0 else np.nan, 0.0, 1.0)
     half = max(_quantile(seeds - 1) ** 2 * among + _quantile(len(every) - 1) ** 2 * items, _quantile(len(every) - 1) ** 2 * between)
-    lean = float(stats.skew(adds.mean(0), bias=False)) / len(every) ** 0.5 if variance > 0 and len(every) > 2 else 0.0
-    degrees = _degrees((half / variance) ** 0.5) if variance > 0 else 1.0
-    return Jackknife(float(values.mean()), float(np.mean([each.bias for each in found])), float(variance ** 0.5), lean, degrees)
+    lean = float(stats.skew(adds.mean(0), bias=False)) / len(every) ** 0.5 if len(every) > 2 and between > 0 else 0.0
+    return Jackknife(float(values.mean()), float(np.mean([each.bias for each in found])), float(variance ** 0.5), lean, _degrees((half / variance) ** 0.5))
 
 def _quantile(degrees: float) -> float: return float(stats.t.ppf(0.975, degrees))
 

@@ -79,7 +79,7 @@ def cell_rows(
             value=value, value_lo=arm[0], value_hi=arm[1], original=_number(d.get("original")),
             difference=change, difference_lo=lo, difference_hi=hi,
             ratio=_number(d.get("ratio")), ratio_lo=ratio[0], ratio_hi=ratio[1], control_lo=control[0], control_hi=control[1],
-            method=str(d.get("method") or ""), verdict=str(d.get("verdict") or ""), margin=d.get("margin"),
+            bounds=_bounds(v), method=str(d.get("method") or ""), verdict=str(d.get("verdict") or ""), margin=d.get("margin"),
             p=_number(d.get("p")), items=_number(d.get("n_items")), clusters=_number(d.get("n_clusters"))))
     return rows
 
@@ -89,7 +89,7 @@ SEEDED = ("difference_lo", "difference_hi", "ratio_lo", "ratio_hi", "value_lo", 
 def _over_seeds(row: dict, found: Mapping) -> dict:
     "The row of several seeds with their common difference, or with none where there is none."
     if not found: return row | dict.fromkeys(SEEDED, math.nan) | {"method": "no interval: the records of the seeds are not at hand", "verdict": "no interval"}
-    new = cell_rows("", dict(values={row["metric"]: dict(unit=row["unit"], better=row["better"], value=row["value"])}, differences=[found]))[0]
+    new = cell_rows("", dict(values={row["metric"]: dict(unit=row["unit"], better=row["better"], value=row["value"], bounds=list(row["bounds"]))}, differences=[found]))[0]
     return row | {name: new[name] for name in (*SEEDED, "value", "original", "difference", "ratio", "method", "verdict", "items")}
 
 def evidence(
@@ -100,7 +100,7 @@ def evidence(
     rows = pd.DataFrame([row for key, result in cells.items() for row in cell_rows(key, result)])
     if rows.empty: return pd.DataFrame(columns=[*cell_rows("", {"values": {"": {}}})[0], "cells"])
     how = {c: "min" if c.endswith("_lo") else "max" if c.endswith("_hi") else "mean" for c in rows.select_dtypes("number")}
-    how |= {c: "first" for c in ("unit", "better", "method", "verdict", "margin")} | {"cell": lambda keys: tuple(dict.fromkeys(keys))}
+    how |= {c: "first" for c in ("unit", "better", "bounds", "method", "verdict", "margin")} | {"cell": lambda keys: tuple(dict.fromkeys(keys))}
     by = ["recipe", "probe", "settings", "metric"]
     rows[["better", "margin"]] = rows[["better", "margin"]].astype(object)
     table = rows.groupby(by, sort=False).agg(how).reset_index().rename(columns={"cell": "cells"})
