@@ -98,6 +98,15 @@ class Memory(Probe):
         with tempfile.TemporaryDirectory() as folder:
             saved = subject.save(Path(folder)/"subject")
             found = [run(saved, tokens, self.batch) for _ in bar(range(self.runs), desc="memory", unit="run")]
+        return self.records(found, subject, tokens, seed)
+
+    def records(self,
+        found: list[dict],  # what `run` gave, one of each process
+        subject,            # the Subject that was run
+        tokens: int,        # in the forward pass
+        seed: int=0,        # not needed
+    ) -> Records:
+        "A row for each run."
         frame = pd.DataFrame(found)
         frame.insert(0, "item", range(len(frame))); frame.insert(1, "cluster", frame["item"])
         frame["above_bytes"] = frame["peak_bytes"] - frame["baseline_bytes"]

@@ -11,7 +11,7 @@ import torch
 from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.func import functional_call
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, listed
 from ..core.layers import Held, LinearLayer, Stage, blocks, body, calibrating, check_memory, release_memory
 from ..core.layerwise import Compressed, Finished, check_finite, losses, precision, put
 from ..core.losses import LIMITS
@@ -86,7 +86,7 @@ def learn(
     def copied(): return [each.clone() for rounding in roundings.values() for each in rounding.learned]
     parameters = [each for rounding in roundings.values() for each in rounding.learned]
     nearest, start, lowest, best = errors(), copied(), 1.0, None
-    if not nearest.isfinite().all(): raise CompressLabError("The activations hold NaN or infinity.", ", ".join(roundings), "calibrate in float32, or with other text")
+    if not nearest.isfinite().all(): raise CompressLabError("The error of the block is NaN or beyond float32.", listed(rounding.linear.name for rounding in roundings.values()), "calibrate in float32, or with other text")
     for step in range(steps):
         number = int(torch.randint(len(inputs), (), generator=generator))
         with torch.enable_grad(): loss = error(number)
@@ -190,7 +190,7 @@ def learn_stage(method: AutoRound, subject, stage: Stage, inputs: list, targets:
         raise CompressLabError("The activations hold NaN or infinity.", f"the block of {stage.layers[0].name}", "calibrate in float32, or with other text")
     roundings = {names[id(linear.weight)]: Rounding(linear, method.bits, method.columns_per_group(linear.in_features), method.symmetric) for linear in stage.layers}
     nearest, found = learn(stage.gate, roundings, inputs, targets, method.steps, method.lr or 1 / method.steps, generator)
-    energy = max(sum(float(target.float().square().mean()) for target in targets) / len(targets), 1e-30)
+    energy = max(sum(float(target.double().square().mean()) for target in targets) / len(targets), 1e-30)
     for rounding in roundings.values():
         linear, whole = rounding.linear, rounding.result()
         if not rounding.moved: whole.notes = (UNFELT,)

@@ -15,7 +15,7 @@ from ..core.equivalence import Pair, equivalences
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory, memory_needed, walk
 from ..core.layerwise import Compressed, Finished, LayerMethod, precision, treat
-from .grid import by_groups, check_grid, codes, fit, values
+from .grid import by_groups, check_grid, codes, fit, span, values
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-06
 ROWS = 256   # rows of a matrix that the search looks at
@@ -25,7 +25,7 @@ def nearest(weight: Tensor, method) -> Tensor:
     size = method.columns_per_group(weight.shape[1])
     whole = weight.shape[1] // size * size
     def rounded(groups):
-        scales, zeros = (each[:, None] for each in fit(groups, method.bits, method.symmetric))
+        scales, zeros = span(groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0), method.bits, method.symmetric)
         return values(codes(groups, scales, zeros, method.bits), scales, zeros)
     full = rounded(weight[:, :whole].reshape(-1, size)).view(len(weight), whole)
     return full if whole == weight.shape[1] else torch.cat([full, rounded(weight[:, whole:])], 1)

@@ -69,7 +69,9 @@ def factor(
 ) -> Tensor|None:
     "The factor of all scales of a matrix, float32 of shape (1, 1); None for formats that have none."
     if format.scale not in ("e4m3", "matrix"): return None
-    return eight_bits(weight.abs().max() / (format.top * (448 if format.scale == "e4m3" else 1))).view(1, 1)
+    if format.scale == "matrix": return eight_bits(weight.abs().max() / format.top).view(1, 1)
+    found = weight.abs().max() / (448 * format.top)
+    return torch.where(found > 0, found, 1.0).view(1, 1)
 
 def scales_for(
     format: Format,
@@ -78,7 +80,7 @@ def scales_for(
 ) -> Tensor:
     "The scale of each group, in the type it is stored in."
     if format.scale == "matrix": return torch.ones_like(largest).to(torch.float8_e8m0fnu)
-    if format.scale == "e4m3": return (largest / format.top / outer).clamp(2**-6, 448).to(torch.float8_e4m3fn)
+    if format.scale == "e4m3": return (largest / format.top / outer).clamp(2**-9, 448).to(torch.float8_e4m3fn)
     if format.scale == "float": return eight_bits(largest / format.top)
     exponent = torch.frexp(largest)[1] - torch.frexp(torch.tensor(format.top))[1]
     return torch.ldexp(torch.ones_like(largest), torch.where(largest > 0, exponent.clamp(-127, 127), 0)).to(torch.float8_e8m0fnu)

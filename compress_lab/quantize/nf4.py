@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from typing import ClassVar
 from ..core.layerwise import Compressed, LayerMethod
-from .levels import FORMATS, Format, factor, lay, rounded
+from .levels import FORMATS, Format, eight_bits, factor, lay, rounded
 
 # %% ../../nbs/quantize/11_nf4.ipynb #cell-08
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class NF4(LayerMethod):
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes and scales."
-        size, outer = self.columns_per_group(weight.shape[1]), factor(self.layout, weight)
+        size, outer = self.columns_per_group(weight.shape[1]), eight_bits(factor(self.layout, weight)) if self.double else None
         return rounded(self.layout, weight, size, lay(self.layout, weight, size, outer), outer)
