@@ -153,14 +153,14 @@ def check_loaded(method, subject):
     "Raises `CompressLabError` where the weights are read from files, and cannot be trained."
     if subject.streamed: raise CompressLabError("A streamed model cannot be trained.", str(method), "load it whole")
 
-def check_vocabulary(method, subject, original):
+def check_vocabulary(method, subject, original, otherwise: str=""):
     "Raises `CompressLabError` where the tokens of two Subjects are not the same words."
     sizes = [each.model.config.get_text_config().vocab_size for each in (subject, original)]
-    if len(set(sizes)) > 1: raise CompressLabError(f"The original has another vocabulary, of {sizes[1]}.", str(method), "give the model it was made from, or one with its vocabulary, as original=")
+    if len(set(sizes)) > 1: raise CompressLabError(f"The original has another vocabulary, of {sizes[1]}.", str(method), "give the model it was made from, or one with its vocabulary, as original=" + otherwise)
     if subject.tokenizer is None or original.tokenizer is None: return
     ours, theirs = ({index: word for word, index in each.tokenizer.get_vocab().items()} for each in (subject, original))
     if other := [index for index in ours if index in theirs and ours[index] != theirs[index]]:
-        raise CompressLabError(f"The original has another vocabulary: token {other[0]} is {theirs[other[0]]!r}, here {ours[other[0]]!r}.", str(method), "give a teacher with the same tokenizer as original=")
+        raise CompressLabError(f"The original has another vocabulary: token {other[0]} is {theirs[other[0]]!r}, here {ours[other[0]]!r}.", str(method), "give a teacher with the same tokenizer as original=" + otherwise)
 
 def moved(layers, before: dict) -> dict:
     "How far each linear moved from the weight it had, relative to that, and the share of its zeros, by name."

@@ -55,6 +55,7 @@ class GKD(Distill):
     paper = "Agarwal et al., 2024, On-policy distillation of language models: learning from self-generated mistakes"
 
     def check(self):
+        if self.loss == "uld": raise CompressLabError("Text that the model writes itself is not there before, to be read in the teacher's tokens.", "GKD", "use a teacher with the same tokenizer, or Distill")
         super().check()
         if not 0 <= self.own <= 1 or self.prompt < 1: raise CompressLabError(f"own={self.own} is not between 0 and 1, or prompt={self.prompt} is not at least 1.", "GKD", "leave them out")
         if self.held: raise CompressLabError("Rows that are held back are judged as they are given, not as the model would write them.", "GKD", "leave out held")
