@@ -16,6 +16,9 @@ SUITES = {
                     *_asked(("arc_easy", 200), ("openbookqa", 200), ("piqa", 200), ("copa", None), ("boolq", 100), ("crows_pairs", 300)), {"probe": "size"}],
     "trust-sst2": [*_asked(("glue_sst2", None), ("advglue_sst2", None)), {"probe": "calibration", "task": "glue_sst2"}, {"probe": "robustness", "n": 300}, {"probe": "behaviour"}, {"probe": "size"}],
     "glue": _asked(*((f"glue_{name}", None) for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli_mm", "qnli", "rte"))),
+    "glue-options": _asked(*((name, None) for name in ("cola", "sst2", "mrpc", "qqp", "mnli", "mnli_mm", "qnli", "rte"))),
+    "superglue": _asked(*((f"superglue_{name}", None) for name in ("boolq", "cb", "multirc", "rte", "wic"))),
+    "superglue-options": _asked(*((name, None) for name in ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"))),
 }
 
 def expanded(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOMENTS', 'LENGTH', 'ANSWERS', 'RIGHT', 'correlation', 'macro_f1', 'metric_of', 'flip_metrics', 'moments',
-           'class_columns', 'likeliest', 'padded_rows', 'choice_frame', 'ask', 'class_order', 'batches', 'head_logits',
-           'classify', 'taken', 'write', 'answered', 'TaskProbe', 'flipped']
+           'class_columns', 'likeliest', 'padded_rows', 'together', 'choice_frame', 'ask', 'class_order', 'batches',
+           'head_logits', 'classify', 'taken', 'write', 'answered', 'TaskProbe', 'flipped']
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-03
 import hashlib, re
@@ -101,6 +101,16 @@ def padded_rows(rows, fill=np.nan) -> np.ndarray:
     width = max(map(len, rows))
     return np.array([[*row, *[fill] * (width - len(row))] for row in rows], dtype=np.float64)
 
+def together(
+    found: Items,
+    frame: pd.DataFrame,  # with `correct`, a row for each item
+) -> pd.DataFrame:
+    "The frame with what each group of items adds to `em`, in the row of its last item; as it is where items have no groups."
+    if found.file.group is None: return frame
+    group = pd.Series([item.group for item in found])
+    last = ~group.duplicated(keep="last")
+    return frame.assign(em_right=frame["correct"].groupby(group).transform("all") & last, em_groups=last)
+
 def choice_frame(
     found: Items,      # of kind choice
     logp: np.ndarray,  # log-likelihoods of all options, item by item, shape (options,)
@@ -117,12 +127,9 @@ def choice_frame(
     for name, prediction in said.items(): frame[name] = (prediction >= 0) & right[np.arange(len(right)), prediction]
     with np.errstate(invalid="ignore"): chance = np.nan_to_num(np.exp(logp - np.nanmax(logp, 1, keepdims=True)))
     frame["mass"] = np.divide((chance * right).sum(1), chance.sum(1), out=np.zeros(len(chance)), where=chance.sum(1) > 0)
-    if found.file.group is not None:
-        group = pd.Series([item.group for item in found])
-        last = ~group.duplicated(keep="last")
-        frame["em_right"], frame["em_groups"] = frame["correct"].groupby(group).transform("all") & last, last
+    if found.file.gold is not None: frame["token_f1"] = [item.token_f1[each] if each >= 0 else 0.0 for item, each in zip(found, frame["prediction"])]
     more = class_columns(frame["prediction"].to_numpy(), frame["label"].to_numpy(), len(found.file.options)) if isinstance(found.file.options, list) else {}
-    return frame.assign(**more, logprobs=[row[:count] for row, count in zip(logp, counts)])
+    return together(found, frame).assign(**more, logprobs=[row[:count] for row, count in zip(logp, counts)])
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-16
 def ask(
@@ -224,7 +231,7 @@ def classify(
         prediction = likeliest(np.stack([(logits - logits.max(1, keepdims=True))[:, part].max(1) for part in order], 1))   # the class that wins decides
         logp = special.log_softmax(logits, 1)
         known = {"prediction": prediction, "label": label, "correct": prediction == label, "logprobs": [*np.stack([special.logsumexp(logp[:, part], axis=1) for part in order], 1)]}
-        return frame.assign(**known, **class_columns(prediction, label, len(order))), told
+        return together(found, frame.assign(**known, **class_columns(prediction, label, len(order)))), told
     if not np.isfinite(logits).all(): raise NotMeasured("The head's figures are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
     ranked = moments("spearman", stats.rankdata(logits[:, 0]), stats.rankdata(label))
     return frame.assign(prediction=logits[:, 0], label=label, **moments("pearson", logits[:, 0], label), **ranked), told

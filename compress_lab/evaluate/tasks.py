@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'COUNTED', 'MOST', 'DEEPEST', 'PATIENCE', 'PADDING', 'JINJA', 'TaskFile', 'matches',
-           'replaced', 'too_slow', 'Bounded', 'loops', 'few', 'template', 'expression', 'plain', 'check', 'task_files',
-           'read_task', 'Item', 'rendered', 'cleaned', 'same_as_right', 'as_item', 'Items', 'enough', 'items']
+           'replaced', 'too_slow', 'words', 'token_f1', 'Bounded', 'loops', 'few', 'template', 'expression', 'plain',
+           'check', 'task_files', 'read_task', 'Item', 'rendered', 'cleaned', 'same_as_right', 'as_item', 'Items',
+           'enough', 'items']
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-03
-import hashlib, json, re
+import hashlib, json, re, string
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -49,9 +50,10 @@ class TaskFile:
     each: str|None = None             # choice: a template that makes an option of each `option`
     delimiter: str = " "              # choice: stands between context and option
     completion: str|None = None       # completion: a template, what must follow
-    sentences: list|None = None       # classify: one or two columns
+    sentences: list|None = None       # classify: one or two columns, or templates
     labels: list|None = None          # classify: names of the classes in the order of their numbers, several of a head for one with | between; None: a figure is predicted
     answer: str|None = None           # choice: expression, the right option's number, or a list with 1 for each right one and 0 for the others; classify: the class or the figure; write: the text
+    gold: str|None = None             # choice: an expression that gives the right texts, for `token_f1`
     length: int|None = None           # write: tokens, at most; None: 256
     until: list|None = None           # write: texts before which the answer ends
     extract: str|None = None          # write: regular expression, whose last match is the answer, or the first of its groups that is not empty; None: all that was written
@@ -59,9 +61,9 @@ class TaskFile:
     path: str = field(default="", compare=False)  # where it was read
 
 REQUIRED = {"choice": ("context", "options", "answer"), "completion": ("context", "completion"), "classify": ("sentences", "answer"), "write": ("context", "answer")}
-OPTIONAL = {"choice": ("each", "delimiter", "cluster", "group"), "completion": ("cluster",), "classify": ("labels", "cluster"), "write": ("length", "until", "extract", "clean", "cluster")}
-COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "preferred", "f1", "macro_f1", "mcc", "em"),
-           "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "pearson", "spearman"), "write": ("acc",)}
+OPTIONAL = {"choice": ("each", "delimiter", "cluster", "group", "gold"), "completion": ("cluster",), "classify": ("labels", "cluster", "group"), "write": ("length", "until", "extract", "clean", "cluster")}
+COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "preferred", "f1", "macro_f1", "mcc", "em", "token_f1"),
+           "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "em", "pearson", "spearman"), "write": ("acc",)}
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-08
 MOST, DEEPEST, PATIENCE = 10**6, 2, 1.0   # characters or items that a product may have; loops within loops; seconds of a search
@@ -89,6 +91,23 @@ def too_slow(
 ) -> CompressLabError:
     "The error for an expression that does not end."
     return CompressLabError(f"The regular expression {pattern!r} takes too long.", "a task's file", "let nothing repeated be repeated again, as in (a+)+")
+
+# %% ../../nbs/evaluate/10_tasks.ipynb #words-code
+def words(
+    text: str,  # an answer
+) -> list[str]:
+    "The words of the text as answers are compared: in small letters, without punctuation and articles."
+    bare = "".join(sign for sign in text.lower() if sign not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+def token_f1(
+    said: str,
+    right: str,
+) -> float:
+    "The F1 of the words that two texts share, from 0 to 1."
+    first, second = words(said), words(right)
+    both = sum((Counter(first) & Counter(second)).values())
+    return 2 * both / (len(first) + len(second)) if both else 0.0
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #jinja-code
 class Bounded(ImmutableSandboxedEnvironment):
@@ -136,7 +155,7 @@ def _written(value):
 JINJA = Bounded(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
 JINJA.globals = {"range": few}
 JINJA.filters["regex_replace"] = lambda text, pattern, by: replaced(pattern, by, text)
-JINJA.filters["among"] = lambda options, right: [int(option in right) for option in options]   # which of them are right
+JINJA.filters["among"] = lambda options, right: [int(words(option) in [*map(words, right)]) for option in options]   # which of them are right, in the same words
 for padding in ("center", "indent", "wordwrap", "format", "pprint", "xmlattr", "batch", "slice"): del JINJA.filters[padding]
 
 @lru_cache
@@ -181,14 +200,15 @@ def check(file: TaskFile):
     for name in ("extract", "clean"):
         try: regex.compile(getattr(file, name) or "")
         except regex.error as error: raise wrong(f"{name} is no regular expression: {error}.", "correct it") from error
+    if "token_f1" in file.metrics and file.gold is None: raise wrong("token_f1 compares with right texts, and there are none.", "write gold:")
     if "em" in file.metrics and file.group is None: raise wrong("em counts groups, and there are none.", "write group:")
     named = file.labels if file.kind == "classify" else file.options if isinstance(file.options, list) else None
     for metric in {"f1", "macro_f1", "mcc"} & {*file.metrics}:
         if not named or metric != "macro_f1" and len(named) != 2: raise wrong(f"{metric} needs classes that are the same for all items{'' if metric == 'macro_f1' else ', and two of them'}.", "take acc")
     if file.kind == "classify" and bool(file.labels) == bool({"pearson", "spearman"} & {*file.metrics}): raise wrong("Classes have no correlation, and figures no classes.", "give labels, or count pearson and spearman")
-    if file.kind == "classify" and not 1 <= len(file.sentences) <= 2: raise wrong(f"There are {len(file.sentences)} sentences.", "give one or two columns")
-    for name, kind in (("context", template), ("options", template if isinstance(file.options, list) else expression), ("each", template), ("completion", template),
-                       ("answer", expression), ("where", expression), ("item", expression), ("cluster", expression), ("group", expression)):
+    if file.kind == "classify" and not 1 <= len(file.sentences) <= 2: raise wrong(f"There are {len(file.sentences)} sentences.", "give one or two columns or templates")
+    for name, kind in (("context", template), ("options", template if isinstance(file.options, list) else expression), ("each", template), ("completion", template), ("sentences", template),
+                       ("answer", expression), ("where", expression), ("item", expression), ("cluster", expression), ("group", expression), ("gold", expression)):
         for text in (value if isinstance(value := getattr(file, name), list) else [value] if value is not None else []):
             try: kind(text)
             except (TemplateError, TypeError, AttributeError) as error: raise wrong(f"{name} cannot be read: {error}.", f"it must be {'a template' if kind is template else 'an expression'} in the language of Jinja") from error
@@ -228,6 +248,7 @@ class Item:
     group: str                          # items of one group are right only together
     pairs: tuple = ()                   # choice, completion: context and option, as they are scored; write: the context, and nothing
     options: tuple[str, ...] = ()       # choice: as they are counted, without what stands before them
+    token_f1: tuple[float, ...] = ()    # choice: of each option with the nearest right text, where the file gives them
     sentences: tuple[str, ...] = ()     # classify
     answer: int|float|tuple|str = 0     # the number of the right option or class; a tuple of 1 and 0 where several are right; a figure; or a text
 
@@ -243,10 +264,11 @@ def rendered(
         found = kind(value)(**row)
         return str(found) if isinstance(found, Undefined) else plain(found)   # to ask for an undefined text raises
     if file.where is not None and not made("where", expression): return None
-    found = {name: made(name, expression) for name in ("answer", "item", "cluster", "group")} | {name: made(name, template) for name in ("context", "completion")}
+    found = {name: made(name, expression) for name in ("answer", "item", "cluster", "group", "gold")} | {name: made(name, template) for name in ("context", "completion")}
     found["options"] = made("options", template if isinstance(file.options, list) else expression)
+    if isinstance(found["options"], list) and isinstance(gold := found["gold"], list): found["token_f1"] = tuple(max((token_f1(str(option), str(right)) for right in gold), default=0.0) for option in found["options"])
     if file.each is not None and isinstance(found["options"], list): found["options"] = [template(file.each)(option=option, **row) for option in found["options"]]
-    if file.sentences: found["sentences"] = tuple(row[name] for name in file.sentences)
+    if file.sentences: found["sentences"] = tuple(template(name)(**row) if "{{" in name else row[name] for name in file.sentences)
     return found
 
 def cleaned(
@@ -286,6 +308,7 @@ def as_item(
             need(len(answer) == len(options) and {*answer} <= {0, 1} and 1 in answer, f"The answer is {answer!r}, and must have a 1 for each right option and a 0 for each other one.")
             answer = tuple(answer)
         else: need(type(answer) is int and 0 <= answer < len(options), f"The answer is {answer!r}, and there are {len(options)} options, from 0.", "check that the split has labels, and the expression for the answer")
+        need(file.gold is None or isinstance(found["gold"], list) and found["gold"] and all(isinstance(text, str) for text in found["gold"]), f"The right texts are {found['gold']!r}, and must be a list of texts.")
         pairs = tuple((before, file.delimiter + option) for before, option in zip([context] * len(options) if isinstance(context, str) else context, options))
         answer = same_as_right(pairs, answer)
     elif file.kind == "completion": need(found["completion"].strip(), "Nothing is to follow."); pairs = ((context, found["completion"]),)
@@ -295,7 +318,7 @@ def as_item(
     sentences = found.get("sentences", ())
     need(all(isinstance(text, str) for text in sentences), f"The sentences are {sentences!r}, and must be texts.")
     id = str(number if found["item"] is None else found["item"])
-    return Item(number, id, *(id if found[name] is None else str(found[name]) for name in ("cluster", "group")), pairs, tuple(options or ()), sentences, answer)
+    return Item(number, id, *(id if found[name] is None else str(found[name]) for name in ("cluster", "group")), pairs, tuple(options or ()), found.get("token_f1", ()), sentences, answer)
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-18
 @dataclass(frozen=True, repr=False)
@@ -315,6 +338,7 @@ class Items:
     def key(self) -> str:
         "A hash of all that is asked and of the right answers."
         asked = [[item.id, item.pairs, item.sentences, item.answer] for item in self]
+        if self.file.gold is not None: asked.append([item.token_f1 for item in self])
         if self.file.kind == "write": asked.append([self.file.length, self.file.until, self.file.extract, self.file.clean])
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 

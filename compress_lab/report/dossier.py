@@ -31,6 +31,7 @@ from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm, together
 from ..evaluate.suites import expanded
 from . import plots
+from .sections import GROUPS, floor_rows, group_tables
 from .plots import estimate, figures, label, visible
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-05
@@ -866,6 +867,7 @@ AXES = """
 {% for name, original, entries in lines %}<tr><th scope="row">{{ name }}</th><td>{{ original }}</td>{% for entry in entries %}<td>{% if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>{% else %}–{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><p class="small">{{ listed(lost.index, 100) }}</p></details>{% endfor %}{% endif %}</section>{% endfor %}
+{% include "groups" %}
 """
 SOURCES = """
 {% if d.use %}<section><h2>Data rights</h2><div class="wide" tabindex="0" role="region" aria-label="Data rights"><table class="gaps"><caption><span>Declared use: {{ d.use }}. Licences are read by a table; the texts themselves count.</span></caption>
@@ -888,7 +890,8 @@ PAGE = """<!doctype html>
 <style>{{ css }}{{ page_css }}</style></head><body><main class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}{% include "pictures" %}{% include "words" %}{% include "sources" %}</main></body></html>
 """
 BRIEF = """<style>{{ css }}</style><div class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}{% include "pictures" %}</div>"""
-TEMPLATES = Environment(autoescape=True, loader=DictLoader({"top": TOP, "answers": ANSWERS, "axes": AXES, "pictures": PICTURES, "words": WORDS, "sources": SOURCES, "page": PAGE, "brief": BRIEF}))
+TEMPLATES = Environment(autoescape=True, loader=DictLoader({"top": TOP, "answers": ANSWERS, "axes": AXES, "groups": GROUPS, "pictures": PICTURES, "words": WORDS, "sources": SOURCES, "page": PAGE, "brief": BRIEF}))
+TEMPLATES.globals |= {"group_tables": group_tables, "floor_rows": floor_rows}
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-58
 LONGEST = 4000  # characters of one text on the page
