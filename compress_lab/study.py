@@ -600,10 +600,10 @@ def all(self: Run):
         say(self.console, f"{arm.name}: waiting for another process in this folder", "dim")
         with self.store.lock(arm.key, wait=True): self.fill(arm)
     for probe in self.study.probes:
-        if hasattr(probe, "over_seeds"): self.over_seeds(probe)
+        if hasattr(probe, "exemplified"): self.exemplified(probe)
 
 @patch
-def over_seeds(self: Run,
+def exemplified(self: Run,
     probe,  # a Probe that tells something of all seeds together
 ):
     "Stores with the last seed of each arm what the probe tells of all seeds that measured the same."
@@ -614,7 +614,7 @@ def over_seeds(self: Run,
         pairs = [pair for pair in pairs if pair[1] is not None and pair[2].meta.get("rows") == pairs[-1][2].meta.get("rows")]
         if not pairs: continue
         cells, originals, compressed = zip(*pairs)
-        told = probe.over_seeds([*originals], [*compressed])
+        told = probe.exemplified([*originals], [*compressed])
         if any(cells[-1].result.get(part) != value for part, value in told.items()): self.store.amend(cells[-1].key, **told)
 
 def failures(

@@ -61,7 +61,7 @@ def test_a_model_that_reads_case_is_found():
     probe = Robustness(kinds="upper lower")
     before, after = (probe.measure(Keyword("fine", flags), items=ITEMS) for flags in (re.I, 0))
     found = {difference.metric.name: difference for difference in probe.differences(before, after)}
-    assert found["lost_upper"].value == found["flips_upper"].value == 0.75 and found["lost_upper"].verdict == "higher" and found["lost_upper"].n_items == 80
+    assert found["lost_upper"].value == found["flips_upper"].value == 0.75 and found["lost_upper"].verdict == "worse" and found["lost_upper"].n_items == 80
     assert found["lost_lower"].verdict == found["clean_accuracy"].verdict == "no difference" and np.isclose(found["lost"].value, 0.75 / 2)
 
 

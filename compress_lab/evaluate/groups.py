@@ -160,7 +160,7 @@ def besides(self: Groups,
     return {"groups": found}
 
 @patch
-def over_seeds(self: Groups,
+def exemplified(self: Groups,
     originals: list[Records],   # one for each seed, on the same items
     compressed: list[Records],  # the same
 ) -> dict:

@@ -299,6 +299,7 @@ class Probe:
     metrics: ClassVar[tuple[Metric, ...]] = ()           # the first is the primary one
     paired: ClassVar[bool] = False                       # whether one measurement needs both models
     sampled: ClassVar[tuple[str, str]|None] = ("window", "document")  # what a row and a cluster are called; None: exact
+    fewest: ClassVar[int] = FEWEST                       # clusters without which a figure that has no bounds gets no interval; fewer where they are repetitions of one run
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -400,11 +401,11 @@ def _sizes(metric: Metric, columns: np.ndarray, labels: np.ndarray) -> np.ndarra
     weights = np.ones(len(columns)) if metric.formula or isinstance(metric.denominator, int) else columns[:, 1]
     return cluster_sums(np.abs(weights[:, None]), labels)[:, 0]
 
-def _single(metric: Metric, columns: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _single(metric: Metric, columns: np.ndarray, labels: np.ndarray, fewest: int) -> tuple[float, float]:
     "The interval of one model's value; not-a-numbers where the clusters cannot carry one."
     sums = cluster_sums(columns, labels)
     if _is_share(metric, columns): return share(sums)
-    if len(sums) < FEWEST: return np.nan, np.nan
+    if len(sums) < fewest: return np.nan, np.nan
     if metric.transform != "exp": return jackknife(sums, metric.of, _sizes(metric, columns, labels)).interval()
     return tuple(np.exp(jackknife(sums, lambda totals: np.log(metric.of(totals)), _sizes(metric, columns, labels)).interval()).tolist())
 
@@ -418,7 +419,7 @@ def estimate(self: Probe,
     value, bounds, interval = float(metric.of(columns.sum(0))), _bounds(metric, columns), None
     if self.sampled and np.isfinite(value):
         counted = _counted(metric, columns)
-        interval = _single(metric, columns[counted], self.clusters(records.frame[counted])[0])
+        interval = _single(metric, columns[counted], self.clusters(records.frame[counted])[0], self.fewest)
         interval = None if np.isnan(interval).any() else tuple(np.clip(interval, *bounds).tolist())
     known = {"bounds": bounds} if np.isfinite(bounds).all() else {}
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval, **known}
@@ -540,7 +541,7 @@ def spread(self: Probe,
         if low != low: return Spread(method=f"no interval from {words}: at least {FEW} are needed", units=count)
         ratio = (low / metric.reference, high / metric.reference) if metric.reference else None
         return Spread((low - metric.reference, high - metric.reference), ratio, None, f"exact interval over {words}", count)
-    if count < FEWEST: return Spread(method=f"no interval from {words}: at least {FEWEST} are needed", units=count)
+    if count < self.fewest: return Spread(method=f"no interval from {words}: at least {self.fewest} are needed", units=count)
     return _jackknifed(sums, views, _sizes(metric, after, labels), metric.transform == "exp", words)
 
 # %% ../../nbs/evaluate/01_records.ipynb #spread-code-2
@@ -612,7 +613,7 @@ def _seeds_spread(self: Probe, metric: Metric, pairs: list, alone: list, words: 
     def ratio(totals):
         with np.errstate(divide="ignore", invalid="ignore"): return np.log(metric.of(totals[..., half:]) / metric.of(totals[..., :half]))
     count = len({label for labels, _ in parts for label in labels})
-    if count < FEWEST: return Spread(method=f"no interval from {words}: at least {FEWEST} {self.sampled[1]}s are needed", units=count)
+    if count < self.fewest: return Spread(method=f"no interval from {words}: at least {self.fewest} {self.sampled[1]}s are needed", units=count)
     spread = over_seeds(parts, change)
     if not spread.error > 0: return Spread(method=f"no interval: {words} differ alike", units=count)
     first, second, p = _joined(spread, over_seeds(parts, ratio), 0.0)

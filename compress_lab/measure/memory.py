@@ -77,6 +77,7 @@ class Memory(Probe):
     "Peak memory of loading a model and running it once in a fresh process."
     name: ClassVar[str] = "memory"
     sampled: ClassVar = ("run", "run")
+    fewest: ClassVar = 2                 # runs of one machine, whose noise is not skewed
     metrics: ClassVar[tuple] = (Metric("peak_bytes", "bytes", "lower", "peak_bytes"),
                                 Metric("peak_above_imports", "bytes", "lower", "above_bytes"))
     tokens: int = setting(256, least=1)  # in the forward pass
