@@ -41,6 +41,7 @@ class Distance(Probe):
     paired: ClassVar[bool] = True
     metrics: ClassVar[tuple] = (Metric("distance", "", "lower", "squared", "weights", reference=0.0),)
     sampled: ClassVar = ("layer", "layer")
+    fewest: ClassVar = 2
 
     def measure(self, subject, original=None, *, seed=0):
         say("measure", self.name, 0, subject.history[-1]["sparsity"], seed)

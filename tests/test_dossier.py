@@ -219,13 +219,13 @@ def test_odd_cells_do_not_stop_it(broken, tmp_path):
     self_contained(Dossier({**synthetic(["RTN-8"]), "odd": {"recipe": "odd", "probe": "perplexity", **broken}}).to_html(tmp_path / "d.html").read_text(encoding="utf-8"))
 
 
-def test_seeds_are_merged():
+def test_intervals_of_seeds_are_not_put_together_without_their_records():
     one, two = synthetic(["RTN-4"]), synthetic(["RTN-4"], seed=1)
     for cell in two.values():
         for d in cell["differences"]: d["interval"] = [d["interval"][0] - 1, d["interval"][1] + 2]
     row = Dossier({**one, **two})._find("RTN-4", "perplexity")
     d = next(d for c in one.values() for d in c["differences"] if d["metric"] == "perplexity")
-    assert len(row["cells"]) == 2 and row["difference_lo"] == pytest.approx(d["interval"][0] - 1) and row["difference_hi"] == pytest.approx(d["interval"][1] + 2)
+    assert len(row["cells"]) == 2 and row["difference"] == pytest.approx(d["value"]) and np.isnan([row["difference_lo"], row["difference_hi"]]).all() and row["verdict"] == "no interval"
 
 
 def test_from_run(cells, tmp_path):

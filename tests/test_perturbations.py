@@ -62,13 +62,13 @@ def test_a_model_that_reads_case_is_found():
     before, after = (probe.measure(Keyword("fine", flags), items=ITEMS) for flags in (re.I, 0))
     found = {difference.metric.name: difference for difference in probe.differences(before, after)}
     assert found["lost_upper"].value == found["flips_upper"].value == 0.75 and found["lost_upper"].verdict == "worse" and found["lost_upper"].n_items == 80
-    assert found["lost_lower"].verdict == found["clean_accuracy"].verdict == "no difference" and np.isclose(found["lost"].value, 0.75 / 2)
+    assert found["lost_lower"].verdict == found["clean_accuracy"].verdict == "no difference seen" and np.isclose(found["lost"].value, 0.75 / 2)
 
 
 def test_what_the_original_loses_too_is_not_charged_to_the_compressed_model():
     probe = Robustness(kinds="upper")
     one, other = (probe.measure(Keyword(word), items=ITEMS) for word in ("fine", "(fine|none)"))
-    assert one.values["lost_upper"] == 0.75 and probe.difference(one, other, "lost_upper").verdict == "no difference"
+    assert one.values["lost_upper"] == 0.75 and probe.difference(one, other, "lost_upper").verdict == "no difference seen"
 
 
 def test_items_whose_text_did_not_change_do_not_count():
