@@ -260,7 +260,7 @@ def test_torchao_gives_the_same_bits(name):
 def heavy_weights():
     "A matrix whose groups differ by orders of magnitude, with outliers, zeros and ties, (256, 512)."
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(256, 512, generator=generator) * 0.02 * torch.logspace(-3, 0, 256)[:, None]
+    weight = torch.randn(256, 512, generator=generator) * 0.02 * torch.logspace(-3.5, 0, 256)[:, None]
     weight[torch.rand(weight.shape, generator=generator) < 0.001] *= 20
     weight[-32:] = (weight[-32:] * 400).round() / 400
     return weight.masked_fill(torch.rand(weight.shape, generator=generator) < 0.05, 0)
