@@ -246,6 +246,7 @@ def _told(value: float, low: float, high: float, metric: Metric, floor: float) -
     if max(abs(value), abs(low), abs(high)) <= floor: return "no difference"
     return direction(low, high, metric.better, floor) or "no difference seen"
 
+# %% ../../nbs/evaluate/01_records.ipynb #verdict-code
 def verdict(
     value: float,                                # compressed - original
     interval: tuple[float, float]|None,          # of the difference
@@ -392,6 +393,7 @@ def _bounds(
     if not (np.abs(columns[:, 0]) <= columns[:, 1]).all(): return -np.inf, np.inf
     return 0.0 if (columns[:, 0] >= 0).all() else -1.0, 1.0
 
+# %% ../../nbs/evaluate/01_records.ipynb #estimate-code
 def _is_share(metric: Metric, columns: np.ndarray) -> bool:
     "Whether the metric is a share of a whole, by the columns of one model."
     return metric.unit == "share" and not metric.formula and _bounds(metric, columns) == (0.0, 1.0)
@@ -619,6 +621,7 @@ def _seeds_spread(self: Probe, metric: Metric, pairs: list, alone: list, words: 
     first, second, p = _joined(spread, over_seeds(parts, ratio), 0.0)
     return Spread(first, tuple(np.exp(second).tolist()), p, f"mean over {words}, both as random factors", count)
 
+# %% ../../nbs/evaluate/01_records.ipynb #seeds-code-2
 @patch
 def _by_cluster(self: Probe, metric: Metric, original: Records|None, compressed: Records) -> tuple[np.ndarray, np.ndarray]:
     "The labels of the clusters of one seed, and both models' sums."

@@ -549,6 +549,7 @@ def _all_tasks(rows: list[tuple]) -> tuple[str, dict]:
     text = f" Over all {len(rows)} tasks accuracy is {said}: {_points(middle)} points on average (95% interval {_points(low)} to {_points(high)}, p {p:.2g})."
     return text, {"together": middle, "together_lo": low, "together_hi": high, "together_p": p}
 
+# %% ../../nbs/report/02_dossier.ipynb #answers-claim-2
 @patch
 def _answer_claim(self: Dossier, recipe: str) -> list[Claim]:
     "How the accuracies of a recipe changed, and what they hide."
