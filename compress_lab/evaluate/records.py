@@ -17,6 +17,7 @@ from typing import Callable, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 import xxhash
+from scipy import stats
 from ..core.errors import CompressLabError, nearest, visible
 from ..core.settings import seed_number
 from ..core.store import Cell, Store
@@ -595,7 +596,7 @@ def over_seeds(self: Probe,
     words = f"{len(pairs)} seeds and {max(each.n_clusters for each in alone)} {self.sampled[1] if self.sampled else 'value'}s"
     found = self._seeds_spread(metric, pairs, alone, words)
     quotient = after / before if before and np.isfinite(after / before) else None
-    limits = _limits(metric, self.pair(*pairs[0], metric)) if self.sampled else ((-np.inf, np.inf),) * 2
+    limits = _limits(metric, self.pair(*pairs[0], metric)) if self.sampled and type(self).difference is Probe.difference else ((-np.inf, np.inf),) * 2
     spreads = [None if spread is None or np.isnan(spread).any() else tuple(np.clip(spread, *ends).tolist())
                for spread, ends in zip((found.change, found.ratio if quotient is not None else None), limits)]
     floor = metric.floor * (abs(before) if metric.reference is None and before and np.isfinite(before) else 1.0)
@@ -608,6 +609,7 @@ def _seeds_spread(self: Probe, metric: Metric, pairs: list, alone: list, words: 
     "The intervals over seeds, or why there are none."
     if any(not np.isfinite(each.value) for each in alone): return Spread(method="no interval: a seed diverged", units=0)
     if all(each.verdict.startswith("no difference") and each.value == 0 and each.interval == (0, 0) for each in alone): return Spread((0.0, 0.0), (1.0, 1.0), None, alone[0].method, alone[0].n_clusters)
+    if type(self).difference is not Probe.difference: return _of_intervals(alone)
     if not self.sampled: return _of_figures([each.value for each in alone], [each.ratio for each in alone], len(pairs))
     parts = [self._by_cluster(metric, *pair) for pair in pairs]
     half = parts[0][1].shape[1] // 2
@@ -635,6 +637,17 @@ def _of_figures(values: list, ratios: list, seeds: int) -> Spread:
     if len(set(values)) == 1: return Spread((values[0],) * 2, None if None in ratios else (ratios[0],) * 2, None, "exact", seeds)
     _, low, high = interval(values)
     return Spread((low, high), None if None in ratios else interval(ratios)[1:], None, f"Student's interval over {seeds} seeds", seeds)
+
+def _of_intervals(alone: list) -> Spread:
+    "Intervals from those of each seed, for probes that make their own: the variance between seeds beside the mean of that within, which is on the safe side."
+    def joined(values, ends):
+        if any(each is None for each in (*values, *ends)): return None
+        within = np.mean([((high - low) / (2 * stats.norm.ppf(0.975))) ** 2 for low, high in ends])
+        half = np.sqrt(stats.t.ppf(0.975, len(values) - 1) ** 2 * np.var(values, ddof=1) / len(values) + stats.norm.ppf(0.975) ** 2 * within)
+        return float(np.mean(values) - half), float(np.mean(values) + half)
+    found = [joined([getattr(each, name) for each in alone], [getattr(each, ends) for each in alone]) for name, ends in (("value", "interval"), ("ratio", "ratio_interval"))]
+    if found[0] is not None and any(each.verdict.startswith("no difference seen") for each in alone): found = [ends and (min(ends[0], none), max(ends[1], none)) for ends, none in zip(found, (0.0, 1.0))]
+    return Spread(*found, None, f"mean of {len(alone)} seeds and the intervals of each" if found[0] else "no interval: a seed has none", len(alone))
 
 # %% ../../nbs/evaluate/01_records.ipynb #layout-code
 RULES = 2   # of intervals and verdicts: what was stored under earlier ones is computed again from its records

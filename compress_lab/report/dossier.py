@@ -341,7 +341,8 @@ def told(row: pd.Series) -> str:
 
 def _shown(row: pd.Series) -> str | None:
     "The better direction of what the verdict calls better or worse; none of the rest, which is drawn in grey."
-    return row["better"] if told(row) in ("better", "worse") else None
+    within = math.isfinite(row["control_lo"]) and not (faster(row) or slower(row))
+    return row["better"] if told(row) in ("better", "worse") and not within else None
 
 def quality_claim(row: pd.Series) -> Claim:
     "What a recipe did to the perplexity."
