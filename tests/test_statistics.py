@@ -101,7 +101,7 @@ def test_an_interval_over_seeds_holds_the_truth_where_one_seed_does_not():
     random, hits = np.random.default_rng(0), np.zeros(2)
     for _ in range(600):
         level = random.normal(0, 0.5, 40)
-        parts = [(np.arange(40), np.column_stack([0.2 + random.normal(0, 0.5) + level + random.normal(0, 0.5, 40), np.ones(40)])) for _ in range(3)]
+        parts = [(np.arange(40), np.column_stack([0.2 + random.normal(0, 0.5) + level + random.normal(0, 0.5, 40), np.ones(40)]), np.ones(40)) for _ in range(3)]
         ends = over_seeds(parts, mean).interval(), intervals(parts[0][1], mean)[0]
         hits += [low <= 0.2 <= high for low, high in ends]
     assert 0.93 <= hits[0] / 600 <= 0.99 and hits[1] / 600 < 0.6
@@ -126,7 +126,7 @@ def test_difference_ratio_and_p_of_answers_agree(items, size):
     before, after = (np.array(part) for part in zip(*items))
     pairs = paired(before, after, None if size is None else np.arange(len(items)) // size)
     low, high = paired_interval(pairs)
-    if pairs.few:
+    if pairs.too_few:
         assert np.isnan([low, high, pairs.p()]).all()
         return
     assert (pairs.p() <= 0.05) == (low > 0 or high < 0) and low <= after.mean() - before.mean() <= high and high > low

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 from ..core.errors import CompressLabError
-from .records import Difference, Metric, Probe, Records, margin_of, verdict
-from .statistics import FEWEST, cluster_sums, jackknife, same_items, shrinkage, spread_of
+from .records import Difference, Metric, Probe, Records, combined, margin_of, verdict
+from .statistics import FEWEST, cluster_sums, from_left_out, jackknife, same_items, shrinkage
 from .task_probe import TaskProbe
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #dist-code
@@ -194,7 +194,7 @@ def from_noise(
     noise: np.ndarray,   # that they may have, shape (draws, bins)
     level: float=0.95,   # coverage
 ) -> tuple[float, float, float]:
-    "The figure that would be seen so in half of all studies, and both ends of its interval."
+    "The true figure that would look this large in half of all studies, and its confidence interval."
     seen, tail, error = statistic(gaps), (1 - level) / 2, noise.std(0)
     def along(direction):
         above = np.maximum.accumulate([(statistic(scale * direction + noise) >= seen).mean() for scale in SCALES])
@@ -205,11 +205,11 @@ def from_noise(
     return middle, min(low, lower), max(high, higher)
 
 def _combined(first: tuple, second: tuple, together: float) -> tuple[float, float]:
-    "Zou and Donner's interval of the second figure less the first, each an estimate with its ends, from the correlation of their noise."
+    "Confidence interval of second - first (Zou and Donner), from each estimate with its interval and the correlation of their noise."
     (one, low, high), (other, lower, higher) = first, second
     def reach(down, up): return np.sqrt(max(0.0, down ** 2 + up ** 2 - 2 * together * down * up))
     below, above = other - one - reach(other - lower, high - one), other - one + reach(higher - other, one - low)
-    return min(below, 2 * lower - high), max(above, higher - 2 * low)   # an estimate near zero lies too high, so that zero itself is taken for it
+    return min(below, 2 * lower - high), max(above, higher - 2 * low)
 
 def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed: int) -> dict:
     "ECE and calibration loss: (original, compressed, low, high) by name."
@@ -243,7 +243,7 @@ def _ordered(before: pd.DataFrame, after: pd.DataFrame, clusters, seed: int) -> 
     values, left_out = ([np.array(aurc(*arm, weights)) for arm in arms] for weights in (None, kept))
     found = {}
     for k, name in enumerate(("aurc", "excess_aurc")):
-        spread = spread_of(float(values[1][k, 0] - values[0][k, 0]), left_out[1][k] - left_out[0][k], np.bincount(group))
+        spread = from_left_out(float(values[1][k, 0] - values[0][k, 0]), left_out[1][k] - left_out[0][k], np.bincount(group))
         found[name] = values[0][k, 0], values[1][k, 0], *spread.interval()
     return found
 
@@ -331,3 +331,5 @@ class CalibrationProbe(TaskProbe):
         bare = {name.removeprefix(f"{self.file.name}."): value for name, value in margin.items()} if isinstance(margin, dict) else None
         found = calibration_differences(original.frame, compressed.frame, temperature=self.temperature, margin=bare)
         return [replace(each, metric=self.named(each.metric)) for each in found]
+
+    def spread_over_seeds(self, metric, pairs, each): return combined(each)

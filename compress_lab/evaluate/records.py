@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'WORSE', 'BETTER', 'REGISTRY', 'RULES', 'NUMBER', 'NESTED', 'RESULT', 'VALUE', 'DIFFERENCE', 'Metric',
            'show', 'show_interval', 'key_of', 'Records', 'drawn', 'judged_on', 'html_table', 'Difference', 'direction',
-           'verdict', 'margin_of', 'NotMeasured', 'probes', 'Probe', 'setting', 'Spread', 'flaw', 'stored',
+           'verdict', 'margin_of', 'NotMeasured', 'probes', 'Probe', 'setting', 'Spread', 'combined', 'flaw', 'stored',
            'records_of']
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-03
@@ -21,7 +21,7 @@ from scipy import stats
 from ..core.errors import CompressLabError, nearest, visible
 from ..core.settings import seed_number
 from ..core.store import Cell, Store
-from .statistics import FEW, FEWEST, Jackknife, Pairs, against_bound, cluster_sums, interval, jackknife, over_seeds, paired_interval, paired_ratio, share
+from .statistics import FEW, FEWEST, Jackknife, against_bound, cluster_sums, interval, jackknife, over_seeds, paired, paired_interval, paired_ratio, share
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-06
 @dataclass(frozen=True)
@@ -400,17 +400,18 @@ def _is_share(metric: Metric, columns: np.ndarray) -> bool:
     return metric.unit == "share" and not metric.formula and _bounds(metric, columns) == (0.0, 1.0)
 
 def _sizes(metric: Metric, columns: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    "What each cluster weighs: the sum it is divided by, or its rows."
+    "The weight of each cluster: its share of the denominator, or its number of rows."
     weights = np.ones(len(columns)) if metric.formula or isinstance(metric.denominator, int) else columns[:, 1]
     return cluster_sums(np.abs(weights[:, None]), labels)[:, 0]
 
 def _single(metric: Metric, columns: np.ndarray, labels: np.ndarray, fewest: int) -> tuple[float, float]:
-    "The interval of one model's value; not-a-numbers where the clusters cannot carry one."
-    sums = cluster_sums(columns, labels)
+    "Confidence interval of one model's value; NaN with too few clusters."
+    sums, sizes = cluster_sums(columns, labels), _sizes(metric, columns, labels)
     if _is_share(metric, columns): return share(sums)
     if len(sums) < fewest: return np.nan, np.nan
-    if metric.transform != "exp": return jackknife(sums, metric.of, _sizes(metric, columns, labels)).interval()
-    return tuple(np.exp(jackknife(sums, lambda totals: np.log(metric.of(totals)), _sizes(metric, columns, labels)).interval()).tolist())
+    if metric.transform != "exp": return jackknife(sums, metric.of, sizes).interval()
+    low, high = jackknife(sums, lambda totals: np.log(metric.of(totals)), sizes).interval()
+    return float(np.exp(low)), float(np.exp(high))
 
 @patch
 def estimate(self: Probe,
@@ -479,23 +480,32 @@ def difference(self: Probe,
     metric = metric if isinstance(metric, Metric) else self.metric(metric)
     columns, frame = self.pair(original, compressed, metric), compressed.frame
     if self.sampled: columns, frame = columns[_counted(metric, columns)], frame[_counted(metric, columns)]
-    half = columns.shape[1] // 2
-    def change(totals): return metric.of(totals[..., half:]) - metric.of(totals[..., :half])
-    def ratio(totals): return metric.of(totals[..., half:]) / metric.of(totals[..., :half])
-    total = columns.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ends, value, quotient = (float(metric.of(total[:half])), float(metric.of(total[half:]))), float(change(total)), float(ratio(total))
-        found = self.spread(metric, frame, columns, (change, ratio), _one_model(original, compressed))
-    spreads = [None if spread is None or np.isnan(spread).any() else tuple(np.clip(spread, *limits).tolist())
-               for spread, limits in zip((found.change, found.ratio), _limits(metric, columns))]
-    if ends[0] == 0 or not np.isfinite(quotient): quotient, spreads[1] = None, None
+    ends = [float(metric.of(side)) for side in np.split(columns.sum(0), 2)]
+    found = self.spread(metric, frame, columns, ends, _one_model(original, compressed))
     margin = margin_of(metric, margin) if self.sampled or isinstance(margin, dict) else None
-    floor = metric.floor * (abs(ends[0]) if metric.reference is None and np.isfinite(ends[0]) and ends[0] else 1.0)
+    return self.judged(metric, ends, found, len(columns), margin)
+
+@patch
+def judged(self: Probe,
+    metric: Metric,
+    ends: tuple[float, float],  # values of the original and of the compressed model
+    found: "Spread",            # intervals of their difference and their ratio
+    items: int,                 # rows compared
+    margin: float|None,
+) -> Difference:
+    "The difference with its verdict."
+    before, after = ends
+    with np.errstate(invalid="ignore"): value = float(np.subtract(after, before))
+    ratio = after / before if before and np.isfinite(before) and np.isfinite(after) else None
+    spreads = [None if each is None or np.isnan(each).any() else (float(each[0]), float(each[1])) for each in (found.change, found.ratio)]
+    if ratio is None: spreads[1] = None
+    floor = metric.floor * (abs(before) if metric.reference is None and np.isfinite(before) and before else 1.0)
     words = verdict(value, *spreads, metric, margin, floor)
-    return Difference(self.name, metric, *ends, value, spreads[0], quotient, spreads[1], len(columns), found.units, found.method, words, margin, p=_told_p(found.p, spreads[0], floor))
+    return Difference(self.name, metric, before, after, value, spreads[0], ratio, spreads[1], items, found.units, found.method, words,
+                      margin, p=_told_p(found.p, spreads[0], floor))
 
 def _told_p(p: float|None, interval: tuple[float, float]|None, floor: float) -> float|None:
-    "The p value, or none where the verdict does not go by it: a change that is certain and too small to be told from rounding."
+    "The p value; None if the change is significant but below the floor of measurement, so that the verdict does not follow it."
     if p is None or not p == p or interval is None: return None
     return None if p <= 0.05 and not direction(*interval, None, floor) else p
 
@@ -506,46 +516,49 @@ def _one_model(original: Records|None, compressed: Records) -> bool:
 
 # %% ../../nbs/evaluate/01_records.ipynb #spread-code
 class Spread(NamedTuple):
-    "Intervals of a difference and a ratio, and how they came about."
+    "Intervals of a difference and of a ratio, and how they were computed."
     change: tuple[float, float]|None = None
     ratio: tuple[float, float]|None = None
     p: float|None = None
     method: str = "exact"   # in words
-    units: int = 1          # what they rest on
+    units: int = 1          # clusters they rest on
 
-def _joined(change: Jackknife, ratio: Jackknife, null: float) -> tuple[tuple, tuple, float]:
-    "Intervals of difference and ratio that hold no change both or neither, and the p value; not-a-numbers where one of them has none."
-    p = max(change.p(), ratio.p(null)) if change.error > 0 and ratio.error > 0 else change.p()
-    ends = change.interval(), ratio.interval()
-    if not p > 0.05: return *ends, p
-    return *((min(low, none), max(high, none)) for (low, high), none in zip(ends, (0.0, null))), p
+def _views(metric: Metric, half: int) -> tuple:
+    "Difference and ratio of the metric, as functions of both models' totals side by side; the ratio of positive values as its logarithm."
+    def change(totals): return metric.of(totals[..., half:]) - metric.of(totals[..., :half])
+    def ratio(totals): return metric.of(totals[..., half:]) / metric.of(totals[..., :half])
+    return change, (lambda totals: np.log(ratio(totals))) if metric.transform == "exp" else ratio
+
+def _joined(metric: Metric, change: Jackknife, ratio: Jackknife, method: str, units: int) -> Spread:
+    "Intervals of difference and ratio that contain no change both or neither, with the p value of both."
+    none = 0.0 if metric.transform == "exp" else 1.0
+    p = max(change.p(), ratio.p(none)) if ratio.error > 0 else change.p()
+    ends, others = change.interval(), ratio.interval()
+    if p > 0.05: ends, others = (min(ends[0], 0.0), max(ends[1], 0.0)), (min(others[0], none), max(others[1], none))
+    return Spread(ends, tuple(np.exp(others).tolist()) if metric.transform == "exp" else others, p, method, units)
 
 @patch
 def spread(self: Probe,
     metric: Metric,
     frame: pd.DataFrame,   # with `item` and `cluster`
-    columns: np.ndarray,   # of both models, side by side
-    views: tuple,          # functions of column totals: difference and ratio
-    same: bool=False,      # whether both models are one
+    columns: np.ndarray,   # of both models, side by side, shape (rows, 2 × number of sums)
+    ends: tuple,           # values of the original and of the compressed model
+    same: bool=False,      # whether both are the same model
 ) -> Spread:
-    "Intervals of difference and ratio, and how they were made; none where the clusters cannot carry one."
-    ends = [float(metric.of(side)) for side in np.split(columns.sum(0), 2)]
+    "Intervals of the difference and the ratio, and the method; no interval with too few clusters."
     diverged = [arm for arm, end in zip(("the original", "the compressed model"), ends) if not np.isfinite(end)]
     if diverged: return Spread(method=f"no interval: {' and '.join(diverged)} {'diverged' if metric.diverges else 'undefined'}", units=0)
-    if not self.sampled: return Spread(*((float(of(columns.sum(0))),) * 2 for of in views))
+    if not self.sampled: return Spread((ends[1] - ends[0],) * 2, (ends[1] / ends[0],) * 2 if ends[0] else None)
     labels, words = self.clusters(frame)
-    before, after = np.split(columns, 2, axis=1)
-    count = len(np.unique(labels))
-    if same and ((before == after).all() if metric.reference is None else ends[0] == ends[1]): return Spread((0.0, 0.0), (1.0, 1.0), None, f"one model twice over {words}", count)
-    if metric.reference is None and _is_answers(metric, before) and _is_answers(metric, after): return _paired_answers(before, after, labels, words)
-    sums = cluster_sums(columns, labels)
-    if metric.reference is not None and _is_share(metric, after):
-        low, high = share(cluster_sums(after, labels))
-        if low != low: return Spread(method=f"no interval from {words}: at least {FEW} are needed", units=count)
-        ratio = (low / metric.reference, high / metric.reference) if metric.reference else None
-        return Spread((low - metric.reference, high - metric.reference), ratio, None, f"exact interval over {words}", count)
-    if count < self.fewest: return Spread(method=f"no interval from {words}: at least {self.fewest} are needed", units=count)
-    return _jackknifed(sums, views, _sizes(metric, after, labels), metric.transform == "exp", words)
+    count, (before, after) = len(np.unique(labels)), np.split(columns, 2, axis=1)
+    equal = (before == after).all() if metric.reference is None else ends[0] == ends[1]
+    if same and equal: return Spread((0.0, 0.0), (1.0, 1.0), None, f"one model twice over {words}", count)
+    if metric.reference is not None and _is_share(metric, after): found = _against_reference(metric, after, labels, words)
+    elif _is_answers(metric, before) and _is_answers(metric, after): found = _paired_answers(before, after, labels, words)
+    elif count < self.fewest: return Spread(method=f"no interval from {words}: at least {self.fewest} are needed", units=count)
+    else: found = _jackknifed(metric, columns, labels, words)
+    limited = [each and tuple(np.clip(each, *limits).tolist()) for each, limits in zip(found[:2], _limits(metric, columns))]
+    return found._replace(change=limited[0], ratio=limited[1])
 
 # %% ../../nbs/evaluate/01_records.ipynb #spread-code-2
 def _is_answers(metric: Metric, columns: np.ndarray) -> bool:
@@ -553,23 +566,31 @@ def _is_answers(metric: Metric, columns: np.ndarray) -> bool:
     return _is_share(metric, columns) and bool(np.isin(columns[:, 0], (0, 1)).all() and (columns[:, 1] == 1).all())
 
 def _paired_answers(before: np.ndarray, after: np.ndarray, labels: np.ndarray, words: str) -> Spread:
-    "The intervals of answers that are right or wrong, and what flipped."
-    first, second = before[:, 0] > 0, after[:, 0] > 0
-    pairs = Pairs(cluster_sums(np.column_stack([first & second, first & ~second, ~first & second, np.ones(len(first))]), labels))
-    if pairs.few: return Spread(method=f"no interval from {words}: at least {FEW} are needed", units=len(pairs.sums))
+    "The intervals of answers that are right or wrong, with the number of flips."
+    pairs = paired(before[:, 0], after[:, 0], labels)
+    count = len(pairs.sums)
+    if pairs.too_few: return Spread(method=f"no interval from {words}: at least {FEW} are needed", units=count)
     _, lost, gained, _ = pairs.counts
-    p, kind = pairs.p(), "exact" if pairs.alone else "by cluster"
+    p, kind = pairs.p(), "exact" if pairs.independent else "by cluster"
     method = f"Tango's score interval over {words}; {lost:.0f} went wrong, {gained:.0f} came right, McNemar p {p:.2g} ({kind})"
-    return Spread(paired_interval(pairs), paired_ratio(pairs), p, method, len(pairs.sums))
+    return Spread(paired_interval(pairs), paired_ratio(pairs), p, method, count)
 
-def _jackknifed(sums: np.ndarray, views: tuple, sizes: np.ndarray, positive: bool, words: str) -> Spread:
-    "The jackknife's intervals of difference and ratio, the ratio of positive values on a logarithmic scale."
-    change, ratio = views
-    spread = jackknife(sums, change, sizes)
-    if not spread.error > 0: return Spread(method=f"no interval: all of {words} differ alike", units=len(sums))
-    other = jackknife(sums, (lambda totals: np.log(ratio(totals))) if positive else ratio, sizes)
-    first, second, p = _joined(spread, other, 0.0 if positive else 1.0)
-    return Spread(first, tuple(np.exp(second).tolist()) if positive else second, p, f"paired jackknife over {words}", len(sums))
+def _against_reference(metric: Metric, after: np.ndarray, labels: np.ndarray, words: str) -> Spread:
+    "The intervals of a share that already compares both models."
+    sums = cluster_sums(after, labels)
+    low, high = share(sums)
+    if low != low: return Spread(method=f"no interval from {words}: at least {FEW} are needed", units=len(sums))
+    reference = metric.reference
+    ratio = (low / reference, high / reference) if reference else None
+    return Spread((low - reference, high - reference), ratio, None, f"exact interval over {words}", len(sums))
+
+def _jackknifed(metric: Metric, columns: np.ndarray, labels: np.ndarray, words: str) -> Spread:
+    "The jackknife's intervals of the difference and the ratio."
+    half = columns.shape[1] // 2
+    sums, sizes = cluster_sums(columns, labels), _sizes(metric, columns[:, half:], labels)
+    change, ratio = (jackknife(sums, view, sizes) for view in _views(metric, half))
+    if not change.error > 0: return Spread(method=f"no interval: all of {words} differ alike", units=len(sums))
+    return _joined(metric, change, ratio, f"paired jackknife over {words}", len(sums))
 
 @patch
 def differences(self: Probe,
@@ -589,65 +610,63 @@ def over_seeds(self: Probe,
     *,
     margin=None,                   # as in `difference`
 ) -> Difference:
-    "The mean difference over seeds, with seeds and clusters as random factors."
+    "The mean difference over seeds; seeds and clusters are random factors."
     metric = metric if isinstance(metric, Metric) else self.metric(metric)
-    alone = [self.difference(*pair, metric, margin=margin) for pair in pairs]
-    value, before, after = (float(np.mean([getattr(each, name) for each in alone])) for name in ("value", "original", "compressed"))
-    words = f"{len(pairs)} seeds and {max(each.n_clusters for each in alone)} {self.sampled[1] if self.sampled else 'value'}s"
-    found = self._seeds_spread(metric, pairs, alone, words)
-    quotient = after / before if before and np.isfinite(after / before) else None
-    limits = _limits(metric, self.pair(*pairs[0], metric)) if self.sampled and type(self).difference is Probe.difference else ((-np.inf, np.inf),) * 2
-    spreads = [None if spread is None or np.isnan(spread).any() else tuple(np.clip(spread, *ends).tolist())
-               for spread, ends in zip((found.change, found.ratio if quotient is not None else None), limits)]
-    floor = metric.floor * (abs(before) if metric.reference is None and before and np.isfinite(before) else 1.0)
-    bound = alone[0].margin
-    return Difference(self.name, metric, before, after, value, spreads[0], quotient, spreads[1], sum(each.n_items for each in alone), found.units, found.method,
-                      verdict(value, *spreads, metric, bound, floor), bound, p=_told_p(found.p, spreads[0], floor))
+    each = [self.difference(*pair, metric, margin=margin) for pair in pairs]
+    ends = [float(np.mean([getattr(one, name) for one in each])) for name in ("original", "compressed")]
+    if any(not np.isfinite(one.value) for one in each): found = Spread(method="no interval: a seed diverged", units=0)
+    elif all(one.value == 0 and one.interval == (0, 0) for one in each): found = Spread((0.0, 0.0), (1.0, 1.0), None, each[0].method, each[0].n_clusters)
+    else: found = self.spread_over_seeds(metric, pairs, each)
+    return self.judged(metric, ends, found, sum(one.n_items for one in each), each[0].margin)
 
 @patch
-def _seeds_spread(self: Probe, metric: Metric, pairs: list, alone: list, words: str) -> Spread:
-    "The intervals over seeds, or why there are none."
-    if any(not np.isfinite(each.value) for each in alone): return Spread(method="no interval: a seed diverged", units=0)
-    if all(each.verdict.startswith("no difference") and each.value == 0 and each.interval == (0, 0) for each in alone): return Spread((0.0, 0.0), (1.0, 1.0), None, alone[0].method, alone[0].n_clusters)
-    if type(self).difference is not Probe.difference: return _of_intervals(alone)
-    if not self.sampled: return _of_figures([each.value for each in alone], [each.ratio for each in alone], len(pairs))
-    parts = [self._by_cluster(metric, *pair) for pair in pairs]
-    half = parts[0][1].shape[1] // 2
-    def change(totals): return metric.of(totals[..., half:]) - metric.of(totals[..., :half])
-    def ratio(totals):
-        with np.errstate(divide="ignore", invalid="ignore"): return np.log(metric.of(totals[..., half:]) / metric.of(totals[..., :half]))
-    count = len({label for labels, _ in parts for label in labels})
+def spread_over_seeds(self: Probe,
+    metric: Metric,
+    pairs: list,    # as in `over_seeds`
+    each: list,     # the difference of each seed
+) -> Spread:
+    "Intervals of the mean difference and ratio over seeds, from the records of all seeds; exact figures have Student's t interval over seeds."
+    if not self.sampled: return _of_figures([one.value for one in each], [one.ratio for one in each])
+    parts, limits = zip(*(self._by_cluster(metric, *pair) for pair in pairs))
+    count = len({label for labels, _, _ in parts for label in labels})
+    words = f"{len(pairs)} seeds and {count} {self.sampled[1]}s"
     if count < self.fewest: return Spread(method=f"no interval from {words}: at least {self.fewest} {self.sampled[1]}s are needed", units=count)
-    spread = over_seeds(parts, change)
-    if not spread.error > 0: return Spread(method=f"no interval: {words} differ alike", units=count)
-    first, second, p = _joined(spread, over_seeds(parts, ratio), 0.0)
-    return Spread(first, tuple(np.exp(second).tolist()), p, f"mean over {words}, both as random factors", count)
+    change, ratio = (over_seeds(parts, view) for view in _views(metric, parts[0][1].shape[1] // 2))
+    if not change.error > 0: return Spread(method=f"no interval: {words} differ alike", units=count)
+    found = _joined(metric, change, ratio, f"mean over {words}, both as random factors", count)
+    return found._replace(change=tuple(np.clip(found.change, *limits[0][0]).tolist()), ratio=tuple(np.clip(found.ratio, *limits[0][1]).tolist()))
 
 # %% ../../nbs/evaluate/01_records.ipynb #seeds-code-2
 @patch
-def _by_cluster(self: Probe, metric: Metric, original: Records|None, compressed: Records) -> tuple[np.ndarray, np.ndarray]:
-    "The labels of the clusters of one seed, and both models' sums."
-    columns, frame = self.pair(original, compressed, metric), compressed.frame
+def _by_cluster(self: Probe, metric: Metric, original: Records|None, compressed: Records) -> tuple[tuple, tuple]:
+    "Labels, both models' sums and sizes of the clusters of one seed; then the limits of difference and ratio."
+    columns = self.pair(original, compressed, metric)
     counted = _counted(metric, columns)
-    labels = self.clusters(frame[counted])[0]
-    return np.unique(labels), cluster_sums(columns[counted], labels)
+    columns, labels = columns[counted], self.clusters(compressed.frame[counted])[0]
+    sizes = _sizes(metric, columns[:, columns.shape[1] // 2:], labels)
+    return (np.unique(labels), cluster_sums(columns, labels), sizes), _limits(metric, columns)
 
-def _of_figures(values: list, ratios: list, seeds: int) -> Spread:
-    "Intervals of figures that are exact for each seed: Student's over seeds."
+def _of_figures(values: list, ratios: list) -> Spread:
+    "Student's t intervals over seeds, of figures that are exact for each seed."
+    seeds = len(values)
     if len(set(values)) == 1: return Spread((values[0],) * 2, None if None in ratios else (ratios[0],) * 2, None, "exact", seeds)
-    _, low, high = interval(values)
-    return Spread((low, high), None if None in ratios else interval(ratios)[1:], None, f"Student's interval over {seeds} seeds", seeds)
+    return Spread(interval(values)[1:], None if None in ratios else interval(ratios)[1:], None, f"Student's interval over {seeds} seeds", seeds)
 
-def _of_intervals(alone: list) -> Spread:
-    "Intervals from those of each seed, for probes that make their own: the variance between seeds beside the mean of that within, which is on the safe side."
-    def joined(values, ends):
-        if any(each is None for each in (*values, *ends)): return None
+def combined(
+    each: list,  # the difference of each seed, with an interval
+) -> Spread:
+    "Intervals over seeds for probes that compute their own: the variance between seeds plus the mean variance within, which is conservative."
+    seeds = len(each)
+    if any(one.interval is None for one in each): return Spread(method="no interval: a seed has none", units=seeds)
+    def joined(values, ends, none):
         within = np.mean([((high - low) / (2 * stats.norm.ppf(0.975))) ** 2 for low, high in ends])
-        half = np.sqrt(stats.t.ppf(0.975, len(values) - 1) ** 2 * np.var(values, ddof=1) / len(values) + stats.norm.ppf(0.975) ** 2 * within)
-        return float(np.mean(values) - half), float(np.mean(values) + half)
-    found = [joined([getattr(each, name) for each in alone], [getattr(each, ends) for each in alone]) for name, ends in (("value", "interval"), ("ratio", "ratio_interval"))]
-    if found[0] is not None and any(each.verdict.startswith("no difference seen") for each in alone): found = [ends and (min(ends[0], none), max(ends[1], none)) for ends, none in zip(found, (0.0, 1.0))]
-    return Spread(*found, None, f"mean of {len(alone)} seeds and the intervals of each" if found[0] else "no interval: a seed has none", len(alone))
+        half = np.sqrt(stats.t.ppf(0.975, seeds - 1) ** 2 * np.var(values, ddof=1) / seeds + stats.norm.ppf(0.975) ** 2 * within)
+        low, high = float(np.mean(values) - half), float(np.mean(values) + half)
+        unseen = any(one.verdict.startswith("no difference seen") for one in each)   # by a control, for instance
+        return (min(low, none), max(high, none)) if unseen else (low, high)
+    change = joined([one.value for one in each], [one.interval for one in each], 0.0)
+    ratio = None if any(one.ratio_interval is None for one in each) else joined([one.ratio for one in each], [one.ratio_interval for one in each], 1.0)
+    return Spread(change, ratio, None, f"mean of {seeds} seeds and the intervals of each", seeds)
 
 # %% ../../nbs/evaluate/01_records.ipynb #layout-code
 RULES = 2   # of intervals and verdicts: what was stored under earlier ones is computed again from its records

@@ -21,7 +21,7 @@ from ..core.inputs import check_rows, limits
 from ..core.progress import bar
 from ..core.store import environment
 from ..evaluate.perplexity import evaluating
-from ..evaluate.records import Difference, Metric, NotMeasured, Probe, Records, margin_of, setting, verdict
+from ..evaluate.records import Difference, Metric, NotMeasured, Probe, Records, combined, margin_of, setting, verdict
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-06
 ARMS = ("original", "compressed", "control")
@@ -220,3 +220,6 @@ def difference(self: Latency, original, compressed: Records, metric=None, *, mar
         words = inside + (words[words.index(","):] if "," in words else "")
     return Difference(self.name, metric, before, after, after - before, spread, ratio, interval, len(compressed.frame), len(table),
                       f"t interval over {len(table)} mirrored blocks", words, margin, control, control_interval)
+
+@patch
+def spread_over_seeds(self: Latency, metric, pairs, each): return combined(each)
