@@ -86,6 +86,7 @@ def check_row(row):
     if not row["metric"].endswith(("agreement", "kl", ".flips", ".churn", ".changed")): assert np.isclose(row["value_lo"], np.clip(row["original"] + low, 0, None), atol=1e-9)
     shown = pd.Series(dict(better=row["better"] if said in ("better", "worse") else None, lo=low, hi=high, reference=0.0))
     assert _row_color(shown) == {"worse": VERMILION, "better": BLUE}.get(said, GREY)
+    if row["metric"] == "kl": assert low >= 0
 
 
 def check_json(dossier, rows):
@@ -119,7 +120,9 @@ def check_summary(dossier, rows):
     accuracies = rows[rows["metric"].str.endswith(".acc") & rows["flips"].notna()] if "flips" in rows else rows[rows["metric"].str.endswith(".acc")]
     seen = [row for _, row in accuracies.iterrows() if told(row) in ("better", "worse")]
     remain = int((holm([p if p == p else 1.0 for p in accuracies["p"]]) <= 0.05).sum())
-    assert f"{len(seen) or 'None'} of {len(accuracies)} changes of accuracy" in text
+    assert f"{len(seen) or 'None'} of {len(accuracies)} change{'s' * (len(accuracies) > 1)} of accuracy" in text
+    unknown = sum(told(row) == "no interval" for _, row in accuracies.iterrows())
+    assert (f", and {unknown} ha" in text) == bool(unknown)
     assert remain <= len(seen) and (not seen or f"correction {remain or 'none'} remain" in text)
     none = {row["recipe"] for _, row in rows[rows["metric"] == "perplexity"].iterrows() if told(row).startswith("no difference")}
     if len(rows["recipe"].unique()) > 1 and none: assert all(name in text.partition("with room for")[0] for name in none)

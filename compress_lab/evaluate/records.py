@@ -388,8 +388,9 @@ def _bounds(
     metric: Metric,
     columns: np.ndarray,  # of one model, shape (rows, k)
 ) -> tuple[float, float]:
-    "What the metric can be at all: shares of a whole from 0 to 1, from -1 where parts of it count against each other."
-    if metric.unit != "share": return -np.inf, np.inf
+    "The possible values of the metric: shares of a whole from 0 to 1, from -1 if parts of it count against each other; a divergence from 0."
+    divergence = metric.reference == 0 and bool(metric.numerator) and (columns[:, 0] >= 0).all()
+    if metric.unit != "share": return (0.0 if divergence else -np.inf), np.inf
     if metric.formula: return 0.0, 1.0
     if not (np.abs(columns[:, 0]) <= columns[:, 1]).all(): return -np.inf, np.inf
     return 0.0 if (columns[:, 0] >= 0).all() else -1.0, 1.0

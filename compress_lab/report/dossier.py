@@ -31,22 +31,13 @@ from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm, together
 from ..evaluate.suites import expanded
 from . import plots
-from .sections import GROUPS, floor_rows, group_tables
+from .sections import mapping, number, GROUPS, floor_rows, group_tables
 from .plots import estimate, figures, label, visible
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-05
-def _number(value: object) -> float:
-    "A float; not-a-number for what is none."
-    try: return float(value)
-    except (TypeError, ValueError): return math.nan
-
 def _interval(value: object) -> tuple[float, float]:
     "Both ends of an interval; not-a-numbers for what is none."
-    return (_number(value[0]), _number(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else (math.nan, math.nan)
-
-def _mapping(value: object) -> Mapping:
-    "The value where it is a mapping, an empty one where it is not."
-    return value if isinstance(value, Mapping) else {}
+    return (number(value[0]), number(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else (math.nan, math.nan)
 
 def _bounds(
     entry: Mapping,  # value of a metric, with its unit
@@ -54,7 +45,7 @@ def _bounds(
     "What the metric can be at all; shares that do not say so are between -1 and 1."
     low, high = _interval(entry.get("bounds"))
     if math.isfinite(low) and math.isfinite(high): return low, high
-    return (-1.0, 1.0) if entry.get("unit") == "share" and abs(_number(entry.get("value"))) <= 1 else (-math.inf, math.inf)
+    return (-1.0, 1.0) if entry.get("unit") == "share" and abs(number(entry.get("value"))) <= 1 else (-math.inf, math.inf)
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-07
 def cell_rows(
@@ -63,12 +54,12 @@ def cell_rows(
 ) -> list[dict]:  # one row per metric; empty for a cell that was not measured
     "The measurements of one cell as flat rows; the interval of a value is that of its paired difference where there is one."
     if result.get("status", "measured") != "measured": return []
-    values = _mapping(result.get("values"))
+    values = mapping(result.get("values"))
     differences = {d.get("metric"): d for d in result.get("differences") or () if isinstance(d, Mapping)}
     rows = []
     for metric in dict.fromkeys([*values, *differences]):
-        v, d = _mapping(values.get(metric)), differences.get(metric, {})
-        value = _number(d.get("compressed", v.get("value"))); change = _number(d.get("value"))
+        v, d = mapping(values.get(metric)), differences.get(metric, {})
+        value = number(d.get("compressed", v.get("value"))); change = number(d.get("value"))
         lo, hi = _interval(d.get("interval"))
         ends = (value - change + lo, value - change + hi) if math.isfinite(change) else _interval(v.get("interval"))
         arm = np.clip(ends, *_bounds(v)).tolist()
@@ -77,11 +68,11 @@ def cell_rows(
             recipe=str(result.get("recipe", "?")), probe=str(result.get("probe", "?")), metric=str(metric), cell=key,
             settings=json.dumps(result.get("settings") or {}, sort_keys=True, default=str),
             unit=str(v.get("unit") or d.get("unit") or ""), better=v.get("better") or d.get("better"),
-            value=value, value_lo=arm[0], value_hi=arm[1], original=_number(d.get("original")),
+            value=value, value_lo=arm[0], value_hi=arm[1], original=number(d.get("original")),
             difference=change, difference_lo=lo, difference_hi=hi,
-            ratio=_number(d.get("ratio")), ratio_lo=ratio[0], ratio_hi=ratio[1], control_lo=control[0], control_hi=control[1],
+            ratio=number(d.get("ratio")), ratio_lo=ratio[0], ratio_hi=ratio[1], control_lo=control[0], control_hi=control[1],
             bounds=_bounds(v), method=str(d.get("method") or ""), verdict=str(d.get("verdict") or ""), margin=d.get("margin"),
-            p=_number(d.get("p")), items=_number(d.get("n_items")), clusters=_number(d.get("n_clusters"))))
+            p=number(d.get("p")), items=number(d.get("n_items")), clusters=number(d.get("n_clusters"))))
     return rows
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-09
@@ -108,7 +99,7 @@ def evidence(
     several = [len(keys) > 1 and math.isfinite(change) for keys, change in zip(table["cells"], table["difference"])]
     for place in np.flatnonzero(several):
         row = table.loc[place].to_dict()
-        for name, value in _over_seeds(row, _mapping((seeded or {}).get(tuple(row[name] for name in by)))).items():
+        for name, value in _over_seeds(row, mapping((seeded or {}).get(tuple(row[name] for name in by)))).items():
             if name != "cells": table.at[place, name] = value
     own = table[table["recipe"] == "original"].set_index(by[1:])["value"]
     same = pd.Series([own.get(k, math.nan) for k in table[by[1:]].itertuples(index=False, name=None)], table.index, dtype=float)
@@ -162,7 +153,7 @@ def called(
     settings: Mapping,  # of the probe
 ) -> str:
     "Name of a probe, with the task that it asks."
-    probe, task = str(cell.get("probe", "?")), _mapping(settings).get("task")
+    probe, task = str(cell.get("probe", "?")), mapping(settings).get("task")
     return f"{probe} {task}" if task and probe == "task" else probe
 
 def planned(
@@ -171,12 +162,12 @@ def planned(
     "What the study meant to run; empty where that cannot be read."
     try: plan = read_yaml(study)
     except CompressLabError: plan = None
-    plan = _mapping(plan)
+    plan = mapping(plan)
     probes = expanded(plan["probes"]) if isinstance(plan.get("probes"), list) else []
     names = [called(p, p) if isinstance(p, Mapping) else str(p) for p in probes]
     subject = plan.get("subject", "")
-    native = _mapping(plan.get("native"))
-    arms = [arm for name in ["original", *(str(name) for kind in ("recipes", "copies") for name in _mapping(plan.get(kind)))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
+    native = mapping(plan.get("native"))
+    arms = [arm for name in ["original", *(str(name) for kind in ("recipes", "copies") for name in mapping(plan.get(kind)))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
     use = plan.get("use")
     use = use if isinstance(use, str) else ""
     return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else "", use if use in USES else ""
@@ -233,7 +224,7 @@ def _facts_frame(
 @patch(as_prop=True)
 def title(self: Dossier) -> str:
     "Name of the subject, as far as the cells or the study tell it."
-    names = [_mapping(_mapping(c.get("provenance")).get("subject")).get("name") for c in self.cells.values()]
+    names = [mapping(mapping(c.get("provenance")).get("subject")).get("name") for c in self.cells.values()]
     return label(next((n for n in names if n), self.subject) or "unnamed model", 80)
 
 # %% ../../nbs/report/02_dossier.ipynb #seeds-code
@@ -551,28 +542,38 @@ def _all_tasks(rows: list[tuple]) -> tuple[str, dict]:
     return text, {"together": middle, "together_lo": low, "together_hi": high, "together_p": p}
 
 # %% ../../nbs/report/02_dossier.ipynb #answers-claim-2
+def _seen(rows: list[tuple]) -> tuple[list, list]:
+    "The changes that their intervals show, and those without an interval."
+    return [row for row, _ in rows if told(row) in ("worse", "better")], [row for row, _ in rows if told(row) == "no interval"]
+
 @patch
 def _answer_claim(self: Dossier, recipe: str) -> list[Claim]:
     "How the accuracies of a recipe changed, and what they hide."
     if not (rows := self._accuracies(recipe)): return []
-    every, (moved, flipped) = len(self._accuracies()), _changes(rows, "tasks")
+    compared, (moved, flipped), (_, unknown) = len(self._accuracies()), _changes(rows, "tasks"), _seen(rows)
     sides = [f"{side} in {_named(found)}" for side in ("worse", "better") if (found := [row for row, _ in rows if told(row) == side])]
     remain = [row for row, sure in rows if sure]
-    text = f"{recipe} changes accuracy by {moved}. " + (f"By the interval of each task it is {_listed(sides)}" if sides else "No task shows a difference by its own interval")
-    if every > 1 and sides: text += f"; with Holm's correction for {every} comparisons {_named(remain) + (' remains' if len(remain) == 1 else ' remain') if remain else 'none remains'}"
-    whole, figures_ = _all_tasks(rows)
-    return [_answered(rows, f"{text}.{whole} Behind this {flipped} flipped between right and wrong.", recipe, **figures_)]
+    text = f"{recipe} changes accuracy by {moved}. "
+    if sides: text += f"By the interval of each task it is {_listed(sides)}"
+    else: text += "No task has an interval" if len(unknown) == len(rows) else "No task shows a difference by its own interval"
+    if compared > 1 and sides:
+        text += f"; with Holm's correction for {compared} comparisons "
+        text += f"{_named(remain)} remain{'s' * (len(remain) == 1)}" if remain else "none remains"
+    whole, more = _all_tasks(rows)
+    return [_answered(rows, f"{text}.{whole} Behind this {flipped} flipped between right and wrong.", recipe, **more)]
 
 @patch
 def _hidden_claim(self: Dossier) -> list[Claim]:
     "How many changes of accuracy were seen, how many remain, and what is behind the others."
     every = self._accuracies()
-    seen, remain = [row for row, _ in every if told(row) in ("worse", "better")], [row for row, sure in every if sure]
-    hidden = [each for each in every if told(each[0]) not in ("worse", "better")]
     if not every: return []
-    text = f"{len(seen) or 'None'} of {len(every)} changes of accuracy {'are' if len(seen) > 1 else 'is'} seen by {'their own intervals' if len(seen) > 1 else 'its own interval'}"
+    (seen, unknown), remain = _seen(every), [row for row, sure in every if sure]
+    hidden = [each for each in every if told(each[0]) not in ("worse", "better")]
+    text = f"{len(seen) or 'None'} of {len(every)} change{'s' * (len(every) > 1)} of accuracy "
+    text += "are seen by their own intervals" if len(seen) > 1 else "is seen by its own interval"
+    if unknown: text += f", and {len(unknown)} {'has' if len(unknown) == 1 else 'have'} none"
     if seen: text += f": {_named(seen, True)}; with Holm's correction {len(remain) or 'none'} remain{'s' * (len(remain) < 2)}"
-    if hidden: text += ". Behind the other {} {} flipped between right and wrong".format(len(hidden), _changes(hidden, "accuracies")[1])
+    if hidden: text += f". Behind the {'other ' * bool(seen)}{'changes' if len(hidden) > 1 else 'change'} {_changes(hidden, 'accuracies')[1]} flipped between right and wrong"
     return [_answered(every, text + ".", "")]
 
 @patch
@@ -597,7 +598,7 @@ OTHERWISE = {probe: area for area, names in {   # areas of probes that are calle
 def area(cell: Mapping) -> str:
     "What a cell looks at: its records may say; of one that is planned the probe's name does."
     probe = str(cell.get("probe"))
-    return str(_mapping(_mapping(cell.get("records")).get("meta")).get("axis") or OTHERWISE.get(probe, probe))
+    return str(mapping(mapping(cell.get("records")).get("meta")).get("axis") or OTHERWISE.get(probe, probe))
 
 @patch
 def not_measured(self: Dossier) -> list[dict]:  # recipe ("" for a whole area), probe, reason, cell
@@ -631,7 +632,7 @@ def _size_quality(self: Dossier) -> pd.DataFrame:
 @patch
 def remarks(self: Dossier) -> list[dict]:  # recipe, probe, reason, cell
     "What measurements say of themselves: items that were left out or cut, what a figure rests on."
-    notes = {key: _mapping(_mapping(c.get("records")).get("meta")).get("notes") for key, c in self.cells.items()}
+    notes = {key: mapping(mapping(c.get("records")).get("meta")).get("notes") for key, c in self.cells.items()}
     return [dict(recipe=str(self.cells[key].get("recipe", "?")), probe=called(self.cells[key], self.cells[key].get("settings")), reason=str(note), cell=key)
             for key, found in notes.items() if isinstance(found, list) for note in found]
 
@@ -764,7 +765,7 @@ def _unique(entries: list[tuple[str, object]]) -> list[dict]:
     "Distinct mappings, each with the keys of the cells that have it."
     found = {}
     for key, entry in entries:
-        if not _mapping(entry): continue
+        if not mapping(entry): continue
         found.setdefault(json.dumps(entry, sort_keys=True, default=str), (dict(entry), []))[1].append(key)
     return [{"what": what, "cells": keys} for what, keys in found.values()]
 
@@ -777,7 +778,7 @@ def data_rights(self: Dossier) -> pd.DataFrame:  # what, role, licence, verdict,
 @patch
 def provenance(self: Dossier) -> dict[str, list[dict]]:  # "subject", "data", "environment": each a list of {"what", "cells"}
     "Where everything came from: distinct entries with the cells they belong to."
-    of = lambda c, name: _mapping(c.get("provenance")).get(name)
+    of = lambda c, name: mapping(c.get("provenance")).get(name)
     several = lambda value: value if isinstance(value, list) else [value]
     return {"subject": _unique([(k, of(c, "subject")) for k, c in self.cells.items()]),
             "data": _unique([(k, d) for k, c in self.cells.items() for d in several(of(c, "data"))]),

@@ -241,8 +241,11 @@ def intervals(
 # %% ../../nbs/report/01_plots.ipynb #cell-34
 def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: str) -> None:
     "Draw one panel of the forest plot."
-    lo, hi = (data[end].astype(float).replace([np.inf, -np.inf], np.nan).fillna(data["value"]) for end in ("lo", "hi"))
-    data = data.assign(lo=lo, hi=hi); reference = data["reference"].iloc[0]
+    lo, hi = (data[end].astype(float).replace([np.inf, -np.inf], np.nan) for end in ("lo", "hi"))
+    known = lo.notna() | hi.notna()   # without an interval nothing is called better or worse
+    lo, hi = lo.fillna(data["value"]), hi.fillna(data["value"])
+    data = data.assign(lo=lo, hi=hi, better=data["better"].astype(object).where(known, None))
+    reference = data["reference"].iloc[0]
     control = data[["control_lo", "control_hi"]].to_numpy(float).ravel()
     spread = np.concatenate([data["value"], lo, hi, control, [] if data["log"].eq(True).any() and reference <= 0 else [reference]]).astype(float)
     spread = spread[np.isfinite(spread)]
