@@ -19,7 +19,7 @@ from ..core.subjects import Subject
 def other_attention(
     model: torch.nn.Module,
 ):
-    "The model with its attention written out where it is fused, and fused where it is written out, as far as it can; afterwards as it was."
+    "Switches the model between eager and fused attention, if it supports both, and back on exit."
     now = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if now is None or not hasattr(model, "set_attn_implementation"):
         yield
@@ -33,7 +33,7 @@ def other_attention(
 def twice(
     model: torch.nn.Module,
 ) -> torch.nn.Module:
-    "The model, with the same weights, computing each row of a batch twice, with its attention the other way, and giving it once."
+    "A model that shares the weights and rounds differently: it computes each row twice, with the other attention, and returns one."
     twin, forward = copy(model), model.forward
     def doubled(value, rows): return torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == rows else value
     @functools.wraps(forward)
@@ -48,7 +48,7 @@ def twice(
 
 @dataclass(eq=False, repr=False)
 class Again(Subject):
-    "A Subject that is asked once more, computed in another order."
+    "A Subject that computes the same function as another with different rounding."
     made_from: str = ""   # fingerprint of the Subject
 
     @property
@@ -57,5 +57,5 @@ class Again(Subject):
 def again(
     subject: Subject,
 ) -> Again:
-    "The Subject to be asked once more, computed in another order; it shares the weights."
+    "A Subject with the same weights and different rounding, to measure the noise floor."
     return Again(twice(subject.model), subject.tokenizer, subject.provenance, subject.history, subject.packed, made_from=subject.fingerprint)

@@ -42,7 +42,7 @@ def input_norms(
     layers: list[LinearLayer],  # the linears to prune
     tokens,                     # calibration rows, (n, length)
 ) -> dict[tuple, ColumnNorms]:
-    "The norms of the inputs of each matrix, by (linear name, expert)."
+    "The input norms of each weight matrix, keyed by (linear name, expert)."
     norms = {(linear.name, expert): ColumnNorms(linear.in_features) for linear in layers for expert in range(len(linear.matrices))}
     with calibrating(model), observe(layers, lambda linear, expert, rows: norms[linear.name, expert].update(rows.flatten(0, -2))):
         for part in tokens.split(max(1, 2048 // tokens.shape[1])): model(input_ids=part)

@@ -26,7 +26,7 @@ from ..core.files import cannot_read, regular_file
 from ..core.settings import read_yaml
 from ..core.store import DamagedCell, Store, cannot_write, replace_file, unsigned, without_folders
 from ..evaluate.factuality import forgotten
-from ..evaluate.records import BETTER, WORSE, Probe, direction, records_of, stored
+from ..evaluate.records import FALL, RISE, Probe, direction, records_of, stored
 from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm, together
 from ..evaluate.suites import expanded
@@ -76,12 +76,14 @@ def cell_rows(
     return rows
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-09
-SEEDED = ("difference_lo", "difference_hi", "ratio_lo", "ratio_hi", "value_lo", "value_hi", "p", "clusters")   # what several seeds do not have together unless it was computed from all of them
+SEEDED = ("difference_lo", "difference_hi", "ratio_lo", "ratio_hi", "value_lo", "value_hi", "p", "clusters")   # of all seeds
 
 def _over_seeds(row: dict, found: Mapping) -> dict:
-    "The row of several seeds with their common difference, or with none where there is none."
-    if not found: return row | dict.fromkeys(SEEDED, math.nan) | {"method": "no interval: the records of the seeds are not at hand", "verdict": "no interval"}
-    new = cell_rows("", dict(values={row["metric"]: dict(unit=row["unit"], better=row["better"], value=row["value"], bounds=list(row["bounds"]))}, differences=[found]))[0]
+    "The row of several seeds with the difference over all of them, or without an interval if there is none."
+    missing = {"method": "no interval: the records of the seeds are not at hand", "verdict": "no interval"}
+    if not found: return row | dict.fromkeys(SEEDED, math.nan) | missing
+    value = dict(unit=row["unit"], better=row["better"], value=row["value"], bounds=list(row["bounds"]))
+    new = cell_rows("", dict(values={row["metric"]: value}, differences=[found]))[0]
     return row | {name: new[name] for name in (*SEEDED, "value", "original", "difference", "ratio", "method", "verdict", "items")}
 
 def evidence(
@@ -231,7 +233,7 @@ def title(self: Dossier) -> str:
 def over_seeds(
     cells: Mapping[str, object],  # cell key -> cell with its records
 ) -> dict[tuple, dict]:  # (recipe, probe, settings, metric) -> difference
-    "The differences of recipes that were measured under several seeds, as plain JSON."
+    "Differences over seeds of each recipe that was measured with several, as plain JSON."
     groups, originals = {}, {}
     for cell in cells.values():
         told = str(cell.result["probe"]), json.dumps(cell.result.get("settings") or {}, sort_keys=True, default=str)
@@ -248,7 +250,8 @@ def over_seeds(
 def _seeds_of(several: list, originals: list) -> list[dict]:
     "The differences of one recipe and probe, from the cells of its seeds and of the originals."
     probe = Probe.from_dict(several[0].result["records"]["probe"])
-    pairs = [(None if before is None or probe.paired else records_of(before, probe), records_of(after, probe)) for before, after in zip(originals, several)]
+    def records(cell): return None if cell is None else records_of(cell, probe)
+    pairs = [(None if probe.paired else records(before), records(after)) for before, after in zip(originals, several)]
     margins = several[0].result.get("margin")
     metrics = [each["metric"] for each in several[0].result["differences"]]
     return [probe.over_seeds(pairs, metric, margin=margins).to_dict() for metric in metrics]
@@ -323,9 +326,9 @@ def _claim(text: str, row: pd.Series, *names: str) -> Claim:
     return Claim(text, row["recipe"], {name: row[name] for name in names if row[name] is not None and row[name] == row[name]}, tuple(row["cells"]))
 
 def told(row: pd.Series) -> str:
-    "What the verdict says of a difference, without the margin; by the interval where a cell has none, as those of older versions do."
+    "What the verdict says of a difference, without the margin; from the interval if the cell has no verdict."
     said = str(row["verdict"]).partition(",")[0]
-    if said in ("higher", "lower"): return {"higher": WORSE, "lower": BETTER}[said].get(row["better"], said)
+    if said in ("higher", "lower"): return {"higher": RISE, "lower": FALL}[said].get(row["better"], said)   # of older versions
     if said: return said
     low, high = row["difference_lo"], row["difference_hi"]
     return direction(low, high, row["better"]) or ("no difference seen" if math.isfinite(low + high) else "no interval")
@@ -533,7 +536,7 @@ def _answered(rows: list[tuple], text: str, about: str, **more) -> Claim:
     return Claim(text, about, found | more, tuple(dict.fromkeys(k for row, _ in rows for k in row["cells"])))
 
 def _all_tasks(rows: list[tuple]) -> tuple[str, dict]:
-    "What the tasks of a recipe tell together, in words and figures; nothing for a single one, or where one has no interval."
+    "The mean change over the tasks of a recipe, in words and figures; empty for one task, or if a task has no interval."
     ends = [(row["difference_lo"], row["difference_hi"]) for row, _ in rows]
     middle, low, high, p = together([row["difference"] for row, _ in rows], ends)
     if len(rows) < 2 or not p == p: return "", {}

@@ -21,7 +21,9 @@ def mapping(value: object) -> Mapping:
     "The value if it is a mapping, else an empty one."
     return value if isinstance(value, Mapping) else {}
 
-def _share(entry: Mapping, name: str) -> str: return figures(100 * number(entry.get(name)), 3, True) + " %" if math.isfinite(number(entry.get(name))) else "–"
+def _share(entry: Mapping, name: str) -> str:
+    share = number(entry.get(name))
+    return figures(100 * share, 3, True) + " %" if math.isfinite(share) else "–"
 
 def _spread(entry: Mapping, value: str, low: str, high: str, scale: float = 1.0) -> tuple[str, str]:
     "A difference as text, and its interval in brackets, nothing where there is none."
@@ -29,6 +31,17 @@ def _spread(entry: Mapping, value: str, low: str, high: str, scale: float = 1.0)
     if not math.isfinite(change): return "–", ""
     text, lo, hi = estimate(change, *ends)
     return ("+" if change > 0 else "") + text, f"[{lo}, {hi}]" if ends[1] > ends[0] else ""
+
+def _exemplars(named: Mapping) -> str:
+    "The sentence about items whose answer changed."
+    count, items, ids = number(named.get("count")), number(named.get("items")), named.get("ids")
+    surest = listed([str(each) for each in ids], 20) if isinstance(ids, list) else "–"
+    return f"{figures(count)} of {figures(items)} items are {named.get('called')}; the surest, by id: {surest}."
+
+def _group_line(row: Mapping) -> tuple:
+    "One line of a table of groups: name, items, accuracy of both models, and the difference with its interval."
+    items = figures(number(row.get("items"))) + (", few" if row.get("small") else "") if "items" in row else ""
+    return str(row.get("group")), items, _share(row, "original"), _share(row, "compressed"), _spread(row, "difference", "low", "high", 100)
 
 def group_tables(
     cells: Mapping,  # cell key -> result
@@ -38,14 +51,15 @@ def group_tables(
     for cell in cells.values():
         at = str(cell.get("recipe", "?")), str(mapping(cell.get("settings")).get("task", "?"))
         named = mapping(cell.get("exemplars"))
-        if named: items[at] = f"{figures(number(named.get('count')))} of {figures(number(named.get('items')))} items are {named.get('called')}; " + f"the surest, by id: {listed([str(each) for each in ids], 20) if isinstance(ids := named.get('ids'), list) else '–'}."
+        if named: items[at] = _exemplars(named)
         for name, parts in mapping(cell.get("groups")).items():
-            rows = [row for part in ("groups", "whole") if isinstance(found_rows := mapping(parts).get(part), list) for row in found_rows if isinstance(row, Mapping)]
-            lines = [(str(row.get("group")), figures(number(row.get("items"))) + (", few" if row.get("small") else "") if "items" in row else "", _share(row, "original"), _share(row, "compressed"), _spread(row, "difference", "low", "high", 100)) for row in rows[:100]]
+            rows = [row for part in ("groups", "whole") if isinstance(some := mapping(parts).get(part), list) for row in some]
+            lines = [_group_line(row) for row in rows[:100] if isinstance(row, Mapping)]
             if lines: found.setdefault((*at, str(name)), lines)
     last = {key[:2]: key for key in found}
     return [(*key, lines, items.get(key[:2], "") if last[key[:2]] == key else "") for key, lines in found.items()]
 
+# %% ../../nbs/report/03_sections.ipynb #floor-rows-code
 def floor_rows(
     cells: Mapping,  # cell key -> result
 ) -> list[tuple]:  # recipe, what, of the recipe, of the original itself, above that with its interval
@@ -54,11 +68,14 @@ def floor_rows(
     for cell in cells.values():
         floor, recipe = mapping(cell.get("floor")), str(cell.get("recipe", "?"))
         flips, own = mapping(floor.get("flips")), mapping(floor.get("differences"))
-        if flips: rows.append((recipe, f"{mapping(cell.get('settings')).get('task')}: answers that flipped", _share(flips, "share"), _share(flips, "floor"), _spread(flips, "above", "above_low", "above_high", 100)))
+        if flips:
+            what, above = f"{mapping(cell.get('settings')).get('task')}: answers that flipped", _spread(flips, "above", "above_low", "above_high", 100)
+            rows.append((recipe, what, _share(flips, "share"), _share(flips, "floor"), above))
         changed = {each.get("metric"): number(each.get("value")) for each in cell.get("differences") or () if isinstance(each, Mapping)}
         for name, entry in [] if flips else [*own.items()][:1]:
             value, noise = changed.get(name, math.nan), number(mapping(entry).get("value"))
-            rows.append((recipe, f"{name}: difference", *(figures(each) if math.isfinite(each) else "–" for each in (value, noise)), (figures(value - noise) if math.isfinite(value - noise) else "–", "")))
+            shown = [figures(each) if math.isfinite(each) else "–" for each in (value, noise, value - noise)]
+            rows.append((recipe, f"{name}: difference", *shown[:2], (shown[2], "")))
     return rows
 
 # %% ../../nbs/report/03_sections.ipynb #page-code
