@@ -256,6 +256,7 @@ def calibration_differences(
     *,
     temperature: str="given",   # "given": as recorded; "refit": each model at its own, cross-fitted; "kept": both at the original's
     margin: dict|None=None,     # by metric, in the metric's own unit: {"ece": 0.01}
+    same: bool=False,           # whether one model answered twice
     bins: int=BINS,             # of equal mass, at most, and at most one for ten items
     seed: int=0,                # of noise, groups and halves
 ) -> list[Difference]:
@@ -270,10 +271,11 @@ def calibration_differences(
         logp, other = rescaled(logp, own), rescaled(other, own if temperature == "kept" else crossfit(other, label, clusters, seed))
     before, after = item_scores(logp, label), item_scores(other, label)
     count, found = len(np.unique(clusters)), _means(before, after, clusters)
-    same = np.array_equal(logp, other)   # to the last digit: one model
     if count >= FEWEST:
         found |= _binned(before, after, clusters, min(bins, max(2, len(before) // 10)), seed) | _ordered(before, after, clusters, seed)
-    if same: found = {name: (*each[:2], 0.0, 0.0) for name, each in found.items()}
+    if np.array_equal(logp, other):   # two models that answer alike are not shown to be one
+        end = 0.0 if same else np.nan
+        found = {name: (*each[:2], end, end) for name, each in found.items()}
     unit = "items" if count == len(first) else "clusters"
     method = f"paired over {count} {unit}" + (f", temperature {temperature}" if temperature != "given" else "")
     return [_difference(name, *found[name], margin, len(first), count, method) for name in METRICS if name in found]
@@ -329,7 +331,8 @@ class CalibrationProbe(TaskProbe):
         "Each figure's paired difference."
         Probe.pair(self, original, compressed, Metric("right", "share", "higher", "correct"))   # raises where these are not the same items
         bare = {name.removeprefix(f"{self.file.name}."): value for name, value in margin.items()} if isinstance(margin, dict) else None
-        found = calibration_differences(original.frame, compressed.frame, temperature=self.temperature, margin=bare)
+        same = original.fingerprint == compressed.fingerprint
+        found = calibration_differences(original.frame, compressed.frame, temperature=self.temperature, margin=bare, same=same)
         return [replace(each, metric=self.named(each.metric)) for each in found]
 
     def spread_over_seeds(self, metric, pairs, each): return combined(each)

@@ -30,7 +30,7 @@ def cluster_sums(
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #jackknife-code
 FEWEST = 20    # clusters below which an unbounded figure gets no interval
-LONGEST = 4.0  # the longer side of an interval, at most, in half-widths of Student's t interval
+LONGEST = 5.0  # the longer side of an interval, at most, in half-widths of Student's t interval
 
 def effective(
     sizes,  # of clusters, shape (clusters,)
@@ -48,7 +48,7 @@ class Jackknife(NamedTuple):
 
     def sides(self) -> tuple[float, float]:
         "Lengths of the lower and the upper side, as multiples of the half-width of Student's t interval."
-        longer = min(1 + 4 * self.skew ** 2 + 12 * abs(self.skew) ** 3, LONGEST)
+        longer = min(1 + 4 * self.skew ** 2 + 16 * abs(self.skew) ** 3, LONGEST)
         return (longer, 1.0) if self.skew < 0 else (1.0, longer)
 
     def interval(self, level: float=0.95) -> tuple[float, float]:
@@ -402,7 +402,6 @@ def _above(name: str, found: pd.DataFrame, other: pd.DataFrame) -> tuple[float, 
     "The interval of one of `FLIPS` less the same between two runs of the original."
     if name in SHARES: return paired_interval(paired(other[SHARES[name]], found[SHARES[name]], found["cluster"]))
     if name == "agreement": return paired_interval(paired(~other["changed"], ~found["changed"], found["cluster"]))
-    if found.drop(columns="cluster").equals(other.drop(columns="cluster")): return 0.0, 0.0
     counted = [each[["lost", "gained", "changed", "n"]].to_numpy(float) for each in (found, other)]
     sums = cluster_sums(np.hstack(counted), found["cluster"])
     return intervals(sums, lambda t: FLIPS[name](t) - FLIPS[name](t[..., 4:]), sizes=sums[:, 3])[0]
