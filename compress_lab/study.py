@@ -291,11 +291,12 @@ def arms(self: Study,
     fingerprint: str,  # the `identity` of the original
     calibrated,        # function from a seed to the key of its calibration text
     copied=None,       # function from the place of a copy to its `identity`
+    device="cpu",      # where recipes are applied
 ) -> list[Arm]:
     "All arms in the order in which they are run."
     from compress_lab.core.recipe import settings
     probes = {probe: contents(probe.key, probe.settings()) for probe in self.probes}
-    recipes = {name: contents(recipe.hash, *(settings(step.method) for step in recipe.steps)) for name, recipe in self.recipes.items()}
+    recipes = {name: contents(recipe.on_device(device).hash, *(settings(step.method) for step in recipe.steps)) for name, recipe in self.recipes.items()}
     found = []
     for seed in self.seeds:
         for name, recipe in {"original": None, **self.recipes, **dict.fromkeys(self.copies)}.items():
@@ -410,7 +411,7 @@ class Run:
         self.subject = load(study.subject) if subject is None else subject
         self.texts, self.failures = {}, Counter()
         prints = {place: identity(load(place)) for place in study.copies.values()}   # a folder may hold another model tomorrow
-        self.arms = study.arms(identity(self.subject), lambda seed: self.calibration(seed).key, prints.get)
+        self.arms = study.arms(identity(self.subject), lambda seed: self.calibration(seed).key, prints.get, self.subject.model.device)
         self.width = max(len(arm.name) for arm in self.arms)
         keep_study(self.store, study, [key for arm in self.arms for key in arm.cells])
 

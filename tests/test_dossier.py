@@ -254,3 +254,13 @@ def test_plots_leave_no_trace():
     before = dict(mpl.rcParams)
     Dossier(synthetic(["RTN-4"])).pareto()
     assert plt.get_fignums() == [] and dict(mpl.rcParams) == before
+
+
+def test_a_step_says_what_it_computed_in(tmp_path):
+    cells = synthetic()
+    for cell in cells.values():
+        if cell["recipe"] != "GPTQ-4": continue
+        cell["steps"] = [dict(cell["steps"][0], calibration_dtype="auto")]
+        cell["history"] = [dict(each, calibration_dtype="bfloat16") for each in cell["history"]]
+    page = Dossier(cells, STUDY).to_html(tmp_path / "dossier.html").read_text(encoding="utf-8")
+    assert "GPTQ(bits=4, group_size=64, calibration_dtype=&#39;bfloat16&#39;)" in page and "auto" not in page.partition("<code>GPTQ(")[2].partition("</code>")[0]

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLOSE_LOOK', 'Compressed', 'join', 'losses', 'averaged', 'check_finite', 'by_weights', 'compress_group',
-           'check_range', 'put', 'treat', 'Finished', 'stored_part', 'owns_vectors', 'halved', 'precision',
-           'batches_of', 'memory_of', 'calibrate', 'change_each', 'LayerMethod']
+           'check_range', 'put', 'treat', 'Finished', 'stored_part', 'batches_of', 'memory_of', 'calibrate',
+           'change_each', 'LayerMethod']
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-03
 import copy, inspect, json, os, torch
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.basics import patch
 from itertools import groupby
@@ -24,6 +23,7 @@ from .errors import CompressLabError, listed
 from .files import intact, remove, seal, set_aside
 from .layers import calibrating, check_memory, memory_needed, observe, release_memory, walk, walk_memory
 from .packed import Packed
+from .precision import precision
 from .progress import bar
 from .recipe import Method
 from .rounding import Rounding, attach, rounding_of
@@ -234,29 +234,6 @@ def load(self: Finished, block: int, report: dict):
         if self.subject.streamed and weight is not None: linear.weight.data = weight   # the file's own pages
         else: linear.weight.data.copy_(packed.dequantize() if packed else weight)
     report.update(lost)
-
-# %% ../../nbs/core/10_layerwise.ipynb #cell-13
-def owns_vectors(module: nn.Module) -> bool:
-    "Whether it is an embedding or a norm: no parts, and nothing to multiply by."
-    own = list(module.parameters())
-    return isinstance(module, nn.Embedding) or bool(own) and not list(module.children()) and all(p.dim() == 1 for p in own)
-
-def halved(module, inputs, output):
-    "A forward hook that casts a floating-point output to bfloat16."
-    return output.bfloat16() if isinstance(output, Tensor) and output.is_floating_point() else output
-
-@contextmanager
-def precision(
-    name: str,             # "float32": as the weights are; "bfloat16": activations in bfloat16
-    model: nn.Module,
-):
-    "Context for the calibration pass. Raises `CompressLabError` for other names."
-    if name not in ("float32", "bfloat16"): raise CompressLabError(f"calibration_dtype={name!r} is not known.", "calibration", 'use "float32" or "bfloat16"')
-    hooks = [module.register_forward_hook(halved) for module in model.modules() if name == "bfloat16" and owns_vectors(module)]
-    try:
-        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=name == "bfloat16", cache_enabled=False): yield
-    finally:
-        for hook in hooks: hook.remove()
 
 # %% ../../nbs/core/10_layerwise.ipynb #batches-code
 def batches_of(

@@ -12,6 +12,7 @@ import inspect, torch
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from .errors import CompressLabError
+from .precision import DTYPES
 from .tiny import causal_lms
 from torch import Tensor, nn
 
@@ -74,7 +75,7 @@ def loss_of(loss: str, logits: Tensor, wanted: Tensor) -> Tensor:
 
 def check_training(method, losses=LOSSES):
     "Raises `CompressLabError` where a setting of the training is none."
-    for name, known in (("loss", losses), ("calibration_dtype", ("float32", "bfloat16"))):
+    for name, known in (("loss", losses), ("calibration_dtype", ("auto", *DTYPES))):
         if getattr(method, name) not in known: raise CompressLabError(f"{name}={getattr(method, name)!r} is not known.", type(method).__name__, f"use one of {', '.join(known)}")
     for name, most in LIMITS.items():
         if not 0 < getattr(method, name) <= most: raise CompressLabError(f"{name}={getattr(method, name)} is not above 0 and at most {most}.", type(method).__name__, "leave it out")

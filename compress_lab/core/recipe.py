@@ -77,6 +77,12 @@ class Method:
 
     def __rshift__(self, other) -> "Recipe": return Recipe.of(self) >> other
 
+    def on_device(self, device) -> "Method":
+        "This method with the type that it computes in there, if that is left to the processor."
+        from compress_lab.core.precision import dtype_of
+        if getattr(self, "calibration_dtype", None) != "auto": return self
+        return dataclasses.replace(self, calibration_dtype=dtype_of("auto", device))
+
     def apply(self, subject, calibration=None, **options):
         "A compressed copy of the Subject; see `Recipe.apply`."
         return Recipe.of(self).apply(subject, calibration, **options)
@@ -205,6 +211,10 @@ class Recipe:
     def to_dict(self) -> list[dict]: return [step.to_dict() for step in self.steps]
     def to_yaml(self) -> str: return write_yaml(self.to_dict())
     def to_json(self) -> str: return json.dumps(self.to_dict(), indent=2)
+
+    def on_device(self, device) -> "Recipe":
+        "This recipe with the types that its methods compute in there."
+        return Recipe(tuple(dataclasses.replace(step, method=step.method.on_device(device)) for step in self.steps))
 
     @property
     def hash(self) -> str:
@@ -335,15 +345,16 @@ def apply(
         raise CompressLabError("A repair goes by the original, which is being compressed in place.", str(self), "leave out in_place, or give original=")
     identity = f"{subject.fingerprint}-{getattr(calibration, 'key', '')}-{seed}" if checkpoint else ""
     if checkpoint and original is not subject: identity += f"-{original.fingerprint}"
+    computed = self.on_device(next(subject.model.parameters()).device)
     for number, step in enumerate(self.steps):
         began, layers = time.perf_counter(), plan(Recipe((step,)), result, calibration)[0]   # a step before may have cut some
-        done = hashlib.sha256(f"{identity}-{Recipe(self.steps[:number + 1]).hash}".encode()).hexdigest()[:16]
+        done = hashlib.sha256(f"{identity}-{Recipe(computed.steps[:number + 1]).hash}".encode()).hexdigest()[:16]
         more = {"original": original} if "original" in step.method.needs else {}
         aside = {"left_alone": alone} if (alone := left_alone(step, result.model)) and step.method.changes_weights else {}
         with random_state_kept():
             modules = step.method.run(result, layers, calibration, checkpoint=checkpoint and Path(checkpoint) / done, seed=seed, **more)
         result.history += ({
-            **step.to_dict(), "touched": sum(linear.weight.numel() for linear in layers) * step.method.changes_weights, **aside, "modules": modules,
+            **computed.steps[number].to_dict(), "touched": sum(linear.weight.numel() for linear in layers) * step.method.changes_weights, **aside, "modules": modules,
             "calibration": getattr(calibration, "key", None), "seconds": time.perf_counter() - began,
         },)
     return result

@@ -21,6 +21,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from .errors import CompressLabError
 from .files import intact_folder, seal_folder, set_aside
 from .losses import Imitate, Objective
+from .precision import dtype_of
 from .progress import bar
 from .randomness import random_state_kept
 from .subjects import _silence
@@ -249,7 +250,7 @@ def learn(
     lr: float=1e-4,          # the largest of the schedule
     average: float=0.0,      # decay of a moving average of the weights, which the model ends with; 0: the last ones
     schedule: str="cosine",  # of the learning rate: it rises over the first twentieth of the steps, then falls to zero along a cosine; or "constant"
-    dtype: str="bfloat16",   # of activations, or "float32"
+    dtype: str="auto",       # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     seed: int=0,             # the order of the rows
     folder: Path|None=None,  # for checkpoints, from which a run goes on; None keeps none
     callbacks=(),            # more callbacks of the trainer
@@ -259,6 +260,7 @@ def learn(
     if not 0 <= average < 1 or average and held is not None: raise CompressLabError(f"average={average}{' with held-out rows' * (held is not None)} is not possible.", "training", "use a decay from 0 to below 1, and judge by held-out rows or average")
     if small := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16)]: raise CompressLabError("Its weights are in half precision, where most steps of a training are lost in rounding.", small[0], 'load the model with dtype="float32"; what is computed with them is bfloat16 all the same')
     data, judged = ({"input_ids": each} if isinstance(each, Tensor) else each for each in (rows, held))
+    device = next(model.parameters()).device
     every, in_shards = max(1, steps // (5 if held is None else 10)), sharded()
     if average and in_shards: raise CompressLabError("Weights in shards have no moving average.", "training", "leave out average, or train with DDP")
     goal = objective or (Imitate(teacher) if teacher is not None else Objective())
@@ -267,7 +269,7 @@ def learn(
         saving = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1} if folder or judged else {"save_strategy": "no"}
         if judged: saving |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "restore_callback_states_from_checkpoint": True}
         settings = settings_of(batch, micro, output_dir=str(folder or nowhere), max_steps=steps, learning_rate=lr, lr_scheduler_type=schedule, warmup_steps=max(1, steps // 20) * (schedule == "cosine"),
-                               bf16=dtype == "bfloat16", use_cpu=next(model.parameters()).device.type == "cpu", seed=seed, data_seed=seed, **saving)
+                               bf16=dtype_of(dtype, device) == "bfloat16", use_cpu=device.type == "cpu", seed=seed, data_seed=seed, **saving)
         pupil = Pupil(model=student, args=settings, train_dataset=Rows(data), eval_dataset=Rows(judged) if judged else None, data_collator=dict, objective=goal, mean=Mean(student, average) if average else None,
                       callbacks=[Masks(student), Sealed(), *callbacks, *([EarlyStoppingCallback(patience)] if judged else [])])
         pupil.add_callback(Bar(pupil))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'COLDEST', 'HOTTEST', 'METRICS', 'DRAWS', 'SCALES', 'GROUPS', 'TEMPERATURES', 'distributions', 'item_scores',
            'equal_mass', 'reliability', 'reliability_diagram', 'temperature', 'rescaled', 'crossfit', 'risk_coverage',
-           'aurc', 'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'from_noise',
+           'aurc', 'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'proportions', 'from_noise',
            'calibration_differences', 'CalibrationProbe']
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #imports
@@ -188,6 +188,16 @@ def calibration_loss(
 # %% ../../nbs/evaluate/13_calibration.ipynb #debias-code
 DRAWS, SCALES = 2000, np.r_[0.0, np.geomspace(0.02, 30, 48)]   # of noise; of gaps that are tried
 
+def proportions(
+    gaps: np.ndarray,    # that were seen, shape (bins,)
+    error: np.ndarray,   # their standard errors, shape (bins,)
+) -> list[np.ndarray]:
+    "Gaps as they were seen, without what noise explains, from the clearest bins alone, and with none close to zero."
+    size = np.abs(gaps)
+    explained = (error / np.maximum(size, 1e-300)) ** 2
+    others = gaps * np.clip(1 - explained, 0, 1), gaps * (size > 3 * error), np.sign(gaps) * np.maximum(size, error / 2)
+    return [gaps, *(each for each in others if each.any())]
+
 def from_noise(
     statistic,           # function from gaps of shape (…, bins) to values of shape (…), 0 without gaps
     gaps: np.ndarray,    # that were seen, shape (bins,)
@@ -195,15 +205,17 @@ def from_noise(
     level: float=0.95,   # coverage
 ) -> tuple[float, float, float]:
     "The true figure that would look this large in half of all studies, and its confidence interval."
-    seen, tail, error = statistic(gaps), (1 - level) / 2, noise.std(0)
+    seen, tail = statistic(gaps), (1 - level) / 2
+
     def along(direction):
         above = np.maximum.accumulate([(statistic(scale * direction + noise) >= seen).mean() for scale in SCALES])
         at = lambda share: 0.0 if above[0] >= share else float(np.interp(share, above, SCALES))
         return [float(statistic(at(share) * direction)) for share in (0.5, tail, 1 - tail)]
-    beyond = gaps * np.clip(1 - (error / np.maximum(np.abs(gaps), 1e-300)) ** 2, 0, 1)   # what noise does not explain
-    (middle, low, high), (_, lower, higher) = along(gaps), along(beyond if beyond.any() else gaps)
-    return middle, min(low, lower), max(high, higher)
 
+    found = [along(direction) for direction in proportions(gaps, noise.std(0))]
+    return found[0][0], min(low for _, low, _ in found), max(high for *_, high in found)
+
+# %% ../../nbs/evaluate/13_calibration.ipynb #debias-code-2
 def _combined(first: tuple, second: tuple, together: float) -> tuple[float, float]:
     "Confidence interval of second - first (Zou and Donner), from each estimate with its interval and the correlation of their noise."
     (one, low, high), (other, lower, higher) = first, second
@@ -211,21 +223,27 @@ def _combined(first: tuple, second: tuple, together: float) -> tuple[float, floa
     below, above = other - one - reach(other - lower, high - one), other - one + reach(higher - other, one - low)
     return min(below, 2 * lower - high), max(above, higher - 2 * low)
 
+def _of_bins(name: str, share: np.ndarray):
+    "The figure of that name as a function of gaps, with the shares of the bins."
+    if name == "ece": return lambda gaps: np.abs(gaps).sum(-1)
+    return lambda gaps: (gaps ** 2 / np.maximum(share, 1e-12)).sum(-1)
+
 def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed: int) -> dict:
     "ECE and calibration loss: (original, compressed, low, high) by name."
     columns = [bin_columns(scores, bins) for scores in (before, after)]
-    shares = np.array([each[:, bins:].mean(0) for each in columns])
+    shares = [each[:, bins:].mean(0) for each in columns]
     sums = cluster_sums(np.column_stack([*(each[:, :bins] for each in columns), np.ones(len(before))]), clusters)
     count, items = len(sums), len(before)
     gaps = sums[:, :-1].sum(0) / items
     adds = (sums[:, :-1] - gaps * sums[:, -1:]) / items
     covariance = count / (count - 1) * adds.T @ adds * shrinkage(count - 1, 0.95)
     noise = np.random.default_rng(seed).multivariate_normal(np.zeros(2 * bins), covariance, DRAWS, method="eigh")
+    gaps, noise = np.split(gaps, 2), np.split(noise, 2, axis=1)
     found = {}
-    for name, of in (("ece", lambda gaps, share: np.abs(gaps).sum(-1)), ("calibration_loss", lambda gaps, share: (gaps ** 2 / np.maximum(share, 1e-12)).sum(-1))):
-        arms = [(lambda each, share=share: of(each, share), gap, part) for share, gap, part in zip(shares, np.split(gaps, 2), np.split(noise, 2, axis=1))]
-        ends = [from_noise(*arm) for arm in arms]
-        seen = [statistic(gap + part) for statistic, gap, part in arms]
+    for name in ("ece", "calibration_loss"):
+        statistics = [_of_bins(name, share) for share in shares]
+        ends = [from_noise(*arm) for arm in zip(statistics, gaps, noise)]
+        seen = [statistic(gap + part) for statistic, gap, part in zip(statistics, gaps, noise)]
         together = float(np.corrcoef(*seen)[0, 1]) if min(np.std(each) for each in seen) > 0 else 0.0
         found[name] = ends[0][0], ends[1][0], *_combined(*ends, together)
     return found

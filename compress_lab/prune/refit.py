@@ -20,7 +20,7 @@ class Refit(LayerMethod):
     steps: int = 20                # rounds
     percdamp: float = 0.1          # ridge towards the original, as a share of the second moment of each input
     true_sequential: bool = True   # each linear sees inputs from the refitted ones before it in its block too
-    calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
+    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
     needs = frozenset({"calibration", "original"})
     statistic = Gram

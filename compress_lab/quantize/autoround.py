@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from ..core.errors import CompressLabError, listed
 from ..core.layers import Held, LinearLayer, Stage, blocks, body, calibrating, check_memory, release_memory
-from ..core.layerwise import Compressed, Finished, check_finite, losses, precision, put
+from ..core.layerwise import Compressed, Finished, check_finite, losses, put
+from ..core.precision import precision
 from ..core.losses import LIMITS
 from ..core.progress import bar
 from ..core.recipe import Method
@@ -133,7 +134,7 @@ class AutoRound(Method):
     batch: int = 8                 # calibration rows a step sees
     lr: float|None = None          # first step size, falling to zero; None: 1 / steps
     quantized_inputs: bool = True  # a block sees what the quantized blocks before it put out
-    calibration_dtype: str = "bfloat16"  # of the passes, or "float32"
+    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Cheng et al., 2023, Optimize weight rounding via signed gradient descent for the quantization of LLMs"
     quantizes = True
     needs = frozenset({"calibration", "training"})

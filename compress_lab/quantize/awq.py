@@ -14,7 +14,8 @@ from ..core.activations import Gram
 from ..core.equivalence import Pair, equivalences
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory, memory_needed, walk
-from ..core.layerwise import Compressed, Finished, LayerMethod, precision, treat
+from ..core.layerwise import Compressed, Finished, LayerMethod, treat
+from ..core.precision import precision
 from .grid import by_groups, check_grid, codes, fit, span, values
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-06
@@ -65,7 +66,7 @@ class AWQ(LayerMethod):
     symmetric: bool = False   # no zero point: the grid spans as far down as up
     grid: int = 20            # exponents tried besides 0; 0: no scaling
     clip: bool = True         # try narrower spans for each group
-    calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
+    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Lin et al., 2024, AWQ: Activation-aware weight quantization for on-device LLM compression and acceleration"
     quantizes = True
     needs = frozenset({"calibration"})

@@ -124,7 +124,7 @@ def share(
 class WeightedCodebook(Codebook):
     "A codebook that is finer for weights on loud inputs: their errors count by the mean square of the input."
     true_sequential: bool = True         # each linear sees inputs from the compressed ones before it in its block too
-    calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
+    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
     needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "all weights count alike"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
-from ..core.layerwise import LayerMethod, precision, treat
+from ..core.layerwise import LayerMethod, treat
+from ..core.precision import autocast, precision
 from ..core.losses import causal, requiring
 from ..core.packed import Packed
 from ..core.progress import bar
@@ -50,7 +51,7 @@ def candidates(
         return found
     check_memory(memory_needed(subject.model, layers, tokens.numel(), square=True), "sensitivity")
     batches = [{"input_ids": part} for part in tokens.split(max(1, 2048 // tokens.shape[1]))]
-    with precision("bfloat16", subject.model): walk(subject.model, batches, layers, Gram, compress)
+    with precision("auto", subject.model): walk(subject.model, batches, layers, Gram, compress)
     return found
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-09
@@ -133,7 +134,7 @@ def fisher(
         with requiring(model, [linear.weight for linear in layers]), calibrating(model), torch.enable_grad():
             hooks += [linear.weight.register_post_accumulate_grad_hook(add(linear.name)) for linear in layers]
             for row in bar(rows.split(1), desc="fisher", unit="row"):
-                with torch.autocast(row.device.type, torch.bfloat16, cache_enabled=False): logits = model(input_ids=row).logits[0].float()
+                with autocast("auto", row.device): logits = model(input_ids=row).logits[0].float()
                 drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
                 nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
     finally:

@@ -54,7 +54,7 @@ class ScaleFit(LayerMethod):
     "Fits the scales of quantized linears to the outputs of the original, codes and zero points as they are."
     percdamp: float = 0.01         # ridge towards the scales there are, as a share of the mean of the system's diagonal
     true_sequential: bool = True   # each linear sees inputs from the repaired ones before it in its block too
-    calibration_dtype: str = "bfloat16"  # of the calibration pass, or "float32", which takes twice the memory and time
+    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "closed-form least squares on the criterion of Frantar et al., 2023, GPTQ"
     keeps_codes = True
     needs = frozenset({"calibration", "original"})
@@ -127,7 +127,7 @@ def check_bias(layers: list[LinearLayer]):
 class BiasCorrection(LayerMethod):
     "Moves the bias of each linear so that its outputs have the mean they had in the original."
     true_sequential: bool = True   # each linear sees inputs from the corrected ones before it in its block too
-    calibration_dtype: str = "bfloat16"  # of the calibration passes, or "float32", which takes twice the memory and time
+    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Nagel et al., 2019, Data-free quantization through weight equalization and bias correction"
     keeps_codes = True
     needs = frozenset({"calibration", "original"})

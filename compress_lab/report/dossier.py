@@ -271,10 +271,14 @@ def _find(self: Dossier, recipe: str, *metrics: str) -> "pd.Series | None":
 
 @patch
 def _steps(self: Dossier, recipe: str) -> list[dict]:
-    "The steps of a recipe."
+    "The steps of a recipe, with the type they computed in where the recipe left that to the processor."
     steps = next((c["steps"] for c in self._of(recipe) if c.get("steps")), [])
     steps = steps.get("steps", []) if isinstance(steps, Mapping) else steps
-    return [step for step in steps if isinstance(step, Mapping)]
+    steps = [step for step in steps if isinstance(step, Mapping)]
+    done = self.history().get(recipe, [])[-len(steps):]
+    if len(done) < len(steps): return steps
+    computed = [{name: each[name] for name in ("calibration_dtype",) if name in step and name in each} for step, each in zip(steps, done)]
+    return [dict(step, **each) for step, each in zip(steps, computed)]
 
 @patch
 def _notes(self: Dossier, recipe: str) -> list[str]:
