@@ -124,8 +124,12 @@ class Subject:
         from compress_lab.core.saving import save
         return save(self, folder, masks=masks)
 
-    def __repr__(self): return "Subject(" + ", ".join(f"{key}: {value}" for key, value in _facts(self).items()) + ")"
-    def _repr_html_(self): return f"<table>{''.join(map(_row, _facts(self).items()))}</table>"
+    def facts(self) -> dict[str, str]:
+        "What a reader wants to know of it, by name."
+        return _facts(self)
+
+    def __repr__(self): return "Subject(" + ", ".join(f"{key}: {value}" for key, value in self.facts().items()) + ")"
+    def _repr_html_(self): return f"<table>{''.join(map(_row, self.facts().items()))}</table>"
 
 # %% ../../nbs/core/02_subjects.ipynb #facts-code
 def _row(fact: tuple[str, str]) -> str:
