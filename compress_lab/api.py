@@ -24,7 +24,7 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
                 "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, perturbations Behaviour Robustness perturb, shift Shift, bias BBQ Equity StereoSet WinoBias, security Attack, factuality Consistency Facts forgotten, privacy Extraction Leaks Membership pii, groups Groups by_group exemplars, adversarial Adversarial, formats Formats, long_inputs Passkey TextAround, rights rights, "
                 "tasks task_files, task_probe TaskProbe flipped, suites suite",
     "deploy": "export Exported export export_formats",
-    "report": "dossier Dossier",
+    "report": "dossier Dossier, plots plot",
     "": "study Study",
 }
 

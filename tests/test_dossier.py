@@ -264,3 +264,17 @@ def test_a_step_says_what_it_computed_in(tmp_path):
         cell["history"] = [dict(each, calibration_dtype="bfloat16") for each in cell["history"]]
     page = Dossier(cells, STUDY).to_html(tmp_path / "dossier.html").read_text(encoding="utf-8")
     assert "GPTQ(bits=4, group_size=64, calibration_dtype=&#39;bfloat16&#39;)" in page and "auto" not in page.partition("<code>GPTQ(")[2].partition("</code>")[0]
+
+
+def test_errors_of_outputs_are_drawn_where_there_are_some():
+    cells = synthetic(["RTN-4", "GPTQ-4"])
+    plain = Dossier(cells, STUDY)
+    assert plain.error_metric() == "weight_error" and not plain.without_error()
+    for cell in cells.values():
+        if cell["recipe"] != "GPTQ-4": continue
+        for entry in cell["history"]:
+            for module in entry["modules"].values(): module["output_error"] = 0.01
+    some = Dossier(cells, STUDY)
+    assert some.error_metric() == "output_error" and some.without_error() == ["RTN-4"]
+    caption = some.pictures()[-1]["caption"]
+    assert "Relative output error" in caption and "RTN-4 saw no inputs" in caption

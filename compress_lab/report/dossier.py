@@ -749,13 +749,21 @@ def history(self: Dossier) -> dict[str, list[dict]]:  # recipe -> history entrie
     return {r: [step for step in steps if isinstance(step, Mapping)] for r, steps in found.items() if steps}
 
 @patch
+def error_metric(self: Dossier) -> str:
+    "The outputs' error where a recipe has recorded one, else the weights': GPTQ and Wanda give up weights for outputs."
+    return "output_error" if plots.layer_panels(self.history(), "output_error") else "weight_error"
+
+@patch
+def without_error(self: Dossier) -> list[str]:  # names of recipes
+    "The recipes that recorded errors of weights only, where outputs' are drawn."
+    return [name for name, steps in self.history().items() if not plots.layer_panels({name: steps}, self.error_metric())]
+
+@patch
 def layer_errors(self: Dossier,
-    metric: str = "",  # "weight_error", "output_error"; "" for the outputs' where every recipe has it, else the weights'
+    metric: str = "",  # "weight_error" or "output_error"; "": `error_metric`
 ) -> plots.Plot:
     "Where in the model each recipe's error sits."
-    steps = self.history()
-    everywhere = steps and all(plots.layer_panels({r: s}, "output_error") for r, s in steps.items())
-    return plots.layer_errors(steps, metric or ("output_error" if everywhere else "weight_error"))
+    return plots.layer_errors(self.history(), metric or self.error_metric())
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-51
 def _words(value: object) -> str:
@@ -927,7 +935,10 @@ def pictures(self: Dossier) -> list[dict]:  # title, caption, svg
     "The figures with what a reader needs beside them."
     data, steps = self._size_quality(), self.history()
     points = "; ".join(f"{r.recipe} {figures(r.quality)} at {figures(r.size)} MB" for r in data.itertuples())
-    worst = "; ".join(f"{name}: worst {figures(t.max().max())}" for name, t in plots.layer_panels(steps, "weight_error").items())
+    error = self.error_metric()
+    worst = "; ".join(f"{name}: worst {figures(t.max().max())}" for name, t in plots.layer_panels(steps, error).items())
+    layers = f"Relative {error.replace('_', ' ')} of each linear layer, one panel per recipe or step on one logarithmic scale; the ring marks the worst layer."
+    if missing := self.without_error(): layers += f" {listed(missing)} saw no inputs and recorded no output error."
     return [
         _picture(self.pareto, "Quality against size", "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are simulated "
                  "quantization, the diamond is the original. Bars are 95% intervals of the paired difference to the original.",
@@ -939,8 +950,7 @@ def pictures(self: Dossier) -> list[dict]:  # title, caption, svg
                     "Bars are 95% intervals over items or their clusters.", "Forest plots; the numbers stand in the table of answers.", "answers")] if len(self.answers()) else []),
         *([_picture(self.axis_changes, "Beyond accuracy", "The first figure of each probe of calibration, robustness, bias, factuality and security, as a difference to the original. Bars are 95% intervals.",
                     "Forest plots; the numbers stand in the tables of the axes.", "axes")] if len(self.axes()) else []),
-        _picture(self.layer_errors, "Where the error sits", "Relative error of each linear layer, one panel per recipe or step on one logarithmic scale; "
-                 "the ring marks the worst layer.", f"Heat maps by block and role. {worst}", "layers")]
+        _picture(self.layer_errors, "Where the error sits", layers, f"Heat maps by block and role. {worst}", "layers")]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-61
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'GREY', 'BLUE', 'VERMILION', 'FAINT', 'STYLE', 'style', 'Plot', 'visible', 'label', 'frontier', 'place_labels',
-           'pareto', 'figures', 'estimate', 'intervals', 'split_name', 'layer_table', 'layer_panels', 'layer_errors',
-           'svg']
+           'pareto', 'figures', 'estimate', 'intervals', 'plot', 'split_name', 'layer_table', 'layer_panels',
+           'layer_errors', 'svg']
 
 # %% ../../nbs/report/01_plots.ipynb #cell-02
 import re, unicodedata, warnings
@@ -264,6 +264,21 @@ def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: st
         words = value + (f"  [{lo}, {hi}]" if row.hi > row.lo else "")
         ax.annotate(words, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, alpha=FAINT if color == GREY else 1)
     ax.set_title(title); ax.tick_params(axis="y", length=0); sns.despine(ax=ax, left=True)
+
+# %% ../../nbs/report/01_plots.ipynb #plot-code
+def plot(
+    comparison,  # what `cl.compare` returned
+) -> Figure:  # not shown, not registered with pyplot
+    "Forest plot of a Comparison: a row per metric, with the ratios in one panel and in another the differences of those without one."
+    rows = []
+    for found in comparison.differences:
+        (title, reference, value), interval = ("compressed / original", 1.0, found.ratio), found.ratio_interval
+        if found.ratio is None: (title, reference, value), interval = ("difference", 0.0, found.value), found.interval
+        better = found.metric.better if found.verdict.startswith(("better", "worse")) else None
+        low, high = interval or (np.nan, np.nan)
+        rows.append((found.metric.name, title, value, low, high, reference, better, found.ratio is not None))
+    columns = ["recipe", "metric", "value", "lo", "hi", "reference", "better", "log"]
+    return intervals(pd.DataFrame(rows, columns=columns))
 
 # %% ../../nbs/report/01_plots.ipynb #cell-39
 def split_name(
