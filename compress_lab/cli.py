@@ -11,7 +11,7 @@ __all__ = ['EXTRAS', 'KERNELS', 'console', 'say', 'table', 'run_folder', 'page_o
 import argparse, importlib.util, os, shlex, shutil, sys
 from contextlib import suppress
 from pathlib import Path
-from .core.errors import CompressLabError, visible
+from .core.errors import CompressLabError, nearest, visible
 from .core.settings import seed_number, whole
 
 # %% ../nbs/cli.ipynb #cell-06
@@ -92,7 +92,11 @@ def report(
     "Shows the dossier of a run folder, finished or not."
     from compress_lab.core.store import Store
     store = Store(options.run)
-    if not store.keys(): raise CompressLabError("There are no results here.", options.run, "name the folder of a run, such as runs/starter")
+    if not store.keys():
+        beside = [path.name for path in Path(options.run).parent.glob("*") if path.is_dir()]
+        close = [name for name in nearest(Path(options.run).name, beside) if name != Path(options.run).name]
+        fix = f"did you mean {' or '.join(close)}?" if close else "name the folder of a run, such as runs/starter"
+        raise CompressLabError("There are no results here.", options.run, fix)
     from compress_lab.report.dossier import Dossier
     page = page_of(store, options.out)
     show_dossier(Dossier.from_run(options.run), page)
@@ -224,6 +228,12 @@ def doctor(options) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message): super().error(visible(message))
 
+    def _check_value(self, action, value):
+        if action.choices is None or value in action.choices: return
+        close = nearest(value, action.choices)
+        fix = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(action.choices)}"
+        raise argparse.ArgumentError(action, f"there is no {value!r}; {fix}")
+
 class _Version(argparse.Action):
     def __call__(self, parser, *_):
         from compress_lab import __version__
@@ -236,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action=_Version, nargs=0, help="show the version")
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
     def command(function, text):
         added = commands.add_parser(function.__name__, help=text, description=text, parents=[common])
         added.set_defaults(function=function)
@@ -288,6 +298,9 @@ def main(
     steady_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments)
+    if not options.command:
+        parser().print_help()
+        return 0
     console()   # from here on, what the terminal's encoding lacks is replaced
     try: code, said = options.function(options), ""
     except BrokenPipeError: code, said = 1, ""   # the reader of a pipe, such as head, has gone

@@ -133,8 +133,8 @@ def from_dict(cls: Study,
     known = [each.name for each in fields(cls)]
     only(data, known, where)
     data = {"recipes": {}, **data} if "copies" in data else data
-    for key in ("subject", "recipes", "probes"):
-        if key not in data: raise CompressLabError(f"The study has no {key}.", where, "a study needs subject, recipes or copies, and probes")
+    if missing := [key for key in ("subject", "recipes", "probes") if key not in data]:
+        raise CompressLabError(f"The study has no {' and no '.join(missing)}.", where, "a study needs subject, recipes or copies, and probes")
     if not isinstance(data["recipes"], dict): raise CompressLabError("The recipes have no names.", where, "write recipes: {RTN-4: [{method: RTN, bits: 4}]}")
     recipes = {}
     for name, steps in data["recipes"].items():
@@ -152,8 +152,14 @@ def from_yaml(cls: Study,
     if not isinstance(source, str) or "\n" not in source:
         where = os.fspath(source)
         try: text = read_text(where)
-        except CompressLabError as error: raise CompressLabError(f"The study file cannot be read: {error.what}", where, "check the name, or run compress-lab run for the starter study") from None
-    return cls.from_dict(read_yaml(text, where), where)
+        except CompressLabError as error:
+            close = nearest(Path(where).name, [file.name for file in Path(where).parent.glob("*.y*ml")])
+            fix = f"did you mean {', '.join(close)}?" if close else "check the name, or run compress-lab run for the starter study"
+            raise CompressLabError(f"The study file cannot be read: {error.what}", where, fix) from None
+    try: return cls.from_dict(read_yaml(text, where), where)
+    except CompressLabError as error:
+        if error.where.startswith(where): raise
+        raise CompressLabError(error.what, f"{where}: {error.where}".removesuffix(": "), error.fix) from None
 
 # %% ../nbs/study.ipynb #cell-15
 @patch

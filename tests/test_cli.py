@@ -128,3 +128,26 @@ def test_help_comes_at_once():
 def test_version():
     said = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, check=True).stdout
     assert said == f"compress-lab {compress_lab.__version__}\n"
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path, monkeypatch, capsys):
+    from compress_lab.cli import main
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small-study.yaml").write_text("recipes: {}")
+    (tmp_path / "runs" / "starter").mkdir(parents=True)
+    with pytest.raises(SystemExit): main(["rum"])
+    assert "did you mean run?" in capsys.readouterr().err
+    assert main([]) == 0 and "doctor" in capsys.readouterr().out
+    for arguments, words in {("run", "smal-study.yaml"): "did you mean small-study.yaml?", ("report", "runs/startr"): "did you mean starter?",
+                             ("run", "small-study.yaml"): "no subject and no probes"}.items():
+        assert main(arguments) == 2 and words in (told := capsys.readouterr().err)
+        assert arguments[1] in told
+
+
+def test_every_message_about_a_study_names_its_file(tmp_path, capsys):
+    from compress_lab.cli import main
+    file = tmp_path / "odd.yaml"
+    for text in ("subject: x\nrecipes: {}\nprobes: []", "subject: x\nrecipes: {a: [{method: GPTK}]}\nprobes: [size]",
+                 "subject: ''\nrecipes: {}\nprobes: [size]", "subject: x\nrecipes: {}\nprobes: [perplexety]"):
+        file.write_text(text)
+        assert main(["run", str(file)]) == 2 and str(file) in capsys.readouterr().err

@@ -86,7 +86,7 @@ class Codebook(LayerMethod):
 
     def check(self):
         name = type(self).__name__
-        if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", name, "use 2 to 8 bits")
+        if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", name, "use 4")
         if self.per not in ("row", "tensor"): raise CompressLabError(f"per={self.per!r} is not known.", name, 'use "row" or "tensor"')
         if self.init not in INITS: raise CompressLabError(f"init={self.init!r} is not known.", name, f"use one of {', '.join(INITS)}")
         if not 1 <= self.iterations <= 10**6: raise CompressLabError(f"iterations={self.iterations} is not between 1 and {10**6}.", name, "use 300")

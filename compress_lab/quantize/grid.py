@@ -115,7 +115,7 @@ def fit(
 # %% ../../nbs/quantize/00_grid.ipynb #cell-15
 def check_grid(method):
     "Raises `CompressLabError` where `bits` is out of range, or a symmetric grid is to have zero points."
-    if not 1 <= method.bits <= 8: raise CompressLabError(f"bits={method.bits} is not between 1 and 8.", type(method).__name__, "use 2 to 8 bits")
+    if not 1 <= method.bits <= 8: raise CompressLabError(f"bits={method.bits} is not between 1 and 8.", type(method).__name__, "use 4")
     zero_point = getattr(method, "zero_point", "integer")
     if zero_point not in ("integer", "real"): raise CompressLabError(f"zero_point={zero_point!r} is not known.", type(method).__name__, 'use "integer" or "real"')
     if zero_point == "real" and method.symmetric: raise CompressLabError("A symmetric grid has no zero points.", type(method).__name__, "leave out symmetric or zero_point")

@@ -126,7 +126,7 @@ class KVCache(Method):
     changes_weights, quantizes = False, True
 
     def check(self):
-        if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", "KVCache", "use 2 to 8 bits")
+        if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", "KVCache", "use 4")
         for axis in (self.keys, self.values):
             if axis not in ("token", "channel"): raise CompressLabError(f"A scale for each {axis!r} is not known.", "KVCache", 'use "token" or "channel"')
         if "channel" in (self.keys, self.values) and not self.group_size:
