@@ -838,7 +838,10 @@ PAGE_CSS = """
 @media(prefers-color-scheme:dark){body{color:#dfe2e6;background:#15171b}}
 .dossier .wide tbody th,.dossier .wide thead th:first-child{position:sticky;left:0;background:#fdfdfb}
 @media(prefers-color-scheme:dark){.dossier .wide tbody th,.dossier .wide thead th:first-child{background:#15171b}}
-@media(max-width:40rem){body{padding:1.25rem 1rem 3rem}.dossier h1{font-size:1.6rem}.dossier tbody th{min-width:6.5rem;max-width:38vw}.dossier dl{grid-template-columns:1fr;gap:0}.dossier dd{margin-bottom:.5rem}}
+@media(max-width:40rem){body{padding:1.25rem 1rem 3rem}.dossier h1{font-size:1.6rem}.dossier tbody th{min-width:6.5rem;max-width:38vw}.dossier dl{grid-template-columns:1fr;gap:0}.dossier dd{margin-bottom:.5rem}
+ .dossier table:has(td[data-label]) :is(tbody,tr,th,caption){display:block;max-width:none}.dossier table:has(td[data-label]) thead{display:none}.dossier table:has(td[data-label]) tbody th{border:0;padding-top:.9rem}
+ .dossier td[data-label]{display:grid;grid-template-columns:1fr auto;column-gap:1rem;border:0;padding:.15rem .2rem}.dossier td[data-label]::before{content:attr(data-label);color:var(--faint);text-align:left}.dossier td[data-label] :is(.ci,.note){grid-column:2}
+ .dossier td[data-label]:empty{display:none}.dossier figure:first-of-type svg{min-width:0}}
 @media print{body{padding:0;color:#000;background:#fff}.dossier .wide{overflow:visible}.dossier .wide tbody th,.dossier .wide thead th:first-child{position:static;background:none}.dossier figure,.dossier tr,.dossier li,.dossier .claims>div{break-inside:avoid}.dossier h2,.dossier h3{break-after:avoid}
  .dossier svg{min-width:0}.dossier table{font-size:.7rem}.dossier th,.dossier td{padding:.3rem .35rem}.dossier details::details-content{content-visibility:visible;block-size:auto}@page{margin:16mm}}
 """
@@ -850,7 +853,7 @@ TOP = """
 <section><h2>Recipe by recipe</h2><div class="wide" tabindex="0" role="region" aria-label="Table of recipes">
 <table><caption><span>{{ caption }}</span></caption><thead><tr><th scope="col">recipe</th>{% for c in columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in rows %}<tr><th scope="row">{{ row.name }}{% for note in row.notes %}<span class="note">{{ note }}</span>{% endfor %}</th>
-{% for number, interval in row.entries %}<td>{{ number }}{% if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}</tr>
+{% for number, interval in row.entries %}<td data-label="{{ columns[loop.index0] }}">{{ number }}{% if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div></section>
 """
 PICTURES = """
@@ -875,14 +878,14 @@ ANSWERS = """
 {% if answers %}<section><h2>Answers</h2><div class="wide" tabindex="0" role="region" aria-label="Answers to tasks"><table>
 <caption><span>Small brackets hold 95% intervals of the paired difference. Flipped are answers that went from right to wrong or from wrong to right; the accuracy shows only how many more of the one than of the other.</span></caption>
 <thead><tr>{% for head in ("recipe", "what is counted", "original", "compressed", "difference", "flipped") %}<th scope="col">{{ head }}</th>{% endfor %}<th scope="col" style="text-align:left">verdict</th></tr></thead><tbody>
-{% for row in answers %}<tr><th scope="row">{{ row[0] }}</th><td>{{ row[1] }}</td><td>{{ row[2] }}</td><td>{{ row[3] }}</td>{% for number, interval in row[4:6] %}<td>{{ number }}{% if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}<td class="words">{{ row[6] }}</td></tr>
+{% for row in answers %}<tr><th scope="row">{{ row[0] }}</th><td data-label="counted">{{ row[1] }}</td><td data-label="original">{{ row[2] }}</td><td data-label="compressed">{{ row[3] }}</td>{% for number, interval in row[4:6] %}<td data-label="{{ ("difference", "flipped")[loop.index0] }}">{{ number }}{% if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}<td class="words" data-label="verdict">{{ row[6] }}</td></tr>
 {% endfor %}</tbody></table></div></section>{% endif %}
 """
 AXES = """
 {% for axis, recipes, lines in axes %}<section><h2>{{ axis | capitalize }}</h2><div class="wide" tabindex="0" role="region" aria-label="{{ axis }}"><table>
 <caption><span>For each recipe the figure, its difference to the original with the 95% interval, and the verdict. About one interval in twenty leaves out zero by chance.</span></caption>
 <thead><tr><th scope="col">figure</th><th scope="col">original</th>{% for recipe in recipes %}<th scope="col">{{ recipe }}</th>{% endfor %}</tr></thead><tbody>
-{% for name, original, entries in lines %}<tr><th scope="row">{{ name }}</th><td>{{ original }}</td>{% for entry in entries %}<td>{% if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>{% else %}–{% endif %}</td>{% endfor %}</tr>
+{% for name, original, entries in lines %}<tr><th scope="row">{{ name }}</th><td data-label="original">{{ original }}</td>{% for entry in entries %}<td data-label="{{ recipes[loop.index0] }}">{% if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>{% else %}–{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><p class="small">{{ listed(lost.index, 100) }}</p></details>{% endfor %}{% endif %}</section>{% endfor %}
 {% include "groups" %}
