@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ByStep', 'here', 'Masks', 'Mean', 'Pupil', 'Rows', 'Bar', 'Watch', 'learning', 'sharing', 'gather', 'sharded',
-           'trackers', 'Sealed', 'last_checkpoint', 'settings_of', 'learn']
+           'trackers', 'Sealed', 'last_checkpoint', 'settings_of', 'check_asked', 'learn']
 
 # %% ../../nbs/core/17_training.ipynb #cell-03
 import functools, json, os, tempfile, torch
@@ -235,6 +235,24 @@ def settings_of(
     settings.gradient_accumulation_steps, [settings.output_dir] = batch // (micro * processes), broadcast_object_list([settings.output_dir])
     return settings
 
+# %% ../../nbs/core/17_training.ipynb #asked-code
+def check_asked(
+    model: nn.Module,
+    schedule: str,
+    average: float,
+    held,            # rows to judge by; None: there are none
+):
+    "Raises `CompressLabError` where `learn` cannot do what it is asked."
+    if schedule not in ("cosine", "constant"):
+        raise CompressLabError(f"schedule={schedule!r} is not known.", "training", 'use "cosine" or "constant"')
+    if not 0 <= average < 1 or average and held is not None:
+        what = f"average={average}{' with held-out rows' * (held is not None)} is not possible."
+        raise CompressLabError(what, "training", "use a decay from 0 to below 1, and judge by held-out rows or average")
+    halves = (torch.bfloat16, torch.float16)
+    if small := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype in halves]:
+        fix = 'load the model with dtype="float32"; what is computed with them is bfloat16 all the same'
+        raise CompressLabError("Its weights are in half precision, where most steps of a training are lost in rounding.", small[0], fix)
+
 # %% ../../nbs/core/17_training.ipynb #learn-code
 def learn(
     model: nn.Module,        # trained in place: those of its parameters that require gradients
@@ -256,9 +274,7 @@ def learn(
     callbacks=(),            # more callbacks of the trainer
 ) -> list[float]:
     "The loss of every step. Raises `CompressLabError` where it is not finite."
-    if schedule not in ("cosine", "constant"): raise CompressLabError(f"schedule={schedule!r} is not known.", "training", 'use "cosine" or "constant"')
-    if not 0 <= average < 1 or average and held is not None: raise CompressLabError(f"average={average}{' with held-out rows' * (held is not None)} is not possible.", "training", "use a decay from 0 to below 1, and judge by held-out rows or average")
-    if small := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16)]: raise CompressLabError("Its weights are in half precision, where most steps of a training are lost in rounding.", small[0], 'load the model with dtype="float32"; what is computed with them is bfloat16 all the same')
+    check_asked(model, schedule, average, held)
     data, judged = ({"input_ids": each} if isinstance(each, Tensor) else each for each in (rows, held))
     device = next(model.parameters()).device
     every, in_shards = max(1, steps // (5 if held is None else 10)), sharded()
