@@ -22,6 +22,7 @@ from .files import file_hash, new_folder, read_json, recover, regular_file
 from .packed import Packed
 from .rounding import Rounding, roundings, roundings_hash
 from .starters import STARTERS, Starter, _locked, cache_dir, fetch
+from .tables import History
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-08
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ def _facts(subject: Subject) -> dict[str, str]:
         "fingerprint": subject.fingerprint,
     }
     return {key: visible(value) for key, value in facts.items() if value}
+
+def _set(self, name, value):
+    object.__setattr__(self, name, History(value) if name == "history" and type(value) is tuple else value)
+
+Subject.__setattr__ = _set   # a history shows as a table, whoever sets it
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-20
 def _runs(found, config, own: list) -> bool:
