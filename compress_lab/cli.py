@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXTRAS', 'KERNELS', 'console', 'say', 'table', 'run_folder', 'page_of', 'show_dossier', 'run', 'report',
-           'checkpoint_of', 'target', 'apply', 'settings_of', 'methods', 'probes', 'installed', 'machine', 'folders',
-           'doctor', 'parser', 'add_arguments', 'steady_streams', 'go_on', 'main', 'emptied']
+           'checkpoint_of', 'target', 'apply', 'methods', 'probes', 'installed', 'machine', 'folders', 'doctor',
+           'parser', 'add_arguments', 'steady_streams', 'go_on', 'main', 'emptied']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse, importlib.util, os, shlex, shutil, sys
@@ -145,22 +145,17 @@ def apply(
     return 0
 
 # %% ../nbs/cli.ipynb #cell-16
-def settings_of(
-    kind,  # a Method or Probe class
-) -> str:
-    "Its settings with their defaults."
-    from dataclasses import MISSING, fields
-    return ", ".join(each.name if each.default is MISSING else f"{each.name}={each.default!r}" for each in fields(kind)) or "none"
-
 def methods(options) -> int:
     "Lists the methods."
     from compress_lab.core.recipe import methods
+    from compress_lab.core.settings import settings_of
     rows = [(name, settings_of(kind), ", ".join(sorted(kind.needs)) or "nothing", kind.paper) for name, kind in methods().items()]
     console().print(table(["method", "settings", "needs", "paper"], rows))
     return 0
 
 def probes(options) -> int:
     "Lists the probes."
+    from compress_lab.core.settings import settings_of
     from compress_lab.evaluate.records import probes
     rows = [(name, settings_of(kind), ", ".join(metric.name for metric in kind.metrics), (kind.__doc__ or "").split("\n")[0]) for name, kind in probes().items()]
     console().print(table(["probe", "settings", "measures", "what it is"], rows))

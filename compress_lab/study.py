@@ -10,7 +10,7 @@ __all__ = ['DEFAULT_CALIBRATION', 'STUDIES', 'OWN', 'KEPT', 'FLOORED', 'Study', 
 # %% ../nbs/study.ipynb #cell-03
 import gc, io, json, os, re, shutil, sys, time
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.util import find_spec
@@ -163,8 +163,17 @@ def from_yaml(cls: Study,
 
 # %% ../nbs/study.ipynb #cell-15
 @patch
+def __repr__(self: Study) -> str:
+    made = {each.name: each.default_factory() for each in fields(self) if each.default_factory is not MISSING}
+    defaults = {each.name: each.default for each in fields(self)} | made
+    recipes = "{" + ", ".join(f"{name!r}: {recipe.expression}" for name, recipe in self.recipes.items()) + "}"
+    given = {name: repr(value) for name in defaults if (value := getattr(self, name)) != defaults[name]}
+    given["recipes"] = recipes
+    return f"Study({', '.join(f'{name}={text}' for name, text in given.items())})"
+
+@patch
 def _repr_html_(self: Study) -> str:
-    from compress_lab.evaluate.records import html_table
+    from compress_lab.core.tables import html_table
     seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
     about = f"{self.subject} under {', '.join(map(str, self.probes))}; calibrated on {', '.join(f'{key} {value}' for key, value in self.calibration.items())}; {seeds}"
     return html_table(("recipe", "steps"), [*self.recipes.items(), *((name, f"the copy in {place}") for name, place in self.copies.items())], about)

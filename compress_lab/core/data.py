@@ -42,8 +42,8 @@ class Document:
 @dataclass(frozen=True, repr=False)
 class Text:
     "Documents and where they come from."
-    documents: tuple[Document, ...]
-    provenance: DataProvenance
+    documents: tuple[Document, ...]   # in their order
+    provenance: DataProvenance        # where they come from
 
     def half(self,
         which: str,  # "calibration" or "evaluation"

@@ -12,6 +12,7 @@ import html, json, math, os, re
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, field
+from fastcore.basics import patch
 from pathlib import Path
 import torch
 import xxhash
@@ -22,6 +23,7 @@ from .files import file_hash, new_folder, read_json, recover, regular_file
 from .packed import Packed
 from .rounding import Rounding, roundings, roundings_hash
 from .starters import STARTERS, Starter, _locked, cache_dir, fetch
+from .tables import History
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-08
 @dataclass(frozen=True)
@@ -124,10 +126,6 @@ class Subject:
         from compress_lab.core.saving import save
         return save(self, folder, masks=masks)
 
-    def facts(self) -> dict[str, str]:
-        "What a reader wants to know of it, by name."
-        return _facts(self)
-
     def __repr__(self): return "Subject(" + ", ".join(f"{key}: {value}" for key, value in self.facts().items()) + ")"
     def _repr_html_(self): return f"<table>{''.join(map(_row, self.facts().items()))}</table>"
 
@@ -136,23 +134,29 @@ def _row(fact: tuple[str, str]) -> str:
     key, value = map(html.escape, fact)
     return f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"
 
-def _facts(subject: Subject) -> dict[str, str]:
+@patch
+def facts(self: Subject) -> dict[str, str]:
     "What a reader wants to know of a Subject, foreign text made visible."
-    parameters, provenance = list(subject.model.parameters()), subject.provenance
+    parameters, provenance = list(self.model.parameters()), self.provenance
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in parameters})
-    simulated = ["quantized weights are kept as floats too"] * bool(subject.packed) + ["activations are rounded as they pass"] * bool(subject.roundings)
+    simulated = ["quantized weights are kept as floats too"] * bool(self.packed) + ["activations are rounded as they pass"] * bool(self.roundings)
     facts = {
-        "subject": subject.name,
-        "class": type(subject.model).__name__,
+        "subject": self.name,
+        "class": type(self.model).__name__,
         "parameters": f"{sum(tensor.numel() for tensor in parameters):,} in {', '.join(dtypes)}",
         "source": f"{provenance.source} {provenance.revision}".strip(),
         "licence": provenance.licence,
         "base model": provenance.base_model,
         "before": "; ".join(provenance.steps),
         "simulated": ", ".join(simulated),
-        "fingerprint": subject.fingerprint,
+        "fingerprint": self.fingerprint,
     }
     return {key: visible(value) for key, value in facts.items() if value}
+
+def _set(self, name, value):
+    object.__setattr__(self, name, History(value) if name == "history" and type(value) is tuple else value)
+
+Subject.__setattr__ = _set   # a history shows as a table, whoever sets it
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-20
 def _runs(found, config, own: list) -> bool:

@@ -209,8 +209,8 @@ def difference(
 @dataclass(frozen=True)
 class Exported:
     "What was written, and how it compared when it was read back."
-    folder: Path
-    format: str
+    folder: Path               # where the files are
+    format: str                # name of the format
     nbytes: int                # of all files
     difference: float|None     # largest difference of an output from the Subject's as a share of the largest; None: not checked
     note: str                  # why it was not checked

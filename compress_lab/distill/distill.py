@@ -51,6 +51,7 @@ class Distill(Method):
     lr: float = 1e-4               # rises over the first twentieth of the steps, then falls to zero along a cosine
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
+    link = "https://arxiv.org/abs/1503.02531"
     needs = frozenset({"calibration", "original", "training"})
     transformer, whole = False, True
 

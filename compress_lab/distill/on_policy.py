@@ -53,6 +53,7 @@ class GKD(Distill):
     own: float = 0.5     # share of the steps that learn from the model's own text; 0: Distill
     prompt: int = 32     # tokens of each row that it goes on from then
     paper = "Agarwal et al., 2024, On-policy distillation of language models: learning from self-generated mistakes"
+    link = "https://arxiv.org/abs/2306.13649"
 
     def check(self):
         if self.loss == "uld": raise CompressLabError("Text that the model writes itself is not there before, to be read in the teacher's tokens.", "GKD", "use a teacher with the same tokenizer, or Distill")

@@ -24,7 +24,7 @@ def varied(
     times: int=1,              # texts to make of each
     joined: float=0.5,         # share of those that are two texts, one after the other, cut to the length of the table; 0 for pairs
     swapped: float=0.2,        # share of the tokens to swap for any of the table
-    seed: int=0,
+    seed: int=0,               # another seed makes other texts
 ) -> Sentences:
     "The texts of a table, and as many times more that are made of them, to ask a teacher about. Raises `CompressLabError` where a text is empty."
     for name, share in (("joined", joined), ("swapped", swapped)):

@@ -31,7 +31,7 @@ def probe(
     *,
     original=None,   # the model it was made from, for probes that need both
     rows=None,       # rows of tokens to measure on in place of a text, for probes that read text
-    seed: int=0,
+    seed: int=0,     # which windows and items are drawn
     **settings,      # of the probe
 ) -> Records:
     "Records of one probe on one model: value, interval and a row for each item. Raises `CompressLabError`, and `NotMeasured` with the reason."
@@ -42,7 +42,7 @@ def probe(
 class Comparison:
     "What compression did, metric by metric."
     names: tuple[str, str]                                   # of the original and the compressed model
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)  # one for each metric
     not_measured: list[tuple[str, str]] = field(default_factory=list)  # probe, and the reason
     records: dict[str, tuple] = field(default_factory=dict)  # original's (None where not needed) and compressed records, by name of the probe, or by the probe as text where several have that name
 
@@ -79,7 +79,7 @@ def compare(
     *,
     margin=None,         # a share of the original's value one is ready to lose, or a dict from metric names to margins
     rows=None,           # rows of tokens for the probes that read text
-    seed: int=0,
+    seed: int=0,         # which windows and items are drawn
 ) -> Comparison:
     "The paired differences. What cannot be measured is listed with the reason. Raises `CompressLabError` where a model or setting is none, or where nothing could be measured for an error."
     original = as_subject(original)

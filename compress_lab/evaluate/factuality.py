@@ -125,11 +125,11 @@ class Consistency(Probe):
     metrics: ClassVar[tuple] = (Metric("self_consistency", "share", None, "agreement"),)
     sampled: ClassVar[tuple] = ("question", "cluster")
     task: str = "truthfulqa/truthful_qa"        # of questions, as for `cl.task`
-    config: str|None = "generation"
+    config: str|None = "generation"             # part of the data set
     split: str|None = None                      # None: validation, then test
     column: str = "question"                    # that holds them
     samples: int = setting(5, least=2)          # answers to each
-    temperature: float = setting(0.7, least=1e-3)
+    temperature: float = setting(0.7, least=1e-3)  # of the sampling
     length: int = setting(24, least=1)          # tokens of an answer, at most
     n: int|None = setting(50, least=1)          # questions, chosen by the seed; None: all
 

@@ -47,7 +47,7 @@ def register(*args, **kwargs):
     PERTURBATIONS[made.name] = made
 
 def perturb(
-    text: str,
+    text: str,               # what is changed
     name: str,               # of a perturbation, see `PERTURBATIONS`
     *,
     seed: int=0,             # another seed changes other places

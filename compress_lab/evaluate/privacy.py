@@ -51,7 +51,7 @@ def _offline():
     finally: tldextract.tldextract.TLD_EXTRACTOR = before
 
 def pii(
-    texts: list[str],
+    texts: list[str],                 # where to look
     *,
     kinds: tuple[str, ...]=PATTERNS,  # what to look for, as presidio calls it
     least: float=0.4,                 # score from which a finding counts, 0 to 1

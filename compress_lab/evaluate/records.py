@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'RISE', 'FALL', 'REGISTRY', 'RULES', 'NUMBER', 'NESTED', 'RESULT', 'VALUE', 'DIFFERENCE', 'Metric', 'show',
-           'show_interval', 'key_of', 'Records', 'drawn', 'judged_on', 'html_table', 'Difference', 'direction',
-           'verdict', 'margin_of', 'NotMeasured', 'probes', 'Probe', 'setting', 'Spread', 'combined', 'flaw', 'stored',
-           'records_of']
+           'show_interval', 'key_of', 'Records', 'drawn', 'judged_on', 'Difference', 'direction', 'verdict',
+           'margin_of', 'NotMeasured', 'probe_row', 'probes', 'Probe', 'setting', 'Spread', 'combined', 'flaw',
+           'stored', 'records_of']
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-03
 import hashlib, json, types, typing
 from dataclasses import asdict, dataclass, field, fields
-from html import escape
 from importlib.metadata import entry_points
 from typing import Callable, ClassVar, NamedTuple
 import numpy as np
@@ -19,8 +18,9 @@ import pandas as pd
 import xxhash
 from scipy import stats
 from ..core.errors import CompressLabError, nearest, visible
-from ..core.settings import seed_number
+from ..core.settings import seed_number, settings_of
 from ..core.store import Cell, Store
+from ..core.tables import Listing, html_table
 from .statistics import FEW, FEWEST, Jackknife, against_bound, cluster_sums, interval, jackknife
 from .statistics import over_seeds, paired, paired_interval, paired_ratio, share
 
@@ -183,35 +183,25 @@ def _repr_html_(self: Records) -> str:
     rows = [(name, show(entry["value"], entry["unit"]), show_interval(entry["interval"], entry["unit"])) for name, entry in self.summary().items()]
     return html_table(("metric", "value", "95% interval"), rows, f"{self.probe} on {self.fingerprint[:8]}, {len(self.frame)} rows")
 
-def html_table(
-    header,          # column names
-    rows,            # rows of cells, each text
-    caption: str="", # a line above the table
-) -> str:
-    "An HTML table with everything in it visible, cut and escaped."
-    row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{escape(visible(cell, 2000))}</{tag}>" for cell in cells) + "</tr>"
-    title = f'<caption style="caption-side:top;text-align:left">{escape(visible(caption, 2000))}</caption>' if caption else ""
-    return f"<table>{title}<thead>{row(header, 'th')}</thead><tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody></table>"
-
 # %% ../../nbs/evaluate/01_records.ipynb #cell-18
 @dataclass(frozen=True)
 class Difference:
     "What compression did to one metric, with its interval and a verdict in words."
     probe: str                                  # name of the probe
-    metric: Metric
+    metric: Metric                              # what was compared
     original: float                             # value of the original
     compressed: float                           # value of the compressed model
     value: float                                # compressed - original, in the metric's unit
     interval: tuple[float, float]|None          # 95%; None where there is none
     ratio: float|None                           # compressed / original; None where the original is 0
-    ratio_interval: tuple[float, float]|None
+    ratio_interval: tuple[float, float]|None    # 95% of the ratio; None where there is none
     n_items: int                                # rows compared
     n_clusters: int                             # clusters they fall into
     method: str                                 # how the interval was made, in words
     verdict: str                                # in words, as from `verdict`
     margin: float|None = None                   # declared beforehand
     control: float|None = None                  # ratio of the original to itself, where that was measured
-    control_interval: tuple[float, float]|None = None
+    control_interval: tuple[float, float]|None = None  # 95% of that ratio
     p: float|None = None                        # two-sided, against no difference; None where there is no test
 
     def to_dict(self) -> dict:
@@ -285,14 +275,23 @@ class NotMeasured(CompressLabError):
 
 REGISTRY: dict[str, type] = {}
 
+def probe_row(
+    name: str,   # of a probe
+    kind: type,  # its class
+) -> tuple[str, ...]:
+    "Its row of the table of probes: name, what it is, settings, what it needs, metrics."
+    what = (kind.__doc__ or "").partition("\n")[0]
+    metrics = ", ".join(metric.name for metric in kind.metrics)
+    return name, what, settings_of(kind), "both models" if kind.paired else "one model", metrics
+
 def probes() -> dict[str, type]:
-    "All probes by name: this package's, and those that installed packages offer under the entry point group `compress_lab.probes`."
+    "All probes by name, shown as a table: those here and in the entry points `compress_lab.probes` of other packages."
     for entry in entry_points(group="compress_lab.probes"):
         try: entry.load()
         except ImportError as error:
             raise CompressLabError(f"The probe module {entry.value} cannot be imported: {error}.", entry.value,
                                    "install what it needs, or remove the package that offers it") from error
-    return dict(sorted(REGISTRY.items()))
+    return Listing(sorted(REGISTRY.items()), ("probe", "what", "settings", "needs", "metrics"), probe_row)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-25
 class Probe:

@@ -445,7 +445,7 @@ def against_bound(
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #non-inferior-code
 def non_inferior(
-    pairs: Pairs,
+    pairs: Pairs, # right and wrong answers of both models to the same items
     loss: float,  # of accuracy that is acceptable, as a share of the items, declared beforehand
 ) -> float:
     "One-sided p value against that loss or a larger one: small if the loss is smaller."

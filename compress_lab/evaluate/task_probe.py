@@ -319,8 +319,8 @@ class TaskProbe(Probe):
 RIGHT = ("correct", "acc_norm", "acc_bytes", "acc_tokens")  # columns of right and wrong answers
 
 def flipped(
-    original: Records,
-    compressed: Records,
+    original: Records,    # of a task, from the original
+    compressed: Records,  # of the same items, from the compressed model
 ) -> pd.DataFrame:
     "The items that went wrong or came right, with both answers. Raises `CompressLabError` where both were not measured on the same items."
     if "correct" not in compressed.frame: raise CompressLabError("The answers are figures and not right or wrong.", str(compressed.probe), "compare their correlations")

@@ -256,6 +256,7 @@ def tried(job: Job, names: list[str], rows: Tensor, tokens: Tensor, decode_token
         found.append(trial)
     return found
 
+# %% ../../nbs/measure/07_kernels.ipynb #first-line
 def first_line(error: Exception) -> str:
     "The kind of an error and the first line of its message."
     lines = str(error).strip().splitlines() or [""]
@@ -306,7 +307,7 @@ def native(
     most: dict|None=None,           # how far outputs may stray; None: KL 0.01 nats, or 1 − cosine 0.005
     seconds: float|None=None,       # in which backends must be ready, the quick ones first; None: 35, and one for each million parameters
     blocks: int=4,                  # mirrored blocks of bursts
-    seed: int=0,
+    seed: int=0,                    # of the order in which the backends take turns
 ) -> Native:
     "The Subject on that backend. Raises `CompressLabError` where it cannot be run there."
     names = list(BACKENDS) if backend == "auto" else [backend] if isinstance(backend, str) else list(backend)

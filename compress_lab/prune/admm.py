@@ -66,6 +66,7 @@ class ADMM(Pruning):
     true_sequential: bool = True   # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
+    link = "https://arxiv.org/abs/2401.02938"
     needs = frozenset({"calibration"})
     statistic, without_inputs = Gram, "pruned by magnitude"
 

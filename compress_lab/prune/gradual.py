@@ -93,6 +93,7 @@ class Gradual(Recover):
     criterion: str = "soft"        # what goes: weights that move towards zero, across matrices; "movement": the same in each; "magnitude": the smallest at the moment
     penalty: float = 1.0           # on the mean sigmoid of the scores, for "soft" only
     paper = "Sanh et al., 2020, Movement pruning: adaptive sparsity by fine-tuning"
+    link = "https://arxiv.org/abs/2005.07683"
     prunes = True
 
     def check(self):

@@ -84,6 +84,7 @@ class Hidden(Width):
     kind = "channels"
     criterion: str = "magnitude"   # what goes: the channels with the smallest mean square; "least_squares": what the others make up for best; "random", the control
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
+    link = "https://arxiv.org/abs/2407.14679"
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Cuts channels out of the Subject, whose model becomes a narrower one; returns what each reader lost, by name."

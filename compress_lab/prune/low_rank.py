@@ -136,6 +136,7 @@ def truncate(method: LowRank, subject, linear, rank: int|None, statistic) -> dic
 class SVD(LowRank):
     "Keeps the directions in which the weights are largest; needs no text."
     paper = "Eckart and Young, 1936, The approximation of one matrix by another of lower rank"
+    link = "https://doi.org/10.1007/BF02288367"
 
 @dataclass(frozen=True)
 class ASVD(LowRank):
@@ -144,6 +145,7 @@ class ASVD(LowRank):
     true_sequential: bool = True   # each linear sees inputs from the factored ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Yuan et al., 2023, ASVD: Activation-aware singular value decomposition for compressing large language models"
+    link = "https://arxiv.org/abs/2312.05821"
     needs = frozenset({"calibration"})
     statistic = ColumnMagnitudes
 
@@ -159,6 +161,7 @@ class SVDLLM(LowRank):
     true_sequential: bool = True   # each linear sees inputs from the factored ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Wang et al., 2024, SVD-LLM: Truncation-aware singular value decomposition for large language model compression"
+    link = "https://arxiv.org/abs/2403.07378"
     needs = frozenset({"calibration"})
     statistic = Gram
 

@@ -19,6 +19,7 @@ class Magnitude(Pruning):
     "Zeroes the smallest weights of each row, matrix or model, or of each group of M."
     scope: str = "row"   # what a share is of: each "row", each "layer", or the whole "model"
     paper = "Han et al., 2015, Learning both weights and connections for efficient neural networks"
+    link = "https://arxiv.org/abs/1506.02626"
     joint = False
 
     def check(self):

@@ -22,6 +22,7 @@ class Recover(Method):
     lr: float = 1e-4               # rises over the first twentieth of the steps, then falls to zero along a cosine
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
+    link = "https://arxiv.org/abs/2407.14679"
     needs = frozenset({"calibration", "original", "training"})
 
     def check(self): check_training(self)

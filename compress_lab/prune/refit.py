@@ -22,6 +22,7 @@ class Refit(LayerMethod):
     true_sequential: bool = True   # each linear sees inputs from the refitted ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
+    link = "https://arxiv.org/abs/2401.02938"
     needs = frozenset({"calibration", "original"})
     statistic = Gram
 

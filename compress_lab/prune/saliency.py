@@ -88,6 +88,7 @@ class Saliency(Pruning):
     scope: str = "layer"       # what a share is of: each "row", each "layer", or the whole "model"
     batch: int = 4             # calibration rows of a gradient
     paper = "Molchanov et al., 2019, Importance estimation for neural network pruning"
+    link = "https://arxiv.org/abs/1906.10771"
     transformer, needs = True, frozenset({"calibration"})
 
     def check(self):

@@ -44,6 +44,7 @@ class SparseGPT(Pruning):
     true_sequential: bool = True   # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Frantar and Alistarh, 2023, SparseGPT: Massive language models can be accurately pruned in one-shot"
+    link = "https://arxiv.org/abs/2301.00774"
     needs = frozenset({"calibration"})
     statistic, without_inputs = Gram, "pruned by magnitude"
     joint = False

@@ -19,6 +19,7 @@ class Wanda(Pruning):
     true_sequential: bool = True    # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Sun et al., 2024, A simple and effective pruning approach for large language models"
+    link = "https://arxiv.org/abs/2306.11695"
     needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "pruned by magnitude"
 

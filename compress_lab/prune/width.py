@@ -82,6 +82,7 @@ class Width(LayerMethod, abstract=True):
     true_sequential: bool = True   # each block sees inputs from the cut ones before it
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Kurtić et al., 2023, ZipLM: Inference-aware structured pruning of language models"
+    link = "https://arxiv.org/abs/2302.04089"
     needs = frozenset({"calibration"})
     transformer, statistic = True, Gram
 

@@ -136,6 +136,7 @@ class AutoRound(Method):
     quantized_inputs: bool = True  # a block sees what the quantized blocks before it put out
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Cheng et al., 2023, Optimize weight rounding via signed gradient descent for the quantization of LLMs"
+    link = "https://arxiv.org/abs/2309.05516"
     quantizes = True
     needs = frozenset({"calibration", "training"})
 

@@ -68,6 +68,7 @@ class AWQ(LayerMethod):
     clip: bool = True         # try narrower spans for each group
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Lin et al., 2024, AWQ: Activation-aware weight quantization for on-device LLM compression and acceleration"
+    link = "https://arxiv.org/abs/2306.00978"
     quantizes = True
     needs = frozenset({"calibration"})
     transformer, statistic, without_inputs = True, Gram, "rounded to nearest"

@@ -82,6 +82,7 @@ class Codebook(LayerMethod):
     iterations: int = 300     # of k-means, at most
     seed: int = 0             # for init="random"
     paper = "Han et al., 2016, Deep compression: Compressing deep neural networks with pruning, trained quantization and Huffman coding"
+    link = "https://arxiv.org/abs/1510.00149"
     quantizes = True
 
     def check(self):
@@ -126,6 +127,7 @@ class WeightedCodebook(Codebook):
     true_sequential: bool = True         # each linear sees inputs from the compressed ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
+    link = "https://arxiv.org/abs/2306.07629"
     needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "all weights count alike"
 

@@ -31,6 +31,7 @@ class GPTQ(LayerMethod):
     zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     levels: str = ""               # a grid that is not even: a format such as "nf4" or "mxfp4", with its bits and group size
     paper = "Frantar et al., 2023, GPTQ: Accurate post-training quantization for generative pre-trained transformers"
+    link = "https://arxiv.org/abs/2210.17323"
     quantizes = True
     needs = frozenset({"calibration"})
     statistic, without_inputs = Gram, "rounded to nearest"

@@ -52,7 +52,7 @@ class HQQ(LayerMethod):
     p: float = 0.7            # norm of the errors, above 0 and at most 1
     beta: float = 10.0        # weight of the quadratic penalty at the start
     kappa: float = 1.01       # its growth from one iteration to the next
-    iterations: int = 20
+    iterations: int = 20      # steps of the solver, at most
     paper = "Badri and Shaji, 2023, Half-quadratic quantization of large machine learning models"
     quantizes = True
     symmetric, zero_point = False, "real"

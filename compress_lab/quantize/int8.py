@@ -117,6 +117,7 @@ class Int8(RoundsInputs):
     true_sequential: bool = True         # for static scales: each linear sees inputs from the rounded ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only inference"
+    link = "https://arxiv.org/abs/1712.05877"
 
     def check(self):
         if self.activations not in ("token", "static"): raise CompressLabError(f"activations={self.activations!r} is not known.", type(self).__name__, 'use "token" or "static"')

@@ -123,6 +123,7 @@ class KVCache(Method):
     group_size: int = 32      # channels of a token, or tokens of a channel, that share a scale; 0: all channels of a head
     window: int = 0           # most recent tokens that are kept as they are
     paper = "Liu et al., 2024, KIVI: A tuning-free asymmetric 2bit quantization for KV cache"
+    link = "https://arxiv.org/abs/2402.02750"
     changes_weights, quantizes = False, True
 
     def check(self):

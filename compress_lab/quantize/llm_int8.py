@@ -36,6 +36,7 @@ class LLMInt8(RoundsInputs):
     "Rounds weights to eight bits a row, and inputs to eight bits a token but for columns with outliers."
     threshold: float = 6.0   # magnitude from which one value makes its column an outlier
     paper = "Dettmers et al., 2022, LLM.int8(): 8-bit matrix multiplication for transformers at scale"
+    link = "https://arxiv.org/abs/2208.07339"
 
     def check(self):
         if not self.threshold > 0: raise CompressLabError(f"threshold={self.threshold} is not above 0.", "LLMInt8", "use 6.0, as the paper does")

@@ -19,6 +19,7 @@ class NF4(LayerMethod):
     group_size: int = 64    # consecutive inputs that share a scale; 0: the whole row
     double: bool = False    # scales of eight bits, under one factor for the matrix
     paper = "Dettmers et al., 2023, QLoRA: Efficient finetuning of quantized LLMs"
+    link = "https://arxiv.org/abs/2305.14314"
     quantizes = True
     levels: ClassVar[str] = "nf4"
 

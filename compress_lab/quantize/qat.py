@@ -87,6 +87,7 @@ class QAT(Method):
     scale_lr: float = 1e-3         # of the scales, relative
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Esser et al., 2020, Learned step size quantization"
+    link = "https://arxiv.org/abs/1902.08153"
     quantizes = True
     needs = frozenset({"calibration", "original", "training"})
 

@@ -57,6 +57,7 @@ class QuantEase(GPTQ):
     "GPTQ, then passes of coordinate descent over its codes and least squares over its scales, in turn."
     sweeps: int = 3   # passes over all columns, each followed by new scales
     paper = "Behdin et al., 2023, QuantEase: Optimization-based quantization for language models"
+    link = "https://arxiv.org/abs/2309.01885"
 
     def check(self):
         super().check()

@@ -56,6 +56,7 @@ class ScaleFit(LayerMethod):
     true_sequential: bool = True   # each linear sees inputs from the repaired ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "closed-form least squares on the criterion of Frantar et al., 2023, GPTQ"
+    link = "https://arxiv.org/abs/2210.17323"
     keeps_codes = True
     needs = frozenset({"calibration", "original"})
     statistic = Gram
@@ -129,6 +130,7 @@ class BiasCorrection(LayerMethod):
     true_sequential: bool = True   # each linear sees inputs from the corrected ones before it in its block too
     calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     paper = "Nagel et al., 2019, Data-free quantization through weight equalization and bias correction"
+    link = "https://arxiv.org/abs/1906.04721"
     keeps_codes = True
     needs = frozenset({"calibration", "original"})
     statistic = ColumnMeans

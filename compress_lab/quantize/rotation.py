@@ -149,6 +149,7 @@ class Rotate(Method):
     seed: int = 0          # of the random signs
     heads: bool = True     # also between values and output projections
     paper = "Ashkboos et al., 2024, QuaRot: Outlier-free 4-bit inference in rotated LLMs"
+    link = "https://arxiv.org/abs/2404.00456"
     needs, fills_zeros = frozenset(), True
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:

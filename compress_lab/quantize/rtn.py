@@ -20,6 +20,7 @@ class RTN(LayerMethod):
     symmetric: bool = False   # no zero point: the grid spans as far down as up
     zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     paper = "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only inference"
+    link = "https://arxiv.org/abs/1712.05877"
     quantizes = True
 
     def check(self): check_grid(self)

@@ -51,6 +51,7 @@ class SmoothQuant(Method):
     alpha: float = 0.5      # share of the unevenness that moves to the weights, 0 to 1
     norms_only: bool = True # as published; False: also from values to output and from up to down projections
     paper = "Xiao et al., 2023, SmoothQuant: Accurate and efficient post-training quantization for large language models"
+    link = "https://arxiv.org/abs/2211.10438"
     needs = frozenset({"calibration"})
 
     def check(self):
