@@ -13,11 +13,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from fastcore.basics import patch
 from .core.errors import CompressLabError, nearest, visible
-from .core.files import file_hash, read_text
+from .core.files import file_hash, own_data, read_text
 from .core.settings import only, read_yaml, seed_number, whole, write_yaml
 from .core.store import Cell, DamagedCell, Store, cell_key, short, signed, to_json, unsigned, without_folders
 
@@ -260,7 +259,7 @@ def sources(
     from compress_lab.evaluate.tasks import read_task, task_files
     found, tasks = [], task_files()
     for name, value in settings.items():
-        if value == "" and name in OWN: found += sorted((Path(find_spec("compress_lab").origin).parents[1] / "data").glob("*.yml"))
+        if value == "" and name in OWN: found += sorted(own_data().glob("*.yml"))
         if not isinstance(value, str) or not value: continue
         config = settings.get("config")
         found += [tasks[value]] if value in tasks else named_files(value, config if isinstance(config, str) else None)
