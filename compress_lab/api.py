@@ -13,7 +13,8 @@ from importlib import import_module
 # %% ../nbs/api.ipynb #cell-05
 HOMES = {  # a room of the package: its modules, each with the public names it defines
     "core": "errors CompressLabError, subjects Subject load, data Calibration Images Text Windows calibration images task text windows, "
-            "recipe Method Recipe methods, store Store, streaming stream, equivalence equivalences, units overview units, lenet lenet",
+            "recipe Method Recipe methods, layerwise Compressed LayerMethod, store Store, "
+            "streaming stream, equivalence equivalences, units overview units, lenet lenet",
     "quantize": "rtn RTN, gptq GPTQ, hqq HQQ, quantease QuantEase, scale_tune ScaleTune, floats Float, nf4 NF4, "
                 "codebook Codebook WeightedCodebook, huffman read_huffman write_huffman, tuned_levels tune_levels, int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
                 "autoround AutoRound, qat QAT, repair BiasCorrection ScaleFit, awq AWQ, smoothquant SmoothQuant, rotation Rotate",

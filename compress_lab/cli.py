@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['EXTRAS', 'KERNELS', 'console', 'say', 'table', 'run_folder', 'page_of', 'show_dossier', 'run', 'report',
            'checkpoint_of', 'target', 'apply', 'methods', 'probes', 'installed', 'machine', 'folders', 'doctor',
-           'parser', 'add_arguments', 'steady_streams', 'go_on', 'main', 'emptied']
+           'parser', 'add_arguments', 'import_all', 'steady_streams', 'go_on', 'main', 'emptied']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse, importlib.util, os, shlex, shutil, sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from .core.errors import CompressLabError, nearest, visible
 from .core.settings import seed_number, whole
@@ -78,7 +79,8 @@ def run(
     from compress_lab.core.store import Store
     from compress_lab.study import STUDIES, Study, failures
     name = "starter" if options.study is None else options.study
-    study = Study.starter(name) if name in STUDIES else Study.from_yaml(Path(name))
+    study = Study.starter(name) if name in STUDIES else Study.from_yaml(Path(name), imports=True)
+    if options.imports: study = replace(study, imports=tuple(dict.fromkeys([*study.imports, *options.imports])))
     root = run_folder(options.study) if options.out is None else options.out
     page = page_of(Store(root))
     dossier = study.run(root, debug=options.debug)
@@ -241,6 +243,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action=_Version, nargs=0, help="show the version")
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
+    own = "import methods or probes of your own, which runs that code: a .py file or a module; may be given again"
+    common.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help=own)
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
     def command(function, text):
         added = commands.add_parser(function.__name__, help=text, description=text, parents=[common])
@@ -270,6 +274,16 @@ def add_arguments(
     command(probes, "list the probes with their settings")
     command(doctor, "show what is installed, what this machine can do, and what to install for more")
 
+# %% ../nbs/cli.ipynb #import-code
+def import_all(
+    imports: list[str],  # files and modules
+):
+    "Imports methods and probes of the user's own. Raises `CompressLabError`."
+    if not imports: return
+    from compress_lab.study import import_own
+    for given in imports: import_own(given)
+
+
 # %% ../nbs/cli.ipynb #cell-27
 def steady_streams():
     "Gives the process all three streams: a file opened later must not take the number of one that was closed, and be written to by whoever prints."
@@ -297,7 +311,9 @@ def main(
         parser().print_help()
         return 0
     console()   # from here on, what the terminal's encoding lacks is replaced
-    try: code, said = options.function(options), ""
+    try:
+        import_all(options.imports)
+        code, said = options.function(options), ""
     except BrokenPipeError: code, said = 1, ""   # the reader of a pipe, such as head, has gone
     except KeyboardInterrupt:
         if options.debug: raise

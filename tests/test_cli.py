@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import compress_lab
 from compress_lab.cli import main
+from compress_lab.core.recipe import Method
 from compress_lab.core.store import Store
 
 COMMAND = str(Path(sys.executable).with_name("compress-lab"))
@@ -151,3 +152,94 @@ def test_every_message_about_a_study_names_its_file(tmp_path, capsys):
                  "subject: ''\nrecipes: {}\nprobes: [size]", "subject: x\nrecipes: {}\nprobes: [perplexety]"):
         file.write_text(text)
         assert main(["run", str(file)]) == 2 and str(file) in capsys.readouterr().err
+SIGNS = """
+from dataclasses import dataclass
+import compress_lab as cl
+import pandas as pd
+from compress_lab.core.layers import linears
+
+@dataclass(frozen=True)
+class Signs(cl.LayerMethod):
+    "Signs, times the mean magnitude of the row."
+    def compress(self, weight, statistic): return cl.Compressed(weight.sign() * weight.abs().mean(1, keepdim=True))
+
+@dataclass(frozen=True)
+class Magnitudes(cl.Probe):
+    "How many magnitudes a row has."
+    name = "magnitudes"
+    metrics = (cl.Metric("magnitudes", "", None, "count"),)
+    sampled = None
+
+    def measure(self, subject, original=None, *, seed=0):
+        rows = [row for each in linears(subject.model) if each.block is not None for row in each.weight]
+        counts = [len(row.detach().abs().unique()) for row in rows]
+        return cl.Records(pd.DataFrame({"item": range(len(rows)), "count": counts}), self, subject.fingerprint)
+"""
+OWN = """
+imports: [{imports}]
+subject: model
+calibration: {{text: text.txt, n: 4, length: 16}}
+recipes:
+  signs: [{{method: Signs}}]
+  RTN-4: [{{method: RTN, bits: 4, group_size: 16}}]
+probes: [{{probe: magnitudes}}]
+"""
+
+@pytest.fixture
+def own(here):
+    "A folder with a file of a method and a probe, and studies of them."
+    folder = here / "own"
+    folder.mkdir(exist_ok=True)
+    (folder / "my_methods.py").write_text(SIGNS)
+    (folder / "told.yaml").write_text(OWN.format(imports=""))
+    (folder / "study.yaml").write_text(OWN.format(imports="my_methods.py"))
+    return folder
+
+def test_a_study_of_own_methods_imports_their_file(own, here, capsys):
+    process = start(here, "run", "own/study.yaml", "--out", "runs/own")
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    store = Store("runs/own")
+    results = [store.get(key).result for key in store.current()]
+    values = {result["recipe"]: result["values"]["magnitudes"]["value"] for result in results}
+    assert values["signs"] == 1 and values["original"] > values["RTN-4"] > 1   # in a row of signs there is one magnitude
+    assert main(["run", "runs/own/study.yaml", "--out", "runs/own"]) == 0   # what is kept finds the file from there
+    assert capsys.readouterr().out.count("  stored\n") == 3
+    (own / "my_methods.py").write_text(SIGNS.replace("weight.sign() *", "0.5 * weight.sign() *"))
+    assert main(["run", "own/study.yaml", "--out", "runs/own"]) == 0
+    assert capsys.readouterr().out.count("  stored\n") == 0   # the probe is in that file too
+
+def test_a_file_of_ones_own_for_any_command(own, capsys, monkeypatch):
+    Path("signs.yaml").write_text("- {method: Signs}\n")
+    assert main(["apply", "signs.yaml", "--model", "model", "--out", "signs", "--import", "own/my_methods.py"]) == 0
+    assert "Signs" in capsys.readouterr().out
+    weight = compress_lab.load("signs").model.model.layers[0].mlp.up_proj.weight
+    before = compress_lab.load("model").model.model.layers[0].mlp.up_proj.weight
+    assert (weight - before.sign() * before.abs().mean(1, keepdim=True)).abs().max() < 1e-6
+    assert main(["run", "own/told.yaml", "--out", "runs/told", "--import", "own/my_methods.py"]) == 0
+    assert "imports:\n- ../../own/my_methods.py" in Path("runs/told/study.yaml").read_text()
+    monkeypatch.delitem(Method.registry, "Signs")
+    assert main(["run", "own/told.yaml", "--out", "runs/untold"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no method 'Signs'" in said and "--import" in said
+
+@pytest.mark.parametrize("text, words", [
+    (None, ["There is no file my_methods.py", "own/study.yaml", "relative to its file"]),
+    ("import os\nos.nothing\n", ["raises AttributeError", "my_methods.py, line 2", "what to do"]),
+    ("x = 1\n", ["no Method and no Probe", "cl.LayerMethod"]),
+    (SIGNS.replace("class Signs", "class GPTQ"), ["already a 'GPTQ'", "something else"]),
+    (SIGNS.replace("def compress", "def squeeze"), ["Signs does not say how to compress", "define compress(self, weight"]),
+])
+def test_what_cannot_be_imported_is_said(own, capsys, text, words):
+    if text is None: (own / "my_methods.py").unlink()
+    else: (own / "my_methods.py").write_text(text)
+    assert main(["run", "own/study.yaml", "--out", "runs/wrong"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "Traceback" not in said and all(word in said for word in words), said
+    assert not Path("runs/wrong").exists()
+
+def test_nothing_is_imported_where_nobody_runs_the_study(own, here):
+    (own / "my_methods.py").write_text("raise SystemExit('it ran')")
+    Study, told = compress_lab.Study, "asks to import"
+    with pytest.raises(compress_lab.CompressLabError, match=told): Study.from_yaml("own/study.yaml")
+    with pytest.raises(compress_lab.CompressLabError, match=told): Study.from_dict({"imports": ["own/my_methods.py"]})

@@ -1,12 +1,12 @@
 """Perturbed texts and the probes that read them, with classifiers of which everything is known."""
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from compress_lab.core.errors import CompressLabError
+from compress_lab.core.files import own_data
 from compress_lab.core.subjects import Subject
 from compress_lab.core.tiny import tiny
 from compress_lab.evaluate.comparison import compare
@@ -118,7 +118,7 @@ def test_a_classifier_of_transformers_is_measured_and_a_language_model_is_not(tm
 def test_templates_are_sound():
     cases = behaviour_cases()
     assert cases["item"].is_unique and set(cases["expect"]) == {"same", "more", "less"} and not cases[["before", "after"]].duplicated().any()
-    assert "Apache-2.0" in (Path(__file__).parents[1]/"data"/"behaviour.yml").read_text()
+    assert "Apache-2.0" in own_data("behaviour.yml").read_text()
     assert cases.groupby("test")["cluster"].nunique().min() >= 2
 
 

@@ -11,7 +11,6 @@ __all__ = ['WORD', 'PERTURBATIONS', 'KEYS', 'NEIGHBOURS', 'LOOKALIKES', 'INVISIB
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 import numpy as np
@@ -20,7 +19,7 @@ import xxhash
 from scipy import special
 from ..core.data import task
 from ..core.errors import CompressLabError, nearest
-from ..core.files import MEGABYTE, read_text
+from ..core.files import MEGABYTE, own_data, read_text
 from ..core.settings import read_yaml, seed_number
 from .records import Metric, NotMeasured, Probe, Records, drawn, judged_on, key_of, setting
 from .task_probe import head_logits
@@ -268,12 +267,14 @@ BEHAVIOUR = "behaviour.yml"
 
 def templates(
     path: str,  # of a YAML file; empty: the project's own
-    own: str,   # what that is called, in the folder data of a clone
+    own: str,   # what that is called, among the data of the package
 ) -> tuple[dict, str]:
     "What the file says, and its name. Raises `CompressLabError`."
-    file = Path(path) if path else Path(find_spec("compress_lab").origin).parents[1]/"data"/own
+    file = Path(path) if path else own_data(own)
     try: return read_yaml(read_text(file, MEGABYTE), file.name), file.name
-    except CompressLabError as error: raise CompressLabError(f"The templates cannot be read: {error.what}", file.name, f"work in a clone of the repository, whose data/{own} they are, or give the path of others") from error
+    except CompressLabError as error:
+        fix = f"give the path of a file that is laid out as compress_lab/data/{own}, or none for that one"
+        raise CompressLabError(f"The templates cannot be read: {error.what}", file.name, fix) from error
 
 def behaviour_cases(
     path: str="",  # of a YAML file with `fillers`, `opinions`, `things`, `invariance` and `direction`; empty: the project's own
@@ -287,7 +288,9 @@ def behaviour_cases(
         cases += [(f"direction {number}", case["test"], case["expect"], *(case[key].format(thing=thing) for key in ("before", "after")))
                   for number, case in enumerate(given["direction"]) for thing in given["things"]]
         if not cases: raise ValueError("no cases")
-    except (KeyError, TypeError, AttributeError, ValueError) as error: raise CompressLabError(f"The templates are not laid out as they should be: {error!r}.", name, "follow data/behaviour.yml") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        fix = "follow compress_lab/data/behaviour.yml"
+        raise CompressLabError(f"The templates are not laid out as they should be: {error!r}.", name, fix) from error
     frame = pd.DataFrame(cases, columns=["cluster", "test", "expect", "before", "after"])
     return frame.assign(item=[f"{cluster}/{number}" for cluster, number in zip(frame["cluster"], frame.groupby("cluster").cumcount())])
 

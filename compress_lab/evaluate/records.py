@@ -10,6 +10,7 @@ __all__ = ['SCALES', 'RISE', 'FALL', 'REGISTRY', 'RULES', 'NUMBER', 'NESTED', 'R
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-03
 import hashlib, json, types, typing
+from abc import abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Callable, ClassVar, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 from scipy import stats
-from ..core.errors import CompressLabError, nearest, visible
+from ..core.errors import CompressLabError, Filled, nearest, visible
 from ..core.settings import seed_number, settings_of
 from ..core.store import Cell, Store
 from ..core.tables import Listing, html_table
@@ -294,7 +295,7 @@ def probes() -> dict[str, type]:
     return Listing(sorted(REGISTRY.items()), ("probe", "what", "settings", "needs", "metrics"), probe_row)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-25
-class Probe:
+class Probe(Filled):
     "Base of all probes: subclasses are frozen dataclasses of settings that name themselves and measure."
     name: ClassVar[str] = ""                             # what study files call it
     version: ClassVar[int] = 1                           # raised when the same settings would give other records
@@ -321,9 +322,9 @@ class Probe:
         "The error for a setting that cannot be."
         return CompressLabError(f"The setting {setting} of {self.name} {what}.", f"{setting}={getattr(self, setting)!r}", "change it in the study file or the call")
 
+    @abstractmethod
     def measure(self, subject, original=None, *, seed: int=0) -> Records:
         "Records of the subject; `original` is needed where `paired`. Raises `NotMeasured` where it cannot be done honestly."
-        raise NotImplementedError
 
 def setting(
     default,         # its value where none is given
@@ -360,7 +361,8 @@ def from_dict(cls,
     name = given["probe"]
     known = REGISTRY if name in REGISTRY else probes()
     if name not in known:
-        raise CompressLabError(f"There is no probe {name!r}.", fix=f"use one of {', '.join(nearest(name, known) or known)}")
+        fix = f"use one of {', '.join(nearest(name, known) or known)}; one of your own: define its class first, or --import its file"
+        raise CompressLabError(f"There is no probe {name!r}.", fix=fix)
     settings, names = {key: value for key, value in given.items() if key != "probe"}, [setting.name for setting in fields(known[name])]
     for unknown in (key for key in settings if key not in names):
         raise CompressLabError(f"{name} has no setting {unknown!r}.", fix=f"use one of {', '.join(nearest(unknown, names) or names) or 'none: it has no settings'}")

@@ -40,7 +40,9 @@ def attacks(
             read = [(f"{place}", text, asked) for place, (text, asked) in enumerate(zip(table.frame["context"], table.frame["question"]))] if documents else [(f"{place} {each}", text, asked) for place, text in enumerate(given["documents"]) for each, asked in enumerate(given["tasks"])]
             rows = [(f"{kind} {number} {place}", injection["family"] + f" {number}", kind, frame.format(task=asked, document=text, injection=injection["text"]), injection["target"])
                     for kind, frame in given["frames"].items() for number, injection in enumerate(given["injections"]) for place, text, asked in read]
-        except (KeyError, TypeError, AttributeError, IndexError) as error: raise CompressLabError(f"The attacks are not laid out as they should be: {error!r}.", name, "follow data/injections.yml") from error
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            fix = "follow compress_lab/data/injections.yml"
+            raise CompressLabError(f"The attacks are not laid out as they should be: {error!r}.", name, fix) from error
         frame = pd.DataFrame(rows, columns=["item", "cluster", "kind", "prompt", "target"])
         for (place, text, asked), injection in ((each, injection) for each in read for injection in given["injections"]):
             if injection["target"].lower() in f"{text} {asked}".lower(): raise CompressLabError(f"The text or its question holds {injection['target']!r} by itself: to quote it would be a success.", f"{local(documents).name if documents else name}, document {place}", "give the injection another target, or leave the document out")

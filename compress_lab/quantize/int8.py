@@ -8,6 +8,7 @@ __all__ = ['KEPT', 'rows_to_int8', 'to_int8', 'token_scales', 'RoundInputs', 'ch
 
 # %% ../../nbs/quantize/21_int8.ipynb #cell-03
 import torch
+from abc import abstractmethod
 from dataclasses import dataclass
 from torch import Tensor, nn
 from ..core.activations import unseen
@@ -79,9 +80,9 @@ class RoundsInputs(LayerMethod, abstract=True):
     quantizes, keeps_codes = True, True
     without_inputs = "a scale for each token"
 
+    @abstractmethod
     def rounding(self, statistic) -> RoundInputs:
         "What a linear does to its inputs."
-        raise NotImplementedError
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes and scales, and the rounding of its inputs."
