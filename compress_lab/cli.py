@@ -237,6 +237,7 @@ class _Version(argparse.Action):
         print(f"compress-lab {__version__}")
         parser.exit()
 
+# %% ../nbs/cli.ipynb #parser-code
 def parser() -> argparse.ArgumentParser:
     "The command line."
     made = _Parser(prog="compress-lab", description="Make neural networks smaller and faster, and show with evidence what that did to them.")

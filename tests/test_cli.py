@@ -107,7 +107,7 @@ def test_errors_say_what_to_do_and_show_no_traceback(here, capsys, arguments, wo
 def test_debug_shows_the_traceback(here):
     with pytest.raises(compress_lab.CompressLabError): main(["run", "nowhere.yaml", "--debug"])
 
-@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run", "a", "b"], ["apply"], ["apply", "r.yaml", "--model", "m", "--out", "o", "--n", "many"]])
+@pytest.mark.parametrize("arguments", [["rnu"], ["run", "a", "b"], ["apply"], ["apply", "r.yaml", "--model", "m", "--out", "o", "--n", "many"]])
 def test_wrong_arguments_show_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as ended: main(arguments)
     assert ended.value.code == 2 and "usage" in capsys.readouterr().err
