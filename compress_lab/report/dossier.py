@@ -270,6 +270,12 @@ def _find(self: Dossier, recipe: str, *metrics: str) -> "pd.Series | None":
         if len(rows): return rows.iloc[0]
 
 @patch
+def history(self: Dossier) -> dict[str, list[dict]]:  # recipe -> history entries
+    "What was applied to each recipe's model, step by step."
+    found = {r: next((c["history"] for c in self._of(r) if c.get("history")), []) for r in self.recipes}
+    return {r: [step for step in steps if isinstance(step, Mapping)] for r, steps in found.items() if steps}
+
+@patch
 def _steps(self: Dossier, recipe: str) -> list[dict]:
     "The steps of a recipe, with the type they computed in where the recipe left that to the processor."
     steps = next((c["steps"] for c in self._of(recipe) if c.get("steps")), [])
@@ -742,12 +748,6 @@ def differences(self: Dossier) -> plots.Plot:
     return plots.intervals(pd.DataFrame(rows, columns=["recipe", "metric", "value", "lo", "hi"] if not rows else None))
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-45
-@patch
-def history(self: Dossier) -> dict[str, list[dict]]:  # recipe -> history entries
-    "What was applied to each recipe's model, step by step."
-    found = {r: next((c["history"] for c in self._of(r) if c.get("history")), []) for r in self.recipes}
-    return {r: [step for step in steps if isinstance(step, Mapping)] for r, steps in found.items() if steps}
-
 @patch
 def error_metric(self: Dossier) -> str:
     "The outputs' error where a recipe has recorded one, else the weights': GPTQ and Wanda give up weights for outputs."
