@@ -189,8 +189,8 @@ def text_of(subject: Subject, length: int) -> Tensor:
     return inputs(subject.model, batch=32, length=min(length, 32))["input_ids"]
 
 def seconds_for(model: nn.Module) -> float:
-    "The default budget: 35 seconds, and one for each million parameters, at most half an hour."
-    return min(35 + sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1800.0)
+    "The default budget: 45 seconds, and one for each million parameters, at most half an hour."
+    return min(45 + sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1800.0)
 
 @contextmanager
 def deadline(
@@ -240,7 +240,7 @@ def tried(job: Job, names: list[str], rows: Tensor, tokens: Tensor, decode_token
     "All backends in their order, eager first; one that is not ready in time, or far slower than eager, has no model."
     end, found = time.monotonic() + seconds, []
     for name in bar(names, desc="building", unit="backend"):
-        left = (end - time.monotonic()) / 2 if found else 1e6
+        left = end - time.monotonic() if found else 1e6
         trial = Trial(name, note=no_use(name, job) if found else "")
         if not trial.note and left < SHORTEST: trial.note = f"not tried: the {seconds:.0f} s were spent"
         if not trial.note:
@@ -305,7 +305,7 @@ def native(
     decode_tokens: int=8,           # tokens decoded after them, by a model that can; 0: none
     rows: Tensor|None=None,         # tokens (n, length) to take ranges from and compare on; None: Wikipedia's
     most: dict|None=None,           # how far outputs may stray; None: KL 0.01 nats, or 1 − cosine 0.005
-    seconds: float|None=None,       # in which backends must be ready, the quick ones first; None: 35, and one for each million parameters
+    seconds: float|None=None,       # in which backends must be ready, the quick ones first; None: 45, and one for each million parameters
     blocks: int=4,                  # mirrored blocks of bursts
     seed: int=0,                    # of the order in which the backends take turns
 ) -> Native:
