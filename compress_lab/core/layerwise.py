@@ -93,7 +93,7 @@ def compressed(method, weight: Tensor, statistic) -> Compressed:
     if not isinstance(result, Compressed): raise wrong(f"gives a {type(result).__name__}", "return Compressed(weight)")
     shape, expected = tuple(result.weight.shape), tuple(weight.shape)
     if shape != expected: raise wrong(f"makes the shape {shape} of {expected}", "return a matrix of the same shape")
-    if result.codes is not None and not (hasattr(method, "bits") and hasattr(method, "group_size")):
+    if result.codes is not None and result.levels is None and not (hasattr(method, "bits") and hasattr(method, "group_size")):
         raise wrong(f"gives codes, and {name} has no bits or no group_size", "make settings of them, and write quantizes = True")
     return result
 

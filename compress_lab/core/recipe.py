@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
-from .errors import CompressLabError, Filled, listed, nearest, visible
+from .errors import CompressLabError, check_filled, listed, nearest, visible
 from .files import MEGABYTE, file_hash, read_text
 from .settings import read_yaml, seed_number, settings_of, whole, write_yaml
 from .tables import Listing
@@ -54,7 +54,7 @@ def check_setting(
 
 # %% ../../nbs/core/09_recipe.ipynb #method-code
 @dataclass(frozen=True)
-class Method(Filled):
+class Method:
     "One compression technique and its settings."
     paper: ClassVar[str] = ""               # author, year, title
     link: ClassVar[str] = ""                # the paper's address
@@ -73,6 +73,7 @@ class Method(Filled):
         cls.__repr__ = cls.__repr__   # the inherited one: `dataclass` writes its own only where the class has none
 
     def __post_init__(self):
+        check_filled(type(self))
         hints = typing.get_type_hints(type(self))
         for name, value in settings(self).items(): check_setting(type(self).__name__, name, value, hints[name])
         self.check()

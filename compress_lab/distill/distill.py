@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
 from torch import Tensor, nn
+from typing import ClassVar
 from ..core.errors import CompressLabError
 from ..core.files import read_json, regular_file, remove
 from ..core.layers import check_memory, linears, size_of
@@ -54,6 +55,7 @@ class Distill(Method):
     link = "https://arxiv.org/abs/1503.02531"
     needs = frozenset({"calibration", "original", "training"})
     transformer, whole = False, True
+    run: ClassVar = None           # below
 
     def check(self):
         check_training(self, tuple(LOSSES))

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 from scipy import stats
-from ..core.errors import CompressLabError, Filled, nearest, visible
+from ..core.errors import CompressLabError, check_filled, nearest, visible
 from ..core.settings import seed_number, settings_of
 from ..core.store import Cell, Store
 from ..core.tables import Listing, html_table
@@ -295,7 +295,7 @@ def probes() -> dict[str, type]:
     return Listing(sorted(REGISTRY.items()), ("probe", "what", "settings", "needs", "metrics"), probe_row)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-25
-class Probe(Filled):
+class Probe:
     "Base of all probes: subclasses are frozen dataclasses of settings that name themselves and measure."
     name: ClassVar[str] = ""                             # what study files call it
     version: ClassVar[int] = 1                           # raised when the same settings would give other records
@@ -309,6 +309,7 @@ class Probe(Filled):
         if "name" in vars(cls): REGISTRY[cls.name] = cls
 
     def __post_init__(self):
+        check_filled(type(self))
         hints = typing.get_type_hints(type(self))
         for setting in fields(self):
             value, allowed = getattr(self, setting.name), typing.get_args(hints[setting.name]) or (hints[setting.name],)
