@@ -41,7 +41,7 @@ def public_names() -> dict[str, str]:
 def source_block(
     thing,  # a class or a function
 ) -> str:
-    "The lines that define it; empty where there is no file of source."
+    "The source code of the definition; empty if no source file exists."
     import inspect, linecache, re, sys
     lines = linecache.getlines(getattr(sys.modules.get(thing.__module__), "__file__", None) or "")
     head, outside = re.compile(rf"class {re.escape(thing.__name__)}\b"), re.compile(r"[^\s)#]")

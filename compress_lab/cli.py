@@ -279,7 +279,7 @@ def add_arguments(
 def import_all(
     imports: list[str],  # files and modules
 ):
-    "Imports methods and probes of the user's own. Raises `CompressLabError`."
+    "Imports the user's modules, which register methods and probes. Raises `CompressLabError` if one cannot be imported or registers none."
     if not imports: return
     from compress_lab.study import import_own
     for given in imports: import_own(given)

@@ -131,7 +131,7 @@ def as_file(
 def module_name(
     file: Path,  # of somebody's own
 ) -> str:
-    "What the module in the file is called among the modules of Python."
+    "The name under which the file is imported, a key of `sys.modules`."
     return f"_own_{re.sub('[^a-zA-Z0-9]', '_', file.stem)}_{short(os.path.realpath(file))}"
 
 def load_file(
@@ -243,7 +243,7 @@ def seen_from(
     imports,  # of a study, with paths that hold here
     folder,   # where the study is kept
 ) -> list[str]:
-    "The imports with paths that hold in that folder."
+    "The imports, with paths relative to that folder."
     start, files = os.path.realpath(folder), [(given, as_file(given)) for given in imports]
     return [os.path.relpath(os.path.realpath(file), start) if file else given for given, file in files]
 

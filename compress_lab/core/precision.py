@@ -72,7 +72,7 @@ def precision(
     name: str,  # "float32": as the weights are; "bfloat16": activations in bfloat16; "auto": the faster one
     model: nn.Module,
 ):
-    "Context for the calibration pass. Raises `CompressLabError` for other names."
+    "A context in which the model computes activations in that type. Raises `CompressLabError` for an unknown type."
     device = next(model.parameters()).device
     half = dtype_of(name, device) == "bfloat16"
     hooks = [module.register_forward_hook(halved) for module in model.modules() if half and owns_vectors(module)]

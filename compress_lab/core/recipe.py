@@ -145,7 +145,7 @@ def written(
 def code_of(
     kind: type,
 ) -> str:
-    "Name and hash of the file that a class is written in, or of the class where there is no file."
+    "Name and hash of the file that defines the class; without a file, of the source code of the class."
     module = sys.modules.get(kind.__module__)
     file = getattr(module, "__file__", None)
     content = getattr(module, "__content__", "")   # of the file when it was imported

@@ -15,7 +15,7 @@ def html_table(
     rows,            # rows of cells, each text
     caption: str="", # a line above the table
 ) -> str:
-    "An HTML table with everything in it visible, cut and escaped."
+    "An HTML table. Cells are escaped, control characters made visible, long texts cut."
     def row(cells, tag): return f"<tr>{''.join(f'<{tag}>{escape(visible(cell, 2000))}</{tag}>' for cell in cells)}</tr>"
     style = "caption-side:top;text-align:left"
     title = f'<caption style="{style}">{escape(visible(caption, 2000))}</caption>' if caption else ""

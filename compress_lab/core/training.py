@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ByStep', 'here', 'Masks', 'Mean', 'Pupil', 'Rows', 'Bar', 'Watch', 'learning', 'sharing', 'gather', 'sharded',
-           'trackers', 'Sealed', 'last_checkpoint', 'settings_of', 'check_asked', 'learn']
+           'trackers', 'Sealed', 'last_checkpoint', 'settings_of', 'check_arguments', 'learn']
 
 # %% ../../nbs/core/17_training.ipynb #cell-03
 import functools, json, os, tempfile, torch
@@ -236,13 +236,13 @@ def settings_of(
     return settings
 
 # %% ../../nbs/core/17_training.ipynb #asked-code
-def check_asked(
+def check_arguments(
     model: nn.Module,
     schedule: str,
     average: float,
     held,            # rows to judge by; None: there are none
 ):
-    "Raises `CompressLabError` where `learn` cannot do what it is asked."
+    "Checks arguments of `learn`. Raises `CompressLabError` for values it cannot train with."
     if schedule not in ("cosine", "constant"):
         raise CompressLabError(f"schedule={schedule!r} is not known.", "training", 'use "cosine" or "constant"')
     if not 0 <= average < 1 or average and held is not None:
@@ -274,7 +274,7 @@ def learn(
     callbacks=(),            # more callbacks of the trainer
 ) -> list[float]:
     "The loss of every step. Raises `CompressLabError` where it is not finite."
-    check_asked(model, schedule, average, held)
+    check_arguments(model, schedule, average, held)
     data, judged = ({"input_ids": each} if isinstance(each, Tensor) else each for each in (rows, held))
     device = next(model.parameters()).device
     every, in_shards = max(1, steps // (5 if held is None else 10)), sharded()

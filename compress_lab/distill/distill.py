@@ -50,7 +50,7 @@ class Distill(Method):
     micro: int|None = None         # rows that are computed at once, a divisor of those; None: all of a step
     average: float = 0.0           # decay of a moving average of the weights, which the model ends with; 0: the last ones
     lr: float = 1e-4               # rises over the first twentieth of the steps, then falls to zero along a cosine
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
     link = "https://arxiv.org/abs/1503.02531"
     needs = frozenset({"calibration", "original", "training"})

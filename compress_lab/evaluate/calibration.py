@@ -223,25 +223,24 @@ def _combined(first: tuple, second: tuple, together: float) -> tuple[float, floa
     below, above = other - one - reach(other - lower, high - one), other - one + reach(higher - other, one - low)
     return min(below, 2 * lower - high), max(above, higher - 2 * low)
 
-def _of_bins(name: str, share: np.ndarray):
-    "The figure of that name as a function of gaps, with the shares of the bins."
-    if name == "ece": return lambda gaps: np.abs(gaps).sum(-1)
-    return lambda gaps: (gaps ** 2 / np.maximum(share, 1e-12)).sum(-1)
+def _of_gaps(figure, sizes: np.ndarray):
+    "A figure of the totals of `bin_columns` as a function of the gaps alone, for bins of these sizes."
+    return lambda gaps: figure(np.concatenate([gaps, np.broadcast_to(sizes, gaps.shape)], axis=-1))
 
 def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed: int) -> dict:
     "ECE and calibration loss: (original, compressed, low, high) by name."
     columns = [bin_columns(scores, bins) for scores in (before, after)]
-    shares = [each[:, bins:].mean(0) for each in columns]
+    sizes = [each[:, bins:].sum(0) for each in columns]
     sums = cluster_sums(np.column_stack([*(each[:, :bins] for each in columns), np.ones(len(before))]), clusters)
     count, items = len(sums), len(before)
-    gaps = sums[:, :-1].sum(0) / items
-    adds = (sums[:, :-1] - gaps * sums[:, -1:]) / items
+    gaps = sums[:, :-1].sum(0)
+    adds = sums[:, :-1] - gaps * sums[:, -1:] / items
     covariance = count / (count - 1) * adds.T @ adds * shrinkage(count - 1, 0.95)
     noise = np.random.default_rng(seed).multivariate_normal(np.zeros(2 * bins), covariance, DRAWS, method="eigh")
     gaps, noise = np.split(gaps, 2), np.split(noise, 2, axis=1)
     found = {}
-    for name in ("ece", "calibration_loss"):
-        statistics = [_of_bins(name, share) for share in shares]
+    for name, figure in (("ece", ece), ("calibration_loss", calibration_loss)):
+        statistics = [_of_gaps(figure, size) for size in sizes]
         ends = [from_noise(*arm) for arm in zip(statistics, gaps, noise)]
         seen = [statistic(gap + part) for statistic, gap, part in zip(statistics, gaps, noise)]
         together = float(np.corrcoef(*seen)[0, 1]) if min(np.std(each) for each in seen) > 0 else 0.0

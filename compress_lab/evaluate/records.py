@@ -286,7 +286,7 @@ def probe_row(
     return name, what, settings_of(kind), "both models" if kind.paired else "one model", metrics
 
 def probes() -> dict[str, type]:
-    "All probes by name, shown as a table: those here and in the entry points `compress_lab.probes` of other packages."
+    "All probes by name, from this package and from entry points `compress_lab.probes` of others; displayed as a table."
     for entry in entry_points(group="compress_lab.probes"):
         try: entry.load()
         except ImportError as error:

@@ -234,7 +234,8 @@ def attempt(name: str, job: Job, rows: Tensor, tokens: Tensor, decode_tokens: in
 def no_use(name: str, job: Job) -> str:
     "Why a backend is not tried; empty where it is."
     if reason := unfit(name, job.subject): return reason
-    return "slow in bfloat16: this processor multiplies faster in float32" if BACKENDS[name].half and faster_dtype() == "float32" else ""
+    slow = BACKENDS[name].half and faster_dtype() == "float32"
+    return "slow in bfloat16: this processor multiplies faster in float32" if slow else ""
 
 def tried(job: Job, names: list[str], rows: Tensor, tokens: Tensor, decode_tokens: int, seconds: float) -> list[Trial]:
     "All backends in their order, eager first; one that is not ready in time, or far slower than eager, has no model."
@@ -258,7 +259,7 @@ def tried(job: Job, names: list[str], rows: Tensor, tokens: Tensor, decode_token
 
 # %% ../../nbs/measure/07_kernels.ipynb #first-line
 def first_line(error: Exception) -> str:
-    "The kind of an error and the first line of its message."
+    "The error's type and the first line of its message."
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:120]}"
 
@@ -305,7 +306,7 @@ def native(
     decode_tokens: int=8,           # tokens decoded after them, by a model that can; 0: none
     rows: Tensor|None=None,         # tokens (n, length) to take ranges from and compare on; None: Wikipedia's
     most: dict|None=None,           # how far outputs may stray; None: KL 0.01 nats, or 1 − cosine 0.005
-    seconds: float|None=None,       # in which backends must be ready, the quick ones first; None: 45, and one for each million parameters
+    seconds: float|None=None,       # until all backends must be ready; None: 45, and one for each million parameters
     blocks: int=4,                  # mirrored blocks of bursts
     seed: int=0,                    # of the order in which the backends take turns
 ) -> Native:

@@ -64,7 +64,7 @@ class ADMM(Pruning):
     growth: int = 15               # rounds until the sparsity is reached; the mask stays from then on
     percdamp: float = 0.1          # ridge towards the original, as a share of the second moment of each input
     true_sequential: bool = True   # each linear sees inputs from the pruned ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
     link = "https://arxiv.org/abs/2401.02938"
     needs = frozenset({"calibration"})

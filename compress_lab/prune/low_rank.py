@@ -143,7 +143,7 @@ class ASVD(LowRank):
     "Keeps the directions in which the weights are largest, where loud inputs count more."
     alpha: float = 0.5             # power of the mean absolute input that a column is multiplied by
     true_sequential: bool = True   # each linear sees inputs from the factored ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Yuan et al., 2023, ASVD: Activation-aware singular value decomposition for compressing large language models"
     link = "https://arxiv.org/abs/2312.05821"
     needs = frozenset({"calibration"})
@@ -159,7 +159,7 @@ class ASVD(LowRank):
 class SVDLLM(LowRank):
     "Keeps the directions in which the outputs are largest: no other matrix of that rank has outputs closer to the original's."
     true_sequential: bool = True   # each linear sees inputs from the factored ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Wang et al., 2024, SVD-LLM: Truncation-aware singular value decomposition for large language model compression"
     link = "https://arxiv.org/abs/2403.07378"
     needs = frozenset({"calibration"})

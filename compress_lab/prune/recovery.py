@@ -20,7 +20,7 @@ class Recover(Method):
     steps: int = 100               # of the optimizer
     batch: int = 4                 # calibration rows a step sees
     lr: float = 1e-4               # rises over the first twentieth of the steps, then falls to zero along a cosine
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
     link = "https://arxiv.org/abs/2407.14679"
     needs = frozenset({"calibration", "original", "training"})

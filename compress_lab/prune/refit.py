@@ -20,7 +20,7 @@ class Refit(LayerMethod):
     steps: int = 20                # rounds
     percdamp: float = 0.1          # ridge towards the original, as a share of the second moment of each input
     true_sequential: bool = True   # each linear sees inputs from the refitted ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
     link = "https://arxiv.org/abs/2401.02938"
     needs = frozenset({"calibration", "original"})

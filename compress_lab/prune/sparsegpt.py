@@ -42,7 +42,7 @@ class SparseGPT(Pruning):
     rounds: int = 5                # of least squares over whole rows after the sweep; 0: none, as published
     percdamp: float = 0.01         # share of the mean of the Hessian's diagonal that is added to it
     true_sequential: bool = True   # each linear sees inputs from the pruned ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Frantar and Alistarh, 2023, SparseGPT: Massive language models can be accurately pruned in one-shot"
     link = "https://arxiv.org/abs/2301.00774"
     needs = frozenset({"calibration"})

@@ -17,7 +17,7 @@ from .masks import Pruning, lowest
 class Wanda(Pruning):
     "Zeroes the weights of each row with the smallest |weight| × norm of the input."
     true_sequential: bool = True    # each linear sees inputs from the pruned ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Sun et al., 2024, A simple and effective pruning approach for large language models"
     link = "https://arxiv.org/abs/2306.11695"
     needs = frozenset({"calibration"})

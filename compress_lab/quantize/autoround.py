@@ -134,7 +134,7 @@ class AutoRound(Method):
     batch: int = 8                 # calibration rows a step sees
     lr: float|None = None          # first step size, falling to zero; None: 1 / steps
     quantized_inputs: bool = True  # a block sees what the quantized blocks before it put out
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Cheng et al., 2023, Optimize weight rounding via signed gradient descent for the quantization of LLMs"
     link = "https://arxiv.org/abs/2309.05516"
     quantizes = True

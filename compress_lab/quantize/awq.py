@@ -66,7 +66,7 @@ class AWQ(LayerMethod):
     symmetric: bool = False   # no zero point: the grid spans as far down as up
     grid: int = 20            # exponents tried besides 0; 0: no scaling
     clip: bool = True         # try narrower spans for each group
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Lin et al., 2024, AWQ: Activation-aware weight quantization for on-device LLM compression and acceleration"
     link = "https://arxiv.org/abs/2306.00978"
     quantizes = True

@@ -125,7 +125,7 @@ def share(
 class WeightedCodebook(Codebook):
     "A codebook that is finer for weights on loud inputs: their errors count by the mean square of the input."
     true_sequential: bool = True         # each linear sees inputs from the compressed ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
     link = "https://arxiv.org/abs/2306.07629"
     needs = frozenset({"calibration"})

@@ -27,7 +27,7 @@ class GPTQ(LayerMethod):
     percdamp: float = 0.01         # share of the mean of the Hessian's diagonal that is added to it
     shrinks: int = 20              # narrower spans tried for each group
     true_sequential: bool = True   # each linear sees inputs from the quantized ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     zero_point: str = "integer"    # or "real": any number, kept in 16 bits
     levels: str = ""               # a grid that is not even: a format such as "nf4" or "mxfp4", with its bits and group size
     paper = "Frantar et al., 2023, GPTQ: Accurate post-training quantization for generative pre-trained transformers"

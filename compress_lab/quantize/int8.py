@@ -116,7 +116,7 @@ class Int8(RoundsInputs):
     observer: str = "minmax"             # for static scales: "minmax", "percentile", "mse" or "entropy"
     percentile: float = 99.99            # for that observer: share of the inputs that is not clipped, in percent
     true_sequential: bool = True         # for static scales: each linear sees inputs from the rounded ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only inference"
     link = "https://arxiv.org/abs/1712.05877"
 

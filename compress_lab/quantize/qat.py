@@ -85,7 +85,7 @@ class QAT(Method):
     batch: int = 4                 # calibration rows a step sees
     lr: float = 1e-4               # of the weights; rises over the first twentieth of the steps, then falls to zero
     scale_lr: float = 1e-3         # of the scales, relative
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Esser et al., 2020, Learned step size quantization"
     link = "https://arxiv.org/abs/1902.08153"
     quantizes = True

@@ -54,7 +54,7 @@ class ScaleFit(LayerMethod):
     "Fits the scales of quantized linears to the outputs of the original, codes and zero points as they are."
     percdamp: float = 0.01         # ridge towards the scales there are, as a share of the mean of the system's diagonal
     true_sequential: bool = True   # each linear sees inputs from the repaired ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "closed-form least squares on the criterion of Frantar et al., 2023, GPTQ"
     link = "https://arxiv.org/abs/2210.17323"
     keeps_codes = True
@@ -128,7 +128,7 @@ def check_bias(layers: list[LinearLayer]):
 class BiasCorrection(LayerMethod):
     "Moves the bias of each linear so that its outputs have the mean they had in the original."
     true_sequential: bool = True   # each linear sees inputs from the corrected ones before it in its block too
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Nagel et al., 2019, Data-free quantization through weight equalization and bias correction"
     link = "https://arxiv.org/abs/1906.04721"
     keeps_codes = True

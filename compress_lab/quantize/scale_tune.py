@@ -37,7 +37,7 @@ class ScaleTune(Method):
     steps: int = 64                # of the optimizer
     batch: int = 4                 # calibration rows a step sees
     lr: float = 2e-3               # relative; rises over the first twentieth of the steps, then falls to zero
-    calibration_dtype: str = "auto"      # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Chen et al., 2024, EfficientQAT: Efficient quantization-aware training for large language models"
     link = "https://arxiv.org/abs/2407.11062"
     keeps_codes = True
