@@ -277,4 +277,4 @@ def test_errors_of_outputs_are_drawn_where_there_are_some():
     some = Dossier(cells, STUDY)
     assert some.error_metric() == "output_error" and some.without_error() == ["RTN-4"]
     caption = some.pictures()[-1]["caption"]
-    assert "Relative output error" in caption and "RTN-4 saw no inputs" in caption
+    assert "Relative output error" in caption and "RTN-4 recorded errors of weights only" in caption

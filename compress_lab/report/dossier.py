@@ -941,7 +941,7 @@ def pictures(self: Dossier) -> list[dict]:  # title, caption, svg
     error = self.error_metric()
     worst = "; ".join(f"{name}: worst {figures(t.max().max())}" for name, t in plots.layer_panels(steps, error).items())
     layers = f"Relative {error.replace('_', ' ')} of each linear layer, one panel per recipe or step on one logarithmic scale; the ring marks the worst layer."
-    if missing := self.without_error(): layers += f" {listed(missing)} saw no inputs and recorded no output error."
+    if missing := self.without_error(): layers += f" {listed(missing)} recorded errors of weights only."
     return [
         _picture(self.pareto, "Quality against size", "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are simulated "
                  "quantization, the diamond is the original. Bars are 95% intervals of the paired difference to the original.",
