@@ -68,7 +68,7 @@ def relink(
         address, mark, anchor = match[2].partition("#")
         return f"{match[1]}({target(address) if address else ''}{mark}{anchor})"
     outside = r"(\]) *\((?!\w+:|/)([^)\s]+)\)"
-    return re.sub(r"^ {0,3}```.*?^ {0,3}```|`[^`\n]+`(?!\])|" + outside, one, text, flags=re.M | re.S)
+    return re.sub(r"^ {0,3}```.*?^ {0,3}```|`[^`\n]+`|" + outside, one, text, flags=re.M | re.S)
 
 # %% ../nbs/site.ipynb #cell-15
 def root() -> Path:
