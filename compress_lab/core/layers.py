@@ -459,10 +459,10 @@ def walk_memory(
     statistic: Callable,          # likewise, with `square`
     true_sequential: bool=True,   # likewise
 ) -> int:
-    "Bytes that `walk` takes above the resident model at most, by running one batch up to the last of the heaviest blocks."
+    "Bytes that `walk` takes above the resident model at most, by running one batch up to the first of the heaviest blocks."
     weights = defaultdict(int)
     for linear in layers: weights[-1 if linear.block is None else linear.block] += linear.weight.numel()
-    heaviest = max(weights, key=lambda block: (weights[block], block))
+    heaviest = max(weights, key=lambda block: (weights[block], -block))
     with calibrating(model), Meter() as meter:
         few = (slice(None), slice(16)) if hasattr(model, "config") else slice(2)
         part = {key: value[few] if isinstance(value, Tensor) and value.dim() > 1 else value for key, value in batches[0].items()}

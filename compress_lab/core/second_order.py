@@ -18,12 +18,12 @@ def inverse_factor(
 ) -> tuple[Tensor, float]:
     "Upper Cholesky factor of the inverse, (in, in), and the damping it took. Raises `CompressLabError` where the matrix stays singular."
     for damping in (percdamp, 10 * percdamp, 100 * percdamp):
-        factor = gram.clone()
-        factor.diagonal().add_(damping * gram.diagonal().mean())
-        factor, failed = torch.linalg.cholesky_ex(factor)
+        backwards = gram.flip(0, 1)
+        backwards.diagonal().add_(damping * gram.diagonal().mean())
+        lower, failed = torch.linalg.cholesky_ex(backwards)
         if failed: continue
-        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-        if not failed and factor.isfinite().all(): return factor, damping
+        factor = torch.linalg.solve_triangular(lower.flip(0, 1), torch.eye(len(gram)).to(gram), upper=True)
+        if factor.isfinite().all(): return factor, damping
     raise CompressLabError(f"The Hessian stays singular up to a damping of {damping:g}.", "", "use more calibration text, or a larger percdamp")
 
 # %% ../../nbs/core/15_second_order.ipynb #cell-09
