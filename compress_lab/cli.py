@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['EXPORT_FORMATS', 'STUDY_FILE', 'EXTRAS', 'KERNELS', 'console', 'say', 'paragraph', 'table', 'as_list', 'show_table',
            'run_folder', 'page_of', 'show_dossier', 'run', 'report', 'kind_named', 'setting_rows', 'options_of',
-           'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code',
-           'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'export',
-           'init', 'installed', 'machine', 'folders', 'doctor', 'parser', 'add_studies', 'add_models', 'add_lists',
-           'import_all', 'unknown_option', 'steady_streams', 'go_on', 'main', 'emptied']
+           'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of',
+           'recipe_from_code', 'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe',
+           'show_comparison', 'export', 'init', 'installed', 'machine', 'folders', 'doctor', 'parser', 'add_studies',
+           'add_models', 'add_lists', 'import_all', 'unknown_option', 'steady_streams', 'go_on', 'main', 'emptied']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse, ast, importlib.util, os, shlex, shutil, sys
@@ -188,6 +188,14 @@ def options_of(
         else: raise CompressLabError(f"{word!r} belongs to no option.", "the command line", "write --setting value")
     return found
 
+def near_options(
+    asked: str,  # name of an option, with or without dashes
+    names,       # of those there are
+) -> str:
+    "What to do instead; empty where none is close."
+    close = nearest(asked.partition("=")[0].lstrip("-"), [name.lstrip("-") for name in names])
+    return f"did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
+
 def value_of(
     words: list[str],  # behind an option
     hint,              # type of the setting
@@ -215,9 +223,7 @@ def settings_given(
         if name.startswith("no_") and known.get(name[3:]) is bool and not values: given[name[3:]] = False
         elif name in known: given[name] = value_of(values, known[name])
         else:
-            options = [f"--{name}" for name in known] + [*others]
-            close = nearest(f"--{name}", options)
-            fix = f"did you mean {' or '.join(close)}?" if close else f"its settings are {', '.join(known) or 'none'}"
+            fix = near_options(name, [*known, *others]) or f"its settings are {', '.join(known) or 'none'}"
             raise CompressLabError(f"{kind.__name__} has no setting {name!r}.", "the command line", fix)
     return given
 
@@ -316,15 +322,15 @@ def recipe_of(
         return Recipe.from_dict({"method": asked, **drawn, **given})
     is_file = os.path.lexists(asked)
     if words and (is_file or "(" in asked):
-        close = nearest(words[0].partition("=")[0], others)
-        fix = f"did you mean {' or '.join(close)}?" if close else "write the settings into the recipe"
-        raise CompressLabError(f"There is no option {words[0]}.", asked, fix)
+        fix = near_options(words[0], others) or "write the settings into the recipe"
+        raise CompressLabError(f"There is no option {words[0]} for a recipe.", asked, fix)
     if is_file: return Recipe.from_yaml(Path(asked))
     if "(" in asked: return recipe_from_code(asked)
     beside = [str(path) for ending in ("*.yaml", "*.yml", "*.json") for path in Path(asked).parent.glob(ending)]
-    close = nearest(asked, [*known, *beside])
+    close = [word for word in words if word in known] or nearest(asked, [*known, *beside])
     fix = f"did you mean {' or '.join(close)}?" if close else "give a file in YAML or JSON, or one of compress-lab methods"
-    raise CompressLabError(f"There is no method and no file {asked!r}.", asked, fix)
+    where = "the command line, where the recipe or method stands first" if words else asked
+    raise CompressLabError(f"There is no method and no file {asked!r}.", where, fix)
 
 # %% ../nbs/cli.ipynb #apply-code
 def apply(
@@ -686,8 +692,8 @@ def unknown_option(
     words: list[str],  # that no argument takes
 ):
     "Ends with the usage of the command and the nearest option."
-    close = nearest(words[0].partition("=")[0], options.parser._option_string_actions)
-    options.parser.error(f"there is no argument {words[0]!r} here" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    close = near_options(words[0], options.parser._option_string_actions) if words[0].startswith("-") else ""
+    options.parser.error("; ".join(filter(None, (f"there is no argument {words[0]!r} here", close))))
 
 # %% ../nbs/cli.ipynb #cell-27
 def steady_streams():
