@@ -117,7 +117,10 @@ def _check_native(study):
     if not study.native: return
     from compress_lab.measure.kernels import BACKENDS
     for name, backend in study.native.items():
-        if backend not in ("auto", *BACKENDS): raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", f"did you mean {', '.join(nearest(str(backend), BACKENDS)) or ', '.join(('auto', *BACKENDS))}?")
+        if backend not in ("auto", *BACKENDS):
+            close = nearest(str(backend), ("auto", *BACKENDS))
+            fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(('auto', *BACKENDS))}"
+            raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", fix)
         if f"{name} on {backend}" in {**study.recipes, **study.copies}: raise CompressLabError(f"{name} on {backend} is the name of a recipe or a copy.", where, "call that something else")
 
 # %% ../nbs/study.ipynb #own-file
