@@ -7,8 +7,9 @@ __all__ = ['EXPORT_FORMATS', 'STUDY_FILE', 'EXTRAS', 'KERNELS', 'console', 'say'
            'run_folder', 'page_of', 'show_dossier', 'run', 'report', 'kind_named', 'setting_rows', 'options_of',
            'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of',
            'recipe_from_code', 'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe',
-           'show_comparison', 'export', 'init', 'installed', 'machine', 'folders', 'doctor', 'parser', 'add_studies',
-           'add_models', 'add_lists', 'import_all', 'unknown_option', 'steady_streams', 'go_on', 'main', 'emptied']
+           'show_comparison', 'export', 'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies',
+           'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on',
+           'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse, ast, importlib.util, os, shlex, shutil, sys
@@ -196,6 +197,7 @@ def near_options(
     close = nearest(asked.partition("=")[0].lstrip("-"), [name.lstrip("-") for name in names])
     return f"did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
 
+# %% ../nbs/cli.ipynb #values-code
 def value_of(
     words: list[str],  # behind an option
     hint,              # type of the setting
@@ -610,28 +612,7 @@ class _SettingsHelp(argparse.Action):
             describe(kind.name, kind)
         parser.exit()
 
-# %% ../nbs/cli.ipynb #parser-code
-def parser() -> argparse.ArgumentParser:
-    "The command line."
-    made = _Parser(prog="compress-lab", description="Make neural networks smaller and faster, and show with evidence what that did to them.")
-    made.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    made.set_defaults(parser=made, words=None)
-    common = _Parser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show tracebacks")
-    own = "import methods or probes of your own, which runs that code: a .py file or a module; may be given again"
-    common.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help=own)
-    commands = made.add_subparsers(dest="command", metavar="COMMAND")
-    def command(function, text, settings=False):
-        more = {"add_help": False, "allow_abbrev": False} if settings else {}
-        added = commands.add_parser(function.__name__, help=text, description=text, parents=[common], **more)
-        if settings: added.add_argument("-h", "--help", action=_SettingsHelp, nargs=0, help="show this, and the settings of what is named before")
-        added.set_defaults(function=function, parser=added, words=[] if settings else None)
-        return added
-    add_studies(command)
-    add_models(command)
-    add_lists(command)
-    return made
-
+# %% ../nbs/cli.ipynb #commands-code
 def add_studies(
     command,  # function that adds a command and gives its parser
 ):
@@ -678,6 +659,28 @@ def add_lists(
     command(texts, "list the texts to calibrate and measure on")
     command(doctor, "show what is installed, what this machine can do, and what to install for more")
 
+# %% ../nbs/cli.ipynb #parser-code
+def parser() -> argparse.ArgumentParser:
+    "The command line."
+    made = _Parser(prog="compress-lab", description="Make neural networks smaller and faster, and show with evidence what that did to them.")
+    made.add_argument("--version", action=_Version, nargs=0, help="show the version")
+    made.set_defaults(parser=made, words=None)
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    own = "import methods or probes of your own, which runs that code: a .py file or a module; may be given again"
+    common.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help=own)
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
+    def command(function, text, settings=False):
+        more = {"add_help": False, "allow_abbrev": False} if settings else {}
+        added = commands.add_parser(function.__name__, help=text, description=text, parents=[common], **more)
+        if settings: added.add_argument("-h", "--help", action=_SettingsHelp, nargs=0, help="show this, and the settings of what is named before")
+        added.set_defaults(function=function, parser=added, words=[] if settings else None)
+        return added
+    add_studies(command)
+    add_models(command)
+    add_lists(command)
+    return made
+
 # %% ../nbs/cli.ipynb #import-code
 def import_all(
     imports: list[str],  # files and modules
@@ -695,7 +698,7 @@ def unknown_option(
     close = near_options(words[0], options.parser._option_string_actions) if words[0].startswith("-") else ""
     options.parser.error("; ".join(filter(None, (f"there is no argument {words[0]!r} here", close))))
 
-# %% ../nbs/cli.ipynb #cell-27
+# %% ../nbs/cli.ipynb #streams-code
 def steady_streams():
     "Gives the process all three streams: a file opened later must not take the number of one that was closed, and be written to by whoever prints."
     for number in range(3):
@@ -704,6 +707,17 @@ def steady_streams():
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, mode))
 
+def emptied(
+    stream,  # standard output or standard error
+) -> bool:
+    "Whether everything printed has arrived; where it cannot, it goes nowhere, and the interpreter does not try again at its end."
+    try: stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+# %% ../nbs/cli.ipynb #cell-27
 def go_on(
     options,        # parsed arguments
     arguments: list,# as they were given
@@ -737,13 +751,3 @@ def main(
         code, said = 2, f"error: {error}"
     with suppress(OSError): say(said, "" if code == 130 else "red", error=True) if said else None
     return code if emptied(sys.stdout) & emptied(sys.stderr) else max(code, 1)
-
-def emptied(
-    stream,  # standard output or standard error
-) -> bool:
-    "Whether everything printed has arrived; where it cannot, it goes nowhere, and the interpreter does not try again at its end."
-    try: stream.flush()
-    except (OSError, ValueError):
-        with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return False
-    return True

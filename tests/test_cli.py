@@ -1,10 +1,11 @@
 "The command line from end to end, on a tiny random model and a text written here: no network and no starters."
 import os, random, signal, subprocess, sys, time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 import compress_lab
-from compress_lab.cli import main
+from compress_lab.cli import EXTRAS, main
 from compress_lab.core.recipe import Method
 from compress_lab.core.store import Store
 
@@ -219,8 +220,10 @@ def test_wrong_arguments_show_the_usage(arguments, capsys):
 def test_lists(capsys):
     for name in ("methods", "probes", "tasks", "suites", "texts", "doctor"): assert main([name]) == 0
     said = capsys.readouterr().out
-    for words in ("GPTQ", "group_size=", "calibration", "Frantar", "perplexity", "context=512", "torch", "avx" if os.uname().machine == "x86_64" else "processor", "cache", "pip install", "trust-small", "arc_easy", "CC-BY-SA"):
+    for words in ("GPTQ", "group_size=", "calibration", "Frantar", "perplexity", "context=512", "torch", "avx" if os.uname().machine == "x86_64" else "processor", "cache", "trust-small", "arc_easy", "CC-BY-SA"):
         assert words in said, words
+    for module, (package, _) in EXTRAS.items():
+        assert (f"pip install {package}:" in said) == (find_spec(module) is None), module
 
 def test_one_method_and_one_probe(capsys):
     assert main(["methods", "GPTQ"]) == main(["probes", "Perplexity"]) == 0
