@@ -117,7 +117,10 @@ def _check_native(study):
     if not study.native: return
     from compress_lab.measure.kernels import BACKENDS
     for name, backend in study.native.items():
-        if backend not in ("auto", *BACKENDS): raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", f"did you mean {', '.join(nearest(str(backend), BACKENDS)) or ', '.join(('auto', *BACKENDS))}?")
+        if backend not in ("auto", *BACKENDS):
+            close = nearest(str(backend), ("auto", *BACKENDS))
+            fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(('auto', *BACKENDS))}"
+            raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", fix)
         if f"{name} on {backend}" in {**study.recipes, **study.copies}: raise CompressLabError(f"{name} on {backend} is the name of a recipe or a copy.", where, "call that something else")
 
 # %% ../nbs/study.ipynb #own-file
@@ -497,12 +500,13 @@ def not_measured(
 def console(
     error: bool=False,  # for standard error instead of standard output
 ):
-    "Where lines are printed: coloured in a terminal, plain and wide elsewhere. What its encoding lacks becomes a question mark; where there is none, lines go nowhere."
+    "Where lines are printed: coloured in a terminal, plain elsewhere, and wide unless COLUMNS is set. What its encoding lacks becomes a question mark; where there is none, lines go nowhere."
     from rich.console import Console
     stream = sys.stderr if error else sys.stdout
     if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
     terminal = stream is not None and "ipykernel" not in sys.modules and stream.isatty()
-    return Console(stderr=error, file=None if stream else io.StringIO(), highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal, width=None if terminal else 160)
+    wide = None if terminal or os.environ.get("COLUMNS", "").isdigit() else 160
+    return Console(stderr=error, file=None if stream else io.StringIO(), highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal, width=wide)
 
 def say(
     where,          # a console
@@ -518,11 +522,11 @@ def line(
     width: int=20,      # of the column with the recipes' names
     stored: bool=False, # whether it was there already
 ):
-    "The cell in one line: recipe, probe, value with interval and ratio to the original, seconds."
+    "The cell in one line: recipe, probe, seed, value with interval and ratio to the original, seconds."
     from rich.text import Text
     from compress_lab.evaluate.records import show, show_interval
     result = cell.result
-    words = Text(f"{visible(result['recipe'], 100):<{width}}  {visible(result['probe'], 100):<10}  ")
+    words = Text(f"{visible(result['recipe'], 100):<{width}}  {visible(result['probe'], 100):<10}  seed {result.get('seed', '–')}  ")
     if result["status"] != "measured":
         failed = result.get("retry")
         words.append("failed: " if failed else "not measured: ", "bold red" if failed else "yellow")

@@ -1,9 +1,11 @@
 "The command line from end to end, on a tiny random model and a text written here: no network and no starters."
 import os, random, signal, subprocess, sys, time
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 import compress_lab
-from compress_lab.cli import main
+from compress_lab.cli import EXTRAS, main
 from compress_lab.core.recipe import Method
 from compress_lab.core.store import Store
 
@@ -61,7 +63,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints(here, capsys):
     assert main(["run", "study.yaml", "--out", "runs/my run"]) == 0
     said = capsys.readouterr().out
     assert said.count("  stored\n") == stored and len(Store("runs/my run").keys()) == 11
-    for words in ("recipe", "perplexity", "RTN-4", "half", "2:4 >> GPTQ-4", "runs/my run/dossier.html"): assert words in said
+    for words in ("recipe", "perplexity", "RTN-4", "half", "2:4 >> GPTQ-4", "seed 0", "runs/my run/dossier.html"): assert words in said
     page = Path("runs/my run/dossier.html").read_text()
     assert "RTN-4" in page and "<html" in page
 
@@ -72,11 +74,114 @@ def test_report_shows_the_same_run_elsewhere(here, capsys):
 
 def test_apply_saves_a_subject_that_loads(here, capsys):
     assert main(["apply", "recipe.yaml", "--model", "model", "--out", "small", "--calibration", "text.txt", "--n", "4", "--length", "16"]) == 0
-    assert "weights touched" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "weights touched" in said and "seed 0" in said
     small = compress_lab.load("small")
     assert [entry["method"] for entry in small.history] == ["Wanda", "GPTQ"] and small.simulated
     assert (small.model.model.layers[0].mlp.up_proj.weight == 0).float().mean() >= 0.5
     assert not list(Path(".").glob(".small*"))
+
+CALIBRATED = ["--model", "model", "--calibration", "text.txt", "--n", "4", "--length", "16"]
+
+@pytest.mark.parametrize("words, made", [
+    ("GPTQ --bits 3 --group-size 16 --no-act_order", {"bits": 3, "group_size": 16, "act_order": False}),
+    ("Wanda --sparsity 2:4 --targets *.mlp.* --ignore *.down_proj", {"sparsity": "2:4", "targets": ["*.mlp.*"], "ignore": ["*.down_proj"]}),
+    ("Random --sparsity=0.25 --seed 7", {"sparsity": 0.25, "seed": 7}),
+    ("RTN --symmetric --group_size 16", {"symmetric": True}),
+    ("RTN(4,group_size=16)", {"bits": 4, "group_size": 16}),
+])
+def test_apply_takes_a_method_with_its_settings(here, capsys, words, made):
+    assert main(["apply", *words.split(), *CALIBRATED, "--out", "by-options"]) == 0
+    assert f"seed {made.get('seed', 0)}" in capsys.readouterr().out
+    entry, = compress_lab.load("by-options").history
+    assert {name: entry[name] for name in made} == made
+
+def test_a_file_goes_before_a_method_only_by_its_ending(here, capsys):
+    for name in ("RTN", "RTN.yaml"): Path(name).write_text("{method: Magnitude, sparsity: 0.5}")
+    for name, method in {"RTN": "RTN", "RTN.yaml": "Magnitude"}.items():
+        assert main(["apply", name, "--model", "model", "--out", "by-name"]) == 0
+        assert [entry["method"] for entry in compress_lab.load("by-name").history] == [method]
+
+@pytest.mark.parametrize("words, told", [
+    ("GPTQ --bit 4", ["no setting 'bit'", "did you mean --bits?"]),
+    ("GPTQ --calibraton text.txt", ["did you mean --calibration"]),
+    ("GPTQ --bits 9", ["bits=9 is not between 1 and 8"]),
+    ("GPTQ --bits many", ["bits='many' is of the wrong type"]),
+    ("GPTQ 4", ["'4' belongs to no option"]),
+    ("--bits 4 GPTQ", ["stands first", "did you mean GPTQ?"]),
+    ("GPTK", ["no method and no file", "GPTQ"]),
+    ("recpe.yaml", ["did you mean recipe.yaml"]),
+    ("recipe.yaml --bits 4", ["no option --bits", "into the recipe"]),
+    ("GPTQ(bits=os.getcwd())", ["is no recipe"]),
+])
+def test_a_wrong_recipe_is_answered_with_near_names(here, capsys, words, told):
+    assert main(["apply", *words.split(), "--model", "model", "--out", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and all(each in said for each in [*told, "what to do"]), said
+    assert not Path("x").exists()
+
+def test_probe_measures_one_model_or_the_difference_of_two(here, capsys):
+    main(["apply", "RTN", "--bits", "2", "--group-size", "16", "--model", "model", "--out", "two-bits"])
+    rows = Path("text.txt").read_text().split("\n\n")
+    Path("rows.csv").write_text("text\n" + "\n".join(rows))
+    asked = ["probe", "Perplexity", "--text", "rows.csv", "--context", "16", "--n", "200", "--model", "two-bits", "--seed", "3"]
+    capsys.readouterr()
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "95% interval" in said and "seed 3" in said and "[" in said
+    value = compress_lab.probe(compress_lab.load("two-bits"), "perplexity", text="rows.csv", context=16, n=200, seed=3).value
+    assert f"{value:.4g}" in said
+    assert main([*asked, "--against", "model"]) == 0
+    said = capsys.readouterr().out
+    assert "ratio" in said and "verdict" in said and f"{value:.4g}" in said
+    for words, told in {"perplexty": "did you mean perplexity", "fidelity": "--against", "size --n 3": "no setting 'n'"}.items():
+        assert main(["probe", *words.split(), "--model", "model"]) == 2 and told in capsys.readouterr().err
+
+def test_export_writes_a_format(here, capsys):
+    main(["apply", "RTN", "--group-size", "16", "--symmetric", "--model", "model", "--out", "to-export"])
+    capsys.readouterr()
+    assert main(["export", "to-export", "--format", "compressed-tensors", "--out", "exported"]) == 0
+    assert "exported" in capsys.readouterr().out and Path("exported/config.json").exists()
+    assert main(["export", "to-export", "--format", "ggfu", "--out", "x"]) == 2 and "gguf" in capsys.readouterr().err
+    with pytest.raises(SystemExit): main(["export", "--help"])
+    assert "gguf" in capsys.readouterr().out
+
+def test_init_writes_a_study_that_loads(here, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0 and "compress-lab run study.yaml" in capsys.readouterr().out
+    study = compress_lab.Study.from_yaml("study.yaml")
+    assert len(study.recipes) == 3 and study.seeds == (0,)
+    before = Path("study.yaml").read_text()
+    assert main(["init"]) == 2 and "exists" in capsys.readouterr().err and Path("study.yaml").read_text() == before
+    assert main(["init", "nowhere/first.yaml"]) == 2 and "cannot be written" in capsys.readouterr().err
+
+def test_the_study_of_init_runs(here, capsys):
+    assert main(["init", "first.yaml"]) == 0
+    text = Path("first.yaml").read_text().replace("smollm2-135m", "model").replace("text: wikipedia", "text: text.txt")
+    for count in ("length: 256", "context: 256", "context: 128", "group_size: 64"): text = text.replace(count, f"{count.split(':')[0]}: 16")
+    Path("first.yaml").write_text(text)
+    assert main(["run", "first.yaml"]) == 0 and "GPTQ-4" in capsys.readouterr().out
+
+COMMANDS = "init run report apply probe export methods probes tasks suites texts doctor".split()
+
+def test_each_output_fits_eighty_columns(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    def lines(*words):
+        with suppress(SystemExit): main([*words])
+        said = capsys.readouterr().out.splitlines()
+        assert max(map(len, said)) <= 80 and not any("\u2026" in line for line in said), words
+        return said
+    helped = lines("--help")
+    for name in COMMANDS:
+        assert any(line.split()[:1] == [name] for line in helped)
+        lines(name, "--help")
+    for name in COMMANDS[6:]: lines(name)
+    for words in (["methods", "QAT"], ["probes", "robustness"], ["probe", "task", "--help"]): lines(*words)
+    assert any(line.startswith("group_size") for line in lines("apply", "GPTQ", "--help"))
+    main(["run", "study.yaml", "--out", "runs/my run"])
+    capsys.readouterr()
+    said = lines("report", "runs/my run")
+    for name in ("original", "RTN-4", "half", "2:4 >> GPTQ-4"): assert any(line.rstrip() == name for line in said)
 
 def test_a_failing_recipe_gives_exit_code_1_and_the_rest(here, capsys):
     Path("failing.yaml").write_text(STUDY.replace("group_size: 16}]\n  half", "group_size: 16, targets: [\"*.no_such\"]}]\n  half"))
@@ -113,9 +218,17 @@ def test_wrong_arguments_show_the_usage(arguments, capsys):
     assert ended.value.code == 2 and "usage" in capsys.readouterr().err
 
 def test_lists(capsys):
-    assert main(["methods"]) == main(["probes"]) == main(["doctor"]) == 0
+    for name in ("methods", "probes", "tasks", "suites", "texts", "doctor"): assert main([name]) == 0
     said = capsys.readouterr().out
-    for words in ("GPTQ", "group_size=", "calibration", "Frantar", "perplexity", "context=512", "torch", "avx" if os.uname().machine == "x86_64" else "processor", "cache", "pip install"):
+    for words in ("GPTQ", "group_size=", "calibration", "Frantar", "perplexity", "context=512", "torch", "avx" if os.uname().machine == "x86_64" else "processor", "cache", "trust-small", "arc_easy", "CC-BY-SA"):
+        assert words in said, words
+    for module, (package, _) in EXTRAS.items():
+        assert (f"pip install {package}:" in said) == (find_spec(module) is None), module
+
+def test_one_method_and_one_probe(capsys):
+    assert main(["methods", "GPTQ"]) == main(["probes", "Perplexity"]) == 0
+    said = capsys.readouterr().out
+    for words in ("group_size", "consecutive inputs that share a scale", "Frantar", "https://arxiv.org", "context", "512", "tokens the model sees at most"):
         assert words in said, words
 
 def test_help_comes_at_once():
@@ -139,6 +252,11 @@ def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit): main(["rum"])
     assert "did you mean run?" in capsys.readouterr().err
     assert main([]) == 0 and "doctor" in capsys.readouterr().out
+    with pytest.raises(SystemExit): main(["run", "--oot", "x"])
+    assert "did you mean --out" in capsys.readouterr().err
+    for kind, name, meant in (("methods", "GPTK", "GPTQ"), ("probes", "Perplexty", "perplexity")):
+        assert main([kind, name]) == 2
+        assert f"did you mean {meant}" in capsys.readouterr().err
     for arguments, words in {("run", "smal-study.yaml"): "did you mean small-study.yaml?", ("report", "runs/startr"): "did you mean starter?",
                              ("run", "small-study.yaml"): "no subject and no probes"}.items():
         assert main(arguments) == 2 and words in (told := capsys.readouterr().err)

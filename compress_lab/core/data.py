@@ -254,7 +254,7 @@ def _parts(subject, length: int, n: int|None, read: int|None=None):
     if not encoder or _continues(model): after = []
     for name, value, least in (("length", length, len(before + after) + 2), ("n", 1 if n is None else n, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise CompressLabError(f"{name} is {value!r}, and must be a whole number of at least {least}.", name, "give a larger one")
+            raise CompressLabError(f"{name} is {value!r}, and must be a whole number of at least {least}.", name, f"give {least} or more")
     if model is not None: check_length(model, read or length, "length")
     return tokenizer, before, after
 

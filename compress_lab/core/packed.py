@@ -22,7 +22,7 @@ def pack(
     "The codes as a bit stream: uint8 of shape (rows, ceil(columns * bits / 8)). Raises `CompressLabError` where a code does not fit."
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
         raise CompressLabError(f"A code lies outside 0..{(1 << bits) - 1}.", f"codes from {int(codes.min())} to {int(codes.max())}",
-                               f"clamp the codes or pack them with more than {bits} bits")
+                               "clamp the codes" + f" or pack them with more than {bits} bits" * (bits < 8))
     stream = codes.to(torch.uint8)[..., None] >> torch.arange(bits, dtype=torch.uint8) & 1
     return torch.from_numpy(np.packbits(stream.flatten(1).numpy(), axis=1, bitorder="little"))
 

@@ -122,13 +122,15 @@ def method_named(name: str, options: dict) -> Method:
     "The Method of that name with these settings; raises `CompressLabError` for names and settings that do not exist."
     known = methods()
     if name not in known:
-        close = ", ".join(nearest(str(name), known)) or f"one of {', '.join(known)}"
+        close = " or ".join(nearest(str(name), known)) or f"one of {', '.join(known)}"
         fix = f"did you mean {close}? One of your own: define its class first, or --import its file"
         raise CompressLabError(f"There is no method {name!r}.", "recipe", fix)
     fields = [field.name for field in dataclasses.fields(known[name])]
     for option in options:
         if option not in fields:
-            raise CompressLabError(f"{name} has no setting {option!r}.", "recipe", f"its settings are {', '.join(fields)}")
+            close = nearest(option, fields)
+            fix = f"did you mean {' or '.join(close)}?" if close else f"its settings are {', '.join(fields) or 'none'}"
+            raise CompressLabError(f"{name} has no setting {option!r}.", "recipe", fix)
     try: return known[name](**options)
     except TypeError as error: raise CompressLabError(f"The settings of {name} do not fit: {error}.", "recipe", f"its settings are {', '.join(fields)}") from error
 

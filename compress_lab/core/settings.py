@@ -115,7 +115,8 @@ def whole(
 ) -> int:
     "The value, where it is a whole number of at least `least`. Raises `CompressLabError` where it is not."
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise CompressLabError(f"Expected a whole number of at least {least}, not {_say(value)}.", where, "write a plain number such as 1")
+        below = " and below 2**31" if type(value) is int and value >= 2**31 else ""
+        raise CompressLabError(f"Expected a whole number of at least {least}{below}, not {_say(value)}.", where, f"write a plain number such as {max(least, 1)}")
     return value
 
 SEEDS = 2**32  # NumPy's seeds end below this; PyTorch takes all of them

@@ -130,7 +130,7 @@ class Rows(torch.utils.data.Dataset):
     def __init__(self, table: dict[str, Tensor]):
         self.table = {name: tensor.cpu() for name, tensor in table.items()}
         if len(lengths := {name: len(tensor) for name, tensor in table.items()}) == 0 or len(set(lengths.values())) > 1 or 0 in lengths.values():
-            raise CompressLabError(f"The table has no rows, or not as many in each column: {lengths}.", "training", "give tensors of the same first dimension")
+            raise CompressLabError(f"The table has no rows, or not as many in each column: {', '.join(f'{name} has {count}' for name, count in lengths.items())}.", "training", "give tensors of the same first dimension")
 
     def __len__(self): return len(next(iter(self.table.values())))
     def __getitem__(self, index): return {name: tensor[index] for name, tensor in self.table.items()}

@@ -109,7 +109,7 @@ def as_format(asked: str|Format) -> Format:
     "The format of that name, or the one given. Raises `CompressLabError` where there is none."
     if isinstance(asked, Format): return asked
     if not isinstance(asked, str) or asked not in FORMATS:
-        raise CompressLabError(f"There is no format {asked!r}.", "format", f"did you mean {', '.join(nearest(str(asked), FORMATS)) or ' or '.join(FORMATS)}?")
+        raise CompressLabError(f"There is no format {asked!r}.", "format", f"did you mean {' or '.join(close)}?" if (close := nearest(str(asked), FORMATS)) else f"take one of {', '.join(FORMATS)}")
     module, _, name = FORMATS[asked].rpartition(".")
     return getattr(import_module(module), name)()
 

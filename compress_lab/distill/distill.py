@@ -63,7 +63,7 @@ class Distill(Method):
         for name, least, most in (("alpha", 0, 1), ("held", 0, 0.9), ("top_k", 0, 2**31), ("feature_weight", 0, 1e9), ("patience", 1, 1e9), ("temperature", 1e-3, 1e4)):
             if not least <= getattr(self, name) <= most: raise CompressLabError(f"{name}={getattr(self, name)} is not between {least} and {most}.", "Distill", "leave it out")
         if self.mix is not None and self.loss not in ("js", "skew_kl", "skew_reverse_kl"): raise CompressLabError(f"loss={self.loss!r} has no mixture.", "Distill", "leave out mix")
-        if self.mix is not None and not 0 < self.mix < 1: raise CompressLabError(f"mix={self.mix} is not between 0 and 1.", "Distill", "use a share above 0 and below 1")
+        if self.mix is not None and not 0 < self.mix < 1: raise CompressLabError(f"mix={self.mix} is not above 0 and below 1.", "Distill", "use a share above 0 and below 1")
         if not 0 <= self.average < 1 or self.average and self.held: raise CompressLabError(f"average={self.average} with held={self.held} is not possible.", "Distill", "use a decay from 0 to below 1, and held or average")
         if self.micro is not None and (self.micro < 1 or self.batch % self.micro): raise CompressLabError(f"A step of {self.batch} rows cannot be done in parts of {self.micro}.", "Distill", "give a divisor as micro=")
         if self.loss == "uld" and (self.top_k or self.features != "none"): raise CompressLabError("A teacher with other tokens runs along, and its predictions alone are compared.", "Distill", "leave out top_k and features")

@@ -15,7 +15,7 @@ from ..core.losses import kl_loss
 # %% ../../nbs/distill/01_losses.ipynb #cell-06
 def mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
     "Logarithm of a mixture, of which `share` is the first of two distributions, given as logarithms."
-    if not 0 < share < 1: raise CompressLabError(f"mix={share} is not between 0 and 1.", "distill", "use a share above 0 and below 1")
+    if not 0 < share < 1: raise CompressLabError(f"mix={share} is not above 0 and below 1.", "distill", "use a share above 0 and below 1")
     return torch.logaddexp(one + math.log(share), other + math.log1p(-share))
 
 def logs(logits: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ def staying(
         if not 1 <= number <= count: raise CompressLabError(f"The teacher has {count} blocks, and {number} shall stay.", "student", f"keep 1 to {count}")
         return spread(count, number)
     if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < count:
-        raise CompressLabError(f"{kept} are no blocks of {count}, each once and in order.", "student", f"number them from 0 to {count - 1}")
+        raise CompressLabError(f"{', '.join(map(str, kept)) or 'None'} are no blocks of {count}, each once and in order.", "student", f"number them from 0 to {count - 1}")
     return [operator.index(each) for each in kept]
 
 # %% ../../nbs/distill/03_students.ipynb #shape

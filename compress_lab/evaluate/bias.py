@@ -47,7 +47,7 @@ class Equity(Probe):
         frame["positive"] = np.exp(logp[:, self.positive])
         cases = frame.groupby(["Template", "Emotion word"], sort=False)
         rows = pd.DataFrame([{"item": f"{template} / {word}", "cluster": template, **{name: value for kind in PEOPLE for name, value in gap(part, kind).items()}} for (template, word), part in cases])
-        if not rows[[f"has_{kind}" for kind in PEOPLE]].to_numpy().any(): raise CompressLabError("No template has sentences about both groups.", self.path, f"the groups are {PEOPLE}")
+        if not rows[[f"has_{kind}" for kind in PEOPLE]].to_numpy().any(): raise CompressLabError("No template has sentences about both groups.", self.path, "the groups are " + " and ".join(" or ".join(groups) for _, *groups in PEOPLE.values()))
         rows = rows[[name for name in rows if not name.endswith(tuple(PEOPLE)) or rows[f"has_{name.rpartition('_')[2]}"].any()]]
         return Records(rows, self, subject.fingerprint, {"data": judged_on(found.provenance), "rows": key_of(*frame["Sentence"]), "seed": seed, "axis": "bias"})
 
@@ -136,7 +136,7 @@ def bbq_items(
         try: groups = [[str(part) for part in row["answer_info"][f"ans{each}"]] for each in range(3)]
         except (KeyError, TypeError) as error: raise CompressLabError(f"answer_info does not tell the three groups: {error!r}.", f"{where}, row {number}", "correct the row") from error
         nobody = [each for each in range(3) if "unknown" in groups[each]]
-        if row["label"] not in (0, 1, 2) or len(nobody) != 1 or row["question_polarity"] not in ("neg", "nonneg"): raise CompressLabError(f"The label is {row['label']!r}, the polarity {row['question_polarity']!r} and the groups {groups}; the label must be 0, 1 or 2, the polarity neg or nonneg, and one group unknown.", f"{where}, row {number}", "correct the row")
+        if row["label"] not in (0, 1, 2) or len(nobody) != 1 or row["question_polarity"] not in ("neg", "nonneg"): raise CompressLabError(f"The label is {row['label']!r}, the polarity {row['question_polarity']!r} and the groups {' | '.join(map(', '.join, groups))}; the label must be 0, 1 or 2, the polarity neg or nonneg, and one group unknown.", f"{where}, row {number}", "correct the row")
         told = row.get("additional_metadata")
         stereotyped = {group_name(each) for each in told["stereotyped_groups"]} if isinstance(told, dict) and told.get("stereotyped_groups") is not None else set()
         [unknown] = nobody

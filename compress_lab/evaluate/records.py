@@ -362,11 +362,15 @@ def from_dict(cls,
     name = given["probe"]
     known = REGISTRY if name in REGISTRY else probes()
     if name not in known:
-        fix = f"use one of {', '.join(nearest(name, known) or known)}; one of your own: define its class first, or --import its file"
+        close = nearest(name, known)
+        fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(known)}."
+        fix += " One of your own: define its class first, or --import its file"
         raise CompressLabError(f"There is no probe {name!r}.", fix=fix)
     settings, names = {key: value for key, value in given.items() if key != "probe"}, [setting.name for setting in fields(known[name])]
     for unknown in (key for key in settings if key not in names):
-        raise CompressLabError(f"{name} has no setting {unknown!r}.", fix=f"use one of {', '.join(nearest(unknown, names) or names) or 'none: it has no settings'}")
+        close = nearest(unknown, names)
+        fix = f"did you mean {' or '.join(close)}?" if close else f"its settings are {', '.join(names) or 'none'}"
+        raise CompressLabError(f"{name} has no setting {unknown!r}.", fix=fix)
     return known[name](**settings)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-33

@@ -64,7 +64,7 @@ def encode(
     "The pairs as tokens. Raises `CompressLabError` for what is no text, an option of no tokens, or one of more than the model takes."
     names = names or [f"pair {number}" for number in range(len(pairs))]
     for pair, where in zip(pairs, names):
-        if not all(isinstance(part, str) for part in pair): raise CompressLabError(f"Context and option are {pair!r}, and must be texts.", where, "correct the row")
+        if not all(isinstance(part, str) for part in pair): raise CompressLabError(f"Context and option are {' and '.join(map(repr, pair))}, and must be texts.", where, "correct the row")
         if not pair[1]: raise CompressLabError("The option is empty.", where, "give an option of some characters")
     before, ends = around(tokenizer)[0], (tokenizer.bos_token_id, tokenizer.eos_token_id)
     stand_in = next((token for token in ends if token is not None), None)   # where a tokenizer begins no text

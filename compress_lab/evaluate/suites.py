@@ -32,5 +32,5 @@ def suite(
     name: str,  # of a suite
 ) -> list[dict]:
     "Its probes. Raises `CompressLabError` where there is no such suite."
-    if name not in SUITES: raise CompressLabError(f"There is no suite {name!r}.", fix=f"take one of {', '.join(nearest(name, SUITES) or SUITES)}")
+    if name not in SUITES: raise CompressLabError(f"There is no suite {name!r}.", fix=f"did you mean {' or '.join(close)}?" if (close := nearest(name, SUITES)) else f"take one of {', '.join(SUITES)}")
     return [dict(probe) for probe in SUITES[name]]

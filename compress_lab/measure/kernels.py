@@ -313,7 +313,7 @@ def native(
     "The Subject on that backend. Raises `CompressLabError` where it cannot be run there."
     names = list(BACKENDS) if backend == "auto" else [backend] if isinstance(backend, str) else list(backend)
     for name in names:
-        if name not in BACKENDS: raise CompressLabError(f"There is no backend {name!r}.", "native", f"did you mean {', '.join(nearest(str(name), BACKENDS)) or ', '.join(BACKENDS)}?")
+        if name not in BACKENDS: raise CompressLabError(f"There is no backend {name!r}.", "native", f"did you mean {' or '.join(close)}?" if (close := nearest(str(name), BACKENDS)) else f"take one of {', '.join(BACKENDS)}")
     if getattr(subject, "roundings", None): raise CompressLabError("No backend here runs rounded activations as they were rounded.", subject.name, "quantize the weights only; openvino-int8 rounds activations itself")
     length = row_length(subject.model, length, decode_tokens + 1 if decode_tokens and names == list(BACKENDS) else 0)
     rows = text_of(subject, length) if rows is None else rows
@@ -331,7 +331,7 @@ def native(
         with quiet(): times = race(arms, tokens, steps, blocks, seed)
         trials = judged(pd.DataFrame(columns).set_index("backend"), times, {"KL": 0.01, "1 − cosine": 0.005} | (most or {}))
     best = next((name for name in trials.index if name in built and not trials.loc[name, "note"].startswith("too far")), None)
-    if best is None: raise CompressLabError("No backend gives the Subject's outputs.", subject.name, f"see why: {dict(trials['note'])}")
+    if best is None: raise CompressLabError("No backend gives the Subject's outputs.", subject.name, f"see why: {'; '.join(f'{name}: {note}' for name, note in trials['note'].items())}")
     return running(subject, best, built[best], trials=trials, why=reasons(trials, best))
 
 def alone(job: Job, name: str) -> Native:

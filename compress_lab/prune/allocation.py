@@ -135,7 +135,7 @@ def allocation(
     if rule not in RULES: raise CompressLabError(f"There is no rule {rule!r}.", "allocation", f"use one of {', '.join(RULES)}")
     for name, share in (("sparsity", sparsity), ("reach", reach)):
         if not fits(share, float): raise CompressLabError(f"{name}={share!r} is no number.", "allocation", "use a number between 0 and 1")
-    if not 0 < sparsity < 1: raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number between 0 and 1")
+    if not 0 < sparsity < 1: raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number above 0 and below 1")
     layers = text_linears(subject.model)
     if rule == "uniform": return {linear.name: sparsity for linear in layers}
     if rule == "erk": return erk(layers, sparsity)

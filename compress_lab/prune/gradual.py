@@ -98,7 +98,7 @@ class Gradual(Recover):
 
     def check(self):
         super().check()
-        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not between 0 and 1.", "Gradual", "use 0.5")
+        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", "Gradual", "use 0.5")
         if self.steps < 4: raise CompressLabError(f"steps={self.steps} leaves the masks no time to grow.", "Gradual", "use at least 4")
         if not 0 <= self.penalty <= 1e6: raise CompressLabError(f"penalty={self.penalty} is not between 0 and {1e6:g}.", "Gradual", "use 1")
         if self.criterion not in CRITERIA: raise CompressLabError(f"criterion={self.criterion!r} is not known.", "Gradual", f"use one of {', '.join(CRITERIA)}")

@@ -76,7 +76,7 @@ class LowRank(LayerMethod, abstract=True):
 
     def check(self):
         name = type(self).__name__
-        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not between 0 and 1.", name, "use 0.2")
+        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", name, "use 0.2")
         if self.allocation not in ALLOCATIONS: raise CompressLabError(f"allocation={self.allocation!r} is not known.", name, f"use one of {', '.join(ALLOCATIONS)}")
 
     def scaled(self, weight: Tensor, statistic) -> Tensor:

@@ -93,7 +93,7 @@ class Width(LayerMethod, abstract=True):
 
     def check(self):
         name = type(self).__name__
-        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not between 0 and 1.", name, "use 0.5")
+        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", name, "use 0.5")
         if self.criterion not in CRITERIA: raise CompressLabError(f"criterion={self.criterion!r} is not known.", name, f"use one of {', '.join(CRITERIA)}")
         if not 0 < self.percdamp <= 1: raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 1.", name, "use 0.01")
 
@@ -117,7 +117,7 @@ def how_many(method: Width, part: Units) -> tuple[int, int]:
     if 0 < count < part.count and (count % part.together == 0 or count % groups == 0): return count, 1 if count % part.together == 0 else groups
     allowed = sorted({each for each in range(1, part.count) if each % part.together == 0 or each % groups == 0})
     shared = f", of which {part.together} each share keys and values" if part.together > 1 else ""
-    raise CompressLabError(f"sparsity={method.sparsity} is {count} of {part.count} {part.kind}{shared}.", part.reader.name, f"let {', '.join(map(str, allowed[:8]))} of {part.count} go, such as sparsity={allowed[len(allowed) // 2] / part.count:.3g}")
+    raise CompressLabError(f"sparsity={method.sparsity} is {count} of {part.count} {part.kind}{shared}.", part.reader.name, f"let {', '.join(map(str, allowed[:8]))} of {part.count} go, such as sparsity={allowed[len(allowed) // 2] / part.count:.3g}" if allowed else "cut something else: there is only one")
 
 # %% ../../nbs/prune/21_width.ipynb #cell-14
 def damped(statistic: Gram, percdamp: float) -> Tensor:

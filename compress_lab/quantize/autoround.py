@@ -143,8 +143,8 @@ class AutoRound(Method):
     def check(self):
         check_grid(self)
         for name in ("steps", "batch"):
-            if not 1 <= getattr(self, name) <= LIMITS[name]: raise CompressLabError(f"{name}={getattr(self, name)} is not between 1 and {LIMITS[name]}.", "AutoRound", "use steps=200, batch=8")
-        if self.lr is not None and not 0 < self.lr <= 1: raise CompressLabError(f"lr={self.lr} is not between 0 and 1.", "AutoRound", "leave it out: 1 / steps")
+            if not 1 <= getattr(self, name) <= LIMITS[name]: raise CompressLabError(f"{name}={getattr(self, name)} is not between 1 and {LIMITS[name]}.", "AutoRound", f"use {name}={dict(steps=200, batch=8)[name]}")
+        if self.lr is not None and not 0 < self.lr <= 1: raise CompressLabError(f"lr={self.lr} is not above 0 and at most 1.", "AutoRound", "leave it out: 1 / steps")
 
     def columns_per_group(self, columns: int) -> int:
         "How many consecutive columns share a scale."

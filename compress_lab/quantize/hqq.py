@@ -60,7 +60,7 @@ class HQQ(LayerMethod):
     def check(self):
         check_grid(self)
         if not 0 < self.p <= 1: raise CompressLabError(f"p={self.p} is not above 0 and at most 1.", "HQQ", "use 0.7")
-        if not (0 < self.beta <= 1e6 and 1 <= self.kappa <= 1e3): raise CompressLabError(f"beta={self.beta} and kappa={self.kappa} make no growing penalty, or one beyond bounds.", "HQQ", "use 10 and 1.01")
+        if not (0 < self.beta <= 1e6 and 1 <= self.kappa <= 1e3): raise CompressLabError(f"beta={self.beta} and kappa={self.kappa} make no growing penalty, or one beyond bounds.", "HQQ", "use beta=10 and kappa=1.01")
         if not 0 <= self.iterations <= 1000: raise CompressLabError(f"iterations={self.iterations} is not between 0 and 1000.", "HQQ", "use 20")
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
