@@ -33,7 +33,7 @@ class Study:
     probes: tuple               # Probes, their names, names of suites, or {probe: name, settings}
     calibration: dict = field(default_factory=lambda: dict(DEFAULT_CALIBRATION))  # text, n (windows), length (tokens)
     seeds: tuple[int, ...] = (0,)  # each draws its own calibration text and evaluation windows
-    margin: float|dict|None = None # the share of the original's value one is ready to lose, or such by metric; None: not judged
+    margin: float|dict|None = None # acceptable loss as a share of the original's value, or one for each metric
     native: dict = field(default_factory=dict)  # recipe, copy, or "original" -> a backend of `cl.native` on which it is measured as well
     use: str = ""               # what the outcome is for: research, commercial or redistribution; the dossier then judges licences
     noise_floor: bool = False   # whether the original is measured against itself, computed in another order: what a recipe changes counts above that

@@ -236,7 +236,7 @@ class Stage:
     block: int|None
     gate: nn.Module                   # the pass is held when this module is called
     layers: tuple[LinearLayer, ...]
-    source: str = "argument"          # where inputs are seen: "argument" of the gate, "gate" run once more, "model" run once more
+    source: str = "argument"          # where inputs are seen: "argument" of the gate, or "gate" or "model", run again
 
 def window(module: nn.Module) -> tuple:
     "What patches a convolution cuts out; the same for all others."

@@ -36,7 +36,7 @@ class Compressed:
     weight: Tensor                 # the new matrix, float32
     codes: Tensor|None = None      # unsigned integers of shape (rows, in), for quantized weights
     scales: Tensor|None = None     # of shape (rows, groups)
-    zeros: Tensor|None = None      # zero points of shape (rows, groups), unsigned or floating; None: symmetric, or there are levels
+    zeros: Tensor|None = None      # zero points of shape (rows, groups); None: symmetric, or there are levels
     notes: tuple[str, ...] = ()    # what a reader should know: a fallback that was taken, a retry
     levels: Tensor|str|None = None # what a code stands for, as in `Packed`; a tensor of shape (rows, 2**bits)
     outer: Tensor|None = None      # factor of all scales of a row, (rows, 1)

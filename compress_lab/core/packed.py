@@ -68,7 +68,7 @@ class Packed:
     group_size: int       # columns a group; the last group may be shorter
     shape: tuple          # shape of the parameter it stands for
     transposed: bool      # the parameter is (…, in, out), not (…, out, in)
-    levels: Tensor|str|None = None  # what a code stands for: a name in `LEVELS`, or float16 or float32 of shape (1 or rows, 2**bits); None: itself
+    levels: Tensor|str|None = None  # a name in `LEVELS`, or floats of shape (1 or rows, 2**bits); None: a code is a number
     outer: Tensor|None = None       # float32 factor of all scales of a row, (1 or rows, 1)
 
     @property

@@ -62,8 +62,8 @@ class Method:
     transformer: ClassVar[bool] = True      # it needs one; False: any module with linears will do
     changes_weights: ClassVar[bool] = True  # False: it changes what is done at run time, and touches no weight
     quantizes: ClassVar[bool] = False       # it leaves integers behind its weights, or rounds at run time
-    keeps_codes: ClassVar[bool] = False     # it may follow where weights are quantized: their integers stay, or change with them
-    whole: ClassVar[bool] = False           # it makes another model or trains all of it, and nothing of it may be quantized before
+    keeps_codes: ClassVar[bool] = False     # may follow quantization: codes stay, or change with the weights
+    whole: ClassVar[bool] = False           # makes another model or trains all of it; refuses quantized weights
     prunes: ClassVar[bool] = False          # it leaves zeros
     fills_zeros: ClassVar[bool] = False     # zeros that were there before do not stay
     registry: ClassVar[dict] = {}

@@ -318,7 +318,7 @@ def _difference(name, first, second, low, high, margin, items, count, method) ->
 class CalibrationProbe(TaskProbe):
     "How rightly a model is sure of its answers to a task."
     name: ClassVar[str] = "calibration"
-    temperature: str = "given"   # "given": as it says; "refit": each model at its own, cross-fitted; "kept": both at the original's
+    temperature: str = "given"   # "given"; "refit": each model at its own, cross-fitted; "kept": both at the original's
 
     def __post_init__(self):
         super().__post_init__()

@@ -33,11 +33,11 @@ class Metric:
     unit: str = ""                   # "bytes", "s", "share", "bits", "nats"; "" for a bare number
     better: str|None = None          # "lower" or "higher" values are better; None: neither
     numerator: str = ""              # column that is summed
-    denominator: str|int|None = None # column it is divided by; None: the number of rows (a mean); 1: nothing (a total)
+    denominator: str|int|None = None # column it is divided by; None: the number of rows; 1: nothing (a total)
     transform: str = "identity"      # or "exp"
     reference: float|None = None     # what the original scores against itself, where a row already holds both models
     diverges: bool = False           # whether infinity is a possible outcome rather than a mistake
-    floor: float = 1e-9              # smallest change that is not rounding: relative to the original, or absolute with a `reference`
+    floor: float = 1e-9              # smallest change that is not rounding; relative, or absolute with a `reference`
     sums: tuple[str, ...] = ()       # columns that are summed instead of these two, for a formula
     formula: Callable|None = None    # from totals of shape (…, number of sums) to values of shape (…)
 

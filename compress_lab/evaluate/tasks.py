@@ -43,20 +43,20 @@ class TaskFile:
     config: str|None = None           # part of the data set
     where: str|None = None            # expression: whether a row belongs to the task; None: all do
     item: str|None = None             # expression: the item's id; None: its row
-    cluster: str|None = None          # expression: what items have in common, so that they are no independent evidence; None: nothing
+    cluster: str|None = None          # expression: what dependent items share, such as a passage; None: nothing
     group: str|None = None            # expression: items that are right only together, for `em`
-    context: str|list|None = None     # choice, completion, write: a template; one for each option where contexts differ
+    context: str|list|None = None     # choice, completion, write: a template, or one for each option
     options: str|list|None = None     # choice: an expression that gives a list of texts, or a list of templates
     each: str|None = None             # choice: a template that makes an option of each `option`
     delimiter: str = " "              # choice: stands between context and option
     completion: str|None = None       # completion: a template, what must follow
     sentences: list|None = None       # classify: one or two columns, or templates
-    labels: list|None = None          # classify: names of the classes in the order of their numbers, several of a head for one with | between; None: a figure is predicted
-    answer: str|None = None           # choice: expression, the right option's number, or a list with 1 for each right one and 0 for the others; classify: the class or the figure; write: the text
+    labels: list|None = None          # classify: names of the classes by number, a|b for two of one class; None: a figure
+    answer: str|None = None           # expression: number of the right option, or 1 or 0 for each; class or figure; text
     gold: str|None = None             # choice: an expression that gives the right texts, for `token_f1`
     length: int|None = None           # write: tokens, at most; None: 256
     until: list|None = None           # write: texts before which the answer ends
-    extract: str|None = None          # write: regular expression, whose last match is the answer, or the first of its groups that is not empty; None: all that was written
+    extract: str|None = None          # write: regular expression whose last match (or first group) is the answer
     clean: str|None = None            # write: regular expression for what is taken out of both answers before they are compared
     path: str = field(default="", compare=False)  # where it was read
 
@@ -250,7 +250,7 @@ class Item:
     options: tuple[str, ...] = ()       # choice: as they are counted, without what stands before them
     token_f1: tuple[float, ...] = ()    # choice: of each option with the nearest right text, where the file gives them
     sentences: tuple[str, ...] = ()     # classify
-    answer: int|float|tuple|str = 0     # the number of the right option or class; a tuple of 1 and 0 where several are right; a figure; or a text
+    answer: int|float|tuple|str = 0     # number of the right option or class, a 1 or 0 for each, a figure, or a text
 
 def rendered(
     file: TaskFile,

@@ -84,7 +84,7 @@ def removed(method: "Saliency", layers: list[LinearLayer], found: list[Tensor]) 
 @dataclass(frozen=True)
 class Saliency(Pruning):
     "Zeroes the weights without which the loss would change least, by its gradients."
-    criterion: str = "taylor"  # squared first-order change; "snip": its mean; "grasp": what the gradient's length does not need
+    criterion: str = "taylor"  # squared first-order change; "snip": its mean; "grasp": effect on the gradient's norm
     scope: str = "layer"       # what a share is of: each "row", each "layer", or the whole "model"
     batch: int = 4             # calibration rows of a gradient
     paper = "Molchanov et al., 2019, Importance estimation for neural network pruning"

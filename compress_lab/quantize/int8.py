@@ -112,10 +112,10 @@ def inputs_only(method: RoundsInputs, linear, statistic) -> dict:
 @dataclass(frozen=True)
 class Int8(RoundsInputs):
     "Rounds weights to eight bits a row, and lets every linear round its inputs to eight bits."
-    activations: str = "token"           # "token": each token's scale is found at run time; "static": one scale a linear, from calibration
+    activations: str = "token"           # "token": a scale for each token at run time; "static": one for each linear, calibrated
     observer: str = "minmax"             # for static scales: "minmax", "percentile", "mse" or "entropy"
     percentile: float = 99.99            # for that observer: share of the inputs that is not clipped, in percent
-    true_sequential: bool = True         # for static scales: each linear sees inputs from the rounded ones before it in its block too
+    true_sequential: bool = True         # static scales: each linear sees inputs from the rounded ones before it in its block
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only inference"
     link = "https://arxiv.org/abs/1712.05877"
