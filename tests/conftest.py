@@ -1,4 +1,5 @@
 """Settings for all tests: no Hub, no progress bars, Ctrl-C heard, a fair share of the processor for each worker."""
+
 import os
 import signal
 from pathlib import Path
@@ -6,12 +7,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell starts background jobs without it, and their children inherit that
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell starts background jobs without it, and their children inherit that
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 threads = str(max(1, (os.cpu_count() or 1) // workers))
-os.environ.update({
-    "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "COMPRESS_LAB_PROGRESS": "0", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
-    "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads})
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "COMPRESS_LAB_PROGRESS": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+    }
+)
 
 
 def pytest_addoption(parser):

@@ -1,22 +1,24 @@
 """What the tests ask about notebooks."""
+
 import re
 from configparser import ConfigParser
 
 import nbformat
-from compress_lab.site import directives, exported_module, header, notebooks
 from conftest import ROOT
 
-NBS, LIB = ROOT/"nbs", ROOT/"compress_lab"
+from compress_lab.site import directives, exported_module, header, notebooks
+
+NBS, LIB = ROOT / "nbs", ROOT / "compress_lab"
 PATHS = notebooks(NBS)
 IDS = [path.as_posix() for path in PATHS]
 settings = ConfigParser(delimiters=["="], interpolation=None)
-settings.read(ROOT/"settings.ini", encoding="utf-8")
+settings.read(ROOT / "settings.ini", encoding="utf-8")
 FLAGS = set(settings["DEFAULT"]["tst_flags"].split())
 
 
 def read(path):
     "The notebook at a path relative to `nbs`."
-    return nbformat.read(NBS/path, 4)
+    return nbformat.read(NBS / path, 4)
 
 
 def code(notebook):
@@ -31,7 +33,7 @@ def flags(notebook):
 
 def module_path(module):
     "Where a module lies."
-    return (LIB/module.replace(".", "/")).with_suffix(".py")
+    return (LIB / module.replace(".", "/")).with_suffix(".py")
 
 
 MODULES = {path: module for path in PATHS if (module := exported_module(read(path)))}

@@ -1,12 +1,14 @@
 """A distillation that is killed goes on as if nothing had happened."""
+
 import json
 import os
 import signal
 import subprocess
 import sys
 
-import compress_lab as cl
 import pytest
+
+import compress_lab as cl
 from compress_lab.core import training
 from compress_lab.core.tiny import inputs, tiny
 
@@ -19,9 +21,17 @@ def distilled(folder):
     "A student of half the width after ten steps with projections and two micro-batches, and the losses of all steps."
     losses, learn = [], training.learn
     training.learn = lambda *given, **more: losses.extend(learn(*given, **more))
-    try: taught = cl.Distill(alpha=0.2, features="hidden", steps=10, micro=2, lr=1e-2, calibration_dtype="float32").apply(
-            cl.Subject(tiny("llama", hidden_size=32, head_dim=8)), Text, original=cl.Subject(tiny("llama")), checkpoint=folder)
-    finally: training.learn = learn
+    try:
+        taught = cl.Distill(
+            alpha=0.2, features="hidden", steps=10, micro=2, lr=1e-2, calibration_dtype="float32"
+        ).apply(
+            cl.Subject(tiny("llama", hidden_size=32, head_dim=8)),
+            Text,
+            original=cl.Subject(tiny("llama")),
+            checkpoint=folder,
+        )
+    finally:
+        training.learn = learn
     return losses, taught.fingerprint
 
 
@@ -40,9 +50,13 @@ distilled(sys.argv[2])
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no signal 9")
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path):
-    run = subprocess.run([sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(tmp_path/"killed")], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(tmp_path / "killed")],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == -signal.SIGKILL, run.stderr
-    [last] = (tmp_path/"killed").glob("*/checkpoint-*")
-    assert json.loads((last/"trainer_state.json").read_text())["global_step"] == 6
-    resumed, straight = distilled(tmp_path/"killed"), distilled(tmp_path/"straight")
+    [last] = (tmp_path / "killed").glob("*/checkpoint-*")
+    assert json.loads((last / "trainer_state.json").read_text())["global_step"] == 6
+    resumed, straight = distilled(tmp_path / "killed"), distilled(tmp_path / "straight")
     assert len(resumed[0]) == 10 and resumed == straight

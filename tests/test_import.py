@@ -1,19 +1,24 @@
 """`import compress_lab` is light, and the rooms import downwards only."""
+
 import ast
 import subprocess
 import sys
 
-import compress_lab
 import pytest
 from notebook_files import LIB
+
+import compress_lab
 
 HEAVY = "torch transformers datasets pandas numpy scipy matplotlib nbdev".split()
 ROOMS = {  # a room: the rooms it may import from, itself aside
     "core": set(),
-    "quantize": {"core"}, "prune": {"core"}, "distill": {"core", "prune"},
-    "measure": {"core", "evaluate"}, "evaluate": {"core", "measure"},
+    "quantize": {"core"},
+    "prune": {"core"},
+    "distill": {"core", "prune"},
+    "measure": {"core", "evaluate"},
+    "evaluate": {"core", "measure"},
 }
-FILES = [path for room in ROOMS for path in sorted((LIB/room).rglob("*.py"))]
+FILES = [path for room in ROOMS for path in sorted((LIB / room).rglob("*.py"))]
 
 
 def fresh(script):
@@ -32,7 +37,9 @@ def test_import_takes_less_than_a_second():
 
 
 def test_errors_come_without_torch():
-    assert not fresh("import sys, compress_lab; compress_lab.CompressLabError; print('torch' in sys.modules or '')").strip()
+    assert not fresh(
+        "import sys, compress_lab; compress_lab.CompressLabError; print('torch' in sys.modules or '')"
+    ).strip()
 
 
 @pytest.mark.parametrize("name", sorted(set(dir(compress_lab)) - {"__version__"}))
@@ -41,7 +48,8 @@ def test_every_public_name_exists(name):
 
 
 def test_a_wrong_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="did you mean"): compress_lab.calibraton
+    with pytest.raises(AttributeError, match="did you mean"):
+        compress_lab.calibraton
     assert not hasattr(compress_lab, "__wrapped__")
 
 
@@ -50,14 +58,16 @@ def imported_rooms(path):
     package = ["compress_lab", *path.relative_to(LIB).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
-        if isinstance(node, ast.Import): names = [alias.name for alias in node.names]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
-            base = ".".join(package[:len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             start = ".".join(part for part in (base, node.module) if part)
             names = [f"{start}.{alias.name}" for alias in node.names]
         for name in names:
             parts = name.split(".")
-            if parts[0] == "compress_lab" and len(parts) > 1: yield parts[1]
+            if parts[0] == "compress_lab" and len(parts) > 1:
+                yield parts[1]
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.relative_to(LIB).as_posix() for path in FILES])

@@ -1,4 +1,5 @@
 """A model against itself, in every probe: no difference. Against a model that merely answers alike: never certainty."""
+
 import copy
 import math
 
@@ -14,29 +15,49 @@ from compress_lab.core.tiny import tiny
 from compress_lab.evaluate.records import Probe
 
 WORDS = "the cook nurse driver likes sees asked because he she was late kind and old red green blue".split()
-READERS = {   # probes of a language model, with settings that read the tables below
-    "attack": dict(n=24, length=3), "bbq": dict(task="people.jsonl", config=None), "calibration": dict(task="quiz.yaml"),
-    "consistency": dict(task="questions.csv", config=None, samples=2, length=3), "facts": dict(path="facts.csv", others=3),
-    "extraction": dict(path="members.csv", prefix=8, length=4), "fidelity": dict(text="text.txt", context=64, n=24),
-    "formats": dict(task="quiz.yaml", n=24), "groups": dict(task="quiz.yaml", by="label"), "latency": dict(blocks=3),
-    "leaks": dict(path="prompts.csv", length=4), "memory": dict(tokens=16, runs=2),
-    "membership": dict(members="members.csv", others="others.csv", length=32), "passkey": dict(lengths="192", n=20),
-    "perplexity": dict(text="text.txt", context=64, n=24), "size": {},
-    "stereoset": dict(task="stereo.csv", config=None), "task": dict(task="quiz.yaml"), "winobias": dict(path=".")}
-CLASSIFIERS = {   # probes of a text classifier
-    "adversarial": dict(task="labelled.csv", config=None, n=24), "behaviour": {}, "equity": dict(path="groups.csv"),
-    "robustness": dict(task="labelled.csv", config=None, kinds="keyboard"), "shift": dict(path="styles.csv"),
-    "text_around": dict(task="labelled.csv", config=None, words="5")}
+READERS = {  # probes of a language model, with settings that read the tables below
+    "attack": dict(n=24, length=3),
+    "bbq": dict(task="people.jsonl", config=None),
+    "calibration": dict(task="quiz.yaml"),
+    "consistency": dict(task="questions.csv", config=None, samples=2, length=3),
+    "facts": dict(path="facts.csv", others=3),
+    "extraction": dict(path="members.csv", prefix=8, length=4),
+    "fidelity": dict(text="text.txt", context=64, n=24),
+    "formats": dict(task="quiz.yaml", n=24),
+    "groups": dict(task="quiz.yaml", by="label"),
+    "latency": dict(blocks=3),
+    "leaks": dict(path="prompts.csv", length=4),
+    "memory": dict(tokens=16, runs=2),
+    "membership": dict(members="members.csv", others="others.csv", length=32),
+    "passkey": dict(lengths="192", n=20),
+    "perplexity": dict(text="text.txt", context=64, n=24),
+    "size": {},
+    "stereoset": dict(task="stereo.csv", config=None),
+    "task": dict(task="quiz.yaml"),
+    "winobias": dict(path="."),
+}
+CLASSIFIERS = {  # probes of a text classifier
+    "adversarial": dict(task="labelled.csv", config=None, n=24),
+    "behaviour": {},
+    "equity": dict(path="groups.csv"),
+    "robustness": dict(task="labelled.csv", config=None, kinds="keyboard"),
+    "shift": dict(path="styles.csv"),
+    "text_around": dict(task="labelled.csv", config=None, words="5"),
+}
 
 
-def sentences(random, count): return [" ".join(random.choice(WORDS, 12)) + f" {number}." for number in range(count)]
+def sentences(random, count):
+    return [" ".join(random.choice(WORDS, 12)) + f" {number}." for number in range(count)]
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     "A folder with a small table for each probe."
     folder, random = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
-    def write(name, **columns): pd.DataFrame(columns).to_csv(folder / f"{name}.csv", index=False)
+
+    def write(name, **columns):
+        pd.DataFrame(columns).to_csv(folder / f"{name}.csv", index=False)
+
     texts = sentences(random, 160)
     labels = list(range(2)) * 20
     (folder / "text.txt").write_text("\n\n".join(texts))
@@ -45,10 +66,19 @@ def tables(tmp_path_factory):
     write("prompts", prompt=texts[:30])
     write("questions", question=texts[:30])
     write("labelled", sentence=texts[:40], label=labels)
-    write("facts", relation=["colour"] * 20 + ["age"] * 20, text=[f"{text} It is [MASK]." for text in texts[:40]],
-          answer=["red", "green"] * 10 + ["old", "late"] * 10)
-    write("styles", item=[*range(40)] * 2, kind=["base"] * 40 + ["loud"] * 40,
-          text=texts[:40] + [text.upper() for text in texts[:40]], label=labels * 2)
+    write(
+        "facts",
+        relation=["colour"] * 20 + ["age"] * 20,
+        text=[f"{text} It is [MASK]." for text in texts[:40]],
+        answer=["red", "green"] * 10 + ["old", "late"] * 10,
+    )
+    write(
+        "styles",
+        item=[*range(40)] * 2,
+        kind=["base"] * 40 + ["loud"] * 40,
+        text=texts[:40] + [text.upper() for text in texts[:40]],
+        label=labels * 2,
+    )
     return folder
 
 
@@ -56,7 +86,9 @@ def tables(tmp_path_factory):
 def tokenizer():
     "Bytes as tokens."
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    letters = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate([*alphabet, "<pad>", "<eos>"])}, merges=[]))
+    letters = Tokenizer(
+        models.BPE(vocab={letter: number for number, letter in enumerate([*alphabet, "<pad>", "<eos>"])}, merges=[])
+    )
     letters.pre_tokenizer, letters.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")
 
@@ -64,32 +96,70 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def people(tables):
     "The tables about people: questions, sentences and terms, with nobody real in them."
-    def group(number): return {"ans0": ["a", f"old {number}"], "ans1": ["b", f"young {number}"], "ans2": ["unknown", "unknown"]}
+
+    def group(number):
+        return {"ans0": ["a", f"old {number}"], "ans1": ["b", f"young {number}"], "ans2": ["unknown", "unknown"]}
+
     questions = [
-        dict(question_index=number // 2, question_polarity="neg", context_condition=("ambig", "disambig")[number % 2], category="Age",
-             answer_info=group(number), context=f"The cook and the nurse {number} were late.", question="Who was late?",
-             ans0="The cook", ans1="The nurse", ans2="Nobody knows", label=2 if number % 2 == 0 else number // 2 % 2)
-        for number in range(48)]
+        dict(
+            question_index=number // 2,
+            question_polarity="neg",
+            context_condition=("ambig", "disambig")[number % 2],
+            category="Age",
+            answer_info=group(number),
+            context=f"The cook and the nurse {number} were late.",
+            question="Who was late?",
+            ans0="The cook",
+            ans1="The nurse",
+            ans2="Nobody knows",
+            label=2 if number % 2 == 0 else number // 2 % 2,
+        )
+        for number in range(48)
+    ]
     pd.DataFrame(questions).to_json(tables / "people.jsonl", orient="records", lines=True)
-    pd.DataFrame([
-        dict(target=f"job {number // 2}", bias_type="work", context=f"The cook {number} is here.", stereotype="She likes to cook.",
-             unrelated="Blue is late.", **{"anti-stereotype": "She likes to drive."}) for number in range(48)
-    ]).to_csv(tables / "stereo.csv", index=False)
-    rows = [(f"{who} feels {word} {pattern}.", f"<person> feels <word> {pattern}.", who, gender, race, word)
-            for pattern in range(24) for word in ("glad", "sad")
-            for who, gender, race in (("Ann", "female", "x"), ("Bob", "male", "x"), ("Kia", "female", "y"), ("Dee", "male", "y"))]
+    pd.DataFrame(
+        [
+            dict(
+                target=f"job {number // 2}",
+                bias_type="work",
+                context=f"The cook {number} is here.",
+                stereotype="She likes to cook.",
+                unrelated="Blue is late.",
+                **{"anti-stereotype": "She likes to drive."},
+            )
+            for number in range(48)
+        ]
+    ).to_csv(tables / "stereo.csv", index=False)
+    rows = [
+        (f"{who} feels {word} {pattern}.", f"<person> feels <word> {pattern}.", who, gender, race, word)
+        for pattern in range(24)
+        for word in ("glad", "sad")
+        for who, gender, race in (
+            ("Ann", "female", "x"),
+            ("Bob", "male", "x"),
+            ("Kia", "female", "y"),
+            ("Dee", "male", "y"),
+        )
+    ]
     columns = ["Sentence", "Template", "Person", "Gender", "Race", "Emotion word"]
     pd.DataFrame(rows, columns=columns).to_csv(tables / "groups.csv", index=False)
     for kind in (1, 2):
         for side, (first, second) in {"pro": ("he", "she"), "anti": ("she", "he")}.items():
-            lines = [f"{number + 1} [The {who}] likes the {other} because [{first if number % 2 else second}] is kind."
-                     for number, (who, other) in enumerate([("cook", "driver"), ("driver", "cook")] * 12)]
+            lines = [
+                f"{number + 1} [The {who}] likes the {other} because [{first if number % 2 else second}] is kind."
+                for number, (who, other) in enumerate([("cook", "driver"), ("driver", "cook")] * 12)
+            ]
             (tables / f"{side}_stereotyped_type{kind}.dev.txt").write_text("\n".join(lines))
-    quiz = pd.DataFrame({"question": [f"What colour is the cook {number}?" for number in range(24)], "label": [0, 1] * 12})
+    quiz = pd.DataFrame(
+        {"question": [f"What colour is the cook {number}?" for number in range(24)], "label": [0, 1] * 12}
+    )
     quiz.to_csv(tables / "quiz.csv", index=False)
     (tables / "quiz.yaml").write_text(
-        "name: quiz\nabout: made up\ndataset: quiz.csv\nsplit: all\ncolumns: [question, label]\nlicence: Apache-2.0\nkind: choice\n"
-        'context: "Question: {{question}}\\nAnswer:"\noptions: ["red", "green"]\neach: " {{option}}"\nanswer: label\nmetrics: [acc]\n')
+        "name: quiz\nabout: made up\ndataset: quiz.csv\nsplit: all\ncolumns: [question, label]\nlicence: "
+        "Apache-2.0\nkind: choice\n"
+        'context: "Question: {{question}}\\nAnswer:"\noptions: ["red", "green"]\neach: " {{option}}"\nanswer: '
+        "label\nmetrics: [acc]\n"
+    )
     return tables
 
 
@@ -102,7 +172,11 @@ def models_of(tokenizer):
 
 
 def test_every_probe_is_tried():
-    kinds = {kind for name in dir(cl) if isinstance(kind := getattr(cl, name), type) and issubclass(kind, Probe) and kind is not Probe}
+    kinds = {
+        kind
+        for name in dir(cl)
+        if isinstance(kind := getattr(cl, name), type) and issubclass(kind, Probe) and kind is not Probe
+    }
     assert {kind.name for kind in kinds} == {*READERS, *CLASSIFIERS}
 
 
@@ -125,7 +199,8 @@ def test_a_model_that_answers_alike(name, people, models_of, monkeypatch):
     monkeypatch.chdir(people)
     subject = models_of[name in CLASSIFIERS]
     twin = cl.Subject(copy.deepcopy(subject.model), subject.tokenizer)
-    with torch.no_grad(): twin.model.get_input_embeddings().weight[256] += 1   # of a token that no text has
+    with torch.no_grad():
+        twin.model.get_input_embeddings().weight[256] += 1  # of a token that no text has
     probe = Probe.from_dict(dict(probe=name, **(READERS | CLASSIFIERS)[name]))
     before, after = (probe.measure(each, subject if probe.paired else None) for each in (subject, twin))
     assert before.fingerprint != after.fingerprint

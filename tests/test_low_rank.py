@@ -1,12 +1,16 @@
 """Low rank on every architecture: a smaller model that computes what the products do and comes back from its folder, or a refusal by name."""
+
 import re
-import pytest, torch
+
+import pytest
+import torch
+from test_architectures import ALL, NOT_BUILT
+
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.factored import alike, ranks
 from compress_lab.core.layers import linears
 from compress_lab.core.tiny import inputs, logits, tiny
-from test_architectures import ALL, NOT_BUILT
 
 torch.set_num_threads(1)
 
@@ -29,27 +33,33 @@ LEFT_OUT = """
 
 def factored(model, ignore=()):
     "The model with all its linears factored but those that are refused by name, and the patterns of these."
-    try: return cl.SVD(0.3).on(ignore=ignore).apply(cl.Subject(model)), ignore
+    try:
+        return cl.SVD(0.3).on(ignore=ignore).apply(cl.Subject(model)), ignore
     except CompressLabError as refusal:
         assert refusal.where in {linear.name for linear in linears(model)} and alike(refusal.where) not in ignore
         return factored(model, (*ignore, *re.findall(r"'([^']+)'", refusal.fix)))
 
 
-def product(pair): return pair.second.weight.data @ pair.first.weight.data
+def product(pair):
+    return pair.second.weight.data @ pair.first.weight.data
 
 
 @pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
 def test_smaller_or_refused(head, name, tmp_path):
     model = tiny(name, head=head)
     if words := next((words for words, names in REFUSED.items() if name in names.split()), None):
-        with pytest.raises(CompressLabError, match=words) as refusal: cl.SVD(0.3).apply(cl.Subject(model), in_place=True)
+        with pytest.raises(CompressLabError, match=words) as refusal:
+            cl.SVD(0.3).apply(cl.Subject(model), in_place=True)
         assert refusal.value.where and refusal.value.fix
         return
     low, left_out = factored(model)
     assert bool(left_out) == (name in LEFT_OUT.split())
-    assert sum(parameter.numel() for parameter in low.model.parameters()) < sum(parameter.numel() for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in low.model.parameters()) < sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     for linear in linears(model):
-        if linear.name in ranks(low.model): linear.matrices[0].copy_(product(low.model.get_submodule(linear.name)))
+        if linear.name in ranks(low.model):
+            linear.matrices[0].copy_(product(low.model.get_submodule(linear.name)))
     found, expected = (logits(each, inputs(model)) for each in (low.model, model))
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-4)
     again = cl.load(low.save(tmp_path / "low"))
@@ -59,8 +69,13 @@ def test_smaller_or_refused(head, name, tmp_path):
 
 def test_factors_can_be_trained(tmp_path):
     subject = cl.Subject(tiny("llama"))
-    class Text: tokens, key = inputs(subject.model, batch=8, length=32)["input_ids"], "random"
-    low, trained = (recipe.apply(subject, Text) for recipe in (cl.SVDLLM(0.5), cl.SVDLLM(0.5) >> cl.Recover(steps=20, lr=1e-3)))
+
+    class Text:
+        tokens, key = inputs(subject.model, batch=8, length=32)["input_ids"], "random"
+
+    low, trained = (
+        recipe.apply(subject, Text) for recipe in (cl.SVDLLM(0.5), cl.SVDLLM(0.5) >> cl.Recover(steps=20, lr=1e-3))
+    )
     again = cl.load(trained.save(tmp_path / "trained"))
     assert again.fingerprint == trained.fingerprint and ranks(again.model) == ranks(low.model)
     before, recovered, wanted = (logits(each.model, {"input_ids": Text.tokens}) for each in (low, again, subject))

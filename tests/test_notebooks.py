@@ -1,4 +1,5 @@
 """Every notebook runs from top to bottom, each in a kernel of its own. `--flags slow` adds those that are left out by default."""
+
 import re
 
 import pytest
@@ -15,12 +16,22 @@ def test_notebook_runs(path, request):
     notebook = read(path)
     assert "skip_exec" not in header(notebook)[0], "a notebook that is never executed passes silently: use a flag"
     skipped = FLAGS - set(request.config.getoption("--flags").split())
-    if wanted := flags(notebook) & skipped: pytest.skip(f"flag {', '.join(sorted(wanted))}")
+    if wanted := flags(notebook) & skipped:
+        pytest.skip(f"flag {', '.join(sorted(wanted))}")
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and runs(cell.source, skipped)]
-    if not notebook.cells: pytest.skip("no cell to run without its flags")
-    client = NotebookClient(notebook, timeout=SECONDS_A_CELL, kernel_name="python3", kernel_manager_class=WarmKernels, resources={"metadata": {"path": str((NBS/path).parent)}})
-    try: client.execute()
-    except CellExecutionError as error: pytest.fail(re.sub(r"\x1b\[[0-9;]*m", "", f"{path}\n{error}"), pytrace=False)
+    if not notebook.cells:
+        pytest.skip("no cell to run without its flags")
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS_A_CELL,
+        kernel_name="python3",
+        kernel_manager_class=WarmKernels,
+        resources={"metadata": {"path": str((NBS / path).parent)}},
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        pytest.fail(re.sub(r"\x1b\[[0-9;]*m", "", f"{path}\n{error}"), pytrace=False)
 
 
 def runs(source, skipped):

@@ -1,4 +1,5 @@
 """The project's own files agree with each other."""
+
 import re
 import subprocess
 import sys
@@ -7,64 +8,87 @@ from importlib.metadata import entry_points
 
 import pytest
 import yaml
-from compress_lab.site import main
 from notebook_files import ROOT, settings
 from packaging.requirements import Requirement
 
+from compress_lab.site import main
+
 SETTINGS = settings["DEFAULT"]
-PINNED = [Requirement(line) for line in (ROOT/"constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-ASKED = [Requirement(word) for key in ("requirements", "test_requirements", "docs_requirements") for word in SETTINGS[key].split()]
+PINNED = [
+    Requirement(line)
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+ASKED = [
+    Requirement(word)
+    for key in ("requirements", "test_requirements", "docs_requirements")
+    for word in SETTINGS[key].split()
+]
 
 
-def same(name): return name.lower().replace("_", "-")
+def same(name):
+    return name.lower().replace("_", "-")
 
 
 @pytest.mark.parametrize("requirement", ASKED, ids=str)
 def test_each_requirement_is_pinned_to_a_version_it_allows(requirement):
     pins = [pin for pin in PINNED if same(pin.name) == same(requirement.name)]
     assert len(pins) == 1
-    version, = (specifier.version for specifier in pins[0].specifier)
+    (version,) = (specifier.version for specifier in pins[0].specifier)
     assert requirement.specifier.contains(version)
 
 
 def test_torch_is_pinned_plainly():
-    assert "torch==2.13.0" in (ROOT/"constraints.txt").read_text().splitlines()
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("group", ["methods", "probes"])
 def test_entry_points_are_installed_and_can_be_imported(group):
     points = {point.value for point in entry_points(group=f"compress_lab.{group}")}
     assert points == set(SETTINGS[group].split())
-    for module in points: import_module(module)
+    for module in points:
+        import_module(module)
 
 
 def test_the_version_is_the_same_everywhere():
     import compress_lab
-    assert compress_lab.__version__ == SETTINGS["version"] and f"## {SETTINGS['version']}" in (ROOT/"CHANGELOG.md").read_text()
+
+    assert (
+        compress_lab.__version__ == SETTINGS["version"]
+        and f"## {SETTINGS['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    )
 
 
-@pytest.mark.parametrize("name", ["nbs/_quarto.yml", "nbs/nbdev.yml", ".github/workflows/test.yml", ".github/workflows/docs.yml"])
+@pytest.mark.parametrize(
+    "name", ["nbs/_quarto.yml", "nbs/nbdev.yml", ".github/workflows/test.yml", ".github/workflows/docs.yml"]
+)
 def test_yaml_is_valid(name):
-    assert yaml.safe_load((ROOT/name).read_text())
+    assert yaml.safe_load((ROOT / name).read_text())
 
 
 def test_every_make_target_is_in_the_readme():
-    readme = (ROOT/"README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     help_text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = [line.split()[1] for line in help_text.splitlines()]
     assert {"demo", "test", "lab", "docs", "prepare", "clean"} <= set(targets)
-    for target in set(targets) - {"help"}: assert f"`make {target}`" in readme
+    for target in set(targets) - {"help"}:
+        assert f"`make {target}`" in readme
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"])
 def test_links_between_files_lead_somewhere(name):
-    text = re.sub(r"`[^`\n]*`", "", (ROOT/name).read_text(encoding="utf-8"))
-    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in text.splitlines() if line.startswith("#")}
+    text = re.sub(r"`[^`\n]*`", "", (ROOT / name).read_text(encoding="utf-8"))
+    headings = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
     for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", text):
         address, _, anchor = link.partition("#")
-        assert ((ROOT/name).parent/address).exists() if address else anchor in headings, link
+        assert ((ROOT / name).parent / address).exists() if address else anchor in headings, link
 
 
 def test_site_says_how_it_is_used(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["site", "nothing"])
-    with pytest.raises(SystemExit, match="usage"): main()
+    with pytest.raises(SystemExit, match="usage"):
+        main()

@@ -1,19 +1,27 @@
 """Every architecture that the walk is right for can be quantized, with and without calibration text; the others are refused by name."""
+
 import pytest
 import torch
+from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
+
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.layers import text_linears, tied
 from compress_lab.core.tiny import inputs, logits, tiny
-from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
 
-METHODS = (cl.RTN(bits=4, group_size=16), cl.HQQ(bits=4, group_size=16), cl.GPTQ(bits=4, group_size=16, shrinks=0, calibration_dtype="float32"))
+METHODS = (
+    cl.RTN(bits=4, group_size=16),
+    cl.HQQ(bits=4, group_size=16),
+    cl.GPTQ(bits=4, group_size=16, shrinks=0, calibration_dtype="float32"),
+)
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
 
 class Text:
     key = "random"
-    def __init__(self, tokens): self.tokens = tokens
+
+    def __init__(self, tokens):
+        self.tokens = tokens
 
 
 @pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
@@ -25,16 +33,21 @@ def test_quantized(head, name):
     if not inside:
         assert name in NOT_SUPPORTED
         for method in METHODS:
-            with pytest.raises(CompressLabError, match="no linear"): method.apply(subject, text)
+            with pytest.raises(CompressLabError, match="no linear"):
+                method.apply(subject, text)
         return
     shared = {key for group in tied(model) for key in group}
     if any(linear.key in shared for linear in inside):
-        with pytest.raises(CompressLabError, match="shares its weight"): METHODS[0].apply(subject)
+        with pytest.raises(CompressLabError, match="shares its weight"):
+            METHODS[0].apply(subject)
     free = {linear.key for linear in inside if linear.key not in shared}
     for method in METHODS:
-        result = (method if len(free) == len(inside) else method.on(*[linear.name for linear in inside if linear.key in free])).apply(subject, text)
+        result = (
+            method if len(free) == len(inside) else method.on(*[linear.name for linear in inside if linear.key in free])
+        ).apply(subject, text)
         places = dict(result.model.named_parameters())
         assert result.packed.keys() == free, method
-        for key, packed in result.packed.items(): assert torch.equal(packed.dequantize(), places[key]), (method, key)
+        for key, packed in result.packed.items():
+            assert torch.equal(packed.dequantize(), places[key]), (method, key)
         assert torch.isfinite(logits(result.model, batch)).all(), method
     assert cl.Subject(model).fingerprint == subject.fingerprint

@@ -1,14 +1,17 @@
 """Every architecture, in every type, packed and not: saved, loaded in another process, and its outputs compared bit for bit."""
-import json, subprocess, sys
+
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_architectures import ALL, NOT_BUILT
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.tiny import inputs, logits, tiny
-from test_architectures import ALL, NOT_BUILT
 
 torch.set_num_threads(1)
 
@@ -27,17 +30,32 @@ for line in sys.stdin:
 
 
 # transformers itself cannot run these in the types named: their weights are compared, and no outputs
-NOT_RUN = {"deepseek_v4": {"float16"}, "xlnet": {"bfloat16", "float16"}, "deberta": {"bfloat16", "float16"}, "fnet": {"bfloat16", "float16"}, "mra": {"bfloat16", "float16"}}
+NOT_RUN = {
+    "deepseek_v4": {"float16"},
+    "xlnet": {"bfloat16", "float16"},
+    "deberta": {"bfloat16", "float16"},
+    "fnet": {"bfloat16", "float16"},
+    "mra": {"bfloat16", "float16"},
+}
 
 
 @pytest.fixture(scope="module")
 def elsewhere():
     "A function that says what another process makes of a saved Subject: its logits and its fingerprint."
-    with subprocess.Popen([sys.executable, "-P", "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", READER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as reader:
+
         def read(folder: Path, runs: bool) -> dict:
             print(json.dumps([str(folder), runs]), file=reader.stdin, flush=True)
-            if reader.stdout.readline() != "read\n": raise AssertionError(reader.stderr.read()[-2000:])
+            if reader.stdout.readline() != "read\n":
+                raise AssertionError(reader.stderr.read()[-2000:])
             return torch.load(f"{folder}.seen")
+
         yield read
         reader.stdin.close()
 
@@ -49,14 +67,19 @@ def compressed(subject, packed: bool):
 
 @pytest.mark.parametrize("head, name", [pair for pair in ALL if pair[1] not in NOT_BUILT], ids=lambda value: value)
 def test_comes_back(head, name, tmp_path, elsewhere):
-    tiny(name, head=head).save_pretrained(tmp_path/"original")
+    tiny(name, head=head).save_pretrained(tmp_path / "original")
     for dtype in ("float32", "bfloat16", "float16"):
-        original, runs = cl.load(tmp_path/"original", dtype=dtype), dtype not in NOT_RUN.get(name, ())
+        original, runs = cl.load(tmp_path / "original", dtype=dtype), dtype not in NOT_RUN.get(name, ())
         for packed in (True, False):
-            try: subject = compressed(original, packed)
-            except CompressLabError: subject = original   # an architecture that methods refuse is saved all the same
-            found = elsewhere(subject.save(tmp_path/f"{dtype}-{packed}"), runs)
+            try:
+                subject = compressed(original, packed)
+            except CompressLabError:
+                subject = original  # an architecture that methods refuse is saved all the same
+            found = elsewhere(subject.save(tmp_path / f"{dtype}-{packed}"), runs)
             assert found["fingerprint"] == subject.fingerprint, (dtype, packed)
-            if not runs: continue
+            if not runs:
+                continue
             wanted = logits(subject.model, inputs(subject.model, length=12))
-            assert found["logits"].dtype == wanted.dtype and torch.equal(found["logits"].nan_to_num(), wanted.nan_to_num()), (dtype, packed)
+            assert found["logits"].dtype == wanted.dtype and torch.equal(
+                found["logits"].nan_to_num(), wanted.nan_to_num()
+            ), (dtype, packed)

@@ -1,14 +1,21 @@
 """Neurons, heads, blocks and channels of every architecture: a smaller model that plain transformers loads, or a refusal by name. Without neurons, heads or blocks it computes what the original does when they are not read."""
-import pytest, torch
+
+import pytest
+import torch
+from test_architectures import ALL, NOT_BUILT
+
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.tiny import inputs, logits, tiny
-from test_architectures import ALL, NOT_BUILT
 
 torch.set_num_threads(1)
 
-METHODS = {"Neurons": cl.Neurons(0.5, calibration_dtype="float32"), "Heads": cl.Heads(0.5, calibration_dtype="float32"), "Blocks": cl.Blocks(1),
-           "Hidden": cl.Hidden(0.5, calibration_dtype="float32")}
+METHODS = {
+    "Neurons": cl.Neurons(0.5, calibration_dtype="float32"),
+    "Heads": cl.Heads(0.5, calibration_dtype="float32"),
+    "Blocks": cl.Blocks(1),
+    "Hidden": cl.Hidden(0.5, calibration_dtype="float32"),
+}
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
 # Their configurations cannot say it, a norm or experts mix the units, or blocks differ in kind; the message says which.
@@ -50,30 +57,49 @@ REFUSED = {
 
 class Text:
     key = "random"
-    def __init__(self, tokens): self.tokens = tokens
+
+    def __init__(self, tokens):
+        self.tokens = tokens
 
 
 def generated(model, batch):
     "Two more tokens; None where such a model generates nothing."
-    try: return model.generate(**{**batch, "use_cache": True}, attention_mask=torch.ones_like(batch["input_ids"]), max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=1)
-    except Exception: return None
+    try:
+        return model.generate(
+            **{**batch, "use_cache": True},
+            attention_mask=torch.ones_like(batch["input_ids"]),
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            pad_token_id=1,
+        )
+    except Exception:
+        return None
 
 
 @pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
 def test_smaller_or_refused(head, name, tmp_path):
     model = tiny(name, head=head)
-    subject, text, size = cl.Subject(model), Text(inputs(model, batch=4, length=16)["input_ids"]), sum(parameter.numel() for parameter in model.parameters())
+    subject, text, size = (
+        cl.Subject(model),
+        Text(inputs(model, batch=4, length=16)["input_ids"]),
+        sum(parameter.numel() for parameter in model.parameters()),
+    )
     for kind, method in METHODS.items():
         if name in REFUSED[kind, head].split():
-            with pytest.raises(CompressLabError) as refusal: method.apply(subject, text)
+            with pytest.raises(CompressLabError) as refusal:
+                method.apply(subject, text)
             assert refusal.value.where and refusal.value.fix
             continue
-        smaller = method.apply(subject, text)   # has compared its logits with those of the original without the units, or itself with what reads back
+        smaller = method.apply(
+            subject, text
+        )  # has compared its logits with those of the original without the units, or itself with what reads back
         assert sum(parameter.numel() for parameter in smaller.model.parameters()) < size
         smaller.model.save_pretrained(tmp_path / kind)
         plain, batch = type(model).from_pretrained(tmp_path / kind), inputs(model)
         torch.testing.assert_close(logits(plain, batch), logits(smaller.model, batch), atol=1e-5, rtol=1e-5)
-        if head == "causal_lm" and "input_ids" in batch and generated(model, batch) is not None: assert generated(plain, batch) is not None, kind
+        if head == "causal_lm" and "input_ids" in batch and generated(model, batch) is not None:
+            assert generated(plain, batch) is not None, kind
 
 
 def test_most_can_be_cut():

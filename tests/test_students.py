@@ -1,17 +1,20 @@
 """Students of every architecture: copied blocks are the teacher's to the last bit; fresh ones, of every sixth, have the shape that was asked for and read back; or they are refused by name."""
-import pytest, torch
+
+import pytest
+import torch
+from test_architectures import ALL, NOT_BUILT
+from test_structure import REFUSED
+
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.layers import blocks, size_of, tied
 from compress_lab.core.tiny import inputs, logits, tiny
 from compress_lab.core.units import field
-from test_architectures import ALL, NOT_BUILT
-from test_structure import REFUSED
 
 torch.set_num_threads(1)
 
-ALSO_REFUSED = "beam diffllama flint recurrent_gemma"   # with the last block gone they are what they were, with another one they are not, or kinds of blocks come in turns
-NONE_FRESH = "blt flaubert jamba mllama xlm zamba2"   # neither fewer blocks nor fewer channels
+ALSO_REFUSED = "beam diffllama flint recurrent_gemma"  # with the last block gone they are what they were, with another one they are not, or kinds of blocks come in turns
+NONE_FRESH = "blt flaubert jamba mllama xlm zamba2"  # neither fewer blocks nor fewer channels
 
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
@@ -28,7 +31,8 @@ def test_copied(head, name, tmp_path):
     teacher = cl.Subject(tiny(name, head=head))
     stack = blocks(teacher.model)
     kept = [index for index in range(len(stack)) if index != 1]
-    try: small = cl.student(teacher, blocks=kept)
+    try:
+        small = cl.student(teacher, blocks=kept)
     except CompressLabError as refusal:
         assert refusal.where and refusal.fix
         assert name in REFUSED["Blocks", head].split() + ALSO_REFUSED.split()
@@ -40,12 +44,15 @@ def test_copied(head, name, tmp_path):
         assert all(torch.equal(parameter, before[key]) for key, parameter in block.module.named_parameters())
     place, rest = stack[0].name.rpartition(".")[0], dict(teacher.model.named_parameters())
     for key, parameter in small.model.named_parameters():
-        if not key.startswith(f"{place}."): assert torch.equal(parameter, rest[key]), key
+        if not key.startswith(f"{place}."):
+            assert torch.equal(parameter, rest[key]), key
     assert [len(group) for group in tied(small.model)] == [len(group) for group in tied(teacher.model)]
     reads_back(small, tmp_path / "student")
 
 
-SOME = [each for number, each in enumerate(BUILT) if number % 6 == 0 or each[1] in NONE_FRESH.split()]   # each takes seconds
+SOME = [
+    each for number, each in enumerate(BUILT) if number % 6 == 0 or each[1] in NONE_FRESH.split()
+]  # each takes seconds
 
 
 @pytest.mark.parametrize("head, name", SOME, ids=[f"{head}-{name}" for head, name in SOME])
@@ -53,12 +60,15 @@ def test_fresh(head, name, tmp_path):
     teacher = cl.Subject(tiny(name, head=head))
     made = 0
     for sizes in ({"blocks": len(blocks(teacher.model)) - 1}, {"width": 32}):
-        try: small = cl.student(teacher, **sizes, weights="fresh")
+        try:
+            small = cl.student(teacher, **sizes, weights="fresh")
         except CompressLabError as refusal:
             assert refusal.where and refusal.fix
             continue
         made += 1
-        assert len(blocks(small.model)) == sizes.get("blocks", len(blocks(teacher.model))) and field(small.model, "hidden_size") == sizes.get("width", field(teacher.model, "hidden_size"))
+        assert len(blocks(small.model)) == sizes.get("blocks", len(blocks(teacher.model))) and field(
+            small.model, "hidden_size"
+        ) == sizes.get("width", field(teacher.model, "hidden_size"))
         assert size_of(small.model) < size_of(teacher.model)
         assert [len(group) for group in tied(small.model)] == [len(group) for group in tied(teacher.model)]
         reads_back(small, tmp_path / "-".join(sizes))

@@ -1,4 +1,5 @@
 "What is installed from a wheel is the whole package, and finds its own files in a folder that is no clone."
+
 import os
 import shutil
 import subprocess
@@ -46,12 +47,13 @@ def run(*command, cwd, **environment):
 def wheel(tmp_path_factory):
     "The wheel that is built from the source distribution."
     folder = tmp_path_factory.mktemp("wheel")
-    for name in "setup.py settings.ini MANIFEST.in constraints.txt README.md LICENSE".split(): shutil.copy(ROOT/name, folder)
-    shutil.copytree(LIB, folder/"compress_lab", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in "setup.py settings.ini MANIFEST.in constraints.txt README.md LICENSE".split():
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(LIB, folder / "compress_lab", ignore=shutil.ignore_patterns("__pycache__"))
     run(sys.executable, "-c", BUILD, cwd=folder)
-    [source] = (folder/"dist").glob("*.tar.gz")
+    [source] = (folder / "dist").glob("*.tar.gz")
     run(*PIP, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheels", str(source), cwd=folder)
-    [made] = (folder/"wheels").glob("*.whl")
+    [made] = (folder / "wheels").glob("*.whl")
     return made
 
 
@@ -67,7 +69,9 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for path in LIB.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert inside == {path.relative_to(LIB.parent).as_posix() for path in files}
-    assert {f"compress_lab/{name}" for name in ("data/behaviour.yml", "data/injections.yml", "evaluate/licences.yaml")} < inside
+    assert {
+        f"compress_lab/{name}" for name in ("data/behaviour.yml", "data/injections.yml", "evaluate/licences.yaml")
+    } < inside
 
 
 def test_it_finds_its_own_files_anywhere(installed, tmp_path):

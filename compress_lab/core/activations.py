@@ -12,9 +12,11 @@ from torch import Tensor
 # %% ../../nbs/core/08_activations.ipynb #cell-05
 class ColumnMeans:
     "Mean of each input over all calibration tokens."
+
     square = False
 
-    def __init__(self,
+    def __init__(
+        self,
         width: int,  # in_features
     ):
         self.sums, self.rows = torch.zeros(width, dtype=torch.float64), 0
@@ -37,20 +39,27 @@ class ColumnMeans:
         "Whether anything was seen: a mean of zero is a mean."
         return self.rows > 0
 
-    def finite(self) -> bool: return bool(self.sums.isfinite().all())
+    def finite(self) -> bool:
+        return bool(self.sums.isfinite().all())
+
 
 class ColumnMagnitudes(ColumnMeans):
     "Mean absolute value of each input over all calibration tokens."
-    def of(self, inputs: Tensor) -> Tensor: return inputs.abs()
+
+    def of(self, inputs: Tensor) -> Tensor:
+        return inputs.abs()
 
     @property
     def informative(self) -> bool:
         "Whether any input was nonzero."
         return bool(self.sums.any())
 
+# %% ../../nbs/core/08_activations.ipynb #cell-05-2
 class ColumnNorms(ColumnMagnitudes):
     "Euclidean norm of each input over all calibration tokens."
-    def of(self, inputs: Tensor) -> Tensor: return inputs.square()
+
+    def of(self, inputs: Tensor) -> Tensor:
+        return inputs.square()
 
     @property
     def norms(self) -> Tensor:
@@ -58,13 +67,16 @@ class ColumnNorms(ColumnMagnitudes):
         return self.sums.sqrt().float()
 
 # %% ../../nbs/core/08_activations.ipynb #cell-08
-PIECE = 192   # rows of a symmetric matrix that are computed at a time, from the diagonal on
+PIECE = 192  # rows of a symmetric matrix that are computed at a time, from the diagonal on
+
 
 class Gram:
     "Second moments of the inputs, of shape (in, in)."
+
     square = True
 
-    def __init__(self,
+    def __init__(
+        self,
         width: int,  # in_features
     ):
         self.upper, self.rows = torch.zeros(width, width), 0
@@ -74,7 +86,7 @@ class Gram:
         self.rows += len(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             for start in range(0, len(self.upper), PIECE):
-                self.upper[start:start + PIECE, start:].addmm_(inputs[:, start:start + PIECE].T, inputs[:, start:])
+                self.upper[start : start + PIECE, start:].addmm_(inputs[:, start : start + PIECE].T, inputs[:, start:])
 
     @property
     def mean(self) -> Tensor:
@@ -87,15 +99,17 @@ class Gram:
         "Whether any input was nonzero."
         return bool(self.upper.diagonal().any())
 
-    def finite(self) -> bool: return bool(self.upper.isfinite().all())
+    def finite(self) -> bool:
+        return bool(self.upper.isfinite().all())
 
 # %% ../../nbs/core/08_activations.ipynb #cell-11
 def output_error(
-    weight: Tensor,    # the original, (out, in)
-    change: Tensor,    # compressed minus original, (out, in)
-    gram: Tensor,      # H, (in, in)
+    weight: Tensor,  # the original, (out, in)
+    change: Tensor,  # compressed minus original, (out, in)
+    gram: Tensor,  # H, (in, in)
 ) -> float:
     "Relative mean squared error of the outputs: tr(Δ H Δᵀ) / tr(W H Wᵀ); NaN where the layer puts out nothing."
+
     def energy(matrix):
         total = 0.0
         for start in range(0, len(gram), PIECE):
@@ -103,6 +117,7 @@ def output_error(
             products = (matrix[:, start:stop].T @ matrix[:, start:]).mul_(gram[start:stop, start:])
             total += 2 * products.sum() - products[:, :PIECE].sum()
         return total
+
     return float(energy(change) / energy(weight))
 
 # %% ../../nbs/core/08_activations.ipynb #unseen-code
@@ -110,5 +125,6 @@ def unseen(
     statistic,  # of the inputs of a linear; None: the method asks for none
 ) -> str:
     "Why the statistic says nothing, empty where it says something."
-    if statistic is None or statistic.informative: return ""
+    if statistic is None or statistic.informative:
+        return ""
     return "all its inputs were zero" if statistic.rows else "no calibration token reached this"

@@ -6,11 +6,13 @@
 __all__ = ['SHARE', 'Witness', 'Audit', 'Squares', 'not_linear', 'unlike', 'audit']
 
 # %% ../../nbs/core/08_architectures.ipynb #cell-03
-import torch
 from collections import Counter
 from dataclasses import dataclass
+
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
 from .errors import CompressLabError
 from .layers import blocks, calibrating, embeddings, head, linears, walk
 from .tiny import logits, reason
@@ -18,29 +20,45 @@ from .tiny import logits, reason
 # %% ../../nbs/core/08_architectures.ipynb #cell-07
 class Witness(TorchFunctionMode):
     "Sums the squares of all that the weights of a model are multiplied with, by (parameter name, expert)."
+
     products = {"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d"}
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.known = {parameter.untyped_storage().data_ptr(): (name, parameter) for name, parameter in model.named_parameters() if parameter.dim() > 1}
-        self.squares = {}   # (parameter name, expert): a value for each input feature; None where the layout does not say which they are
+        self.known = {
+            parameter.untyped_storage().data_ptr(): (name, parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.dim() > 1
+        }
+        self.squares = {}  # (parameter name, expert): a value for each input feature; None where the layout does not say which they are
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
-        if name in self.products: self.look(name, [*args[name in ("addmm", "baddbmm"):], *(kwargs or {}).values()])
+        if name in self.products:
+            self.look(name, [*args[name in ("addmm", "baddbmm") :], *(kwargs or {}).values()])
         return function(*args, **(kwargs or {}))
 
     def look(self, product: str, operands: list):
-        operands = [operand for group in operands for operand in (group if isinstance(group, (list, tuple)) else [group]) if isinstance(operand, torch.Tensor)]
+        operands = [
+            operand
+            for group in operands
+            for operand in (group if isinstance(group, (list, tuple)) else [group])
+            if isinstance(operand, torch.Tensor)
+        ]
         for place, operand in enumerate(operands[:2]):
             name, parameter = self.known.get(operand.untyped_storage().data_ptr(), (None, None))
-            if name is None: continue
-            if product in ("einsum", "conv1d", "conv2d"): self.squares.setdefault((name, 0), None)
-            else: self.add(name, parameter, operand, operands[1 - place].transpose(-1, -2) if place == 0 else operands[0])
+            if name is None:
+                continue
+            if product in ("einsum", "conv1d", "conv2d"):
+                self.squares.setdefault((name, 0), None)
+            else:
+                self.add(name, parameter, operand, operands[1 - place].transpose(-1, -2) if place == 0 else operands[0])
 
     def add(self, name: str, parameter: nn.Parameter, weight: torch.Tensor, features_last: torch.Tensor):
-        if parameter.dim() == 3 and weight.dim() == 3: parts = enumerate(features_last)
-        else: parts = [(weight.storage_offset() // parameter.stride(0) if parameter.dim() == 3 else 0, features_last)]
+        if parameter.dim() == 3 and weight.dim() == 3:
+            parts = enumerate(features_last)
+        else:
+            parts = [(weight.storage_offset() // parameter.stride(0) if parameter.dim() == 3 else 0, features_last)]
         for expert, part in parts:
             new = part.double().flatten(0, -2).square().sum(0)
             old = self.squares.get((name, expert), torch.zeros_like(new))
@@ -50,66 +68,101 @@ class Witness(TorchFunctionMode):
 @dataclass(frozen=True)
 class Audit:
     "What a walk through a model does, beside what a forward pass does."
+
     blocks: int
-    linears: int                  # in the blocks
-    share: float                  # of the weights multiplied in the blocks, that lie in linears
-    others: tuple[str, ...]       # the parameters that make up the rest
-    problems: tuple[str, ...]     # reasons why the model is not supported
+    linears: int  # in the blocks
+    share: float  # of the weights multiplied in the blocks, that lie in linears
+    others: tuple[str, ...]  # the parameters that make up the rest
+    problems: tuple[str, ...]  # reasons why the model is not supported
+
     @property
-    def supported(self) -> bool: return not self.problems
+    def supported(self) -> bool:
+        return not self.problems
+
 
 class Squares:
     "Sum of squares of each feature, as a statistic of the walk."
-    def __init__(self, in_features: int): self.total, self.tokens = torch.zeros(in_features, dtype=torch.float64), 0
-    def update(self, inputs: torch.Tensor): self.total, self.tokens = self.total + inputs.double().square().sum(0), self.tokens + len(inputs)
+
+    def __init__(self, in_features: int):
+        self.total, self.tokens = torch.zeros(in_features, dtype=torch.float64), 0
+
+    def update(self, inputs: torch.Tensor):
+        self.total, self.tokens = self.total + inputs.double().square().sum(0), self.tokens + len(inputs)
 
 # %% ../../nbs/core/08_architectures.ipynb #cell-12
 SHARE = 0.8
 
+
 def not_linear(model: nn.Module, layers: list) -> list[str]:
     "Names of the linears that are the head, an embedding, or no two-dimensional views."
     tables = {id(table.weight) for table in embeddings(model).values()}
+
     def right(layer):
-        views = all(matrix.dim() == 2 and matrix.untyped_storage().data_ptr() == layer.weight.untyped_storage().data_ptr() for matrix in layer.matrices)
+        views = all(
+            matrix.dim() == 2 and matrix.untyped_storage().data_ptr() == layer.weight.untyped_storage().data_ptr()
+            for matrix in layer.matrices
+        )
         return views and layer.name != head(model) and id(layer.weight) not in tables
+
     return [layer.name for layer in layers if not right(layer)]
+
 
 def unlike(layer, parameter: str, gathered: dict, witness: Witness) -> str:
     "How the inputs that a walk gathered for a linear differ from those that were multiplied; empty where they do not."
     for expert in range(len(layer.matrices)):
         seen, found = witness.squares.get((parameter, expert), ()), gathered.get((layer.name, expert))
         used, visited = not isinstance(seen, tuple), found is not None and found.tokens > 0
-        if used != visited: return "used, but not seen" if used else "seen, but not used"
-        if used and (seen is None or seen.shape != found.total.shape): return "multiplied in another layout"
-        if used and not torch.allclose(seen, found.total, rtol=1e-4, atol=1e-8): return "not seen at each of its uses"
+        if used != visited:
+            return "used, but not seen" if used else "seen, but not used"
+        if used and (seen is None or seen.shape != found.total.shape):
+            return "multiplied in another layout"
+        if used and not torch.allclose(seen, found.total, rtol=1e-4, atol=1e-8):
+            return "not seen at each of its uses"
     return ""
 
 # %% ../../nbs/core/08_architectures.ipynb #cell-13
 def audit(
-    model: nn.Module,       # any transformer; stays as it is
-    batches: list[dict],    # keyword arguments of its forward pass
+    model: nn.Module,  # any transformer; stays as it is
+    batches: list[dict],  # keyword arguments of its forward pass
 ) -> Audit:
     "How the walk through this model compares with its forward pass."
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     batches = [{name: value for name, value in batch.items() if isinstance(value, torch.Tensor)} for batch in batches]
-    layers, gathered, visits, problems = [layer for layer in linears(model) if layer.block is not None], {}, Counter(), []
+    layers, gathered, visits, problems = (
+        [layer for layer in linears(model) if layer.block is not None],
+        {},
+        Counter(),
+        [],
+    )
+
     def compress(stage, statistics):
         visits.update(layer.name for layer in stage)
         gathered.update(statistics)
+
     with calibrating(model):
-        with Witness(model) as witness: before = [logits(model, batch) for batch in batches]
-    try: walk(model, batches, layers, Squares, compress)
-    except Exception as error: problems.append(f"the walk fails: {reason(error)}")
-    with calibrating(model): after = [logits(model, batch) for batch in batches]
-    if not all(map(torch.equal, before, after)): problems.append("the walk changes the logits")
+        with Witness(model) as witness:
+            before = [logits(model, batch) for batch in batches]
+    try:
+        walk(model, batches, layers, Squares, compress)
+    except Exception as error:
+        problems.append(f"the walk fails: {reason(error)}")
+    with calibrating(model):
+        after = [logits(model, batch) for batch in batches]
+    if not all(map(torch.equal, before, after)):
+        problems.append("the walk changes the logits")
     problems += [f"no linear: {name}" for name in not_linear(model, layers)]
     if not problems:
         problems += [f"visited {visits[layer.name]} times: {layer.name}" for layer in layers if visits[layer.name] != 1]
         ways = {layer.name: unlike(layer, names[id(layer.weight)], gathered, witness) for layer in layers}
         problems += [f"{way}: {name}" for name, way in ways.items() if way]
     used, inside = {name for name, _ in witness.squares}, tuple(f"{block.name}." for block in blocks(model))
-    weights = {name: parameter.numel() for name, parameter in model.named_parameters() if name in used and name.startswith(inside)}
+    weights = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name in used and name.startswith(inside)
+    }
     rest = set(weights) - {names[id(layer.weight)] for layer in layers}
     share = 1 - sum(weights[name] for name in rest) / max(sum(weights.values()), 1)
-    if share < SHARE: problems.append(f"{1 - share:.0%} of the weights in the blocks are no linears, such as {min(rest)}")
+    if share < SHARE:
+        problems.append(f"{1 - share:.0%} of the weights in the blocks are no linears, such as {min(rest)}")
     return Audit(len(blocks(model)), len(layers), share, tuple(sorted(rest)), tuple(problems))

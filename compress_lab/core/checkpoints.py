@@ -8,74 +8,118 @@ __all__ = ['PICKLES', 'READ', 'ONE', 'INDEX', 'COUNTED', 'PLACES', 'LABELS', 'CO
            'check_counts', 'read_config', 'unpacked_only', 'check_floats', 'card', 'companions']
 
 # %% ../../nbs/core/01_checkpoints.ipynb #cell-03
-import hashlib, json, re
+import hashlib
+import json
+import re
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
 from safetensors import SafetensorError, safe_open
+
 from .errors import CompressLabError, listed
 from .files import MEGABYTE, read_json, read_text, regular_file
 
 # %% ../../nbs/core/01_checkpoints.ipynb #entries-code
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
-READ = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")   # endings of what is read from a folder
+READ = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")  # endings of what is read from a folder
+
 
 def check_names(
     names: list[str],  # of the files of a model
-    where: str,        # what they belong to, for the message
+    where: str,  # what they belong to, for the message
 ):
     "Raises `CompressLabError` unless a model can be read safely from files of these names."
-    if any(name.endswith(".safetensors") for name in names): return
+    if any(name.endswith(".safetensors") for name in names):
+        return
     if pickles := [name for name in names if name.endswith(PICKLES)]:
         raise CompressLabError(
             f"The weights exist only as {pickles[0]}, a format that can run code when it is read.",
             where,
             "convert them where that is safe: AutoModel.from_pretrained(...).save_pretrained(...) writes safetensors",
         )
-    if "adapter_config.json" in names: raise CompressLabError("This is an adapter and not a model.", where, "merge it into its base model and save that")
+    if "adapter_config.json" in names:
+        raise CompressLabError(
+            "This is an adapter and not a model.", where, "merge it into its base model and save that"
+        )
     found = f"it holds {listed(sorted(names))}" if names else "it is empty"
-    raise CompressLabError(f"There are no weights here: {found}.", where, "give the folder that holds config.json and model.safetensors")
+    raise CompressLabError(
+        f"There are no weights here: {found}.", where, "give the folder that holds config.json and model.safetensors"
+    )
+
 
 def check_folder_files(
     folder: Path,  # of a model
 ):
-    "Raises `CompressLabError` where the folder cannot be listed, or something in it that might be read is no regular file."
-    try: entries = sorted(folder.iterdir())
-    except OSError as error: raise CompressLabError(f"The folder cannot be listed: {error.strerror or error}.", str(folder), "give a folder that you may read") from error
+    """Raises `CompressLabError` where the folder cannot be listed, or something in it that might be read is no regular
+    file.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise CompressLabError(
+            f"The folder cannot be listed: {error.strerror or error}.", str(folder), "give a folder that you may read"
+        ) from error
     for path in entries:
-        if path.name.endswith(READ): regular_file(path)
+        if path.name.endswith(READ):
+            regular_file(path)
     check_names([path.name for path in entries], str(folder))
 
 # %% ../../nbs/core/01_checkpoints.ipynb #weights-code
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
+
 def weight_files(
     folder: Path,  # of a model
 ) -> list[Path]:
-    "The files that hold the weights, in the order of their names. Raises `CompressLabError` where these are not clear, or not all there."
-    one, index, where = folder/ONE, folder/INDEX, str(folder)
+    """The files that hold the weights, in the order of their names.
+
+    Raises `CompressLabError` where these are not clear, or not all there.
+    """
+    one, index, where = folder / ONE, folder / INDEX, str(folder)
     if not index.exists():
-        if one.exists(): return [one]
-        raise CompressLabError(f"There is neither {ONE} nor {INDEX} here.", where, "give the folder as it was published")
+        if one.exists():
+            return [one]
+        raise CompressLabError(
+            f"There is neither {ONE} nor {INDEX} here.", where, "give the folder as it was published"
+        )
     named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not named: raise CompressLabError(f"{INDEX} names no files of weights.", where, "fetch the model again")
+    if not isinstance(named, dict) or not named:
+        raise CompressLabError(f"{INDEX} names no files of weights.", where, "fetch the model again")
     for name in named.values():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise CompressLabError(f"{INDEX} names {name!r}, and only safetensors files of the same folder are read.", where, "do not use this model, or repair its index")
-    files = [folder/name for name in sorted(set(named.values()))]
+            raise CompressLabError(
+                f"{INDEX} names {name!r}, and only safetensors files of the same folder are read.",
+                where,
+                "do not use this model, or repair its index",
+            )
+    files = [folder / name for name in sorted(set(named.values()))]
     if missing := [path.name for path in files if not path.exists()]:
-        raise CompressLabError(f"{len(missing)} of {len(files)} files of weights are missing: {listed(missing)}.", where, "fetch the model again")
+        raise CompressLabError(
+            f"{len(missing)} of {len(files)} files of weights are missing: {listed(missing)}.",
+            where,
+            "fetch the model again",
+        )
     if one.exists() and one not in files:
-        raise CompressLabError(f"There are weights in {ONE} and others in the files that {INDEX} names.", where, "remove those that do not belong to the model")
+        raise CompressLabError(
+            f"There are weights in {ONE} and others in the files that {INDEX} names.",
+            where,
+            "remove those that do not belong to the model",
+        )
     return files
 
+# %% ../../nbs/core/01_checkpoints.ipynb #weights-code-2
 def weights_sha256(
     files: list[Path],  # as `weight_files` gives them
 ) -> str:
     "SHA-256 of the one file, or of the hashes of several in their order."
+
     def digest(path):
-        with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     found = [digest(path) for path in files]
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
 
 @contextmanager
 def open_weights(
@@ -85,18 +129,29 @@ def open_weights(
     with ExitStack() as stack:
         found = {}
         for path in files:
-            try: file = stack.enter_context(safe_open(regular_file(path), "pt"))
+            try:
+                file = stack.enter_context(safe_open(regular_file(path), "pt"))
             except (SafetensorError, OSError) as error:
-                raise CompressLabError(f"{path.name} could not be read: {error}.", str(path), "fetch the file again: it is damaged or no safetensors file") from error
+                raise CompressLabError(
+                    f"{path.name} could not be read: {error}.",
+                    str(path),
+                    "fetch the file again: it is damaged or no safetensors file",
+                ) from error
             for name in file.keys():
-                if name in found: raise CompressLabError(f"The weight {name} is stored twice.", str(path), "fetch the model again")
+                if name in found:
+                    raise CompressLabError(f"The weight {name} is stored twice.", str(path), "fetch the model again")
                 found[name] = file.get_slice(name)
         yield found
 
 # %% ../../nbs/core/01_checkpoints.ipynb #config-code
-COUNTED = re.compile(r"(?:^|_)(?:depths?|layers|blocks|experts|stages|codebooks|languages)(?:_|$)|^(?:n|num)_(?:layer|block|expert|stage)$")
-PLACES = re.compile(r"feature|select|_(?:id|size|dim|index|freq|period|offset)$")   # indices, which may count from the end, and widths
+COUNTED = re.compile(
+    r"(?:^|_)(?:depths?|layers|blocks|experts|stages|codebooks|languages)(?:_|$)|^(?:n|num)_(?:layer|block|expert|stage)$"
+)
+PLACES = re.compile(
+    r"feature|select|_(?:id|size|dim|index|freq|period|offset)$"
+)  # indices, which may count from the end, and widths
 LABELS = 10**6
+
 
 def numbers(
     config,  # of dictionaries, lists and plain values
@@ -105,21 +160,30 @@ def numbers(
     found, left = [], [("", config)]
     while left:
         key, value = left.pop()
-        if isinstance(value, dict): left.extend(value.items())
-        elif isinstance(value, list): left.extend((key, item) for item in value)
-        elif type(value) is int: found.append((str(key), value))
+        if isinstance(value, dict):
+            left.extend(value.items())
+        elif isinstance(value, list):
+            left.extend((key, item) for item in value)
+        elif type(value) is int:
+            found.append((str(key), value))
     return found
+
 
 def check_counts(
     config: dict,  # of a model
     tensors: int,  # stored for it
-    where: str,    # the folder, for the message
+    where: str,  # the folder, for the message
 ):
-    "Raises `CompressLabError` where the configuration counts more layers, blocks or experts than there are tensors, or fewer than none."
+    """Raises `CompressLabError` where the configuration counts more layers, blocks or experts than there are tensors,
+    or fewer than none.
+    """
     for key, value in numbers(config):
-        if key == "num_labels": most = LABELS
-        elif COUNTED.search(key) and not PLACES.search(key): most = max(1024, tensors)
-        else: continue
+        if key == "num_labels":
+            most = LABELS
+        elif COUNTED.search(key) and not PLACES.search(key):
+            most = max(1024, tensors)
+        else:
+            continue
         if not 0 <= value <= most:
             raise CompressLabError(
                 f"config.json says {key} = {value:,}, and the files hold {tensors:,} tensors.",
@@ -130,83 +194,152 @@ def check_counts(
 # %% ../../nbs/core/01_checkpoints.ipynb #read-config-code
 CODE = ("auto_map", "custom_pipelines")
 
+
 def read_config(
     folder: Path,  # of a model
 ) -> dict:
-    "What config.json says. Raises `CompressLabError` where there is none, it asks for code or another file of weights, or the weights are quantized."
+    """What config.json says.
+
+    Raises `CompressLabError` where there is none, it asks for code or another file of weights, or the weights are
+    quantized.
+    """
     where = str(folder)
-    if not (folder/"config.json").exists(): raise CompressLabError("There is no config.json beside the weights.", where, "add the one they were published with")
+    if not (folder / "config.json").exists():
+        raise CompressLabError(
+            "There is no config.json beside the weights.", where, "add the one they were published with"
+        )
     for path in sorted(folder.glob("*config.json")):
         asked = read_json(path, 16 * MEGABYTE)
         if asks := next((key for key in CODE if key in asked), None):
             raise CompressLabError(
-                f"{path.name} asks to run code that comes with the model ({json.dumps(asked[asks])[:80]}), and nothing here runs such code.",
+                f"{path.name} asks to run code that comes with the model ({json.dumps(asked[asks])[:80]}), and "
+                "nothing here runs such code.",
                 where,
-                "take a model whose architecture is part of transformers; if this one's is, remove auto_map from a copy of the folder",
+                "take a model whose architecture is part of transformers; if this one's is, remove auto_map from a "
+                "copy of the folder",
             )
-    config = read_json(folder/"config.json", 16 * MEGABYTE)
+    config = read_json(folder / "config.json", 16 * MEGABYTE)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if quantized := part.get("quantization_config") or part.get("compression_config"): raise unpacked_only(quantized, where)
+        if quantized := part.get("quantization_config") or part.get("compression_config"):
+            raise unpacked_only(quantized, where)
     if "transformers_weights" in config:
-        raise CompressLabError("config.json names a file of weights of its own.", where, "remove transformers_weights from a copy of the folder")
+        raise CompressLabError(
+            "config.json names a file of weights of its own.",
+            where,
+            "remove transformers_weights from a copy of the folder",
+        )
     return config
 
+
 def unpacked_only(
-    quantized,   # what the configuration says of the quantization
+    quantized,  # what the configuration says of the quantization
     where: str,  # the folder
 ) -> CompressLabError:
     "The error that names the format in which weights were quantized."
     named = quantized if isinstance(quantized, dict) else {}
     name = " ".join(str(named[key]) for key in ("quant_method", "format", "bits") if named.get(key))
     return CompressLabError(
-        f"The weights are quantized in the format {name or 'that the config calls ' + repr(quantized)[:80]}, which is not read here.",
+        f"The weights are quantized in the format {name or 'that the config calls ' + repr(quantized)[:80]}, which is "
+        "not read here.",
         where,
         "load the model that it was made from, or a copy with its weights unpacked to floats",
     )
 
+# %% ../../nbs/core/01_checkpoints.ipynb #read-config-code-2
 def check_floats(
-    stored: dict,   # slices by name, as `open_weights` gives them
-    wanted: dict,   # the model's own tensors by name
-    where: str,     # the folder
+    stored: dict,  # slices by name, as `open_weights` gives them
+    wanted: dict,  # the model's own tensors by name
+    where: str,  # the folder
 ):
-    "Raises `CompressLabError` where a weight that the model keeps as a float is stored as an integer or in eight bits: it is a code whose scales nothing mentions."
-    codes = {name: kind for name, value in stored.items() if (kind := value.get_dtype()) not in ("F64", "F32", "F16", "BF16", "C64")}
-    if codes := [f"{name} is {kind}" for name, kind in codes.items() if name in wanted and wanted[name].is_floating_point()]:
-        raise CompressLabError(f"{len(codes)} weights are stored as codes, and config.json says nothing of how to read them: {listed(codes, 2)}.", where,
-                               "fetch the model with its own config.json, or the one that it was made from")
+    """Raises `CompressLabError` where a weight that the model keeps as a float is stored as an integer or in eight
+    bits: it is a code whose scales nothing mentions.
+    """
+    codes = {
+        name: kind
+        for name, value in stored.items()
+        if (kind := value.get_dtype()) not in ("F64", "F32", "F16", "BF16", "C64")
+    }
+    if codes := [
+        f"{name} is {kind}" for name, kind in codes.items() if name in wanted and wanted[name].is_floating_point()
+    ]:
+        raise CompressLabError(
+            f"{len(codes)} weights are stored as codes, and config.json says nothing of how to read them: "
+            f"{listed(codes, 2)}.",
+            where,
+            "fetch the model with its own config.json, or the one that it was made from",
+        )
 
 # %% ../../nbs/core/01_checkpoints.ipynb #card-code
 def card(
     folder: Path,  # of a model or a data set
-    key: str,      # such as "license"
+    key: str,  # such as "license"
 ) -> str:
-    "The value of `key` in the front matter of the card, the first one where it is a list; empty where there is none. Raises `CompressLabError` where the card is no regular file."
-    if not (folder/"README.md").exists(): return ""
-    try: lines = read_text(folder/"README.md", 16 * MEGABYTE)[:50_000].splitlines()
+    """The value of `key` in the front matter of the card, the first one where it is a list; empty where there is none.
+
+    Raises `CompressLabError` where the card is no regular file.
+    """
+    if not (folder / "README.md").exists():
+        return ""
+    try:
+        lines = read_text(folder / "README.md", 16 * MEGABYTE)[:50_000].splitlines()
     except CompressLabError as error:
-        if "UTF-8" in error.what: return ""
+        if "UTF-8" in error.what:
+            return ""
         raise
-    if not lines or lines[0].rstrip() != "---": return ""
+    if not lines or lines[0].rstrip() != "---":
+        return ""
     for number, line in enumerate(lines[1:], 1):
-        if line.rstrip() == "---": break
+        if line.rstrip() == "---":
+            break
         name, colon, value = line.partition(":")
-        if name != key or not colon: continue
+        if name != key or not colon:
+            continue
         following = lines[number + 1].strip() if number + 1 < len(lines) else ""
         return (value.strip() or following.removeprefix("-").strip()).strip("'\"")[:200]
     return ""
 
 # %% ../../nbs/core/01_checkpoints.ipynb #companions-code
-LEFT_BEHIND = (".safetensors", ".safetensors.index.json", ".gguf", ".onnx", ".onnx_data", ".tflite", ".ot", ".mlmodel", ".py", ".xml", ".npz", *PICKLES)
-WRITTEN_ANEW = {"config.json", "generation_config.json", "compress_lab.json", "tokenizer.json", "tokenizer_config.json"}   # whenever a Subject is saved
+LEFT_BEHIND = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".tflite",
+    ".ot",
+    ".mlmodel",
+    ".py",
+    ".xml",
+    ".npz",
+    *PICKLES,
+)
+WRITTEN_ANEW = {
+    "config.json",
+    "generation_config.json",
+    "compress_lab.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}  # whenever a Subject is saved
 BUDGET = 32 * MEGABYTE
+
 
 def companions(
     folder: Path,  # of a model
 ) -> tuple[dict[str, bytes], list[str]]:
-    "The content of its small files that are neither weights nor code nor written anew with each save, by name, and the names of those that are too large."
+    """The content of its small files that are neither weights nor code nor written anew with each save, by name, and
+    the names of those that are too large.
+    """
     found, large, left = {}, [], BUDGET
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in WRITTEN_ANEW or path.name.endswith(LEFT_BEHIND) or not path.is_file(): continue
-        if (size := path.stat().st_size) > left: large.append(path.name)
-        else: found[path.name], left = path.read_bytes(), left - size
+        if (
+            path.name.startswith(".")
+            or path.name in WRITTEN_ANEW
+            or path.name.endswith(LEFT_BEHIND)
+            or not path.is_file()
+        ):
+            continue
+        if (size := path.stat().st_size) > left:
+            large.append(path.name)
+        else:
+            found[path.name], left = path.read_bytes(), left - size
     return found, large

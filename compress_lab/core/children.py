@@ -6,25 +6,42 @@
 __all__ = ['FOLDERS', 'SWITCHES', 'python_command', 'child_environment']
 
 # %% ../../nbs/core/00_children.ipynb #cell-03
-import os, shutil, sys
+import os
+import shutil
+import sys
+
 from .errors import CompressLabError
 
 # %% ../../nbs/core/00_children.ipynb #cell-06
 def python_command(
     *arguments,  # of Python: "-m", a module, and what the module takes
 ) -> list[str]:
-    "The command that starts this interpreter in safe-path mode. Raises `CompressLabError` where the interpreter is not known."
+    """The command that starts this interpreter in safe-path mode.
+
+    Raises `CompressLabError` where the interpreter is not known.
+    """
     folders = os.pathsep.join(filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep)))
     named = sys.executable or ""
     found = os.path.abspath(named) if os.path.dirname(named) else shutil.which(named, path=folders) if named else None
     if found is None:
-        raise CompressLabError("The Python interpreter of this process is not known.", f"sys.executable is {sys.executable!r}",
-                               "run it with a Python that is installed, by its full path")
+        raise CompressLabError(
+            "The Python interpreter of this process is not known.",
+            f"sys.executable is {sys.executable!r}",
+            "run it with a Python that is installed, by its full path",
+        )
     return [found, "-P", *map(str, arguments)]
 
 # %% ../../nbs/core/00_children.ipynb #cell-09
 FOLDERS = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE")  # handed on where they are absolute
-SWITCHES = ("PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED")
+SWITCHES = (
+    "PYTHONNOUSERSITE",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONHASHSEED",
+    "PYTHONUTF8",
+    "PYTHONIOENCODING",
+    "PYTHONUNBUFFERED",
+)
+
 
 def child_environment(
     **more,  # variables to set
@@ -33,5 +50,6 @@ def child_environment(
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in SWITCHES}
     for name in FOLDERS:
         folders = [folder for folder in os.environ.get(name, "").split(os.pathsep) if os.path.isabs(folder)]
-        if folders: kept[name] = os.pathsep.join(folders)
+        if folders:
+            kept[name] = os.pathsep.join(folders)
     return kept | {"PYTHONSAFEPATH": "1"} | {name: str(value) for name, value in more.items()}

@@ -7,131 +7,222 @@ __all__ = ['HALVES', 'READERS', 'TITLE', 'STREAMS', 'TASKS', 'DataProvenance', '
            'calibration', 'Windows', 'windows', 'Task', 'task', 'Images', 'images']
 
 # %% ../../nbs/core/03_data.ipynb #cell-03
-import gzip, json, math, os, pickle, re
+import gzip
+import json
+import math
+import os
+import pickle
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 import torch
 import xxhash
+
+from .checkpoints import card
 from .errors import CompressLabError, nearest
 from .files import intact, read_text, regular_file, seal, set_aside
 from .inputs import around, check_length, tokenizer_key
 from .settings import seed_number, whole
 from .starters import STARTERS, _locked, cache_dir, fetch, sha256
-from .checkpoints import card
 from .subjects import Subject, local
 
 # %% ../../nbs/core/03_data.ipynb #cell-07
 @dataclass(frozen=True)
 class DataProvenance:
     "Where data comes from."
-    name: str                 # the name it was asked for by
-    source: str               # package, file or Hub id
-    revision: str = ""        # version or commit
+
+    name: str  # the name it was asked for by
+    source: str  # package, file or Hub id
+    revision: str = ""  # version or commit
     licence: str = "unknown"  # of the data
-    sha256: str = ""          # of the file it was read from
+    sha256: str = ""  # of the file it was read from
+
 
 @dataclass(frozen=True)
 class Document:
     "One document of a text."
-    id: str     # what decides its half: the same for the same document, whatever stands beside it
+
+    id: str  # what decides its half: the same for the same document, whatever stands beside it
     title: str  # for people
-    text: str   # plain text
+    text: str  # plain text
+
 
 @dataclass(frozen=True, repr=False)
 class Text:
     "Documents and where they come from."
-    documents: tuple[Document, ...]   # in their order
-    provenance: DataProvenance        # where they come from
 
-    def half(self,
+    documents: tuple[Document, ...]  # in their order
+    provenance: DataProvenance  # where they come from
+
+    def half(
+        self,
         which: str,  # "calibration" or "evaluation"
     ) -> tuple[Document, ...]:
         "The documents of one half, in their order. Raises `CompressLabError` where there are none."
-        if which not in HALVES: raise CompressLabError(f"A text has no half called {which!r}.", fix=f"take one of {', '.join(HALVES)}")
+        if which not in HALVES:
+            raise CompressLabError(f"A text has no half called {which!r}.", fix=f"take one of {', '.join(HALVES)}")
         found = tuple(document for document in self.documents if _half(document.id) == which)
-        if found: return found
-        raise CompressLabError(f"None of the {len(self.documents)} documents of {self.provenance.name!r} falls into the {which} half.", self.provenance.source,
-                               "give a text of more documents: calibration and evaluation never share one")
+        if found:
+            return found
+        raise CompressLabError(
+            f"None of the {len(self.documents)} documents of {self.provenance.name!r} falls into the {which} half.",
+            self.provenance.source,
+            "give a text of more documents: calibration and evaluation never share one",
+        )
 
     def __repr__(self):
         size = sum(len(document.text) for document in self.documents)
-        return f"Text({self.provenance.name}: {len(self.documents)} documents, {size:,} characters, {self.provenance.licence}, from {self.provenance.source})"
+        return (
+            f"Text({self.provenance.name}: {len(self.documents)} documents, {size:,} characters, "
+            f"{self.provenance.licence}, from {self.provenance.source})"
+        )
+
 
 HALVES = ("calibration", "evaluation")
-def _id(text: str) -> str: return xxhash.xxh3_128_hexdigest(text.encode(errors="replace"))
-def _half(id: str) -> str: return HALVES[int(_id(id)[-1], 16) & 1]
+
+# %% ../../nbs/core/03_data.ipynb #cell-07-2
+def _id(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode(errors="replace"))
+
+
+def _half(id: str) -> str:
+    return HALVES[int(_id(id)[-1], 16) & 1]
 
 # %% ../../nbs/core/03_data.ipynb #cell-11
-READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".tsv": lambda path: pd.read_csv(path, sep="\t"),
-           ".jsonl": lambda path: pd.read_json(path, lines=True), ".json": pd.read_json}
+READERS = {
+    ".parquet": pd.read_parquet,
+    ".csv": pd.read_csv,
+    ".tsv": lambda path: pd.read_csv(path, sep="\t"),
+    ".jsonl": lambda path: pd.read_json(path, lines=True),
+    ".json": pd.read_json,
+}
+
 
 def _read(path: Path) -> pd.DataFrame:
     "The table in a file. Raises `CompressLabError`."
     if path.suffix not in READERS:
-        raise CompressLabError(f"{path.suffix or 'A file without an ending'} is not a kind of table.", str(path), f"take one of {', '.join(READERS)}")
+        raise CompressLabError(
+            f"{path.suffix or 'A file without an ending'} is not a kind of table.",
+            str(path),
+            f"take one of {', '.join(READERS)}",
+        )
     regular_file(path)
-    try: return READERS[path.suffix](path)
+    try:
+        return READERS[path.suffix](path)
     except Exception as error:
-        raise CompressLabError(f"The table could not be read: {(str(error).splitlines() or [type(error).__name__])[0][:200]}", str(path), f"check that it is {path.suffix}") from error
+        raise CompressLabError(
+            f"The table could not be read: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
+            str(path),
+            f"check that it is {path.suffix}",
+        ) from error
 
-def _local(name: str|Path) -> Path|None:
+
+def _local(name: str | Path) -> Path | None:
     "What there is on this machine under that name, a broken link too; None where there is nothing."
-    try: path = local(name)
-    except CompressLabError: return None   # too long for a file, or with characters that no file has
+    try:
+        path = local(name)
+    except CompressLabError:
+        return None  # too long for a file, or with characters that no file has
     return path if os.path.lexists(path) else None
 
-def _choose(what: str, asked: str|None, known: list[str], preferred: tuple[str, ...], where: str) -> str:
+# %% ../../nbs/core/03_data.ipynb #cell-11-2
+def _choose(what: str, asked: str | None, known: list[str], preferred: tuple[str, ...], where: str) -> str:
     "The one of `known` that was asked for, or else the first preferred, or the only one. Raises `CompressLabError`."
-    if asked in known: return asked
+    if asked in known:
+        return asked
     if asked is None:
         for name in (*preferred, *known[:1] * (len(known) == 1)):
-            if name in known: return name
-        raise CompressLabError(f"There are {len(known)} {what}s and none was named.", where, f"take one of {', '.join(known)}")
-    raise CompressLabError(f"There is no {what} {asked!r}.", where, f"take one of {', '.join(nearest(asked, known) or known)}")
+            if name in known:
+                return name
+        raise CompressLabError(
+            f"There are {len(known)} {what}s and none was named.", where, f"take one of {', '.join(known)}"
+        )
+    raise CompressLabError(
+        f"There is no {what} {asked!r}.", where, f"take one of {', '.join(nearest(asked, known) or known)}"
+    )
 
 # %% ../../nbs/core/03_data.ipynb #cell-12
-def _mirrored(name: str, config: str|None, split: str|None, preferred: tuple[str, ...]):
+def _mirrored(name: str, config: str | None, split: str | None, preferred: tuple[str, ...]):
     "(table, config, split, provenance) from the mirror, None where it does not have `name`."
     root = os.environ.get("COMPRESS_LAB_MIRROR")
-    folder = _local(Path(root)/name) if root and _is_hub_id(name) else None
-    if folder is None or not folder.is_dir(): return None
-    config = _choose("config", config, sorted(path.name for path in folder.iterdir() if path.is_dir()), ("default",), f"{name} in the mirror")
-    splits = sorted(path.stem for path in (folder/config).glob("*.parquet"))
+    folder = _local(Path(root) / name) if root and _is_hub_id(name) else None
+    if folder is None or not folder.is_dir():
+        return None
+    config = _choose(
+        "config",
+        config,
+        sorted(path.name for path in folder.iterdir() if path.is_dir()),
+        ("default",),
+        f"{name} in the mirror",
+    )
+    splits = sorted(path.stem for path in (folder / config).glob("*.parquet"))
     split = _choose("split", split, splits, preferred, f"{name} {config} in the mirror")
-    path = folder/config/f"{split}.parquet"
+    path = folder / config / f"{split}.parquet"
     licence = card(folder, "license") or "see the dataset card on the Hub"
-    return _read(path), config, split, DataProvenance(name, f"{name}/{config}/{split}, local mirror", "", licence, sha256(path))
+    return (
+        _read(path),
+        config,
+        split,
+        DataProvenance(name, f"{name}/{config}/{split}, local mirror", "", licence, sha256(path)),
+    )
 
-def _is_hub_id(name: str) -> bool: return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and ".." not in name
+
+def _is_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and ".." not in name
 
 # %% ../../nbs/core/03_data.ipynb #cell-13
-def _from_hub(name: str, config: str|None, split: str|None, preferred: tuple[str, ...]):
+def _from_hub(name: str, config: str | None, split: str | None, preferred: tuple[str, ...]):
     "(table, config, split, provenance) from the Hub, through datasets. Raises `CompressLabError`."
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
     from huggingface_hub import HfApi, constants
+
     try:
         config = _choose("config", config, get_dataset_config_names(name), ("default",), f"{name} on the Hub")
         split = _choose("split", split, get_dataset_split_names(name, config), preferred, f"{name} {config} on the Hub")
         frame = load_dataset(name, config, split=split).to_pandas()
         info = None if constants.HF_HUB_OFFLINE else HfApi().dataset_info(name)
-    except CompressLabError: raise
+    except CompressLabError:
+        raise
     except Exception as error:
-        reason = "the Hub may not be asked (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else f"the Hub gave none: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
-        raise CompressLabError(f"No data set is called {name!r} in the mirror or among local files, and {reason}.", fix=_help(name)) from error
+        reason = (
+            "the Hub may not be asked (HF_HUB_OFFLINE is set)"
+            if constants.HF_HUB_OFFLINE
+            else f"the Hub gave none: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+        )
+        raise CompressLabError(
+            f"No data set is called {name!r} in the mirror or among local files, and {reason}.", fix=_help(name)
+        ) from error
     licence = (info.card_data or {}).get("license") if info else None
-    return frame, config, split, DataProvenance(name, f"{name}/{config}/{split} on the Hub", info.sha if info else "", str(licence or "see the dataset card on the Hub"))
+    return (
+        frame,
+        config,
+        split,
+        DataProvenance(
+            name,
+            f"{name}/{config}/{split} on the Hub",
+            info.sha if info else "",
+            str(licence or "see the dataset card on the Hub"),
+        ),
+    )
+
 
 def _help(name: str) -> str:
     known = ["wikipedia", *TASKS]
-    return (f"take one of {', '.join(nearest(name, known) or known)}, the path of a file, or owner/name of a data set on the Hub; "
-            "COMPRESS_LAB_MIRROR names a folder with copies")
+    return (
+        f"take one of {', '.join(nearest(name, known) or known)}, the path of a file, or owner/name of a data set on "
+        "the Hub; "
+        "COMPRESS_LAB_MIRROR names a folder with copies"
+    )
 
 # %% ../../nbs/core/03_data.ipynb #cell-15
 def _kept(path: Path, make) -> list:
     "What `make()` gives, from the file where it was kept, or else made and kept there."
-    if os.path.lexists(path) and not intact(path): set_aside(path, "is not what was written")
+    if os.path.lexists(path) and not intact(path):
+        set_aside(path, "is not what was written")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".part-{os.getpid()}")
@@ -140,19 +231,24 @@ def _kept(path: Path, make) -> list:
         part.replace(path)
     return json.loads(read_text(path, limit=None))
 
+
 @lru_cache(2)
 def _wikipedia(cache: Path) -> tuple[Document, ...]:
     import inspect
+
     import mwparserfromhell
+
     from compress_lab.core import wiki
-    dump, = fetch("wikipedia").glob("*.bz2")
+
+    (dump,) = fetch("wikipedia").glob("*.bz2")
     made_by = f"sealed {sha256(dump)} {mwparserfromhell.__version__} {inspect.getsource(wiki)}"
-    with _locked(cache/"wikipedia.converted.lock", "cleaning wikipedia"):
-        found = _kept(cache/"converted"/f"wikipedia-{_id(made_by)[:16]}.json", lambda: list(wiki.articles(dump)))
+    with _locked(cache / "wikipedia.converted.lock", "cleaning wikipedia"):
+        found = _kept(cache / "converted" / f"wikipedia-{_id(made_by)[:16]}.json", lambda: list(wiki.articles(dump)))
     return tuple(Document(*each) for each in found)
 
 # %% ../../nbs/core/03_data.ipynb #cell-17
 TITLE = re.compile(r"^ = ([^=].*?) = \s*$")
+
 
 def _rows(frame: pd.DataFrame, where: str) -> tuple[Document, ...]:
     "The documents in the column `text`."
@@ -166,77 +262,114 @@ def _rows(frame: pd.DataFrame, where: str) -> tuple[Document, ...]:
     ids = frame["id"].astype(str) if "id" in frame else [_id(row) for row in rows]
     return tuple(Document(id, title, row) for id, title, row in zip(ids, titles, rows) if row.strip())
 
-def _pieces(text: str, name: str, length: int=4000) -> tuple[Document, ...]:
+
+def _pieces(text: str, name: str, length: int = 4000) -> tuple[Document, ...]:
     "Plain text cut at blank lines into documents of at least `length` characters, the last excepted."
     found, piece = [], ""
     for paragraph in re.split(r"(?<=\n)\s*\n", text):
         piece += paragraph + "\n"
-        if len(piece) >= length: found.append(piece); piece = ""
+        if len(piece) >= length:
+            found.append(piece)
+            piece = ""
     found += [piece] * bool(piece.strip())
     return tuple(Document(_id(piece), f"{name}, part {number}", piece) for number, piece in enumerate(found, 1))
 
 # %% ../../nbs/core/03_data.ipynb #cell-18
 def _require(frame: pd.DataFrame, columns: tuple[str, ...], where: str):
     "Raises `CompressLabError` where `frame` is empty, or a column is missing or has empty cells."
-    if frame.empty: raise CompressLabError("The data set has no rows.", where, "check the file and the split")
+    if frame.empty:
+        raise CompressLabError("The data set has no rows.", where, "check the file and the split")
     for column in columns:
         if column not in frame:
-            raise CompressLabError(f"The data set has no column {column!r}.", where, f"its columns are {', '.join(map(str, frame.columns))}")
+            raise CompressLabError(
+                f"The data set has no column {column!r}.",
+                where,
+                f"its columns are {', '.join(map(str, frame.columns))}",
+            )
         if len(empty := frame.index[frame[column].isna()]):
-            raise CompressLabError(f"{len(empty)} cells of the column {column!r} are empty, the first in row {empty[0]}.", where, "fill or drop these rows")
+            raise CompressLabError(
+                f"{len(empty)} cells of the column {column!r} are empty, the first in row {empty[0]}.",
+                where,
+                "fill or drop these rows",
+            )
+
 
 def _file_text(path: Path) -> tuple[Document, ...]:
     "The documents in a local file or folder."
     if path.is_dir():
         files = sorted(path.glob("*.txt"))
         return tuple(Document(file.name, file.stem, read_text(file, limit=None)) for file in files)
-    if path.suffix == ".txt": return _pieces(read_text(path, limit=None), path.stem)
+    if path.suffix == ".txt":
+        return _pieces(read_text(path, limit=None), path.stem)
     return _rows(_read(path), str(path))
 
 # %% ../../nbs/core/03_data.ipynb #cell-19
 def text(
-    name: str|Text,         # "wikipedia", a file, a folder of .txt, or owner/name or owner/name/config of a data set; a Text is given back
-    split: str|None=None,   # for data sets: which split; None takes test, validation or train, the first there is
+    name: str
+    | Text,  # "wikipedia", a file, a folder of .txt, or owner/name or owner/name/config of a data set; a Text is given back
+    split: str | None = None,  # for data sets: which split; None takes test, validation or train, the first there is
 ) -> Text:
     "The documents of a text with their provenance. Raises `CompressLabError`."
-    if isinstance(name, Text): return name
+    if isinstance(name, Text):
+        return name
     path, name = _local(name), str(name)
     id, _, config = name.rpartition("/") if name.count("/") == 2 else (name, "", None)
     if name == "wikipedia":
-        if split is not None: raise CompressLabError("The starter text has no splits.", "split", "leave it out")
+        if split is not None:
+            raise CompressLabError("The starter text has no splits.", "split", "leave it out")
         starter = STARTERS[name]
         documents = _wikipedia(cache_dir())
-        known = DataProvenance(name, f"English Wikipedia, in {starter.package} on the Python package index", starter.package.split("==")[1], starter.licence, *starter.files.values())
-    elif path is not None: documents, known = _file_text(path), DataProvenance(path.stem, str(path), "", "unknown", "" if path.is_dir() else sha256(path))
-    elif not _is_hub_id(id): raise CompressLabError(f"No text is called {name!r}.", fix=_help(name))
+        known = DataProvenance(
+            name,
+            f"English Wikipedia, in {starter.package} on the Python package index",
+            starter.package.split("==")[1],
+            starter.licence,
+            *starter.files.values(),
+        )
+    elif path is not None:
+        documents, known = (
+            _file_text(path),
+            DataProvenance(path.stem, str(path), "", "unknown", "" if path.is_dir() else sha256(path)),
+        )
+    elif not _is_hub_id(id):
+        raise CompressLabError(f"No text is called {name!r}.", fix=_help(name))
     else:
         preferred = ("test", "validation", "train")
         frame, config, split, known = _mirrored(id, config, split, preferred) or _from_hub(id, config, split, preferred)
         documents = _rows(frame, known.source)
-    if not documents: raise CompressLabError("The text is empty.", known.source, "check the file and the split")
+    if not documents:
+        raise CompressLabError("The text is empty.", known.source, "check the file and the split")
     return Text(documents, known)
 
 # %% ../../nbs/core/03_data.ipynb #cell-27
 STREAMS: dict = {}  # the last few token streams, by a hash of the text and of what decides its tokens
 
+
 def _stream(text: Text, which: str, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
     "(tokens, index of the document each is from) of one half of a text, both int64 of shape (tokens)."
     documents = text.half(which)
     key = _stream_key(documents, tokenizer)
-    if key in STREAMS: return STREAMS[key]
-    rows = tokenizer([document.text.rstrip() + "\n\n" for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
+    if key in STREAMS:
+        return STREAMS[key]
+    rows = tokenizer(
+        [document.text.rstrip() + "\n\n" for document in documents], add_special_tokens=False, verbose=False
+    )["input_ids"]
     owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
     found = torch.tensor([token for row in rows for token in row], dtype=torch.long), owners
     if key is not None:
-        while len(STREAMS) > 3: del STREAMS[next(iter(STREAMS))]
+        while len(STREAMS) > 3:
+            del STREAMS[next(iter(STREAMS))]
         STREAMS[key] = found
     return found
 
-def _stream_key(documents: tuple[Document, ...], tokenizer) -> str|None:
+
+def _stream_key(documents: tuple[Document, ...], tokenizer) -> str | None:
     "A hash of the texts and the tokenizer; None for a tokenizer that has none, whose streams are not kept."
-    if (made_by := tokenizer_key(tokenizer)) is None: return None
+    if (made_by := tokenizer_key(tokenizer)) is None:
+        return None
     digest = xxhash.xxh3_128(made_by.encode())
-    for document in documents: digest.update(f"{len(document.text)}\0{document.text}".encode(errors="replace"))
+    for document in documents:
+        digest.update(f"{len(document.text)}\0{document.text}".encode(errors="replace"))
     return digest.hexdigest()
 
 # %% ../../nbs/core/03_data.ipynb #cell-28
@@ -245,48 +378,83 @@ def _continues(model) -> bool:
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return not encoder_decoder and bool(getattr(model, "can_generate", lambda: False)())
 
-def _parts(subject, length: int, n: int|None, read: int|None=None):
-    "(tokenizer, tokens before a row, tokens after it). Raises `CompressLabError` where rows of `length` tokens cannot be had."
+
+def _parts(subject, length: int, n: int | None, read: int | None = None):
+    """(tokenizer, tokens before a row, tokens after it).
+
+    Raises `CompressLabError` where rows of `length` tokens cannot be had.
+    """
     model, tokenizer = (subject.model, subject.tokenizer) if isinstance(subject, Subject) else (None, subject)
-    if not callable(tokenizer): raise CompressLabError("There is no tokenizer to make tokens with.", getattr(subject, "name", ""), "give a Subject that has one, or a tokenizer")
+    if not callable(tokenizer):
+        raise CompressLabError(
+            "There is no tokenizer to make tokens with.",
+            getattr(subject, "name", ""),
+            "give a Subject that has one, or a tokenizer",
+        )
     before, after = around(tokenizer)
-    encoder = getattr(tokenizer, "cls_token_id", None) is not None and getattr(tokenizer, "sep_token_id", None) is not None
-    if not encoder or _continues(model): after = []
+    encoder = (
+        getattr(tokenizer, "cls_token_id", None) is not None and getattr(tokenizer, "sep_token_id", None) is not None
+    )
+    if not encoder or _continues(model):
+        after = []
     for name, value, least in (("length", length, len(before + after) + 2), ("n", 1 if n is None else n, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise CompressLabError(f"{name} is {value!r}, and must be a whole number of at least {least}.", name, f"give {least} or more")
-    if model is not None: check_length(model, read or length, "length")
+            raise CompressLabError(
+                f"{name} is {value!r}, and must be a whole number of at least {least}.", name, f"give {least} or more"
+            )
+    if model is not None:
+        check_length(model, read or length, "length")
     return tokenizer, before, after
+
 
 def _cut(tokens: torch.Tensor, starts: torch.Tensor, size: int, before=(), after=()) -> torch.Tensor:
     "Rows of `size` tokens from each start, shape (starts, before + size + after)."
     rows = tokens[starts[:, None] + torch.arange(size)]
-    return torch.cat([torch.tensor(before, dtype=torch.long).expand(len(rows), -1), rows, torch.tensor(after, dtype=torch.long).expand(len(rows), -1)], 1)
+    return torch.cat(
+        [
+            torch.tensor(before, dtype=torch.long).expand(len(rows), -1),
+            rows,
+            torch.tensor(after, dtype=torch.long).expand(len(rows), -1),
+        ],
+        1,
+    )
 
+# %% ../../nbs/core/03_data.ipynb #cell-28-2
 def _slots(tokens: torch.Tensor, size: int, n: int, known: DataProvenance, which: str) -> int:
     "How many rows of `size` the stream holds. Raises `CompressLabError` where these are fewer than `n`."
-    if (slots := len(tokens) // size) >= n: return slots
-    raise CompressLabError(f"The {which} half of {known.name!r} has {len(tokens):,} tokens, enough for {slots} rows of {size} that do not overlap, not for {n}.",
-                           known.source, f"take n of at most {slots}, shorter rows, or a longer text" if slots else "take shorter rows or a longer text")
+    if (slots := len(tokens) // size) >= n:
+        return slots
+    raise CompressLabError(
+        f"The {which} half of {known.name!r} has {len(tokens):,} tokens, enough for {slots} rows of {size} that do "
+        f"not overlap, not for {n}.",
+        known.source,
+        f"take n of at most {slots}, shorter rows, or a longer text" if slots else "take shorter rows or a longer text",
+    )
 
 # %% ../../nbs/core/03_data.ipynb #cell-30
 @dataclass(frozen=True, repr=False)
 class Calibration:
     "Rows of tokens to calibrate on."
-    tokens: torch.Tensor        # int64 of shape (n, length)
-    provenance: DataProvenance  # of the text
-    seed: int                   # that chose the rows
-    key: str                    # hash of the tokens
 
-    def __repr__(self): return f"Calibration({tuple(self.tokens.shape)} tokens of {self.provenance.name}, seed {self.seed}, {self.key[:12]})"
+    tokens: torch.Tensor  # int64 of shape (n, length)
+    provenance: DataProvenance  # of the text
+    seed: int  # that chose the rows
+    key: str  # hash of the tokens
+
+    def __repr__(self):
+        return (
+            f"Calibration({tuple(self.tokens.shape)} tokens of {self.provenance.name}, seed {self.seed}, "
+            f"{self.key[:12]})"
+        )
+
 
 def calibration(
-    name: str|Text,    # a text, as for `text`
-    subject,           # a Subject or a tokenizer
+    name: str | Text,  # a text, as for `text`
+    subject,  # a Subject or a tokenizer
     *,
-    n: int=64,         # rows
-    length: int=512,   # tokens a row
-    seed: int=0,       # chooses the rows
+    n: int = 64,  # rows
+    length: int = 512,  # tokens a row
+    seed: int = 0,  # chooses the rows
 ) -> Calibration:
     "Random rows from the calibration half of a text. Raises `CompressLabError` where it has too few tokens."
     tokenizer, before, after = _parts(subject, length, n)
@@ -299,29 +467,37 @@ def calibration(
     rows = _cut(tokens, starts, size, before, after)
     return Calibration(rows, found.provenance, seed, _key(rows))
 
-def _key(rows: torch.Tensor) -> str: return xxhash.xxh3_128_hexdigest(f"{tuple(rows.shape)}".encode() + rows.contiguous().numpy().tobytes())
+
+def _key(rows: torch.Tensor) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{tuple(rows.shape)}".encode() + rows.contiguous().numpy().tobytes())
 
 # %% ../../nbs/core/03_data.ipynb #cell-37
 @dataclass(frozen=True, repr=False)
 class Windows:
     "Rows of tokens to evaluate on, and the document of each token."
-    tokens: torch.Tensor        # int64 of shape (n, context * stretch)
-    document: torch.Tensor      # int64 of the same shape: index into `titles`
-    titles: tuple[str, ...]     # of all documents of the evaluation half
-    provenance: DataProvenance  # of the text
-    key: str                    # hash of the tokens
-    begin: int = 0              # tokens at the beginning of each row that the tokenizer puts before every text
 
-    def __repr__(self): return f"Windows({tuple(self.tokens.shape)} tokens of {self.provenance.name}, {len(self.document.unique())} documents, {self.key[:12]})"
+    tokens: torch.Tensor  # int64 of shape (n, context * stretch)
+    document: torch.Tensor  # int64 of the same shape: index into `titles`
+    titles: tuple[str, ...]  # of all documents of the evaluation half
+    provenance: DataProvenance  # of the text
+    key: str  # hash of the tokens
+    begin: int = 0  # tokens at the beginning of each row that the tokenizer puts before every text
+
+    def __repr__(self):
+        return (
+            f"Windows({tuple(self.tokens.shape)} tokens of {self.provenance.name}, {len(self.document.unique())} "
+            f"documents, {self.key[:12]})"
+        )
+
 
 def windows(
-    name: str|Text,    # a text, as for `text`
-    subject,           # a Subject or a tokenizer
+    name: str | Text,  # a text, as for `text`
+    subject,  # a Subject or a tokenizer
     *,
-    context: int,      # tokens a window
-    n: int|None=None,  # windows; None for all there are
-    seed: int=0,       # another seed moves all windows on by as many, between their neighbours
-    stretch: int=1,    # contexts in a row, for a reader that takes one at a time
+    context: int,  # tokens a window
+    n: int | None = None,  # windows; None for all there are
+    seed: int = 0,  # another seed moves all windows on by as many, between their neighbours
+    stretch: int = 1,  # contexts in a row, for a reader that takes one at a time
 ) -> Windows:
     "Evenly spaced windows over the evaluation half of a text. Raises `CompressLabError` where it has too few tokens."
     length = context * stretch
@@ -340,108 +516,183 @@ def windows(
 @dataclass(frozen=True, repr=False)
 class Task:
     "A labelled set, as its publisher laid it out."
-    frame: pd.DataFrame         # one row an item
-    provenance: DataProvenance  # where it comes from
-    config: str|None = None     # which part of the data set
-    split: str|None = None      # which split of it
 
-    def __len__(self): return len(self.frame)
+    frame: pd.DataFrame  # one row an item
+    provenance: DataProvenance  # where it comes from
+    config: str | None = None  # which part of the data set
+    split: str | None = None  # which split of it
+
+    def __len__(self):
+        return len(self.frame)
+
     def __repr__(self):
-        return f"Task({self.provenance.name}{f' {self.config}' if self.config else ''} {self.split or ''}: {len(self)} rows of {', '.join(map(str, self.frame.columns[:8]))})"
+        return (
+            f"Task({self.provenance.name}{f' {self.config}' if self.config else ''} {self.split or ''}: {len(self)} "
+            f"rows of {', '.join(map(str, self.frame.columns[:8]))})"
+        )
 
 # %% ../../nbs/core/03_data.ipynb #pickle-code
 class _Arrays(pickle.Unpickler):
-    "Reads numpy arrays, and what Python can write without naming a class; raises `CompressLabError` for everything else."
-    names = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0]}
+    """Reads numpy arrays, and what Python can write without naming a class; raises `CompressLabError` for everything
+    else.
+    """
+
+    names = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    }
 
     def find_class(self, module: str, name: str):
-        if (module, name) in self.names: return self.names[module, name]
-        raise CompressLabError(f"The file asks for {module}.{name}, and only arrays are read from it.", "pickle", "fetch it again, and do not open it otherwise")
+        if (module, name) in self.names:
+            return self.names[module, name]
+        raise CompressLabError(
+            f"The file asks for {module}.{name}, and only arrays are read from it.",
+            "pickle",
+            "fetch it again, and do not open it otherwise",
+        )
 
 # %% ../../nbs/core/03_data.ipynb #cell-44
 def _r8(split):
     split = _choose("split", split, ["train", "test"], ("test",), "r8")
-    path = fetch("r8")/f"reuters-r8-{split}.tab"
-    frame = pd.read_csv(path, sep="\t", skiprows=[1, 2], quoting=3, keep_default_na=False).rename(columns={"Category": "label", "Text": "text"})
+    path = fetch("r8") / f"reuters-r8-{split}.tab"
+    frame = pd.read_csv(path, sep="\t", skiprows=[1, 2], quoting=3, keep_default_na=False).rename(
+        columns={"Category": "label", "Text": "text"}
+    )
     return frame, split, path
+
 
 def _mnist(split):
     split = _choose("split", split, ["train"], (), "mnist-5k")
-    path = fetch("mnist-5k")/"mnist_5k.csv.gz"
+    path = fetch("mnist-5k") / "mnist_5k.csv.gz"
     values = pd.read_csv(path, header=None)
     return values.set_axis([*(f"pixel{i}" for i in range(values.shape[1] - 1)), "label"], axis=1), split, path
 
+
 def _mnist_whole(split):
-    split, path = _choose("split", split, ["train", "test"], ("test",), "mnist"), fetch("mnist")/"mnist.pkl.gz"
-    with gzip.open(path) as file: *train, test = _Arrays(file, encoding="bytes").load()
+    split, path = _choose("split", split, ["train", "test"], ("test",), "mnist"), fetch("mnist") / "mnist.pkl.gz"
+    with gzip.open(path) as file:
+        *train, test = _Arrays(file, encoding="bytes").load()
     pixels, labels = (np.concatenate(parts) for parts in zip(*(train if split == "train" else [test])))
-    return pd.DataFrame((pixels * 256).astype(np.uint8), columns=[f"pixel{i}" for i in range(784)]).assign(label=labels), split, path   # stored as k / 256
+    return (
+        pd.DataFrame((pixels * 256).astype(np.uint8), columns=[f"pixel{i}" for i in range(784)]).assign(label=labels),
+        split,
+        path,
+    )  # stored as k / 256
+
 
 def _digits(split):
     split = _choose("split", split, ["train"], (), "digits")
-    try: from sklearn.datasets import load_digits
-    except ImportError as error: raise CompressLabError("The digits come with scikit-learn, which is not installed.", "digits", "pip install scikit-learn") from error
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise CompressLabError(
+            "The digits come with scikit-learn, which is not installed.", "digits", "pip install scikit-learn"
+        ) from error
     pixels, labels = load_digits(return_X_y=True)
     return pd.DataFrame(pixels, columns=[f"pixel{i}" for i in range(64)]).assign(label=labels), split, None
 
+
 TASKS = {"r8": _r8, "mnist-5k": _mnist, "mnist": _mnist_whole, "digits": _digits}
 
-def _starter_task(name: str, split: str|None):
+# %% ../../nbs/core/03_data.ipynb #cell-44-2
+def _starter_task(name: str, split: str | None):
     "(table, config, split, provenance) of a starter's labelled set."
     frame, split, path = TASKS[name](split)
-    if path is None: return frame, None, split, DataProvenance(name, "scikit-learn", __import__("sklearn").__version__, "CC-BY-4.0 (UCI digits)")
+    if path is None:
+        return (
+            frame,
+            None,
+            split,
+            DataProvenance(name, "scikit-learn", __import__("sklearn").__version__, "CC-BY-4.0 (UCI digits)"),
+        )
     starter = STARTERS[name]
-    return frame, None, split, DataProvenance(name, f"{starter.package} on the Python package index", starter.package.split("==")[1], starter.licence, sha256(path))
+    return (
+        frame,
+        None,
+        split,
+        DataProvenance(
+            name,
+            f"{starter.package} on the Python package index",
+            starter.package.split("==")[1],
+            starter.licence,
+            sha256(path),
+        ),
+    )
 
 # %% ../../nbs/core/03_data.ipynb #cell-45
 def task(
-    name: str,                    # r8, mnist, mnist-5k, digits, a file, or owner/name of a data set
-    config: str|None=None,        # which part of the data set; None where there is one
-    split: str|None=None,         # which split; None takes validation, then test
+    name: str,  # r8, mnist, mnist-5k, digits, a file, or owner/name of a data set
+    config: str | None = None,  # which part of the data set; None where there is one
+    split: str | None = None,  # which split; None takes validation, then test
     *,
-    columns: tuple[str, ...]=(),  # columns that must be there and full
+    columns: tuple[str, ...] = (),  # columns that must be there and full
 ) -> Task:
     "A labelled set with its provenance. Raises `CompressLabError`."
     path, name = _local(name), str(name)
     preferred = ("validation", "test")
-    if name in TASKS: frame, config, split, known = _starter_task(name, split)
-    elif path is not None and not (path.is_dir() and _is_hub_id(name)): frame, known = _read(path), DataProvenance(path.stem, str(path), "", "unknown", sha256(path))
-    elif not _is_hub_id(name): raise CompressLabError(f"No task is called {name!r}.", fix=_help(name))
-    else: frame, config, split, known = _mirrored(name, config, split, preferred) or _from_hub(name, config, split, preferred)
+    if name in TASKS:
+        frame, config, split, known = _starter_task(name, split)
+    elif path is not None and not (path.is_dir() and _is_hub_id(name)):
+        frame, known = _read(path), DataProvenance(path.stem, str(path), "", "unknown", sha256(path))
+    elif not _is_hub_id(name):
+        raise CompressLabError(f"No task is called {name!r}.", fix=_help(name))
+    else:
+        frame, config, split, known = _mirrored(name, config, split, preferred) or _from_hub(
+            name, config, split, preferred
+        )
     _require(frame, tuple(columns), known.source)
     if "label" in frame and pd.api.types.is_integer_dtype(frame["label"]) and (frame["label"] == -1).all():
-        raise CompressLabError("The labels of this split are hidden (all are -1).", known.source, "take the validation split")
+        raise CompressLabError(
+            "The labels of this split are hidden (all are -1).", known.source, "take the validation split"
+        )
     return Task(frame, known, config, split)
 
 # %% ../../nbs/core/03_data.ipynb #images-code
 @dataclass(frozen=True, repr=False)
 class Images:
     "Labelled images to train, calibrate or measure on."
-    images: torch.Tensor        # float32 of shape (n, 1, side, side), from 0 to 1
-    labels: torch.Tensor        # int64 of shape (n,)
+
+    images: torch.Tensor  # float32 of shape (n, 1, side, side), from 0 to 1
+    labels: torch.Tensor  # int64 of shape (n,)
     provenance: DataProvenance  # of the set
 
     @property
-    def table(self) -> dict[str, torch.Tensor]: return {"input": self.images, "labels": self.labels}   # for the trainer
+    def table(self) -> dict[str, torch.Tensor]:
+        return {"input": self.images, "labels": self.labels}  # for the trainer
+
     @property
-    def key(self) -> str: return _key(self.images)   # hash of the images
-    def __len__(self): return len(self.labels)
-    def __getitem__(self, part) -> "Images": return Images(self.images[part], self.labels[part], self.provenance)
-    def __repr__(self): return f"Images({tuple(self.images.shape)} of {self.provenance.name}, {self.key[:12]})"
+    def key(self) -> str:
+        return _key(self.images)  # hash of the images
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, part) -> "Images":
+        return Images(self.images[part], self.labels[part], self.provenance)
+
+    def __repr__(self):
+        return f"Images({tuple(self.images.shape)} of {self.provenance.name}, {self.key[:12]})"
+
 
 def images(
-    name: str,             # mnist, mnist-5k, digits, or another task whose columns are pixel0, pixel1, … and label
-    split: str|None=None,  # which split, as for `task`
+    name: str,  # mnist, mnist-5k, digits, or another task whose columns are pixel0, pixel1, … and label
+    split: str | None = None,  # which split, as for `task`
     *,
-    n: int|None=None,      # how many, chosen by chance; None: all, in their order
-    seed: int=0,           # of that choice
+    n: int | None = None,  # how many, chosen by chance; None: all, in their order
+    seed: int = 0,  # of that choice
 ) -> Images:
     "The images of a task, grey and square. Raises `CompressLabError` where it has none, or fewer than `n`."
     found = task(name, split=split, columns=("pixel0", "label"))
     pixels = torch.tensor(found.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
-    if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]: raise CompressLabError(f"{pixels.shape[1]} pixels make no square.", name, "give square images")
-    every = Images((pixels / pixels.max()).view(-1, 1, side, side), torch.tensor(found.frame["label"].to_numpy()), found.provenance)
+    if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]:
+        raise CompressLabError(f"{pixels.shape[1]} pixels make no square.", name, "give square images")
+    every = Images(
+        (pixels / pixels.max()).view(-1, 1, side, side), torch.tensor(found.frame["label"].to_numpy()), found.provenance
+    )
     generator = torch.Generator().manual_seed(seed_number(seed))
-    if n is None: return every
-    if whole(n, "n", 1) > len(every): raise CompressLabError(f"n is {n!r}, and there are {len(every):,} images.", name, "ask for fewer")
+    if n is None:
+        return every
+    if whole(n, "n", 1) > len(every):
+        raise CompressLabError(f"n is {n!r}, and there are {len(every):,} images.", name, "ask for fewer")
     return every[torch.randperm(len(every), generator=generator)[:n]]

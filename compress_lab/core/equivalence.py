@@ -9,35 +9,46 @@ __all__ = ['PIECES', 'SOMETHING_ELSE', 'bias_of', 'Pair', 'move', 'inside', 'nor
            'silent', 'writing', 'listening', 'Stream', 'check_text_alone', 'stream']
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-03
-import math, re, torch
+import math
+import re
 from collections import defaultdict
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
+
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+
 from .errors import CompressLabError
 from .layers import Block, LinearLayer, blocks, calibrating, embeddings, linears, observe, towers
 from .tiny import inputs, reason, strayed
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-08
-def bias_of(layer: LinearLayer) -> LinearLayer|None:
+def bias_of(layer: LinearLayer) -> LinearLayer | None:
     "The bias that belongs to a weight, None where there is none."
     name = "bias" if layer.parameter == "weight" else f"{layer.parameter}_bias"
-    return replace(layer, parameter=name, kind="vector", transposed=False) if isinstance(getattr(layer.module, name, None), Tensor) else None
+    return (
+        replace(layer, parameter=name, kind="vector", transposed=False)
+        if isinstance(getattr(layer.module, name, None), Tensor)
+        else None
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
     "A place where a factor for each channel can be moved from a module to the linears that read it."
-    source: LinearLayer                # a norm (kind "norm") or a linear
-    rows: Tensor                       # (channels,): the output of the source that is channel c
-    readers: tuple[LinearLayer, ...]   # what reads the channels
-    columns: tuple[Tensor, ...]        # for each reader (in,): the channel that each of its inputs is
-    offset: float = 0.0                # what a norm adds to its weight before it multiplies
 
-    def __repr__(self): return f"{self.source.name} → {', '.join(reader.name.rpartition('.')[2] for reader in self.readers)}"
+    source: LinearLayer  # a norm (kind "norm") or a linear
+    rows: Tensor  # (channels,): the output of the source that is channel c
+    readers: tuple[LinearLayer, ...]  # what reads the channels
+    columns: tuple[Tensor, ...]  # for each reader (in,): the channel that each of its inputs is
+    offset: float = 0.0  # what a norm adds to its weight before it multiplies
+
+    def __repr__(self):
+        return f"{self.source.name} → {', '.join(reader.name.rpartition('.')[2] for reader in self.readers)}"
 
     @property
     def experts(self) -> int:
@@ -63,7 +74,9 @@ def move(
             vector = bias.weight.data.view(-1, bias.weight.shape[-1])[expert]
             vector[self.rows] = (vector[self.rows].float() / divisor).to(vector.dtype)
     for reader, columns in zip(self.readers, self.columns):
-        for expert, matrix in enumerate(reader.matrices): matrix.copy_(matrix.float() * factors[expert if self.experts > 1 else 0, columns])
+        for expert, matrix in enumerate(reader.matrices):
+            matrix.copy_(matrix.float() * factors[expert if self.experts > 1 else 0, columns])
+
 
 Pair.move = torch.no_grad()(move)
 
@@ -73,19 +86,29 @@ def inside(model: nn.Module):
     prefixes = [(f"{block.name}.", block.index) for block in blocks(model)]
     return lambda name: next((index for prefix, index in prefixes if f"{name}.".startswith(prefix)), None)
 
+
 def norms(model: nn.Module) -> dict[str, LinearLayer]:
     "The modules that may be norms, by name: no parts, and all parameters vectors of one length."
     found, block_of = {}, inside(model)
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        if list(module.children()) or {parameter.dim() for parameter in own.values()} != {1} or len({len(p) for p in own.values()}) > 1: continue
-        found[name] = LinearLayer(name, module, "weight" if "weight" in own else next(iter(own)), "norm", False, block_of(name))
+        if (
+            list(module.children())
+            or {parameter.dim() for parameter in own.values()} != {1}
+            or len({len(p) for p in own.values()}) > 1
+        ):
+            continue
+        found[name] = LinearLayer(
+            name, module, "weight" if "weight" in own else next(iter(own)), "norm", False, block_of(name)
+        )
     return found
+
 
 def centres(norm: nn.Module) -> bool:
     "Whether a norm takes no notice of a constant added to its input, as layer norms do."
     x = torch.randn(4, len(norm.weight), generator=torch.Generator().manual_seed(0)).to(norm.weight)
     return strayed(norm(x + 1), norm(x)) < 0.1
+
 
 def matrices(model: nn.Module) -> list[LinearLayer]:
     "The linears, and all other matrices that a module may multiply with."
@@ -93,7 +116,8 @@ def matrices(model: nn.Module) -> list[LinearLayer]:
     seen = {id(layer.weight) for layer in found} | {id(table.weight) for table in embeddings(model).values()}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() == 2 and id(parameter) not in seen: found.append(LinearLayer(name, module, key, "linear", False, block_of(name)))
+            if parameter.dim() == 2 and id(parameter) not in seen:
+                found.append(LinearLayer(name, module, key, "linear", False, block_of(name)))
             seen.add(id(parameter))
     return found
 
@@ -103,79 +127,135 @@ def kept(layers):
     "Puts the parameters back as they were."
     tensors = {id(layer.weight): layer.weight.data for layer in layers}
     saved = {key: tensor.clone() for key, tensor in tensors.items()}
-    try: yield
+    try:
+        yield
     finally:
-        for key, tensor in tensors.items(): tensor.copy_(saved[key])
+        for key, tensor in tensors.items():
+            tensor.copy_(saved[key])
+
 
 def rows_of(tensor: Tensor) -> set[bytes]:
     "The distinct vectors along the last dimension."
     return {row.tobytes() for row in tensor.detach().float().reshape(-1, tensor.shape[-1]).cpu().numpy()}
 
+
 def copied(call):
     "The same arguments, with tensors of their own."
     return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, call)
 
+# %% ../../nbs/core/12_equivalence.ipynb #cell-14-2
 class Flow:
     "What one pass shows: what each norm puts out, what each matrix takes in, and how norms and blocks are called."
+
     def __init__(self, model: nn.Module, batch: dict):
         self.norms, self.matrices = norms(model), matrices(model)
         self.put_out, self.taken_in, self.calls = defaultdict(set), defaultdict(set), {}
         names, random = {id(norm.module): name for name, norm in self.norms.items()}, torch.Generator().manual_seed(0)
-        def called(module, args, kwargs): self.calls.setdefault(id(module), copied((args, kwargs)))
+
+        def called(module, args, kwargs):
+            self.calls.setdefault(id(module), copied((args, kwargs)))
+
         def done(module, args, output):
-            if isinstance(output, Tensor): self.put_out[names[id(module)]] |= rows_of(output)
-        def see(layer, expert, rows): self.taken_in[layer.key] |= rows_of(rows)
+            if isinstance(output, Tensor):
+                self.put_out[names[id(module)]] |= rows_of(output)
+
+        def see(layer, expert, rows):
+            self.taken_in[layer.key] |= rows_of(rows)
+
         hooks = [norm.module.register_forward_hook(done) for norm in self.norms.values()]
         watched = {norm.module for norm in self.norms.values()} | {block.module for block in blocks(model)}
         hooks += [module.register_forward_pre_hook(called, with_kwargs=True) for module in watched]
         try:
             with kept(self.norms.values()), observe(self.matrices, see):
-                for norm in self.norms.values(): norm.weight.data.copy_(0.5 + torch.rand(norm.weight.shape, generator=random))
+                for norm in self.norms.values():
+                    norm.weight.data.copy_(0.5 + torch.rand(norm.weight.shape, generator=random))
                 model(**batch)
         finally:
-            for hook in hooks: hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     def fed(self) -> dict[str, list[LinearLayer]]:
         "The matrices that read the output of each norm, by the norm's name."
-        found = {name: [layer for layer in self.matrices if self.taken_in[layer.key] and self.taken_in[layer.key] <= rows] for name, rows in self.put_out.items()}
+        found = {
+            name: [layer for layer in self.matrices if self.taken_in[layer.key] and self.taken_in[layer.key] <= rows]
+            for name, rows in self.put_out.items()
+        }
         return {name: readers for name, readers in found.items() if readers}
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-17
-def offset_of(norm: LinearLayer, args: tuple, kwargs: dict) -> float|None:
+def offset_of(norm: LinearLayer, args: tuple, kwargs: dict) -> float | None:
     "What a norm adds to its weight, 0 or 1; None where its output is no multiple of either."
     twin = deepcopy(norm.module).float()
-    args, kwargs = tree_map(lambda value: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value, (args, kwargs))
+    args, kwargs = tree_map(
+        lambda value: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value,
+        (args, kwargs),
+    )
+
     def output(value: float):
-        for parameter in twin.parameters(): parameter.data.zero_()
+        for parameter in twin.parameters():
+            parameter.data.zero_()
         getattr(twin, norm.parameter).data.fill_(value)
         return twin(*args, **kwargs)
+
     zero, one, two = map(output, (0, 1, 2))
-    return next((offset for offset in (0.0, 1.0) if torch.allclose(zero, offset * (one - zero), atol=1e-5) and torch.allclose(two - one, one - zero, atol=1e-5)), None)
+    return next(
+        (
+            offset
+            for offset in (0.0, 1.0)
+            if torch.allclose(zero, offset * (one - zero), atol=1e-5)
+            and torch.allclose(two - one, one - zero, atol=1e-5)
+        ),
+        None,
+    )
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-20
 class Replay:
     "A copy of a block with random weights, to be run on what the model once gave the block, with random states."
-    def __init__(self,
+
+    def __init__(
+        self,
         block: Block,
-        layers: list[LinearLayer],   # its linears
-        norms: list[LinearLayer],    # its norms
-        call: tuple,                 # args and kwargs of one call of the block
-        width: int,                  # of the residual stream
+        layers: list[LinearLayer],  # its linears
+        norms: list[LinearLayer],  # its norms
+        call: tuple,  # args and kwargs of one call of the block
+        width: int,  # of the residual stream
     ):
         self.block, random = deepcopy(block.module).float(), torch.Generator().manual_seed(0)
-        def drawn(shape, like): return torch.randn(shape, generator=random).to(like.device)
+
+        def drawn(shape, like):
+            return torch.randn(shape, generator=random).to(like.device)
+
         def twin(layer):
             path = layer.name.removeprefix(f"{block.name}.")
-            return replace(layer, module=self.block.get_submodule(path.removesuffix(layer.parameter).rstrip(".") if layer.kind == "experts" else path))
+            return replace(
+                layer,
+                module=self.block.get_submodule(
+                    path.removesuffix(layer.parameter).rstrip(".") if layer.kind == "experts" else path
+                ),
+            )
+
         def fresh(value):
-            if not isinstance(value, Tensor) or not value.is_floating_point(): return value
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
             return drawn(value.shape, value) if value.dim() == 3 and value.shape[-1] == width else value.float()
-        self.layers, self.norms = ({layer.name.removeprefix(f"{block.name}."): twin(layer) for layer in group} for group in (layers, norms))
+
+        self.layers, self.norms = (
+            {layer.name.removeprefix(f"{block.name}."): twin(layer) for layer in group} for group in (layers, norms)
+        )
         for layer in self.layers.values():
-            for matrix in layer.matrices: matrix.copy_(drawn(matrix.shape, matrix) / layer.in_features**0.5)
-        for norm in self.norms.values(): norm.weight.data.fill_(1)
+            for matrix in layer.matrices:
+                matrix.copy_(drawn(matrix.shape, matrix) / layer.in_features**0.5)
+        for norm in self.norms.values():
+            norm.weight.data.fill_(1)
         self.call = tree_map(fresh, call)
-        self.states = next((leaf for leaf in tree_leaves(self.call) if isinstance(leaf, Tensor) and leaf.dim() == 3 and leaf.shape[-1] == width), None)
+        self.states = next(
+            (
+                leaf
+                for leaf in tree_leaves(self.call)
+                if isinstance(leaf, Tensor) and leaf.dim() == 3 and leaf.shape[-1] == width
+            ),
+            None,
+        )
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
@@ -186,8 +266,12 @@ class Replay:
         "What the block puts out, and the inputs of its linears, (tokens, in)."
         found, (args, kwargs) = defaultdict(list), copied(self.call)
         names = {layer.key: name for name, layer in self.layers.items()}
-        def see(layer, expert, rows): found[names[layer.key]].append(rows.reshape(-1, rows.shape[-1]).clone())
-        with observe(self.layers.values(), see): output = tree_leaves(self.block(*args, **kwargs))[0]
+
+        def see(layer, expert, rows):
+            found[names[layer.key]].append(rows.reshape(-1, rows.shape[-1]).clone())
+
+        with observe(self.layers.values(), see):
+            output = tree_leaves(self.block(*args, **kwargs))[0]
         return output, {name: torch.cat(parts) for name, parts in found.items()}
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-21
@@ -195,59 +279,81 @@ def scaled(self: Replay, name: str, factors: Tensor) -> dict[str, Tensor]:
     "The inputs of all linears with the outputs of one of them multiplied by factors, (out,)."
     parts = [part for part in (self.layers[name], bias_of(self.layers[name])) if part]
     with kept(parts):
-        for matrix in self.layers[name].matrices: matrix.mul_(factors[:, None].to(matrix.device))
-        for bias in parts[1:]: bias.weight.data.mul_(factors.to(bias.weight.device))
+        for matrix in self.layers[name].matrices:
+            matrix.mul_(factors[:, None].to(matrix.device))
+        for bias in parts[1:]:
+            bias.weight.data.mul_(factors.to(bias.weight.device))
         return self.run()[1]
+
 
 Replay.scaled = scaled
 
+
 def powers(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     "The power of two by which each column was multiplied, and whether it was exactly that in every row."
-    if before.shape != after.shape: return torch.zeros(before.shape[1]), torch.zeros(before.shape[1], dtype=torch.bool)
+    if before.shape != after.shape:
+        return torch.zeros(before.shape[1]), torch.zeros(before.shape[1], dtype=torch.bool)
     loudest = before.abs().argmax(0, keepdim=True)
     largest = before.gather(0, loudest)[0]
     exponent = (after.gather(0, loudest)[0] / largest).log2().round().nan_to_num(0, 0, 0)
     return exponent.cpu(), ((after == before * exponent.exp2()).all(0) & (largest != 0)).cpu()
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-23
-PIECES = 128   # a fused projection is divided into no finer parts than about this many
+PIECES = 128  # a fused projection is divided into no finer parts than about this many
+
 
 def divided(part: range) -> list[range]:
     "A range in as many equal parts as the largest prime factor of its length."
     rest, prime = len(part), 2
     while prime * prime <= rest:
-        if rest % prime: prime += 1
-        else: rest //= prime
+        if rest % prime:
+            prime += 1
+        else:
+            rest //= prime
     size = len(part) // max(rest, 1)
-    return [part[start:start + size] for start in range(0, len(part), size)]
+    return [part[start : start + size] for start in range(0, len(part), size)]
+
 
 def carried(replay: Replay, source: str, reader: str) -> Tensor:
     "The outputs of the source that reach the reader linearly, as they are."
     before, total = replay.inputs[reader], replay.layers[source].out_features
     finest, everything = max(1, total // PIECES), range(total)
+
     def doubled(part):
-        exponent, exact = powers(before, replay.scaled(source, 1.0 + (torch.arange(total) >= part.start) * (torch.arange(total) < part.stop))[reader])
+        exponent, exact = powers(
+            before,
+            replay.scaled(source, 1.0 + (torch.arange(total) >= part.start) * (torch.arange(total) < part.stop))[
+                reader
+            ],
+        )
         return bool(exact.all()), bool(exponent.any())
-    def worthwhile(): return total > before.shape[1] and (True, True) in (doubled(everything[-finest:]), doubled(everything[:finest]))
+
+    def worthwhile():
+        return total > before.shape[1] and (True, True) in (doubled(everything[-finest:]), doubled(everything[:finest]))
+
     waiting, found = [everything], []
     while waiting:
         exact, changed = doubled(part := waiting.pop())
-        if exact: found += [*part] * changed
-        elif len(part) > finest and (part != everything or worthwhile()): waiting += divided(part)
+        if exact:
+            found += [*part] * changed
+        elif len(part) > finest and (part != everything or worthwhile()):
+            waiting += divided(part)
     return torch.tensor(sorted(found), dtype=torch.long)
 
+# %% ../../nbs/core/12_equivalence.ipynb #cell-23-2
 def wiring(
-    replay: Replay,   # a block
-    source: str,      # names of two of its linears
+    replay: Replay,  # a block
+    source: str,  # names of two of its linears
     reader: str,
-) -> Tensor|None:
+) -> Tensor | None:
     "Which output of the source each input of the reader is, (in,); None where it is not so for all of them."
     rows, before, spelled = carried(replay, source, reader), replay.inputs[reader], 0
     for digit in range(math.ceil(math.log(len(rows) + 1, 16))):
         factors = torch.ones(replay.layers[source].out_features)
         factors[rows] = (torch.arange(1, len(rows) + 1) // 16**digit % 16).float().exp2()
         exponent, exact = powers(before, replay.scaled(source, factors)[reader])
-        if not exact.all(): return None
+        if not exact.all():
+            return None
         spelled = spelled + exponent.long() * 16**digit
     return rows[spelled - 1] if len(rows) and spelled.min() >= 1 and spelled.max() <= len(rows) else None
 
@@ -256,25 +362,34 @@ def outputs(model: nn.Module, batch: dict) -> list[Tensor]:
     "Copies of all tensors that the model puts out."
     return [leaf.clone() for leaf in tree_leaves(model(**batch)) if isinstance(leaf, Tensor)]
 
+
 def equal(
     model: nn.Module,
     pairs: list[Pair],
-    batch: dict,      # keyword arguments of the model
+    batch: dict,  # keyword arguments of the model
 ) -> bool:
     "Whether moving random powers of two through all pairs leaves every output as it is, bit for bit."
     random = torch.Generator().manual_seed(0)
     with kept([layer for pair in pairs for layer in pair.touched]):
         for pair in pairs:
-            if pair.offset: pair.source.weight.data.zero_()
+            if pair.offset:
+                pair.source.weight.data.zero_()
         before = outputs(model, batch)
         for pair in pairs:
             reach = 2 if pair.offset or model.dtype == torch.float16 else 12
-            pair.move(torch.randint(-reach, reach + 1, (pair.experts, len(pair.rows)), generator=random).float().exp2().to(pair.source.weight.device))
+            pair.move(
+                torch.randint(-reach, reach + 1, (pair.experts, len(pair.rows)), generator=random)
+                .float()
+                .exp2()
+                .to(pair.source.weight.device)
+            )
         return all(map(torch.equal, before, outputs(model, batch)))
+
 
 def proven(model: nn.Module, pairs: list[Pair], batch: dict) -> list[Pair]:
     "The pairs that hold."
-    if not pairs or equal(model, pairs, batch): return pairs
+    if not pairs or equal(model, pairs, batch):
+        return pairs
     half = len(pairs) // 2
     return proven(model, pairs[:half], batch) + proven(model, pairs[half:], batch) if half else []
 
@@ -282,46 +397,83 @@ def proven(model: nn.Module, pairs: list[Pair], batch: dict) -> list[Pair]:
 @dataclass(frozen=True, eq=False)
 class Equivalences:
     "The pairs of a model that hold, and the candidates that do not, with the reason."
+
     pairs: tuple[Pair, ...] = ()
-    refused: dict[str, str] = field(default_factory=dict)   # by the name of the source
+    refused: dict[str, str] = field(default_factory=dict)  # by the name of the source
 
     def reading(self, layer: LinearLayer) -> list[Pair]:
         "The pairs that a linear reads from."
         return [pair for pair in self.pairs if any(reader.key == layer.key for reader in pair.readers)]
+
 
 def from_norms(flow: Flow, known: set[str], refused: dict) -> list[Pair]:
     "A candidate for each norm that feeds linears."
     found = []
     for name, readers in flow.fed().items():
         norm, kinds = flow.norms[name], {re.sub(r"\d+", "#", reader.name) for reader in readers}
-        if not any(reader.key in known for reader in readers): continue
-        unseen = next((layer.name for layer in flow.matrices if not flow.taken_in[layer.key] and layer.block == norm.block and re.sub(r"\d+", "#", layer.name) in kinds), None)
+        if not any(reader.key in known for reader in readers):
+            continue
+        unseen = next(
+            (
+                layer.name
+                for layer in flow.matrices
+                if not flow.taken_in[layer.key]
+                and layer.block == norm.block
+                and re.sub(r"\d+", "#", layer.name) in kinds
+            ),
+            None,
+        )
         offset = offset_of(norm, *flow.calls[id(norm.module)])
-        if unseen: refused[name] = f"no token reached {unseen}, so what it reads was not seen"
-        elif offset is None: refused[name] = "its weight does not scale its output"
-        else: found.append(Pair(norm, torch.arange(norm.weight.numel()), tuple(readers), (torch.arange(norm.weight.numel()),) * len(readers), offset))
+        if unseen:
+            refused[name] = f"no token reached {unseen}, so what it reads was not seen"
+        elif offset is None:
+            refused[name] = "its weight does not scale its output"
+        else:
+            found.append(
+                Pair(
+                    norm,
+                    torch.arange(norm.weight.numel()),
+                    tuple(readers),
+                    (torch.arange(norm.weight.numel()),) * len(readers),
+                    offset,
+                )
+            )
     return found
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-32
 def replays(model: nn.Module, flow: Flow):
-    "For every block that was called: its linears by their name in the block, and a `Replay`, one for all blocks of a kind."
+    """For every block that was called: its linears by their name in the block, and a `Replay`, one for all blocks of a
+    kind.
+    """
     width, made = getattr(model.config.get_text_config(), "hidden_size", None), {}
     for block in blocks(model):
-        if id(block.module) not in flow.calls: continue
-        layers = {layer.name.removeprefix(f"{block.name}."): layer for layer in linears(model) if layer.block == block.index and flow.taken_in[layer.key]}
+        if id(block.module) not in flow.calls:
+            continue
+        layers = {
+            layer.name.removeprefix(f"{block.name}."): layer
+            for layer in linears(model)
+            if layer.block == block.index and flow.taken_in[layer.key]
+        }
         own = [norm for norm in flow.norms.values() if norm.block == block.index]
         kind = type(block.module), tuple((name, tuple(layer.weight.shape)) for name, layer in layers.items()), len(own)
-        if kind not in made: made[kind] = Replay(block, list(layers.values()), own, flow.calls[id(block.module)], width)
+        if kind not in made:
+            made[kind] = Replay(block, list(layers.values()), own, flow.calls[id(block.module)], width)
         yield block, layers, made[kind]
+
 
 def from_linears(model: nn.Module, flow: Flow, refused: dict) -> list[Pair]:
     "A candidate for each linear of a block whose outputs are the inputs of others."
     found, known, from_norm = [], {}, {reader.key for readers in flow.fed().values() for reader in readers}
     for block, layers, replay in replays(model, flow):
         if replay not in known:
-            try: known[replay] = [(source, reader, map) for source, reader in combinations(replay.inputs, 2) if layers[reader].key not in from_norm
-                                  and (map := wiring(replay, source, reader)) is not None]
-            except Exception as error: known[replay], refused[block.name] = [], f"the block cannot be run by itself: {reason(error)}"
+            try:
+                known[replay] = [
+                    (source, reader, map)
+                    for source, reader in combinations(replay.inputs, 2)
+                    if layers[reader].key not in from_norm and (map := wiring(replay, source, reader)) is not None
+                ]
+            except Exception as error:
+                known[replay], refused[block.name] = [], f"the block cannot be run by itself: {reason(error)}"
         for source in dict.fromkeys(source for source, *_ in known[replay]):
             readers, maps = zip(*((layers[reader], map) for name, reader, map in known[replay] if name == source))
             rows = torch.cat(maps).unique()
@@ -331,9 +483,10 @@ def from_linears(model: nn.Module, flow: Flow, refused: dict) -> list[Pair]:
 # %% ../../nbs/core/12_equivalence.ipynb #cell-33
 SOMETHING_ELSE = "moving a factor changes the outputs: something else reads it too"
 
+
 def equivalences(
-    model: nn.Module,        # any transformer; stays as it is
-    batch: dict|None=None,   # what to run it on; None: random tokens
+    model: nn.Module,  # any transformer; stays as it is
+    batch: dict | None = None,  # what to run it on; None: random tokens
 ) -> Equivalences:
     "Every pair found and proven, in the order of the model. Raises `CompressLabError` where there are no blocks."
     refused, known = {}, {layer.key for layer in linears(model)}
@@ -345,14 +498,20 @@ def equivalences(
     refused |= {pair.source.name: SOMETHING_ELSE for pair in candidates if pair not in found}
     return Equivalences(tuple(sorted(found, key=lambda pair: (pair.source.block is None, pair.source.block))), refused)
 
-def portions(pairs: list[Pair], size: int=2**30):
-    "The pairs in groups of at most `size` bytes, as the test keeps a copy; those outside the blocks apart, as a tied head makes them fail."
+
+def portions(pairs: list[Pair], size: int = 2**30):
+    """The pairs in groups of at most `size` bytes, as the test keeps a copy; those outside the blocks apart, as a tied
+    head makes them fail.
+    """
     group, used = [], 0
     for pair in sorted(pairs, key=lambda pair: pair.source.block is None):
         needed = sum(layer.weight.nbytes for layer in pair.touched)
-        if group and (used + needed > size or (pair.source.block is None) != (group[-1].source.block is None)): yield group; group, used = [], 0
+        if group and (used + needed > size or (pair.source.block is None) != (group[-1].source.block is None)):
+            yield group
+            group, used = [], 0
         group, used = [*group, pair], used + needed
-    if group: yield group
+    if group:
+        yield group
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-40
 @contextmanager
@@ -360,74 +519,124 @@ def silent(layers: list[LinearLayer]):
     "Linears that put out zero."
     parts = [part for layer in layers for part in (layer, bias_of(layer)) if part]
     with kept(parts):
-        for part in parts: part.weight.data.zero_()
+        for part in parts:
+            part.weight.data.zero_()
         yield
+
 
 def writing(replay: Replay, width: int) -> list[str]:
     "The linears that write to the stream. Raises `CompressLabError` where something else does."
-    def added(silenced: list[str], factor: float=1.0, louder: str|None=None):
+
+    def added(silenced: list[str], factor: float = 1.0, louder: str | None = None):
         parts = [part for part in (replay.layers[louder], bias_of(replay.layers[louder])) if part] if louder else []
         with silent([replay.layers[name] for name in silenced]), kept(parts):
-            for part in parts: part.weight.data.mul_(factor)
+            for part in parts:
+                part.weight.data.mul_(factor)
             return replay.run()[0] - replay.states
+
     writers = [name for name in replay.inputs if replay.layers[name].out_features == width]
     if replay.states is None or added(writers).any():
-        raise CompressLabError("What this block puts out is not its input plus the outputs of linears.", fix="a norm after the sum is not handled")
+        raise CompressLabError(
+            "What this block puts out is not its input plus the outputs of linears.",
+            fix="a norm after the sum is not handled",
+        )
     for name in list(writers):
         others = [other for other in writers if other != name]
         once = added(others)
-        if not once.any(): writers = others
+        if not once.any():
+            writers = others
         elif not torch.allclose(added(others, 2.0, name), 2 * once, atol=1e-4 * float(once.abs().max())):
-            raise CompressLabError("What this linear puts out passes through something before it is added to the residual stream.", name, "a norm there is not handled")
+            raise CompressLabError(
+                "What this linear puts out passes through something before it is added to the residual stream.",
+                name,
+                "a norm there is not handled",
+            )
     return writers
 
+# %% ../../nbs/core/12_equivalence.ipynb #cell-40-2
 def listening(replay: Replay, width: int) -> tuple[list[str], list[str]]:
     "The norms and the linears that read the stream."
     stream, norms = rows_of(replay.states), []
+
     def heard(module, args):
-        if args and rows_of(args[0]) <= stream: norms.extend(name for name, norm in replay.norms.items() if norm.module is module)
+        if args and rows_of(args[0]) <= stream:
+            norms.extend(name for name, norm in replay.norms.items() if norm.module is module)
+
     hooks = [norm.module.register_forward_pre_hook(heard) for norm in replay.norms.values()]
-    with silent([layer for layer in replay.layers.values() if layer.out_features == width]): inputs = replay.run()[1]
-    for hook in hooks: hook.remove()
+    with silent([layer for layer in replay.layers.values() if layer.out_features == width]):
+        inputs = replay.run()[1]
+    for hook in hooks:
+        hook.remove()
     return norms, [name for name, rows in inputs.items() if rows_of(rows) <= stream]
 
 # %% ../../nbs/core/12_equivalence.ipynb #cell-41
 @dataclass(frozen=True, eq=False)
 class Stream:
     "What writes to the residual stream of a model, and what reads it."
-    width: int                          # its channels
-    tables: tuple[LinearLayer, ...]     # embeddings, a row a token or position
-    writers: tuple[LinearLayer, ...]    # linears whose outputs are added to it
-    norms: tuple[Pair, ...]             # norms that read it, with the linears they feed
-    readers: tuple[LinearLayer, ...]    # linears that read it as it is
+
+    width: int  # its channels
+    tables: tuple[LinearLayer, ...]  # embeddings, a row a token or position
+    writers: tuple[LinearLayer, ...]  # linears whose outputs are added to it
+    norms: tuple[Pair, ...]  # norms that read it, with the linears they feed
+    readers: tuple[LinearLayer, ...]  # linears that read it as it is
+
 
 def check_text_alone(model: nn.Module):
-    "Raises `CompressLabError` where something besides text comes into the residual stream, of which no row of tokens would show that it follows."
+    """Raises `CompressLabError` where something besides text comes into the residual stream, of which no row of tokens
+    would show that it follows.
+    """
     if found := towers(model):
-        raise CompressLabError("What this model reads besides text comes into its residual stream, and text does not show how.", found[0], "use methods that work inside the blocks")
+        raise CompressLabError(
+            "What this model reads besides text comes into its residual stream, and text does not show how.",
+            found[0],
+            "use methods that work inside the blocks",
+        )
 
+# %% ../../nbs/core/12_equivalence.ipynb #cell-41-2
 def stream(
-    model: nn.Module,              # any transformer whose head is not tied to its embedding; stays as it is
-    found: Equivalences,           # its pairs
-    batch: dict|None=None,         # what to run it on; None: random tokens
+    model: nn.Module,  # any transformer whose head is not tied to its embedding; stays as it is
+    found: Equivalences,  # its pairs
+    batch: dict | None = None,  # what to run it on; None: random tokens
 ) -> Stream:
-    "What touches the residual stream. Raises `CompressLabError` that names the module where it is no plain sum of linears."
+    """What touches the residual stream.
+
+    Raises `CompressLabError` that names the module where it is no plain sum of linears.
+    """
     check_text_alone(model)
-    width, pairs = getattr(model.config.get_text_config(), "hidden_size", None), {pair.source.name: pair for pair in found.pairs if pair.source.kind == "norm"}
-    if not width: raise CompressLabError("The configuration has no hidden_size.", type(model).__name__, "such a model has no single residual stream")
+    width, pairs = (
+        getattr(model.config.get_text_config(), "hidden_size", None),
+        {pair.source.name: pair for pair in found.pairs if pair.source.kind == "norm"},
+    )
+    if not width:
+        raise CompressLabError(
+            "The configuration has no hidden_size.", type(model).__name__, "such a model has no single residual stream"
+        )
     fed = {reader.key for pair in pairs.values() for reader in pair.readers}
-    tables = [LinearLayer(name, table, "weight", "linear", False, None) for name, table in embeddings(model).items() if table.embedding_dim == width]
+    tables = [
+        LinearLayer(name, table, "weight", "linear", False, None)
+        for name, table in embeddings(model).items()
+        if table.embedding_dim == width
+    ]
     outside = [layer for layer in matrices(model) if layer.block is None and layer.key not in fed]
-    writers, readers = [layer for layer in outside if layer.out_features == width], [layer for layer in outside if layer.in_features == width != layer.out_features]
+    writers, readers = (
+        [layer for layer in outside if layer.out_features == width],
+        [layer for layer in outside if layer.in_features == width != layer.out_features],
+    )
     heard, known = [pair for pair in pairs.values() if pair.source.block is None and len(pair.rows) == width], {}
     with calibrating(model):
         flow = Flow(model, batch or inputs(model, length=16))
         for block, layers, replay in replays(model, flow):
-            try: known[replay] = known.get(replay) or (writing(replay, width), *listening(replay, width))
-            except CompressLabError as error: raise CompressLabError(error.what, f"{block.name}.{error.where}".strip("."), error.fix) from error
+            try:
+                known[replay] = known.get(replay) or (writing(replay, width), *listening(replay, width))
+            except CompressLabError as error:
+                raise CompressLabError(error.what, f"{block.name}.{error.where}".strip("."), error.fix) from error
             writes, hears, reads = known[replay]
             if missing := next((f"{block.name}.{name}" for name in hears if f"{block.name}.{name}" not in pairs), None):
-                raise CompressLabError("This norm reads the residual stream, and feeds something besides linears.", missing, found.refused.get(missing, ""))
+                raise CompressLabError(
+                    "This norm reads the residual stream, and feeds something besides linears.",
+                    missing,
+                    found.refused.get(missing, ""),
+                )
             writers += [layers[name] for name in writes]
             readers += [layers[name] for name in reads]
             heard += [pairs[f"{block.name}.{name}"] for name in hears]

@@ -6,27 +6,43 @@
 __all__ = ['INVISIBLE', 'visible', 'listed', 'CompressLabError', 'nearest', 'expect', 'check_filled']
 
 # %% ../../nbs/core/00_errors.ipynb #cell-03
-import difflib, inspect, unicodedata
+import difflib
+import inspect
+import unicodedata
 from contextlib import contextmanager
 
 # %% ../../nbs/core/00_errors.ipynb #visible-code
-INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}   # Unicode categories: controls, formats, surrogates, unassigned, separators of lines
+INVISIBLE = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+    "Zl",
+    "Zp",
+}  # Unicode categories: controls, formats, surrogates, unassigned, separators of lines
+
 
 def visible(
-    text,           # any text; other values as `str` gives them
-    most: int=300,  # characters to keep
+    text,  # any text; other values as `str` gives them
+    most: int = 300,  # characters to keep
 ) -> str:
-    "The text with its control characters written as escapes, line breaks kept, cut to `most` characters and an ellipsis."
-    start = str(text)[:most + 1]
+    """The text with its control characters written as escapes, line breaks kept, cut to `most` characters and an
+    ellipsis.
+    """
+    start = str(text)[: most + 1]
     shown = "".join(
-        character if character in "\n\t" or unicodedata.category(character) not in INVISIBLE else character.encode("unicode_escape").decode()
+        character
+        if character in "\n\t" or unicodedata.category(character) not in INVISIBLE
+        else character.encode("unicode_escape").decode()
         for character in start
     )
     return shown if len(shown) <= most else shown[:most] + "…"
 
+
 def listed(
-    names,     # what to list
-    n: int=5,  # how many to name
+    names,  # what to list
+    n: int = 5,  # how many to name
 ) -> str:
     "The first `n` names, and how many more there are."
     names = [visible(name, 100) for name in names]
@@ -36,22 +52,25 @@ def listed(
 # %% ../../nbs/core/00_errors.ipynb #cell-04
 class CompressLabError(Exception):
     "An error a user can act on: what is wrong, where, and what to do."
-    def __init__(self,
-        what: str,        # what is wrong, a full sentence
-        where: str="",    # the module, file, row or argument it concerns
-        fix: str="",      # what to do about it
+
+    def __init__(
+        self,
+        what: str,  # what is wrong, a full sentence
+        where: str = "",  # the module, file, row or argument it concerns
+        fix: str = "",  # what to do about it
     ):
         self.what, self.where, self.fix = visible(what, 1000), visible(where, 500), visible(fix, 1000)
         lines = [self.what, self.where and f"  where: {self.where}", self.fix and f"  what to do: {self.fix}"]
         super().__init__("\n".join(filter(None, lines)))
 
-    def __reduce__(self): return type(self), (self.what, self.where, self.fix)
+    def __reduce__(self):
+        return type(self), (self.what, self.where, self.fix)
 
 # %% ../../nbs/core/00_errors.ipynb #cell-09
 def nearest(
-    name: str,   # what was asked for
-    names,       # the names that exist
-    n: int=3,    # how many to offer
+    name: str,  # what was asked for
+    names,  # the names that exist
+    n: int = 3,  # how many to offer
 ) -> list[str]:
     "The `n` existing names most like `name`, best first; empty where none is close."
     lowered = {str(known).lower(): str(known) for known in names}
@@ -60,30 +79,42 @@ def nearest(
 # %% ../../nbs/core/00_errors.ipynb #cell-12
 @contextmanager
 def expect(
-    error: type[BaseException]=CompressLabError,  # the type that must be raised
-    *fragments: str,                              # words its message must contain
+    error: type[BaseException] = CompressLabError,  # the type that must be raised
+    *fragments: str,  # words its message must contain
 ):
     "Runs a block that must raise `error` and prints the message; raises `AssertionError` where it does not."
-    try: yield
+    try:
+        yield
     except error as raised:
         missing = [fragment for fragment in fragments if fragment not in str(raised)]
         assert not missing, f"the message lacks {missing}: {raised}"
         print(f"{type(raised).__name__}: {raised}")
-    else: raise AssertionError(f"no {error.__name__} was raised")
+    else:
+        raise AssertionError(f"no {error.__name__} was raised")
 
 # %% ../../nbs/core/00_errors.ipynb #base-code
 def check_filled(
     kind: type,  # a class of objects whose settings are fields of a frozen dataclass
 ):
     "Raises `CompressLabError` where the class leaves an abstract method of a base empty, or is no frozen dataclass."
-    def wrong(what, fix): return CompressLabError(f"{kind.__name__} {what}.", f"class {kind.__qualname__} in {kind.__module__}", fix)
-    def abstract(method): return getattr(method, "__isabstractmethod__", False)
+
+    def wrong(what, fix):
+        return CompressLabError(f"{kind.__name__} {what}.", f"class {kind.__qualname__} in {kind.__module__}", fix)
+
+    def abstract(method):
+        return getattr(method, "__isabstractmethod__", False)
+
     decorate = "write @dataclass(frozen=True) above the class"
     names = {name for base in kind.__mro__ for name, value in vars(base).items() if abstract(value)}
     for name in sorted(names):
-        if name.startswith("_") or not abstract(method := getattr(kind, name)): continue
-        raise wrong(f"does not say how to {name}", f"define {name}({', '.join(inspect.signature(method).parameters)}) in it")
+        if name.startswith("_") or not abstract(method := getattr(kind, name)):
+            continue
+        raise wrong(
+            f"does not say how to {name}", f"define {name}({', '.join(inspect.signature(method).parameters)}) in it"
+        )
     made = vars(kind).get("__dataclass_params__")
     own = [name for name, hint in inspect.get_annotations(kind).items() if "ClassVar" not in str(hint)]
-    if made is None and own: raise wrong(f"is no dataclass, and {own[0]} is no setting of it", decorate)
-    if not getattr(made or getattr(kind, "__dataclass_params__", None), "frozen", False): raise wrong("is no frozen dataclass", decorate)
+    if made is None and own:
+        raise wrong(f"is no dataclass, and {own[0]} is no setting of it", decorate)
+    if not getattr(made or getattr(kind, "__dataclass_params__", None), "frozen", False):
+        raise wrong("is no frozen dataclass", decorate)

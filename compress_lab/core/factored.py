@@ -7,45 +7,58 @@ __all__ = ['linear_of', 'Factored', 'split', 'matrix_of', 'place', 'ranks', 'who
            'check_factors', 'hollow']
 
 # %% ../../nbs/core/18_factored.ipynb #cell-03
-import re, torch
+import re
 from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
 from .errors import CompressLabError
 from .layers import tied
 from .tiny import inputs, logits, strayed, tolerance
 
 # %% ../../nbs/core/18_factored.ipynb #cell-06
-def linear_of(weight: Tensor, bias: Tensor|None=None) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     "An `nn.Linear` of this weight, (out, in), and this bias; nothing is drawn at random."
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight)
-    if bias is not None: linear.bias = nn.Parameter(bias)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
     return linear
+
 
 class Factored(nn.Module):
     "Two linears in the place of one."
-    def __init__(self,
-        first: Tensor,           # (rank, in)
-        second: Tensor,          # (out, rank)
-        bias: Tensor|None=None,  # (out,)
+
+    def __init__(
+        self,
+        first: Tensor,  # (rank, in)
+        second: Tensor,  # (out, rank)
+        bias: Tensor | None = None,  # (out,)
     ):
         super().__init__()
         self.first, self.second = linear_of(first), linear_of(second, bias)
 
     @property
-    def rank(self) -> int: return self.second.in_features
-    @property
-    def in_features(self) -> int: return self.first.in_features
-    @property
-    def out_features(self) -> int: return self.second.out_features
+    def rank(self) -> int:
+        return self.second.in_features
 
-    def forward(self, inputs: Tensor) -> Tensor: return self.second(self.first(inputs))
+    @property
+    def in_features(self) -> int:
+        return self.first.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.second.out_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.second(self.first(inputs))
 
 # %% ../../nbs/core/18_factored.ipynb #cell-08
 def split(
     matrix: Tensor,  # (out, in)
-    rank: int,       # from 1 to the smaller side
+    rank: int,  # from 1 to the smaller side
 ) -> tuple[Tensor, Tensor]:
     "The factors A, (rank, in), and B, (out, rank), whose product BA is the nearest matrix of that rank; float32."
     left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
@@ -55,32 +68,60 @@ def split(
 # %% ../../nbs/core/18_factored.ipynb #cell-12
 def matrix_of(
     model: nn.Module,
-    name: str,         # of an `nn.Linear` or a `Conv1D` in it
+    name: str,  # of an `nn.Linear` or a `Conv1D` in it
 ) -> Tensor:
-    "The weight of a linear as (out, in). Raises `CompressLabError` where the name is that of something else, or of nothing."
-    try: module, parent = (model.get_submodule(part) for part in (name, name.rpartition(".")[0]))
-    except AttributeError as error: raise CompressLabError("The model has no module of this name.", name, "take the names from core.layers.linears") from error
-    if isinstance(parent, Factored): raise CompressLabError("This is a factor already.", name, "factor a linear once, to the rank it shall have")
-    if isinstance(module, Conv1D): return module.weight.data.T
-    if isinstance(module, nn.Linear): return module.weight.data
-    raise CompressLabError(f"A {type(module).__name__} cannot be factored.", name, "name modules of type Linear or Conv1D")
+    """The weight of a linear as (out, in).
+
+    Raises `CompressLabError` where the name is that of something else, or of nothing.
+    """
+    try:
+        module, parent = (model.get_submodule(part) for part in (name, name.rpartition(".")[0]))
+    except AttributeError as error:
+        raise CompressLabError(
+            "The model has no module of this name.", name, "take the names from core.layers.linears"
+        ) from error
+    if isinstance(parent, Factored):
+        raise CompressLabError("This is a factor already.", name, "factor a linear once, to the rank it shall have")
+    if isinstance(module, Conv1D):
+        return module.weight.data.T
+    if isinstance(module, nn.Linear):
+        return module.weight.data
+    raise CompressLabError(
+        f"A {type(module).__name__} cannot be factored.", name, "name modules of type Linear or Conv1D"
+    )
+
 
 def place(
-    model: nn.Module,                            # changed in place
-    factors: dict[str, tuple[Tensor, Tensor]],   # A and B by name of a linear
+    model: nn.Module,  # changed in place
+    factors: dict[str, tuple[Tensor, Tensor]],  # A and B by name of a linear
 ):
-    "Puts factors in the place of linears, whose biases stay. Raises `CompressLabError` where one does not fit, and then changes nothing."
+    """Puts factors in the place of linears, whose biases stay.
+
+    Raises `CompressLabError` where one does not fit, and then changes nothing.
+    """
     shared = {name for group in tied(model) for name in group}
     for name, (first, second) in factors.items():
         rows, columns = matrix_of(model, name).shape
-        if f"{name}.weight" in shared: raise CompressLabError("The weight is shared with another module.", name, "leave it out")
+        if f"{name}.weight" in shared:
+            raise CompressLabError("The weight is shared with another module.", name, "leave it out")
         if first.shape != (second.shape[1], columns) or len(second) != rows:
-            raise CompressLabError(f"Factors of shapes {tuple(second.shape)} and {tuple(first.shape)} do not make a weight of shape {(rows, columns)}.", name, "factor the weight of this linear")
+            raise CompressLabError(
+                f"Factors of shapes {tuple(second.shape)} and {tuple(first.shape)} do not make a weight of shape "
+                f"{(rows, columns)}.",
+                name,
+                "factor the weight of this linear",
+            )
     for name, pair in factors.items():
         old = model.get_submodule(name)
         bias = None if old.bias is None else old.bias.data
-        model.set_submodule(name, Factored(*(part.to(old.weight).clone(memory_format=torch.contiguous_format) for part in pair), bias).train(old.training))
+        model.set_submodule(
+            name,
+            Factored(*(part.to(old.weight).clone(memory_format=torch.contiguous_format) for part in pair), bias).train(
+                old.training
+            ),
+        )
 
+# %% ../../nbs/core/18_factored.ipynb #cell-12-2
 def ranks(
     model: nn.Module,  # any module
 ) -> dict[str, int]:
@@ -92,32 +133,50 @@ def whole(model: nn.Module, name: str) -> Factored:
     "A linear as factors of full rank, one of them the identity, the other its own weight."
     matrix, bias = matrix_of(model, name), model.get_submodule(name).bias
     identity = torch.eye(min(matrix.shape), dtype=matrix.dtype, device=matrix.device)
-    return Factored(*((identity, matrix) if len(matrix) >= matrix.shape[1] else (matrix, identity)), bias if bias is None else bias.data)
+    return Factored(
+        *((identity, matrix) if len(matrix) >= matrix.shape[1] else (matrix, identity)),
+        bias if bias is None else bias.data,
+    )
+
 
 @contextmanager
 def replaced(model: nn.Module, names: list[str]):
     "The model with whole factors in the place of linears, and afterwards as it was."
     old, new = ({name: part(name) for name in names} for part in (model.get_submodule, lambda name: whole(model, name)))
     try:
-        for name, module in new.items(): model.set_submodule(name, module)
+        for name, module in new.items():
+            model.set_submodule(name, module)
         yield model
     finally:
-        for name, module in old.items(): model.set_submodule(name, module)
+        for name, module in old.items():
+            model.set_submodule(name, module)
 
 # %% ../../nbs/core/18_factored.ipynb #cell-16c
 def changed(model: nn.Module, names: list[str], batch: dict, wanted: Tensor) -> str:
     "What whole factors in the place of these linears do to the outputs; empty where nothing."
     from transformers.initialization import no_init_weights
+
     try:
-        with replaced(model, names): given = logits(model, batch)
-    except CompressLabError: raise
-    except Exception as error: return str(error)
-    if not (change := strayed(given, wanted)) < tolerance(model): return f"the outputs change by {change:.2g} of their size"
+        with replaced(model, names):
+            given = logits(model, batch)
+    except CompressLabError:
+        raise
+    except Exception as error:
+        return str(error)
+    if not (change := strayed(given, wanted)) < tolerance(model):
+        return f"the outputs change by {change:.2g} of their size"
     tokens = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in batch.items()}
     try:
-        with torch.device("meta"), no_init_weights(), replaced(type(model)._from_config(model.config).eval(), names) as fresh: logits(fresh, tokens)
-    except Exception as error: return str(error) if Factored.__name__ in str(error) else ""
+        with (
+            torch.device("meta"),
+            no_init_weights(),
+            replaced(type(model)._from_config(model.config).eval(), names) as fresh,
+        ):
+            logits(fresh, tokens)
+    except Exception as error:
+        return str(error) if Factored.__name__ in str(error) else ""
     return ""
+
 
 def alike(
     name: str,  # "model.layers.0.mlp.up_proj"
@@ -125,28 +184,38 @@ def alike(
     "The pattern of the names it has in all blocks."
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
+# %% ../../nbs/core/18_factored.ipynb #cell-16c-2
 def check_factors(
-    model: nn.Module,        # any transformer; left as it is
-    names: list[str],        # of the linears that are to be factored
+    model: nn.Module,  # any transformer; left as it is
+    names: list[str],  # of the linears that are to be factored
 ):
     "Raises `CompressLabError` that names a linear whose factors would not compute what it does."
     batch = inputs(model, length=12)
     wanted = logits(model, batch)
-    if not (why := changed(model, names, batch, wanted)): return
+    if not (why := changed(model, names, batch, wanted)):
+        return
     one_of_each = {(alike(name), type(model.get_submodule(name))): name for name in reversed(names)}.values()
-    found = {name: alone for name in reversed(one_of_each) if (alone := changed(model, [name], batch, wanted))} or {names[0]: f"with the others, {why}"}
-    raise CompressLabError(f"The model does more with this linear than to call it: {next(iter(found.values()))}.", next(iter(found)), f"leave it out, as in SVD(0.2).on(ignore={list(dict.fromkeys(map(alike, found)))})")
+    found = {name: alone for name in reversed(one_of_each) if (alone := changed(model, [name], batch, wanted))} or {
+        names[0]: f"with the others, {why}"
+    }
+    raise CompressLabError(
+        f"The model does more with this linear than to call it: {next(iter(found.values()))}.",
+        next(iter(found)),
+        f"leave it out, as in SVD(0.2).on(ignore={list(dict.fromkeys(map(alike, found)))})",
+    )
 
 # %% ../../nbs/core/18_factored.ipynb #cell-19
 def hollow(
-    model: nn.Module,          # as its configuration gives it; changed in place
-    layout: dict[str, int],    # rank by name of a linear
+    model: nn.Module,  # as its configuration gives it; changed in place
+    layout: dict[str, int],  # rank by name of a linear
 ):
     "Puts factors without values in the place of linears. Raises `CompressLabError` where one does not fit."
     factors = {}
     for name, rank in layout.items():
         rows, columns = matrix_of(model, name).shape
         if type(rank) is not int or not 1 <= rank <= min(rows, columns):
-            raise CompressLabError(f"A rank of {rank!r} does not fit a weight of shape {(rows, columns)}.", name, "save the Subject again")
+            raise CompressLabError(
+                f"A rank of {rank!r} does not fit a weight of shape {(rows, columns)}.", name, "save the Subject again"
+            )
         factors[name] = torch.empty(rank, columns), torch.empty(rows, rank)
     place(model, factors)

@@ -8,30 +8,54 @@ __all__ = ['KINDS', 'MEGABYTE', 'HASHES', 'regular_file', 'cannot_read', 'read_b
            'abandoned', 'recover', 'new_folder', 'cannot_write']
 
 # %% ../../nbs/core/00_files.ipynb #cell-03
-import glob, hashlib, json, os, re, shutil, signal, stat, threading, uuid
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import threading
+import uuid
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-import psutil, xxhash
+
+import psutil
+import xxhash
 from safetensors import SafetensorError
+
 from .errors import CompressLabError
 from .progress import write
 
 # %% ../../nbs/core/00_files.ipynb #regular-code
-KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISBLK, "a device"), (stat.S_ISCHR, "a device"))
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISCHR, "a device"),
+)
+
 
 def regular_file(
-    path: str|Path,        # the file, or a link to it
-    limit: int|None=None,  # bytes it may have; None: any number
+    path: str | Path,  # the file, or a link to it
+    limit: int | None = None,  # bytes it may have; None: any number
 ) -> Path:
     "The path, which leads to a regular file that can be read. Raises `CompressLabError`."
     path = Path(path)
     try:
         found = path.stat()
         kind = next((name for test, name in KINDS if test(found.st_mode)), None)
-        if kind: raise CompressLabError(f"{path.name or path} is {kind}, and a file is needed.", str(path), "put the file there")
-        if not os.access(path, os.R_OK): raise PermissionError(13, "Permission denied")
-    except (OSError, ValueError, RuntimeError) as error: raise cannot_read(path, error) from error
+        if kind:
+            raise CompressLabError(
+                f"{path.name or path} is {kind}, and a file is needed.", str(path), "put the file there"
+            )
+        if not os.access(path, os.R_OK):
+            raise PermissionError(13, "Permission denied")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise cannot_read(path, error) from error
     if limit is not None and found.st_size > limit:
         raise CompressLabError(
             f"{path.name} has {found.st_size:,} bytes, and no file of this kind has more than {limit:,}.",
@@ -40,75 +64,106 @@ def regular_file(
         )
     return path
 
+
 def cannot_read(
-    path: str|Path,    # of the file
+    path: str | Path,  # of the file
     error: Exception,  # what the system said
 ) -> CompressLabError:
     "The system's error as one that names the file."
-    if isinstance(error, FileNotFoundError): return CompressLabError(f"There is no file {Path(path).name}.", str(path), "check the name")
+    if isinstance(error, FileNotFoundError):
+        return CompressLabError(f"There is no file {Path(path).name}.", str(path), "check the name")
     reason = getattr(error, "strerror", None) or str(error)
-    return CompressLabError(f"{Path(path).name} cannot be read: {reason}.", str(path), "check where it leads to and who may read it")
+    return CompressLabError(
+        f"{Path(path).name} cannot be read: {reason}.", str(path), "check where it leads to and who may read it"
+    )
 
 # %% ../../nbs/core/00_files.ipynb #read-code
 MEGABYTE = 1 << 20
 
+
 def read_bytes(
-    path: str|Path,                # a regular file
-    limit: int|None=64*MEGABYTE,   # bytes it may have; None: any number
+    path: str | Path,  # a regular file
+    limit: int | None = 64 * MEGABYTE,  # bytes it may have; None: any number
 ) -> bytes:
     "The file's bytes. Raises `CompressLabError`."
     path = regular_file(path, limit)
-    try: return path.read_bytes()
-    except OSError as error: raise cannot_read(path, error) from error
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
 
 def read_text(
-    path: str|Path,                # a regular file
-    limit: int|None=64*MEGABYTE,   # bytes it may have; None: any number
+    path: str | Path,  # a regular file
+    limit: int | None = 64 * MEGABYTE,  # bytes it may have; None: any number
 ) -> str:
-    "The file's text, without a byte order mark, lines ended by a line feed. Raises `CompressLabError` where it is not UTF-8."
+    """The file's text, without a byte order mark, lines ended by a line feed.
+
+    Raises `CompressLabError` where it is not UTF-8.
+    """
     data = read_bytes(path, limit)
-    try: text = data.decode("utf-8-sig")
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CompressLabError(f"{Path(path).name} is not UTF-8: {error.reason} at byte {error.start:,}.", str(path), "convert it to UTF-8") from error
+        raise CompressLabError(
+            f"{Path(path).name} is not UTF-8: {error.reason} at byte {error.start:,}.", str(path), "convert it to UTF-8"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
+
 def read_json(
-    path: str|Path,                # a regular file
-    limit: int|None=64*MEGABYTE,   # bytes it may have; None: any number
+    path: str | Path,  # a regular file
+    limit: int | None = 64 * MEGABYTE,  # bytes it may have; None: any number
 ) -> dict:
     "The JSON object in the file. Raises `CompressLabError` where it holds anything else."
     text = read_text(path, limit)
-    try: found = json.loads(text)
+    try:
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CompressLabError(f"{Path(path).name} is not JSON: {error}.", str(path), "restore the file, or remove it if it is a cache") from error
-    if not isinstance(found, dict): raise CompressLabError(f"{Path(path).name} does not hold a JSON object.", str(path), "restore the file, or remove it if it is a cache")
+        raise CompressLabError(
+            f"{Path(path).name} is not JSON: {error}.", str(path), "restore the file, or remove it if it is a cache"
+        ) from error
+    if not isinstance(found, dict):
+        raise CompressLabError(
+            f"{Path(path).name} does not hold a JSON object.",
+            str(path),
+            "restore the file, or remove it if it is a cache",
+        )
     return found
 
 # %% ../../nbs/core/00_files.ipynb #own-code
 def own_data(
-    name: str="",  # of a file; empty: the folder of all of them
+    name: str = "",  # of a file; empty: the folder of all of them
 ) -> Path:
     "The path of a data file that comes with the package. Raises `CompressLabError` where it is missing."
     path = Path(str(files("compress_lab").joinpath("data", name)))
     if not path.exists():
-        raise CompressLabError(f"The package comes without its own {name or 'data'}.", f"compress_lab/data/{name}", "install compress_lab again")
+        raise CompressLabError(
+            f"The package comes without its own {name or 'data'}.",
+            f"compress_lab/data/{name}",
+            "install compress_lab again",
+        )
     return path
 
-
 # %% ../../nbs/core/00_files.ipynb #seal-code
-def _seal(path: Path) -> Path: return path.with_name(path.name + ".xxh3")
+def _seal(path: Path) -> Path:
+    return path.with_name(path.name + ".xxh3")
+
 
 def file_hash(
-    path: str|Path,  # a regular file
+    path: str | Path,  # a regular file
 ) -> str:
     "The XXH3 hash of the file's bytes, 32 hexadecimal digits. Raises `CompressLabError` where it cannot be read."
     try:
-        with open(regular_file(path), "rb") as file: return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
-    except OSError as error: raise cannot_read(path, error) from error
+        with open(regular_file(path), "rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
 
 def seal(
-    path: str|Path,          # a finished file
-    name: str|Path|None=None,  # the name it is going to have; None: the one it has
+    path: str | Path,  # a finished file
+    name: str | Path | None = None,  # the name it is going to have; None: the one it has
 ) -> Path:
     "The file beside it into which its hash was written."
     beside = _seal(Path(name or path))
@@ -116,19 +171,25 @@ def seal(
     part.write_text(file_hash(path))
     return part.replace(beside)
 
+
 def intact(
-    path: str|Path,  # a file that was sealed
+    path: str | Path,  # a file that was sealed
 ) -> bool:
     "Whether the file is there, can be read, and is what was sealed."
     path = Path(path)
-    try: return read_text(_seal(path), 64).strip() == file_hash(path)
-    except CompressLabError: return False
+    try:
+        return read_text(_seal(path), 64).strip() == file_hash(path)
+    except CompressLabError:
+        return False
 
+# %% ../../nbs/core/00_files.ipynb #seal-code-2
 def set_aside(
-    path: str|Path,  # a damaged file or folder
-    why: str,        # what is wrong with it, for the line that is printed
+    path: str | Path,  # a damaged file or folder
+    why: str,  # what is wrong with it, for the line that is printed
 ) -> Path:
-    "Where it is now: beside its old place, under a name that begins with `damaged-`; an earlier one of that name is removed."
+    """Where it is now: beside its old place, under a name that begins with `damaged-`; an earlier one of that name is
+    removed.
+    """
     path = Path(path)
     aside = path.with_name(f"damaged-{path.name}")
     remove(aside)
@@ -137,34 +198,48 @@ def set_aside(
     write(f"{path.name} {why}: it is kept as {aside.name} and made again")
     return aside
 
+
 def remove(
-    path: str|Path,  # a file, a link or a folder; may be missing
+    path: str | Path,  # a file, a link or a folder; may be missing
 ):
     "Removes it, a folder with all it holds; a link alone, and not what it leads to."
     path = Path(path)
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
-    else: path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 # %% ../../nbs/core/00_files.ipynb #seal-folder-code
 HASHES = "hashes.json"
 
+
 def seal_folder(
-    folder: Path,            # that is finished
-    ignore: str="",          # pattern of names to leave out, such as "rng_state*"
+    folder: Path,  # that is finished
+    ignore: str = "",  # pattern of names to leave out, such as "rng_state*"
 ):
     "Writes the hashes of all files in the folder, and below it, into one file of it."
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != HASHES and not (ignore and path.match(ignore))]
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != HASHES and not (ignore and path.match(ignore))
+    ]
     part = folder / f"{HASHES}.part"
     part.write_text(json.dumps({path.relative_to(folder).as_posix(): file_hash(path) for path in files}))
     part.replace(folder / HASHES)
 
+
 def intact_folder(
     folder: Path,  # that may have been sealed
 ) -> bool:
-    "Whether the files that were sealed are what they were; of a folder that was never sealed nothing is known, and nothing is wrong."
-    if not os.path.lexists(folder / HASHES): return True
-    try: return all(file_hash(folder / name) == expected for name, expected in read_json(folder / HASHES).items())
-    except (CompressLabError, TypeError): return False
+    """Whether the files that were sealed are what they were; of a folder that was never sealed nothing is known, and
+    nothing is wrong.
+    """
+    if not os.path.lexists(folder / HASHES):
+        return True
+    try:
+        return all(file_hash(folder / name) == expected for name, expected in read_json(folder / HASHES).items())
+    except (CompressLabError, TypeError):
+        return False
 
 # %% ../../nbs/core/00_files.ipynb #interrupt-code
 @contextmanager
@@ -175,47 +250,67 @@ def uninterrupted():
         return
     held = []
     before = signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
-    try: yield
-    finally: signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-    if held and callable(before): before(*held[0])
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if held and callable(before):
+        before(*held[0])
 
 # %% ../../nbs/core/00_files.ipynb #folder-code
 def abandoned(
     folder: Path,  # that was being written
 ) -> dict[str, list[Path]]:
-    "Hidden folders beside `folder` whose writers are gone: new ones under \"part\", replaced ones under \"old\"."
+    'Hidden folders beside `folder` whose writers are gone: new ones under "part", replaced ones under "old".'
     found = {"part": [], "old": []}
     for path in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*")):
         parts = re.fullmatch(rf"\.{re.escape(folder.name)}\.(part|old)-([0-9]{{1,9}})-[0-9a-f]{{8}}", path.name)
-        if parts and not psutil.pid_exists(int(parts[2])): found[parts[1]].append(path)
+        if parts and not psutil.pid_exists(int(parts[2])):
+            found[parts[1]].append(path)
     return found
+
 
 def recover(
     folder: Path,  # to read or to write
 ):
-    "Finishes a replacement of the folder that was killed halfway, and removes what killed writers left beside it; a link is followed."
-    try: folder = Path(os.path.realpath(folder))
-    except (OSError, ValueError): return   # no system has a folder of that name
+    """Finishes a replacement of the folder that was killed halfway, and removes what killed writers left beside it; a
+    link is followed.
+    """
+    try:
+        folder = Path(os.path.realpath(folder))
+    except (OSError, ValueError):
+        return  # no system has a folder of that name
     left = abandoned(folder)
     for old in left["old"]:
-        complete = old.with_name(old.name.replace(".old-", ".part-", 1))   # nothing is moved away before the new one is complete
-        if not os.path.lexists(folder): (complete if complete in left["part"] else old).rename(folder)
-    for path in (*left["part"], *left["old"]): shutil.rmtree(path, ignore_errors=True)
+        complete = old.with_name(
+            old.name.replace(".old-", ".part-", 1)
+        )  # nothing is moved away before the new one is complete
+        if not os.path.lexists(folder):
+            (complete if complete in left["part"] else old).rename(folder)
+    for path in (*left["part"], *left["old"]):
+        shutil.rmtree(path, ignore_errors=True)
 
 # %% ../../nbs/core/00_files.ipynb #new-folder-code
 def _replace(folder: Path, new: Path, old: Path):
     "Renames `new` to `folder`, and what was there to `old` for as long as that takes."
-    if os.path.lexists(folder): folder.rename(old)
-    try: new.rename(folder)
+    if os.path.lexists(folder):
+        folder.rename(old)
+    try:
+        new.rename(folder)
     except BaseException:
-        if os.path.lexists(old) and not os.path.lexists(folder): old.rename(folder)
+        if os.path.lexists(old) and not os.path.lexists(folder):
+            old.rename(folder)
         raise
+
 
 @contextmanager
 def new_folder(
-    folder: str|Path,  # where it shall be; what is there is replaced, a link is followed
+    folder: str | Path,  # where it shall be; what is there is replaced, a link is followed
 ):
-    "A temporary folder for `with`, which becomes `folder` in one step if all goes well and otherwise leaves nothing. Raises `CompressLabError`."
+    """A temporary folder for `with`, which becomes `folder` in one step if all goes well and otherwise leaves nothing.
+
+    Raises `CompressLabError`.
+    """
     named = folder
     try:
         folder = Path(os.path.realpath(named))
@@ -223,18 +318,27 @@ def new_folder(
         work, old = (folder.with_name(f".{folder.name}.{kind}-{token}") for kind in ("part", "old"))
         recover(folder)
         work.mkdir(parents=True)
-    except (OSError, ValueError) as error: raise cannot_write(named, error) from error
+    except (OSError, ValueError) as error:
+        raise cannot_write(named, error) from error
     try:
         yield work
-        with uninterrupted(): _replace(folder, work, old)
-    except (OSError, SafetensorError) as error: raise cannot_write(named, error) from error
+        with uninterrupted():
+            _replace(folder, work, old)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(named, error) from error
     finally:
-        for left in (work, old): shutil.rmtree(left, ignore_errors=True)
+        for left in (work, old):
+            shutil.rmtree(left, ignore_errors=True)
+
 
 def cannot_write(
-    folder: str|Path,  # that was to be written
+    folder: str | Path,  # that was to be written
     error: Exception,  # what the system said
 ) -> CompressLabError:
     "The system's error as one that names the folder."
     reason = getattr(error, "strerror", None) or str(error)
-    return CompressLabError(f"The folder could not be written: {reason}.", str(folder), "free some space, or choose a folder you can write to")
+    return CompressLabError(
+        f"The folder could not be written: {reason}.",
+        str(folder),
+        "free some space, or choose a folder you can write to",
+    )

@@ -7,41 +7,64 @@ __all__ = ['PLACES', 'SAMPLES', 'Limits', 'limits', 'check_length', 'check_reade
            'opened', 'tokenizer_key']
 
 # %% ../../nbs/core/02_inputs.ipynb #imports
-import inspect, json
+import inspect
+import json
 from typing import NamedTuple
+
 import torch
 import xxhash
+
 from .errors import CompressLabError
 
 # %% ../../nbs/core/02_inputs.ipynb #limits-code
-PLACES = ("max_position_embeddings", "max_seq_len", "max_target_positions")   # what configs call the tokens a row may have
+PLACES = (
+    "max_position_embeddings",
+    "max_seq_len",
+    "max_target_positions",
+)  # what configs call the tokens a row may have
+
 
 class Limits(NamedTuple):
     "What rows of tokens a model can read."
-    vocabulary: int|None  # tokens that it has an embedding for, from 0 on; None: unknown
-    places: int|None      # tokens in a row, at most; None: any number
+
+    vocabulary: int | None  # tokens that it has an embedding for, from 0 on; None: unknown
+    places: int | None  # tokens in a row, at most; None: any number
+
 
 def _text_config(model):
     "The config of the part that reads text; None for a module that has none."
     config = getattr(model, "config", None)
-    try: return config.get_text_config()
-    except (AttributeError, ValueError): return config   # no config of transformers, or several parts that read text
+    try:
+        return config.get_text_config()
+    except (AttributeError, ValueError):
+        return config  # no config of transformers, or several parts that read text
 
-def _vocabulary(model) -> int|None:
-    try: table = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError): table = None
+
+def _vocabulary(model) -> int | None:
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        table = None
     tables = table if isinstance(table, torch.nn.ModuleList) else [table]
-    counts = [getattr(each, "num_embeddings", None) or getattr(getattr(each, "weight", None), "shape", [None])[0] for each in tables]
-    return min(counts) if all(type(count) is int for count in counts) else getattr(_text_config(model), "vocab_size", None)   # Perceiver's are not of tokens
+    counts = [
+        getattr(each, "num_embeddings", None) or getattr(getattr(each, "weight", None), "shape", [None])[0]
+        for each in tables
+    ]
+    return (
+        min(counts) if all(type(count) is int for count in counts) else getattr(_text_config(model), "vocab_size", None)
+    )  # Perceiver's are not of tokens
 
-def _places(model) -> int|None:
+
+def _places(model) -> int | None:
     config = _text_config(model)
     counts = [value for name in PLACES if type(value := getattr(config, name, None)) is int and value > 0][:1]
     for name, table in model.named_modules():
         padding, weight = getattr(table, "padding_idx", None), getattr(table, "weight", None)
-        if "position" in name.rpartition(".")[2] and padding is not None and weight is not None: counts.append(len(weight) - padding - 1)
+        if "position" in name.rpartition(".")[2] and padding is not None and weight is not None:
+            counts.append(len(weight) - padding - 1)
     return min(counts, default=None)
 
+# %% ../../nbs/core/02_inputs.ipynb #limits-code-2
 def limits(
     model: torch.nn.Module,  # of transformers, or any other that reads tokens
 ) -> Limits:
@@ -51,9 +74,9 @@ def limits(
 # %% ../../nbs/core/02_inputs.ipynb #check-code
 def check_length(
     model: torch.nn.Module,
-    length: int,    # of a row, in tokens
-    where: str="",  # what the rows are, for the message
-    known: Limits|None=None,  # of the model; None: looked up
+    length: int,  # of a row, in tokens
+    where: str = "",  # what the rows are, for the message
+    known: Limits | None = None,  # of the model; None: looked up
 ):
     "Raises `CompressLabError` where the model has no place for rows of so many tokens."
     places = (known or limits(model)).places
@@ -64,19 +87,28 @@ def check_length(
             f"make rows of at most {places:,} tokens",
         )
 
+
 def check_reader(
     model: torch.nn.Module,
     tokens: torch.Tensor,  # rows of tokens
-    where: str="",         # what the rows are, for the message
+    where: str = "",  # what the rows are, for the message
 ):
     "Raises `CompressLabError` where rows of tokens alone do not run the model."
     name, config = type(model).__name__, getattr(model, "config", None)
-    takes = [each.name for each in inspect.signature(model.forward).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    takes = [
+        each.name
+        for each in inspect.signature(model.forward).parameters.values()
+        if each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
     if config is not None and takes and not {"input_ids", "inputs"} & {*takes}:
-        raise CompressLabError(f"{name} reads {takes[0]} and no tokens.", where, "give what it reads, or take a model of text")
-    if not getattr(config, "is_encoder_decoder", False): return
+        raise CompressLabError(
+            f"{name} reads {takes[0]} and no tokens.", where, "give what it reads, or take a model of text"
+        )
+    if not getattr(config, "is_encoder_decoder", False):
+        return
     try:
-        with torch.inference_mode(): model(tokens[:1].to(next(model.parameters()).device))
+        with torch.inference_mode():
+            model(tokens[:1].to(next(model.parameters()).device))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CompressLabError(
@@ -88,24 +120,26 @@ def check_reader(
 # %% ../../nbs/core/02_inputs.ipynb #rows-code
 def check_tokens(
     model: torch.nn.Module,
-    tokens: torch.Tensor,     # token ids, any shape
-    where: str="",            # what the rows are, for the message
-    known: Limits|None=None,  # of the model; None: looked up
+    tokens: torch.Tensor,  # token ids, any shape
+    where: str = "",  # what the rows are, for the message
+    known: Limits | None = None,  # of the model; None: looked up
 ):
     "Raises `CompressLabError` where the model has no embedding for one of the tokens."
     vocabulary, low, high = (known or limits(model)).vocabulary, int(tokens.min()), int(tokens.max())
     if low < 0 or vocabulary is not None and high >= vocabulary:
         raise CompressLabError(
-            f"Token {low if low < 0 else high} lies outside the model's vocabulary: {type(model).__name__} has embeddings for {vocabulary} tokens.",
+            f"Token {low if low < 0 else high} lies outside the model's vocabulary: {type(model).__name__} has "
+            f"embeddings for {vocabulary} tokens.",
             where,
             "make the rows with the model's own tokenizer",
         )
 
+
 def check_rows(
     model: torch.nn.Module,
-    tokens: torch.Tensor,     # token ids, shape (rows, length)
-    where: str="",            # what the rows are, for the message
-    read: int|None=None,      # tokens that the model reads at a time, at most; None: whole rows
+    tokens: torch.Tensor,  # token ids, shape (rows, length)
+    where: str = "",  # what the rows are, for the message
+    read: int | None = None,  # tokens that the model reads at a time, at most; None: whole rows
 ):
     "Raises `CompressLabError` where the model cannot read rows of these tokens."
     known = limits(model)
@@ -114,35 +148,56 @@ def check_rows(
     check_reader(model, tokens[:, :read], where)
 
 # %% ../../nbs/core/02_inputs.ipynb #around-code
-SAMPLES = ("The river bends.", "a", "1")   # texts a tokenizer is asked about: the first that it writes the same way with special tokens
+SAMPLES = (
+    "The river bends.",
+    "a",
+    "1",
+)  # texts a tokenizer is asked about: the first that it writes the same way with special tokens
+
 
 def around(
     tokenizer,  # of transformers
 ) -> tuple[list[int], list[int]]:
     "The tokens that the tokenizer puts before a text, and those that it puts behind it."
     for text in SAMPLES:
-        bare, whole = (list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]) for special in (False, True))
+        bare, whole = (
+            list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]) for special in (False, True)
+        )
         for start in range(len(whole) - len(bare) + 1):
-            if bare and whole[start:start + len(bare)] == bare: return whole[:start], whole[start + len(bare):]
+            if bare and whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
     return [], []
 
 # %% ../../nbs/core/02_inputs.ipynb #opened-code
 def opened(
-    tokenizer,         # of transformers
+    tokenizer,  # of transformers
     texts: list[str],
 ) -> list[list[int]]:
-    "The tokens of texts that go on: with those that the tokenizer puts before a text, and without those that it puts behind it."
-    if not texts: return []
+    """The tokens of texts that go on: with those that the tokenizer puts before a text, and without those that it puts
+    behind it.
+    """
+    if not texts:
+        return []
     before, _ = around(tokenizer)
-    return [[*before, *tokens] for tokens in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    return [
+        [*before, *tokens] for tokens in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    ]
 
 # %% ../../nbs/core/02_inputs.ipynb #key-code
 def tokenizer_key(
     tokenizer,  # of transformers
-) -> str|None:
+) -> str | None:
     "A hash of all that decides a fast tokenizer's tokens; None for a tokenizer that cannot be written down."
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not hasattr(backend, "to_str"): return None
-    settings = [type(tokenizer).__module__, type(tokenizer).__qualname__, getattr(tokenizer, "split_special_tokens", None), around(tokenizer)]
-    written = {name: part for name, part in json.loads(backend.to_str()).items() if name not in ("truncation", "padding")}   # of the last call
+    if not hasattr(backend, "to_str"):
+        return None
+    settings = [
+        type(tokenizer).__module__,
+        type(tokenizer).__qualname__,
+        getattr(tokenizer, "split_special_tokens", None),
+        around(tokenizer),
+    ]
+    written = {
+        name: part for name, part in json.loads(backend.to_str()).items() if name not in ("truncation", "padding")
+    }  # of the last call
     return xxhash.xxh3_128_hexdigest(json.dumps([settings, written]).encode(errors="replace"))

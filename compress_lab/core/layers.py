@@ -10,20 +10,28 @@ __all__ = ['TEXT_PARTS', 'SQUARES', 'MATRICES', 'LIBRARIES', 'PROCESS', 'GROUPS'
            'walk_memory', 'of_groups', 'of_process', 'free_memory', 'check_memory']
 
 # %% ../../nbs/core/04_layers.ipynb #cell-03
-import ctypes, inspect, psutil, re, sys, torch, weakref
+import ctypes
+import inspect
+import re
+import sys
+import weakref
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from greenlet import GreenletExit, getcurrent, greenlet
 from pathlib import Path
+
+import psutil
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
+
 from .errors import CompressLabError
 from .progress import bar
 from .rounding import rounding_of
@@ -32,24 +40,34 @@ from .rounding import rounding_of
 @dataclass(frozen=True)
 class Block:
     "One of the repeated blocks of a model."
-    index: int         # its place in the order of the module tree, from 0
-    name: str          # "model.layers.0"
+
+    index: int  # its place in the order of the module tree, from 0
+    name: str  # "model.layers.0"
     module: nn.Module
+
 
 def size_of(module: nn.Module) -> int:
     "Number of parameters below a module."
     return sum(parameter.numel() for parameter in module.parameters())
 
+
 def blocks(
     model: nn.Module,  # any transformer, or another module, which is one block
 ) -> list[Block]:
     "The repeated blocks, in the order of the module tree. Raises `CompressLabError` where there are none."
-    if not hasattr(model, "config") and list(model.children()): return [Block(0, "", model)]
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential)) and any(list(item.children()) for item in module)}
+    if not hasattr(model, "config") and list(model.children()):
+        return [Block(0, "", model)]
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and any(list(item.children()) for item in module)
+    }
     outer = {name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     heaviest = max(map(size_of, outer.values()), default=0)
     if not heaviest:
-        raise CompressLabError("No stack of blocks was found.", type(model).__name__, "pass a transformer whose layers lie in a ModuleList")
+        raise CompressLabError(
+            "No stack of blocks was found.", type(model).__name__, "pass a transformer whose layers lie in a ModuleList"
+        )
     bodies = [(name, body) for name, body in outer.items() if size_of(body) >= heaviest / 10]
     found = [(f"{name}.{i}", module) for name, body in bodies for i, module in enumerate(body)]
     return [Block(index, name, module) for index, (name, module) in enumerate(found)]
@@ -58,12 +76,13 @@ def blocks(
 @dataclass(frozen=True)
 class LinearLayer:
     "A linear map of a model and where it is: a `Linear`, a `Conv1D`, a `Conv2d`, or a stack of experts."
-    name: str            # of the module, "model.layers.0.mlp.down_proj"; of the parameter for a stack of experts
-    module: nn.Module    # the module that owns the parameter
-    parameter: str       # its name there, "weight"
-    kind: str            # "linear", "conv1d", "conv2d" or "experts"
-    transposed: bool     # stored as (…, in, out)
-    block: int|None      # index of the block it lies in; None outside the blocks
+
+    name: str  # of the module, "model.layers.0.mlp.down_proj"; of the parameter for a stack of experts
+    module: nn.Module  # the module that owns the parameter
+    parameter: str  # its name there, "weight"
+    kind: str  # "linear", "conv1d", "conv2d" or "experts"
+    transposed: bool  # stored as (…, in, out)
+    block: int | None  # index of the block it lies in; None outside the blocks
 
     @property
     def key(self) -> str:
@@ -71,48 +90,81 @@ class LinearLayer:
         return self.name if self.kind == "experts" else f"{self.name}.{self.parameter}"
 
     @property
-    def weight(self) -> nn.Parameter: return getattr(self.module, self.parameter)
+    def weight(self) -> nn.Parameter:
+        return getattr(self.module, self.parameter)
 
     @property
     def matrices(self) -> tuple[Tensor, ...]:
         "Views of shape (out, in): one, or one for each expert."
         weight = self.weight.data.transpose(-1, -2) if self.transposed else self.weight.data
-        if self.kind != "conv2d": return tuple(weight) if weight.dim() == 3 else (weight,)
-        if weight.is_contiguous(): return (weight.flatten(1),)
-        raise CompressLabError("The weight of this convolution is not in the usual order.", self.name, "use model.to(memory_format=torch.contiguous_format)")
+        if self.kind != "conv2d":
+            return tuple(weight) if weight.dim() == 3 else (weight,)
+        if weight.is_contiguous():
+            return (weight.flatten(1),)
+        raise CompressLabError(
+            "The weight of this convolution is not in the usual order.",
+            self.name,
+            "use model.to(memory_format=torch.contiguous_format)",
+        )
 
     def rows(self, inputs: Tensor) -> Tensor:
-        "What its matrix is multiplied by, of shape (tokens, in), for what the module is called with: for a convolution the patch at each place."
-        if self.kind != "conv2d": return inputs.flatten(0, -2)
+        """What its matrix is multiplied by, of shape (tokens, in), for what the module is called with: for a
+        convolution the patch at each place.
+        """
+        if self.kind != "conv2d":
+            return inputs.flatten(0, -2)
         conv = self.module
-        padded = nn.functional.pad(inputs, conv._reversed_padding_repeated_twice, conv.padding_mode.replace("zeros", "constant"))
-        return nn.functional.unfold(padded, conv.kernel_size, conv.dilation, stride=conv.stride).transpose(-1, -2).flatten(0, -2)
+        padded = nn.functional.pad(
+            inputs, conv._reversed_padding_repeated_twice, conv.padding_mode.replace("zeros", "constant")
+        )
+        return (
+            nn.functional.unfold(padded, conv.kernel_size, conv.dilation, stride=conv.stride)
+            .transpose(-1, -2)
+            .flatten(0, -2)
+        )
 
     @property
-    def out_features(self) -> int: return self.matrices[0].shape[0]
+    def out_features(self) -> int:
+        return self.matrices[0].shape[0]
+
     @property
-    def in_features(self) -> int: return self.matrices[0].shape[1]
-    def __repr__(self): return f"{self.name} {self.kind} {len(self.matrices)}×({self.out_features}, {self.in_features})"
+    def in_features(self) -> int:
+        return self.matrices[0].shape[1]
+
+    def __repr__(self):
+        return f"{self.name} {self.kind} {len(self.matrices)}×({self.out_features}, {self.in_features})"
 
 # %% ../../nbs/core/04_layers.ipynb #cell-13
 def is_transposed(module: nn.Module, name: str, weight: Tensor, hidden: int) -> bool:
     "Whether a stack of experts is stored as (experts, in, out)."
     said = getattr(module, "is_transposed", None)
-    if said is not None or weight.shape[1] == weight.shape[2]: return bool(said)
+    if said is not None or weight.shape[1] == weight.shape[2]:
+        return bool(said)
     return weight.shape[2 if "down" in name else 1] == hidden and "proj" in name
+
 
 def describe(name: str, module: nn.Module, hidden: int) -> list[tuple]:
     "What linear maps a single module owns: (name, parameter, kind, transposed)."
-    if isinstance(module, Conv1D): return [(name, "weight", "conv1d", True)]
-    if isinstance(module, nn.Conv2d): return [(name, "weight", "conv2d", False)] if module.groups == 1 else []
-    if isinstance(module, nn.Linear): return [(name, "weight", "linear", False)] if module.weight.dim() == 2 else []
-    if "expert" not in f"{name} {type(module).__name__}".lower(): return []
-    stacks = [(key, weight) for key, weight in module.named_parameters(recurse=False) if weight.dim() == 3 and min(weight.shape[1:]) > 1]
+    if isinstance(module, Conv1D):
+        return [(name, "weight", "conv1d", True)]
+    if isinstance(module, nn.Conv2d):
+        return [(name, "weight", "conv2d", False)] if module.groups == 1 else []
+    if isinstance(module, nn.Linear):
+        return [(name, "weight", "linear", False)] if module.weight.dim() == 2 else []
+    if "expert" not in f"{name} {type(module).__name__}".lower():
+        return []
+    stacks = [
+        (key, weight)
+        for key, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and min(weight.shape[1:]) > 1
+    ]
     return [(f"{name}.{key}", key, "experts", is_transposed(module, key, weight, hidden)) for key, weight in stacks]
+
 
 def text_config(model: nn.Module):
     "The configuration of a transformer, or of its part that reads text; None for other modules."
     return model.config.get_text_config() if hasattr(model, "config") else None
+
 
 def linears(
     model: nn.Module,  # any module
@@ -123,7 +175,8 @@ def linears(
     for name, module in model.named_modules():
         for label, parameter, kind, transposed in describe(name, module, hidden):
             weight = getattr(module, parameter)
-            if id(weight) in seen: continue
+            if id(weight) in seen:
+                continue
             seen.add(id(weight))
             block = next((index for prefix, index in inside if name.startswith(prefix)), None)
             found.append(LinearLayer(label, module, parameter, kind, transposed, block))
@@ -131,31 +184,45 @@ def linears(
 
 # %% ../../nbs/core/04_layers.ipynb #counterpart-code
 def counterpart(
-    linear: LinearLayer,   # of one model
-    model: nn.Module,      # another
+    linear: LinearLayer,  # of one model
+    model: nn.Module,  # another
 ) -> LinearLayer:
     "The linear of the same name and shape in the other model. Raises `CompressLabError` where it has none."
     found = next((each for each in linears(model) if each.name == linear.name), None)
     if found is None or found.weight.shape != linear.weight.shape:
-        raise CompressLabError("The original has no such linear.", linear.name, "give the model it was made from as original=")
+        raise CompressLabError(
+            "The original has no such linear.", linear.name, "give the model it was made from as original="
+        )
     return found
 
 # %% ../../nbs/core/04_layers.ipynb #towers-code
-TEXT_PARTS = ("text_config", "text_encoder", "encoder", "decoder", "generator")   # names of configurations of parts that read text, in transformers
+TEXT_PARTS = (
+    "text_config",
+    "text_encoder",
+    "encoder",
+    "decoder",
+    "generator",
+)  # names of configurations of parts that read text, in transformers
+
 
 def towers(
     model: nn.Module,  # any module
 ) -> list[str]:
-    "Names of the outermost parts of a model that read something else than text; none where its configuration has no part for text."
+    """Names of the outermost parts of a model that read something else than text; none where its configuration has no
+    part for text.
+    """
     text = text_config(model)
-    if text is None or text is model.config: return []
+    if text is None or text is model.config:
+        return []
     parts = [getattr(model.config, name, None) for name in TEXT_PARTS]
     reading = {type(model.config), type(text)} | {type(part) for part in parts if hasattr(part, "vocab_size")}
     found = []
     for name, module in model.named_modules():
         other = isinstance(getattr(module, "config", None), PreTrainedConfig) and type(module.config) not in reading
-        if other and not any(name.startswith(f"{outer}.") for outer in found): found.append(name)
+        if other and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
     return found
+
 
 def text_linears(
     model: nn.Module,  # any module
@@ -169,20 +236,26 @@ def embeddings(model: nn.Module) -> dict[str, nn.Embedding]:
     "The embedding tables by name."
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
 
-def head(model: nn.Module) -> str|None:
+
+def head(model: nn.Module) -> str | None:
     "Name of the module that gives the logits, None where there is none."
     output = model.get_output_embeddings()
-    return next((name for name, module in model.named_modules() if module is output), None) if output is not None else None
+    return (
+        next((name for name, module in model.named_modules() if module is output), None) if output is not None else None
+    )
+
 
 def tied(model: nn.Module) -> list[list[str]]:
     "Groups of parameter names that are one and the same tensor."
     names = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False): names[id(parameter)].append(name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
     return [group for group in names.values() if len(group) > 1]
 
 # %% ../../nbs/core/04_layers.ipynb #cell-19
 class Multiplications(TorchFunctionMode):
     "Calls back with (linear, expert, input) whenever one of the linears' weights, or a slice of it, is multiplied."
+
     operands = {"linear": 0, "conv2d": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 
     def __init__(self, layers: Iterable[LinearLayer], see: Callable):
@@ -192,10 +265,11 @@ class Multiplications(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         first = self.operands.get(getattr(function, "__name__", ""))
-        if first is not None: self.look(*(*args, *(kwargs or {}).values())[first:first + 2])
+        if first is not None:
+            self.look(*(*args, *(kwargs or {}).values())[first : first + 2])
         return function(*args, **(kwargs or {}))
 
-    def owner(self, operand: Tensor) -> LinearLayer|None:
+    def owner(self, operand: Tensor) -> LinearLayer | None:
         index = bisect_right(self.starts, operand.data_ptr()) - 1
         linear = self.layers[index] if index >= 0 else None
         return linear if linear and operand.data_ptr() < self.starts[index] + linear.weight.nbytes else None
@@ -203,25 +277,37 @@ class Multiplications(TorchFunctionMode):
     def look(self, left: Tensor, right: Tensor):
         weight, inputs = right, left
         linear = self.owner(right)
-        if linear is None: linear, weight, inputs = self.owner(left), left, right.transpose(-1, -2) if right.dim() > 1 else right
-        if linear is None: return
-        if linear.kind == "conv2d" and linear.module.padding_mode != "zeros": inputs = nn.functional.pad(inputs, [-n for n in linear.module._reversed_padding_repeated_twice])   # as it was called
+        if linear is None:
+            linear, weight, inputs = self.owner(left), left, right.transpose(-1, -2) if right.dim() > 1 else right
+        if linear is None:
+            return
+        if linear.kind == "conv2d" and linear.module.padding_mode != "zeros":
+            inputs = nn.functional.pad(
+                inputs, [-n for n in linear.module._reversed_padding_repeated_twice]
+            )  # as it was called
         if weight.dim() == 3 and linear.kind == "experts":
-            for expert, part in enumerate(inputs): self.see(linear, expert, part)
-        else: self.see(linear, (weight.data_ptr() - linear.weight.data_ptr()) // (linear.weight.nbytes // len(linear.matrices)), inputs)
+            for expert, part in enumerate(inputs):
+                self.see(linear, expert, part)
+        else:
+            self.see(
+                linear,
+                (weight.data_ptr() - linear.weight.data_ptr()) // (linear.weight.nbytes // len(linear.matrices)),
+                inputs,
+            )
+
 
 def observe(
     layers: Iterable[LinearLayer],  # which linears
-    see: Callable,                  # called with (linear, expert, input of shape (…, in), or of images)
+    see: Callable,  # called with (linear, expert, input of shape (…, in), or of images)
 ) -> Multiplications:
     "A context in which every input of the linears is shown to `see`."
     return Multiplications(layers, see)
 
 # %% ../../nbs/core/04_layers.ipynb #body-code
 def body(
-    model: nn.Module,               # any transformer
+    model: nn.Module,  # any transformer
     layers: Iterable[LinearLayer],  # the linears of interest
-    batch: dict,                    # what it will be called with
+    batch: dict,  # what it will be called with
 ) -> nn.Module:
     "The model without its head, or the whole of it where a linear lies outside or the inner model is called otherwise."
     inner = getattr(model, "base_model", model)
@@ -233,27 +319,38 @@ def body(
 @dataclass(frozen=True)
 class Stage:
     "Linears that can be compressed together, and the module before which the forward pass is held."
-    block: int|None
-    gate: nn.Module                   # the pass is held when this module is called
+
+    block: int | None
+    gate: nn.Module  # the pass is held when this module is called
     layers: tuple[LinearLayer, ...]
-    source: str = "argument"          # where inputs are seen: "argument" of the gate, or "gate" or "model", run again
+    source: str = "argument"  # where inputs are seen: "argument" of the gate, or "gate" or "model", run again
+
 
 def window(module: nn.Module) -> tuple:
     "What patches a convolution cuts out; the same for all others."
-    return (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode) if isinstance(module, nn.Conv2d) else ()
+    return (
+        (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
+        if isinstance(module, nn.Conv2d)
+        else ()
+    )
 
+# %% ../../nbs/core/04_layers.ipynb #cell-22-2
 class Trace:
     "What a pass over a few tokens shows: the order of calls, and what each linear is fed."
+
     def __init__(self, model: nn.Module, batch: dict, layers: list[LinearLayer]):
         self.calls, self.inputs, self.kept = {}, defaultdict(list), []
         hooks = [module.register_forward_pre_hook(self.called) for module in model.modules()]
         try:
-            with torch.no_grad(), observe(layers, self.see): body(model, layers, batch)(**batch)
+            with torch.no_grad(), observe(layers, self.see):
+                body(model, layers, batch)(**batch)
         finally:
-            for hook in hooks: hook.remove()
+            for hook in hooks:
+                hook.remove()
         self.path = dict(model.named_modules())
 
-    def called(self, module, args): self.calls.setdefault(id(module), len(self.calls))
+    def called(self, module, args):
+        self.calls.setdefault(id(module), len(self.calls))
 
     def see(self, linear, expert, inputs):
         self.kept.append(inputs)
@@ -262,129 +359,197 @@ class Trace:
     def stage_of(self, linear: LinearLayer) -> tuple:
         "Gate, source and the key by which linears are grouped."
         name = linear.name.removesuffix(f".{linear.parameter}") if linear.kind == "experts" else linear.name
-        twins = [module for module in self.path.values() if getattr(module, linear.parameter, None) is linear.weight and type(module) is type(linear.module)]
-        own = gate = next((module for module in twins if id(module) in self.calls), linear.module)   # shared blocks: the one that is called
-        while id(gate) not in self.calls: name = name.rpartition(".")[0]; gate = self.path[name]
-        if linear.kind == "experts" or gate is not own: return gate, "gate", id(gate)
-        if len(self.inputs[linear.name]) > 1: return gate, "model", id(gate)
+        twins = [
+            module
+            for module in self.path.values()
+            if getattr(module, linear.parameter, None) is linear.weight and type(module) is type(linear.module)
+        ]
+        own = gate = next(
+            (module for module in twins if id(module) in self.calls), linear.module
+        )  # shared blocks: the one that is called
+        while id(gate) not in self.calls:
+            name = name.rpartition(".")[0]
+            gate = self.path[name]
+        if linear.kind == "experts" or gate is not own:
+            return gate, "gate", id(gate)
+        if len(self.inputs[linear.name]) > 1:
+            return gate, "model", id(gate)
         return gate, "argument", self.inputs[linear.name][0]
 
 # %% ../../nbs/core/04_layers.ipynb #cell-23
 def stages(
-    model: nn.Module,              # any transformer
-    batch: dict,                   # a batch of inputs; a part of it is enough
-    layers: list[LinearLayer],     # the linears of interest
-    true_sequential: bool=True,    # False: a stage is a whole block
+    model: nn.Module,  # any transformer
+    batch: dict,  # a batch of inputs; a part of it is enough
+    layers: list[LinearLayer],  # the linears of interest
+    true_sequential: bool = True,  # False: a stage is a whole block
 ) -> list[Stage]:
     "The stages in the order in which the forward pass reaches them; linears it never reaches are in none."
     trace, groups, modules = Trace(model, batch, layers), {}, {block.index: block.module for block in blocks(model)}
     for linear in layers:
-        if linear.name not in trace.inputs: continue
+        if linear.name not in trace.inputs:
+            continue
         gate, source, key = trace.stage_of(linear)
-        if not true_sequential and source != "model" and id(modules.get(linear.block)) in trace.calls: gate, source, key = modules[linear.block], "gate", linear.block
+        if not true_sequential and source != "model" and id(modules.get(linear.block)) in trace.calls:
+            gate, source, key = modules[linear.block], "gate", linear.block
         groups.setdefault((linear.block, source, key), []).append((gate, linear))
-    def first(members): return min((gate for gate, _ in members), key=lambda gate: trace.calls[id(gate)])
-    found = [Stage(block, first(members), tuple(linear for _, linear in members), source) for (block, source, _), members in groups.items()]
-    return sorted(found, key=lambda stage: min(trace.calls[id(stage.gate)], *(trace.calls.get(id(linear.module), len(trace.calls)) for linear in stage.layers)))
+
+    def first(members):
+        return min((gate for gate, _ in members), key=lambda gate: trace.calls[id(gate)])
+
+    found = [
+        Stage(block, first(members), tuple(linear for _, linear in members), source)
+        for (block, source, _), members in groups.items()
+    ]
+    return sorted(
+        found,
+        key=lambda stage: min(
+            trace.calls[id(stage.gate)],
+            *(trace.calls.get(id(linear.module), len(trace.calls)) for linear in stage.layers),
+        ),
+    )
 
 # %% ../../nbs/core/04_layers.ipynb #cell-26
 class Held:
     "Forward passes, one for each batch, that are held at every stage and resumed one by one."
+
     def __init__(self, body: nn.Module, batches: list[dict], plan: list[Stage]):
         self.order = {id(stage.gate): number for number, stage in enumerate(plan)}
-        self.passed, self.body = -1, body                               # the last stage that holds no more
+        self.passed, self.body = -1, body  # the last stage that holds no more
         self.batch = {greenlet(self.forward): batch for batch in batches}
         self.at = dict.fromkeys(self.batch, (-1, (), {}))
         self.hooks = [stage.gate.register_forward_pre_hook(self.hold, with_kwargs=True) for stage in plan]
 
-    def forward(self): self.body(**self.batch[getcurrent()])
+    def forward(self):
+        self.body(**self.batch[getcurrent()])
 
     def hold(self, module, args, kwargs):
         number, run, before = self.order[id(module)], getcurrent(), rounding_of(module)
-        if number > self.passed and run in self.at: run.parent.switch((number, args, kwargs))
+        if number > self.passed and run in self.at:
+            run.parent.switch((number, args, kwargs))
         after = rounding_of(module)
-        if after is not before and after is not None: return after(module, args, kwargs)   # came while the call was held: torch would skip it
+        if after is not before and after is not None:
+            return after(module, args, kwargs)  # came while the call was held: torch would skip it
 
     def resume(self, run):
         "Runs on to the next stage, or to the end of the pass."
         self.at[run] = None
         self.at[run] = run.switch()
-        if self.at[run] is None: del self.at[run]
+        if self.at[run] is None:
+            del self.at[run]
 
     def arrive(self, number: int):
         "Brings every pass to a stage; gives batch and arguments of those that come through it, one pass at a time."
         for run in list(self.at):
-            if self.at[run][0] < number: self.resume(run)
-            if run in self.at and self.at[run][0] == number: yield self.batch[run], *self.at[run][1:]
+            if self.at[run][0] < number:
+                self.resume(run)
+            if run in self.at and self.at[run][0] == number:
+                yield self.batch[run], *self.at[run][1:]
 
     def close(self):
-        for hook in self.hooks: hook.remove()
+        for hook in self.hooks:
+            hook.remove()
         for run in list(self.at):
-            if run: run.throw(GreenletExit)
+            if run:
+                run.throw(GreenletExit)
         self.at, self.batch = {}, {}
 
 # %% ../../nbs/core/04_layers.ipynb #cell-28
 def statistics_for(stage: Stage, statistic: Callable) -> dict:
     "Empty statistics by (linear name, expert)."
-    if stage.source == "argument": return dict.fromkeys([(linear.name, 0) for linear in stage.layers], statistic(stage.layers[0].in_features))
-    return {(linear.name, expert): statistic(linear.in_features) for linear in stage.layers for expert in range(len(linear.matrices))}
+    if stage.source == "argument":
+        return dict.fromkeys([(linear.name, 0) for linear in stage.layers], statistic(stage.layers[0].in_features))
+    return {
+        (linear.name, expert): statistic(linear.in_features)
+        for linear in stage.layers
+        for expert in range(len(linear.matrices))
+    }
+
 
 def gather(passes: Held, number: int, stage: Stage, statistic: Callable) -> dict:
     "The statistics of a stage over all batches."
     found = statistics_for(stage, statistic)
-    def see(linear, expert, inputs): found[linear.name, expert].update(linear.rows(inputs))
+
+    def see(linear, expert, inputs):
+        found[linear.name, expert].update(linear.rows(inputs))
+
     for batch, args, kwargs in passes.arrive(number):
-        if stage.source == "argument": see(stage.layers[0], 0, args[0] if args else next(iter(kwargs.values())))
+        if stage.source == "argument":
+            see(stage.layers[0], 0, args[0] if args else next(iter(kwargs.values())))
         else:
-            with observe(stage.layers, see): passes.body(**batch) if stage.source == "model" else stage.gate.forward(*args, **kwargs)
-        if len(passes.batch) > 1: release_memory()   # what one pass freed lies between what all of them hold
+            with observe(stage.layers, see):
+                passes.body(**batch) if stage.source == "model" else stage.gate.forward(*args, **kwargs)
+        if len(passes.batch) > 1:
+            release_memory()  # what one pass freed lies between what all of them hold
     return found
 
 # %% ../../nbs/core/04_layers.ipynb #cell-29
 @contextmanager
 def calibrating(model: nn.Module):
     "The model as a calibration pass needs it: in evaluation mode, without cache and gradients, its experts one by one."
-    configs = {id(config): config for config in (getattr(model, "config", None), text_config(model)) if hasattr(config, "use_cache")}.values()
+    configs = {
+        id(config): config
+        for config in (getattr(model, "config", None), text_config(model))
+        if hasattr(config, "use_cache")
+    }.values()
     caches, training = [config.use_cache for config in configs], model.training
-    experts = model.get_experts_implementation() if hasattr(model, "config") and model._can_set_experts_implementation() else None
-    for config in configs: config.use_cache = False
-    if experts: model.set_experts_implementation("eager")
+    experts = (
+        model.get_experts_implementation()
+        if hasattr(model, "config") and model._can_set_experts_implementation()
+        else None
+    )
+    for config in configs:
+        config.use_cache = False
+    if experts:
+        model.set_experts_implementation("eager")
     model.eval()
     try:
-        with torch.no_grad(): yield
+        with torch.no_grad():
+            yield
     finally:
-        for config, value in zip(configs, caches): config.use_cache = value
-        if experts: model.set_experts_implementation(experts)
+        for config, value in zip(configs, caches):
+            config.use_cache = value
+        if experts:
+            model.set_experts_implementation(experts)
         model.train(training)
 
 # %% ../../nbs/core/04_layers.ipynb #cell-31
 def release_memory():
     "Returns freed memory to the operating system, where the C library (glibc) can."
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim: trim(0)
+    if trim:
+        trim(0)
 
 # %% ../../nbs/core/04_layers.ipynb #cell-33
 def walk(
-    model: nn.Module,                # any module; `compress` changes it in place
-    batches: list[dict],             # calibration batches, keyword arguments of the model
-    layers: list[LinearLayer],       # the linears to compress
-    statistic: Callable,             # statistic(in_features) -> an object with `update(inputs of shape (tokens, in))`
-    compress: Callable,              # compress(linears, {(linear name, expert): statistic}) changes the weights
+    model: nn.Module,  # any module; `compress` changes it in place
+    batches: list[dict],  # calibration batches, keyword arguments of the model
+    layers: list[LinearLayer],  # the linears to compress
+    statistic: Callable,  # statistic(in_features) -> an object with `update(inputs of shape (tokens, in))`
+    compress: Callable,  # compress(linears, {(linear name, expert): statistic}) changes the weights
     *,
-    true_sequential: bool=True,      # False: all linears of a block see the block as it was
-    done: Iterable[int]=(),          # blocks that are compressed already: the passes run through them
-    after_block: Callable|None=None, # called with the index of every finished block
+    true_sequential: bool = True,  # False: all linears of a block see the block as it was
+    done: Iterable[int] = (),  # blocks that are compressed already: the passes run through them
+    after_block: Callable | None = None,  # called with the index of every finished block
 ):
-    "Compresses linears in the order of the forward pass, each calibrated on what the compressed layers before it put out."
+    """Compresses linears in the order of the forward pass, each calibrated on what the compressed layers before it put
+    out.
+    """
     left = {linear.name: linear for linear in layers if linear.block not in set(done)}
+
     def finish(block):
         for linear in [linear for linear in left.values() if linear.block == block]:
-            compress((left.pop(linear.name),), statistics_for(Stage(block, linear.module, (linear,), "gate"), statistic))
-        if after_block and block is not None: after_block(block)
+            compress(
+                (left.pop(linear.name),), statistics_for(Stage(block, linear.module, (linear,), "gate"), statistic)
+            )
+        if after_block and block is not None:
+            after_block(block)
 
     with calibrating(model):
-        few = (slice(None), slice(16)) if hasattr(model, "config") else slice(2)   # tokens of a row, or rows
-        part = {key: value[few] if isinstance(value, Tensor) and value.dim() > 1 else value for key, value in batches[0].items()}
+        few = (slice(None), slice(16)) if hasattr(model, "config") else slice(2)  # tokens of a row, or rows
+        part = {
+            key: value[few] if isinstance(value, Tensor) and value.dim() > 1 else value
+            for key, value in batches[0].items()
+        }
         plan = [stage for stage in stages(model, part, layers, true_sequential) if stage.layers[0].name in left]
         passes = Held(body(model, layers, batches[0]), batches, plan)
         try:
@@ -392,46 +557,61 @@ def walk(
                 statistics = gather(passes, number, stage, statistic)
                 release_memory()
                 compress(stage.layers, statistics)
-                for linear in stage.layers: left.pop(linear.name)
+                for linear in stage.layers:
+                    left.pop(linear.name)
                 passes.passed = number
                 release_memory()
-                if stage.block not in [later.block for later in plan[number + 1:]]: finish(stage.block)
-        finally: passes.close()
-        for block in sorted({linear.block for linear in left.values()}, key=str): finish(block)
+                if stage.block not in [later.block for later in plan[number + 1 :]]:
+                    finish(stage.block)
+        finally:
+            passes.close()
+        for block in sorted({linear.block for linear in left.values()}, key=str):
+            finish(block)
 
 # %% ../../nbs/core/04_layers.ipynb #cell-46
-SQUARES = 5       # copies of an (in, in) matrix that a method holds beside the statistic: mean, inverse, factor, and those inside of LAPACK
-MATRICES = (6, 9) # copies of a stage's joined weights in float32 while they are compressed, without such matrices and with them
-LIBRARIES = 24 << 20   # code and buffers that libraries load when they are first used
+SQUARES = 5  # copies of an (in, in) matrix that a method holds beside the statistic: mean, inverse, factor, and those inside of LAPACK
+MATRICES = (
+    6,
+    9,
+)  # copies of a stage's joined weights in float32 while they are compressed, without such matrices and with them
+LIBRARIES = 24 << 20  # code and buffers that libraries load when they are first used
+
 
 def compressing(
     layers: Iterable[LinearLayer],  # of a stage, which may be compressed as one matrix
-    square: bool,                   # the statistic is (in, in)
+    square: bool,  # the statistic is (in, in)
 ) -> int:
     "Bytes that compressing linears takes above their weights and statistics."
     width = max(linear.in_features for linear in layers)
     entries = sum(linear.out_features * linear.in_features for linear in layers)
     return 4 * (MATRICES[square] * entries + (SQUARES * width**2 if square else 0))
 
+
 def memory_needed(
-    model: nn.Module,            # any module
-    layers: list[LinearLayer],   # the linears to compress
-    tokens: int,                 # calibration tokens in all batches, or images
-    square: bool=False,          # the statistic is (in, in)
-    kept: int|None=None,         # numbers kept for each row, where rows are images; None: what a transformer's block keeps of a token
+    model: nn.Module,  # any module
+    layers: list[LinearLayer],  # the linears to compress
+    tokens: int,  # calibration tokens in all batches, or images
+    square: bool = False,  # the statistic is (in, in)
+    kept: int
+    | None = None,  # numbers kept for each row, where rows are images; None: what a transformer's block keeps of a token
 ) -> int:
     "Bytes a walk needs above the resident model, by its largest parts, without running it."
     width, itemsize = max(linear.in_features for linear in layers), layers[0].weight.element_size()
     hidden = getattr(text_config(model), "hidden_size", width)
-    if kept is None: kept = max(6 * hidden, 3 * hidden + width)
+    if kept is None:
+        kept = max(6 * hidden, 3 * hidden + width)
     stages = defaultdict(list)
-    for linear in layers: stages[linear.block, linear.in_features].append(linear)
+    for linear in layers:
+        stages[linear.block, linear.in_features].append(linear)
     statistics = 4 * width * (width if square else 2)
-    return int(tokens * kept * itemsize + statistics + max(compressing(stage, square) for stage in stages.values()) + LIBRARIES)
+    return int(
+        tokens * kept * itemsize + statistics + max(compressing(stage, square) for stage in stages.values()) + LIBRARIES
+    )
 
 # %% ../../nbs/core/04_layers.ipynb #meter-code
 class Meter(TorchDispatchMode):
     "Counts the bytes of all tensors that come into being in its context, for as long as they are alive."
+
     def __init__(self):
         super().__init__()
         self.live, self.peak, self.sizes = 0, 0, {}
@@ -440,33 +620,47 @@ class Meter(TorchDispatchMode):
         found = function(*args, **(kwargs or {}))
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(found):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given: self.add(leaf.untyped_storage())
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
+                self.add(leaf.untyped_storage())
         return found
 
     def add(self, storage):
-        if (key := storage._cdata) in self.sizes: return
+        if (key := storage._cdata) in self.sizes:
+            return
         self.sizes[key] = storage.nbytes()
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self.drop, key)
 
-    def drop(self, key: int): self.live -= self.sizes.pop(key, 0)
+    def drop(self, key: int):
+        self.live -= self.sizes.pop(key, 0)
 
+# %% ../../nbs/core/04_layers.ipynb #meter-code-2
 def walk_memory(
-    model: nn.Module,             # any module
-    batches: list[dict],          # as for `walk`
-    layers: list[LinearLayer],    # likewise
-    statistic: Callable,          # likewise, with `square`
-    true_sequential: bool=True,   # likewise
+    model: nn.Module,  # any module
+    batches: list[dict],  # as for `walk`
+    layers: list[LinearLayer],  # likewise
+    statistic: Callable,  # likewise, with `square`
+    true_sequential: bool = True,  # likewise
 ) -> int:
-    "Bytes that `walk` takes above the resident model at most, by running one batch up to the first of the heaviest blocks."
+    """Bytes that `walk` takes above the resident model at most, by running one batch up to the first of the heaviest
+    blocks.
+    """
     weights = defaultdict(int)
-    for linear in layers: weights[-1 if linear.block is None else linear.block] += linear.weight.numel()
+    for linear in layers:
+        weights[-1 if linear.block is None else linear.block] += linear.weight.numel()
     heaviest = max(weights, key=lambda block: (weights[block], -block))
     with calibrating(model), Meter() as meter:
         few = (slice(None), slice(16)) if hasattr(model, "config") else slice(2)
-        part = {key: value[few] if isinstance(value, Tensor) and value.dim() > 1 else value for key, value in batches[0].items()}
-        plan = [stage for stage in stages(model, part, layers, true_sequential) if stage.block == (None if heaviest < 0 else heaviest)]
+        part = {
+            key: value[few] if isinstance(value, Tensor) and value.dim() > 1 else value
+            for key, value in batches[0].items()
+        }
+        plan = [
+            stage
+            for stage in stages(model, part, layers, true_sequential)
+            if stage.block == (None if heaviest < 0 else heaviest)
+        ]
         passes, most = Held(body(model, layers, batches[0]), batches[:1], plan), 0
         try:
             for number, stage in enumerate(plan):
@@ -475,59 +669,88 @@ def walk_memory(
                 reached, after = meter.peak, meter.live
                 del statistics
                 held, others = meter.live, len(batches) - 1
-                most = max(most, reached + others * max(before, held), after + others * held + compressing(stage.layers, statistic.square))
+                most = max(
+                    most,
+                    reached + others * max(before, held),
+                    after + others * held + compressing(stage.layers, statistic.square),
+                )
                 passes.passed = number
-        finally: passes.close()
+        finally:
+            passes.close()
     release_memory()
     return most + LIBRARIES
 
 # %% ../../nbs/core/04_layers.ipynb #limits-code
 PROCESS, GROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
 
+
 def of_groups() -> list[int]:
-    "Bytes that each control group of the process has left under its limit, for both versions of Linux's control groups."
+    """Bytes that each control group of the process has left under its limit, for both versions of Linux's control
+    groups.
+    """
     found = []
+
     def number(path):
-        try: return int(path.read_text())
-        except (OSError, ValueError): return None   # not there, or "max"
-    try: lines = (PROCESS/"cgroup").read_text().splitlines()
-    except OSError: return found
+        try:
+            return int(path.read_text())
+        except (OSError, ValueError):
+            return None  # not there, or "max"
+
+    try:
+        lines = (PROCESS / "cgroup").read_text().splitlines()
+    except OSError:
+        return found
     for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        root = GROUPS/"memory" if "memory" in controllers.split(",") else GROUPS
-        inner = root/path.lstrip("/")
+        root = GROUPS / "memory" if "memory" in controllers.split(",") else GROUPS
+        inner = root / path.lstrip("/")
         for group in (inner, *inner.parents):
-            if not group.is_relative_to(root): break
-            limits = [number(group/name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
-            used = [number(group/name) for name in ("memory.current", "memory.usage_in_bytes")]
-            try: cached = sum(map(int, re.findall(r"^(?:in)?active_file (\d+)$", (group/"memory.stat").read_text(), re.M)))
-            except OSError: cached = 0
-            for limit in filter(None, limits): found.append(limit - max(sum(filter(None, used)) - cached, 0))
+            if not group.is_relative_to(root):
+                break
+            limits = [number(group / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+            used = [number(group / name) for name in ("memory.current", "memory.usage_in_bytes")]
+            try:
+                cached = sum(
+                    map(int, re.findall(r"^(?:in)?active_file (\d+)$", (group / "memory.stat").read_text(), re.M))
+                )
+            except OSError:
+                cached = 0
+            for limit in filter(None, limits):
+                found.append(limit - max(sum(filter(None, used)) - cached, 0))
     return found
 
+# %% ../../nbs/core/04_layers.ipynb #limits-code-2
 def of_process() -> list[int]:
     "Bytes that `ulimit -v` and `ulimit -d` leave to the process."
-    try: import resource
-    except ImportError: return []
+    try:
+        import resource
+    except ImportError:
+        return []
     used, found = psutil.Process().memory_info(), []
     for name, now in (("RLIMIT_AS", used.vms), ("RLIMIT_DATA", getattr(used, "data", None))):
         most = resource.getrlimit(getattr(resource, name))[0]
-        if most != resource.RLIM_INFINITY and now is not None: found.append(most - now)
+        if most != resource.RLIM_INFINITY and now is not None:
+            found.append(most - now)
     return found
 
+
 def free_memory(
-    device: torch.device|str="cpu",  # where the memory is needed
+    device: torch.device | str = "cpu",  # where the memory is needed
 ) -> int:
     "Bytes that may still be taken: the least that any limit leaves."
-    if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return max(min([psutil.virtual_memory().available, *of_groups(), *of_process()]), 0)
 
+
 def check_memory(
-    needed: int,   # bytes above the model
-    where: str,    # for the message
-    fix: str="use fewer or shorter calibration rows, or load the model in bfloat16",
-    device: torch.device|str="cpu",  # where it is needed
+    needed: int,  # bytes above the model
+    where: str,  # for the message
+    fix: str = "use fewer or shorter calibration rows, or load the model in bfloat16",
+    device: torch.device | str = "cpu",  # where it is needed
 ):
     "Raises `CompressLabError` where more is needed than may be taken."
     free = free_memory(device)
     if needed > free:
-        raise CompressLabError(f"This needs {needed / 2**30:.1f} GiB above the model, {free / 2**30:.1f} GiB are free.", where, fix)
+        raise CompressLabError(
+            f"This needs {needed / 2**30:.1f} GiB above the model, {free / 2**30:.1f} GiB are free.", where, fix
+        )

@@ -8,21 +8,35 @@ __all__ = ['CLOSE_LOOK', 'Compressed', 'join', 'losses', 'averaged', 'check_fini
            'change_each', 'LayerMethod']
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-03
-import copy, inspect, json, os, torch
+import copy
+import inspect
+import json
+import os
 from abc import abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
-from fastcore.basics import patch
 from itertools import groupby
 from pathlib import Path
+from typing import ClassVar
+
+import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from typing import ClassVar
+
 from .activations import Gram, output_error, unseen
 from .errors import CompressLabError, listed
 from .files import intact, remove, seal, set_aside
-from .layers import calibrating, check_memory, memory_needed, observe, release_memory, walk, walk_memory
+from compress_lab.core.layers import (
+    calibrating,
+    check_memory,
+    memory_needed,
+    observe,
+    release_memory,
+    walk,
+    walk_memory,
+)
 from .packed import Packed
 from .precision import precision
 from .progress import bar
@@ -33,27 +47,37 @@ from .rounding import Rounding, attach, rounding_of
 @dataclass
 class Compressed:
     "What a method made of a matrix of shape (rows, in)."
-    weight: Tensor                 # the new matrix, float32
-    codes: Tensor|None = None      # unsigned integers of shape (rows, in), for quantized weights
-    scales: Tensor|None = None     # of shape (rows, groups)
-    zeros: Tensor|None = None      # zero points of shape (rows, groups); None: symmetric, or there are levels
-    notes: tuple[str, ...] = ()    # what a reader should know: a fallback that was taken, a retry
-    levels: Tensor|str|None = None # what a code stands for, as in `Packed`; a tensor of shape (rows, 2**bits)
-    outer: Tensor|None = None      # factor of all scales of a row, (rows, 1)
-    inputs: Rounding|None = None   # what the linear shall do to its inputs at run time; None: what it did before
+
+    weight: Tensor  # the new matrix, float32
+    codes: Tensor | None = None  # unsigned integers of shape (rows, in), for quantized weights
+    scales: Tensor | None = None  # of shape (rows, groups)
+    zeros: Tensor | None = None  # zero points of shape (rows, groups); None: symmetric, or there are levels
+    notes: tuple[str, ...] = ()  # what a reader should know: a fallback that was taken, a retry
+    levels: Tensor | str | None = None  # what a code stands for, as in `Packed`; a tensor of shape (rows, 2**bits)
+    outer: Tensor | None = None  # factor of all scales of a row, (rows, 1)
+    inputs: Rounding | None = None  # what the linear shall do to its inputs at run time; None: what it did before
 
     def rows(self, part: slice) -> "Compressed":
         "The same for some of the rows."
-        return Compressed(**{name: value[part] if isinstance(value, Tensor) else value for name, value in vars(self).items()})
+        return Compressed(
+            **{name: value[part] if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        )
 
     @classmethod
     def cat(cls, parts: list["Compressed"]) -> "Compressed":
         "The rows of several, one after the other."
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) if isinstance(value, Tensor) else value for name, value in vars(parts[0]).items()})
+        return cls(
+            **{
+                name: torch.cat([getattr(part, name) for part in parts]) if isinstance(value, Tensor) else value
+                for name, value in vars(parts[0]).items()
+            }
+        )
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-08
 def join(method, layers, statistics: dict) -> list[tuple]:
-    "The method as it is for them, groups of (linear, expert, matrix) that share it and a statistic, and that statistic."
+    """The method as it is for them, groups of (linear, expert, matrix) that share it and a statistic, and that
+    statistic.
+    """
     groups = defaultdict(list)
     for linear in layers:
         for expert, matrix in enumerate(linear.matrices):
@@ -62,55 +86,87 @@ def join(method, layers, statistics: dict) -> list[tuple]:
             groups[key].append((own, (linear, expert, matrix), statistic))
     return [(group[0][0], [piece for _, piece, _ in group], group[0][2]) for group in groups.values()]
 
-def losses(before: Tensor, after: Compressed, gram: Tensor|None) -> dict:
+
+def losses(before: Tensor, after: Compressed, gram: Tensor | None) -> dict:
     "Relative squared errors of a matrix and the share of its zeros; none of its outputs where it puts out nothing."
-    unit = torch.frexp(before.abs().max())[1].clamp(-126, 126)   # a power of two, so that no square is too large or too small for a float
+    unit = torch.frexp(before.abs().max())[1].clamp(
+        -126, 126
+    )  # a power of two, so that no square is too large or too small for a float
     before, change = torch.ldexp(before, -unit), torch.ldexp(after.weight - before, -unit)
     found = {
         "weight_error": float(change.square().sum() / before.square().sum().clamp_min(1e-30)),
         "sparsity": float((after.weight == 0).float().mean()),
     }
-    if gram is not None and (error := output_error(before, change, gram)) == error: found["output_error"] = error
+    if gram is not None and (error := output_error(before, change, gram)) == error:
+        found["output_error"] = error
     return found | ({"notes": list(after.notes)} if after.notes else {})
 
+
 def averaged(reports: list[dict]) -> dict:
-    "Mean of each figure over those that have it, as experts that put out nothing have no output error; and all their notes."
-    having = {key: [report[key] for report in reports if key in report] for key in {key: None for report in reports for key in report}}
+    """Mean of each figure over those that have it, as experts that put out nothing have no output error; and all their
+    notes.
+    """
+    having = {
+        key: [report[key] for report in reports if key in report]
+        for key in {key: None for report in reports for key in report}
+    }
     notes = list(dict.fromkeys(note for each in having.pop("notes", ()) for note in each))
     return {key: sum(values) / len(values) for key, values in having.items()} | ({"notes": notes} if notes else {})
 
+
 def check_finite(matrix: Tensor, statistic, name: str):
     "Raises `CompressLabError` that names the linear where a weight or an activation is not finite."
-    if not matrix.isfinite().all(): raise CompressLabError("The weight holds NaN or infinity.", name, "check the checkpoint: compressing it would hide the damage")
+    if not matrix.isfinite().all():
+        raise CompressLabError(
+            "The weight holds NaN or infinity.", name, "check the checkpoint: compressing it would hide the damage"
+        )
     if statistic is not None and not statistic.finite():
-        raise CompressLabError("The activations hold NaN or infinity.", name, "calibrate in float32, or with other text")
+        raise CompressLabError(
+            "The activations hold NaN or infinity.", name, "calibrate in float32, or with other text"
+        )
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-09
 def compressed(method, weight: Tensor, statistic) -> Compressed:
     "What the method makes of a matrix. Raises `CompressLabError` where that has another shape, or codes without bits."
     name, result = type(method).__name__, method.compress(weight, statistic)
-    def wrong(what, fix): return CompressLabError(f"{name}.compress {what}.", fix=fix)
-    if not isinstance(result, Compressed): raise wrong(f"gives a {type(result).__name__}", "return Compressed(weight)")
+
+    def wrong(what, fix):
+        return CompressLabError(f"{name}.compress {what}.", fix=fix)
+
+    if not isinstance(result, Compressed):
+        raise wrong(f"gives a {type(result).__name__}", "return Compressed(weight)")
     shape, expected = tuple(result.weight.shape), tuple(weight.shape)
-    if shape != expected: raise wrong(f"makes the shape {shape} of {expected}", "return a matrix of the same shape")
-    if result.codes is not None and result.levels is None and not (hasattr(method, "bits") and hasattr(method, "group_size")):
-        raise wrong(f"gives codes, and {name} has no bits or no group_size", "make settings of them, and write quantizes = True")
+    if shape != expected:
+        raise wrong(f"makes the shape {shape} of {expected}", "return a matrix of the same shape")
+    if (
+        result.codes is not None
+        and result.levels is None
+        and not (hasattr(method, "bits") and hasattr(method, "group_size"))
+    ):
+        raise wrong(
+            f"gives codes, and {name} has no bits or no group_size", "make settings of them, and write quantizes = True"
+        )
     return result
+
 
 def by_weights(method, weight: Tensor, statistic) -> Compressed:
     "What the method makes of a matrix; where the statistic says nothing, of the weights alone, with a note."
-    if not (why := unseen(statistic)): return compressed(method, weight, statistic)
+    if not (why := unseen(statistic)):
+        return compressed(method, weight, statistic)
     result = compressed(method, weight, None)
     result.notes = (f"{why}: {method.without_inputs}", *result.notes)
     return result
+
 
 def compress_group(method, pieces: list[tuple], statistic) -> dict:
     "Results by (linear name, expert), compressed as one matrix."
     name = listed(dict.fromkeys(linear.name for linear, *_ in pieces))
     whole = torch.cat([matrix.float() for *_, matrix in pieces])
     check_finite(whole, statistic, name)
-    try: result = by_weights(method, whole, statistic)
-    except CompressLabError as error: raise CompressLabError(error.what, name, error.fix) from error
+    try:
+        result = by_weights(method, whole, statistic)
+    except CompressLabError as error:
+        raise CompressLabError(error.what, name, error.fix) from error
     gram = statistic.mean if isinstance(statistic, Gram) and statistic.informative else None
     found, start = {}, 0
     for linear, expert, matrix in pieces:
@@ -119,30 +175,52 @@ def compress_group(method, pieces: list[tuple], statistic) -> dict:
         start += len(matrix)
     return found
 
-
 # %% ../../nbs/core/10_layerwise.ipynb #put-code
 def check_range(weight: Tensor, dtype: torch.dtype, name: str):
     "Raises `CompressLabError` that names the linear where new weights are beyond what its type holds."
     if not weight.to(dtype).isfinite().all():
         kind = str(dtype).removeprefix("torch.")
-        raise CompressLabError(f"Its new weights are beyond what {kind} holds, which is {torch.finfo(dtype).max:.3g}.", name, "leave it out, or load the model in a wider type")
+        raise CompressLabError(
+            f"Its new weights are beyond what {kind} holds, which is {torch.finfo(dtype).max:.3g}.",
+            name,
+            "leave it out, or load the model in a wider type",
+        )
+
 
 def put(method, subject, linear, parts: list[Compressed]):
-    "Writes the parts of a linear (one, or one an expert) into the model, packed where there are codes, with the rounding of its inputs where there is one."
-    for matrix, part in zip(linear.matrices, parts): check_range(part.weight, matrix.dtype, linear.name)
-    if subject.streamed: linear.weight.data = linear.weight.data.clone()   # the file's own pages stay as they are
-    for matrix, part in zip(linear.matrices, parts): matrix.copy_(part.weight)
+    """Writes the parts of a linear (one, or one an expert) into the model, packed where there are codes, with the
+    rounding of its inputs where there is one.
+    """
+    for matrix, part in zip(linear.matrices, parts):
+        check_range(part.weight, matrix.dtype, linear.name)
+    if subject.streamed:
+        linear.weight.data = linear.weight.data.clone()  # the file's own pages stay as they are
+    for matrix, part in zip(linear.matrices, parts):
+        matrix.copy_(part.weight)
     subject.packed.pop(linear.key, None)
-    if parts[0].inputs is not None: attach(linear.module, copy.deepcopy(parts[0].inputs))
-    if parts[0].codes is None: return
+    if parts[0].inputs is not None:
+        attach(linear.module, copy.deepcopy(parts[0].inputs))
+    if parts[0].codes is None:
+        return
     whole = Compressed.cat(parts)
-    subject.packed[linear.key] = Packed.from_codes(whole.codes, whole.scales, whole.zeros, bits=method.bits, group_size=method.columns_per_group(linear.in_features),
-                                                   shape=linear.weight.shape, transposed=linear.transposed, levels=whole.levels, outer=whole.outer)
+    subject.packed[linear.key] = Packed.from_codes(
+        whole.codes,
+        whole.scales,
+        whole.zeros,
+        bits=method.bits,
+        group_size=method.columns_per_group(linear.in_features),
+        shape=linear.weight.shape,
+        transposed=linear.transposed,
+        levels=whole.levels,
+        outer=whole.outer,
+    )
+
 
 def treat(method, subject, layers, statistics: dict) -> dict:
     "Compresses linears; returns the losses of each by name, averaged over experts."
     results = {}
-    for own, pieces, statistic in join(method, layers, statistics): results |= compress_group(own, pieces, statistic)
+    for own, pieces, statistic in join(method, layers, statistics):
+        results |= compress_group(own, pieces, statistic)
     report = {}
     for linear in layers:
         parts, found = zip(*(results[linear.name, expert] for expert in range(len(linear.matrices))))
@@ -153,57 +231,85 @@ def treat(method, subject, layers, statistics: dict) -> dict:
 # %% ../../nbs/core/10_layerwise.ipynb #cell-11
 class Finished:
     "The finished blocks of a walk, kept in a folder; a file that is not what was written is set aside at the start."
-    def __init__(self,
-        folder,     # where to keep them; None keeps nothing
-        subject,    # whose weights they are
-        layers,     # the linears of the walk
+
+    def __init__(
+        self,
+        folder,  # where to keep them; None keeps nothing
+        subject,  # whose weights they are
+        layers,  # the linears of the walk
     ):
         self.folder, self.subject, self.blocks = folder, subject, defaultdict(list)
         for linear in layers:
-            if linear.block is not None: self.blocks[linear.block].append(linear)
+            if linear.block is not None:
+                self.blocks[linear.block].append(linear)
         for block in self.blocks if folder is not None else ():
-            if os.path.lexists(self.path(block)) and not intact(self.path(block)): self.discard(block, "is damaged")
+            if os.path.lexists(self.path(block)) and not intact(self.path(block)):
+                self.discard(block, "is damaged")
 
-    def path(self, block: int) -> Path: return Path(self.folder) / f"block{block:04d}.safetensors"
+    def path(self, block: int) -> Path:
+        return Path(self.folder) / f"block{block:04d}.safetensors"
 
     def discard(self, block: int, why: str):
         "Sets the file of a block aside. Raises `CompressLabError` where it cannot be moved."
-        try: set_aside(self.path(block), why)
+        try:
+            set_aside(self.path(block), why)
         except OSError as error:
-            raise CompressLabError(f"A finished block {why}, and cannot be moved: {error.strerror or error}.", str(self.path(block)), "remove it yourself") from error
+            raise CompressLabError(
+                f"A finished block {why}, and cannot be moved: {error.strerror or error}.",
+                str(self.path(block)),
+                "remove it yourself",
+            ) from error
 
     def restore(self, report: dict) -> set[int]:
         "Puts back what is there; returns the indices of these blocks."
         stored = set()
         for block in self.blocks:
-            if self.folder is None or not self.path(block).exists(): continue
-            try: self.load(block, report)
-            except CompressLabError: self.discard(block, "holds something else")
-            else: stored.add(block)
+            if self.folder is None or not self.path(block).exists():
+                continue
+            try:
+                self.load(block, report)
+            except CompressLabError:
+                self.discard(block, "holds something else")
+            else:
+                stored.add(block)
         return stored
 
 # %% ../../nbs/core/10_layerwise.ipynb #finished-store
 @patch
 def contents(self: Finished, block: int) -> tuple[dict[str, Tensor], dict, dict]:
-    "The tensors to store of a block: packed weights as they are, others in the model's own layout; the rest of packed weights and roundings."
+    """The tensors to store of a block: packed weights as they are, others in the model's own layout; the rest of packed
+    weights and roundings.
+    """
     tensors, packed, carried = {}, {}, {}
     for linear in self.blocks[block]:
         form, rounding = self.subject.packed.get(linear.key), rounding_of(linear.module)
         if form:
             tensors |= {f"{linear.key}.{field}": tensor for field, tensor in form.tensors().items()}
             packed[linear.key] = form.meta()
-        if not form or self.subject.streamed: tensors[linear.key] = linear.weight.data.contiguous()
+        if not form or self.subject.streamed:
+            tensors[linear.key] = linear.weight.data.contiguous()
         if rounding:
-            tensors |= {f"{linear.key}.rounding.{field}": tensor.contiguous() for field, tensor in rounding.tensors().items()}
+            tensors |= {
+                f"{linear.key}.rounding.{field}": tensor.contiguous() for field, tensor in rounding.tensors().items()
+            }
             carried[linear.key] = rounding.meta()
     return tensors, packed, carried
 
+
 @patch
 def store(self: Finished, block: int, report: dict):
-    "Writes one block; a streamed Subject reads it from the file from then on. Raises `CompressLabError` where it cannot be written."
-    if self.folder is None: return
+    """Writes one block; a streamed Subject reads it from the file from then on.
+
+    Raises `CompressLabError` where it cannot be written.
+    """
+    if self.folder is None:
+        return
     tensors, packed, carried = self.contents(block)
-    about = {"packed": packed, "rounding": carried, "report": {linear.name: report[linear.name] for linear in self.blocks[block]}}
+    about = {
+        "packed": packed,
+        "rounding": carried,
+        "report": {linear.name: report[linear.name] for linear in self.blocks[block]},
+    }
     partial = self.path(block).with_suffix(".partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -212,114 +318,184 @@ def store(self: Finished, block: int, report: dict):
         seal(partial, self.path(block))
         partial.replace(self.path(block))
     except (OSError, SafetensorError) as error:
-        raise CompressLabError(f"The finished block cannot be stored: {getattr(error, 'strerror', None) or error}.", str(self.folder), "free some disk space and start again") from error
+        raise CompressLabError(
+            f"The finished block cannot be stored: {getattr(error, 'strerror', None) or error}.",
+            str(self.folder),
+            "free some disk space and start again",
+        ) from error
     if self.subject.streamed:
         self.load(block, report)
         release_memory()
 
 # %% ../../nbs/core/10_layerwise.ipynb #finished-load
-def stored_part(file, about: dict, linear) -> tuple[Tensor|None, Packed|None, Rounding|None]:
-    "Weight, packed weight and rounding of a linear in an open file. Raises `CompressLabError` where they are another linear's."
-    def fields(name): return {key.rpartition(".")[2]: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == name}
+def stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None, Rounding | None]:
+    """Weight, packed weight and rounding of a linear in an open file.
+
+    Raises `CompressLabError` where they are another linear's.
+    """
+
+    def fields(name):
+        return {key.rpartition(".")[2]: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == name}
+
     packed, rounding = about["packed"].get(linear.key), about["rounding"].get(linear.key)
     weight = file.get_tensor(linear.key) if linear.key in file.keys() else None
     packed = Packed.load(fields(linear.key), packed) if packed else None
     for form in filter(lambda form: form is not None, (packed, weight)):
-        if tuple(form.shape) != tuple(linear.weight.shape): raise CompressLabError(f"{linear.key} has the shape {tuple(form.shape)}.")
-    if weight is None and packed is None: raise CompressLabError(f"{linear.key} is not in it.")
+        if tuple(form.shape) != tuple(linear.weight.shape):
+            raise CompressLabError(f"{linear.key} has the shape {tuple(form.shape)}.")
+    if weight is None and packed is None:
+        raise CompressLabError(f"{linear.key} is not in it.")
     return weight, packed, Rounding.load(fields(f"{linear.key}.rounding"), rounding) if rounding else None
+
 
 @patch
 def load(self: Finished, block: int, report: dict):
-    "Takes weights, packed weights and roundings of a stored block, and adds what they lost to the report. Raises `CompressLabError`, and changes nothing, where the file holds something else."
+    """Takes weights, packed weights and roundings of a stored block, and adds what they lost to the report.
+
+    Raises `CompressLabError`, and changes nothing, where the file holds something else.
+    """
     try:
         with safe_open(self.path(block), "pt") as file:
             about = json.loads(file.metadata()["about"])
             parts = [stored_part(file, about, linear) for linear in self.blocks[block]]
             lost = {linear.name: about["report"][linear.name] for linear in self.blocks[block]}
     except (SafetensorError, CompressLabError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CompressLabError(f"A finished block is not what it should be: {error}", str(self.path(block)), "remove it, and start again") from error
+        raise CompressLabError(
+            f"A finished block is not what it should be: {error}", str(self.path(block)), "remove it, and start again"
+        ) from error
     for linear, (weight, packed, rounding) in zip(self.blocks[block], parts):
-        if rounding: attach(linear.module, rounding)
+        if rounding:
+            attach(linear.module, rounding)
         self.subject.packed.pop(linear.key, None)
-        if packed: self.subject.packed[linear.key] = packed
-        if self.subject.streamed and weight is not None: linear.weight.data = weight   # the file's own pages
-        else: linear.weight.data.copy_(packed.dequantize() if packed else weight)
+        if packed:
+            self.subject.packed[linear.key] = packed
+        if self.subject.streamed and weight is not None:
+            linear.weight.data = weight  # the file's own pages
+        else:
+            linear.weight.data.copy_(packed.dequantize() if packed else weight)
     report.update(lost)
 
 # %% ../../nbs/core/10_layerwise.ipynb #batches-code
 def batches_of(
-    calibration,        # with `tokens`, (n, length), or `images`, (n, …)
+    calibration,  # with `tokens`, (n, length), or `images`, (n, …)
     model: nn.Module,
-    tokens: int,        # in a batch; of images there are 64
+    tokens: int,  # in a batch; of images there are 64
 ) -> list[dict[str, Tensor]]:
-    "The calibration set in batches, keyword arguments of the model. Raises `CompressLabError` where it is not what the model reads."
+    """The calibration set in batches, keyword arguments of the model.
+
+    Raises `CompressLabError` where it is not what the model reads.
+    """
     device = next(model.parameters()).device
     if (images := getattr(calibration, "images", None)) is not None:
         name = next(iter(inspect.signature(model.forward).parameters))
         return [{name: part.to(device)} for part in images.split(64)]
-    if not hasattr(model, "config"): raise CompressLabError(f"A {type(model).__name__} reads no tokens.", "calibration", "give images, as cl.images('mnist', split='train', n=512)")
-    return [{"input_ids": part} for part in calibration.tokens.to(device).split(max(1, tokens // calibration.tokens.shape[1]))]
+    if not hasattr(model, "config"):
+        raise CompressLabError(
+            f"A {type(model).__name__} reads no tokens.",
+            "calibration",
+            "give images, as cl.images('mnist', split='train', n=512)",
+        )
+    return [
+        {"input_ids": part}
+        for part in calibration.tokens.to(device).split(max(1, tokens // calibration.tokens.shape[1]))
+    ]
 
-CLOSE_LOOK = 128 << 20   # bytes by the formula from which on a batch is run to see what is needed
+
+CLOSE_LOOK = 128 << 20  # bytes by the formula from which on a batch is run to see what is needed
+
 
 def memory_of(
-    method,             # with `statistic`, `true_sequential` and `calibration_dtype`
+    method,  # with `statistic`, `true_sequential` and `calibration_dtype`
     model: nn.Module,
-    layers: list,       # the linears of the walk
+    layers: list,  # the linears of the walk
     batches: list[dict],
 ) -> int:
     "Bytes a walk needs above the resident model."
     rows, seen, square = [next(iter(batch.values())) for batch in batches], [], method.statistic.square
-    def see(linear, expert, inputs): seen.append((inputs.numel(), linear.rows(inputs).nbytes))
-    if "input_ids" in batches[0]: found = memory_needed(model, layers, sum(part.numel() for part in rows), square)
+
+    def see(linear, expert, inputs):
+        seen.append((inputs.numel(), linear.rows(inputs).nbytes))
+
+    if "input_ids" in batches[0]:
+        found = memory_needed(model, layers, sum(part.numel() for part in rows), square)
     else:
-        with calibrating(model), observe(layers, see): model(**{name: part[:1] for name, part in batches[0].items()})
+        with calibrating(model), observe(layers, see):
+            model(**{name: part[:1] for name, part in batches[0].items()})
         kept, patches = map(max, zip(*seen))
         found = memory_needed(model, layers, sum(map(len, rows)), square, kept) + len(rows[0]) * patches
-    if found < CLOSE_LOOK: return found
-    with precision(method.calibration_dtype, model): return walk_memory(model, batches, layers, method.statistic, method.true_sequential)
+    if found < CLOSE_LOOK:
+        return found
+    with precision(method.calibration_dtype, model):
+        return walk_memory(model, batches, layers, method.statistic, method.true_sequential)
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-15
 def calibrate(method, subject, layers, calibration, checkpoint, change, others=()) -> dict:
-    "Walks through the model; `change(linears, statistics)` changes some, perhaps others with them, and returns what each lost. What the layers themselves lost, by name."
-    report, finished, batches = {other.name: {} for other in others}, Finished(checkpoint, subject, [*layers, *others]), batches_of(calibration, subject.model, method.tokens_per_batch)
+    """Walks through the model; `change(linears, statistics)` changes some, perhaps others with them, and returns what
+    each lost.
+
+    What the layers themselves lost, by name.
+    """
+    report, finished, batches = (
+        {other.name: {} for other in others},
+        Finished(checkpoint, subject, [*layers, *others]),
+        batches_of(calibration, subject.model, method.tokens_per_batch),
+    )
     device = next(iter(batches[0].values())).device
     check_memory(memory_of(method, subject.model, layers, batches), str(method), device=device)
+
     def compress(group, statistics):
-        with torch.autocast(device.type, enabled=False): report.update(change(group, statistics))
+        with torch.autocast(device.type, enabled=False):
+            report.update(change(group, statistics))
+
     with precision(method.calibration_dtype, subject.model):
-        walk(subject.model, batches, layers, method.statistic, compress, true_sequential=method.true_sequential,
-             done=finished.restore(report), after_block=lambda block: finished.store(block, report))
+        walk(
+            subject.model,
+            batches,
+            layers,
+            method.statistic,
+            compress,
+            true_sequential=method.true_sequential,
+            done=finished.restore(report),
+            after_block=lambda block: finished.store(block, report),
+        )
     own = {layer.name for layer in layers}
     return {name: found for name, found in report.items() if name in own}
 
+
 def change_each(method, subject, layers, calibration, checkpoint, change) -> dict:
     "As `calibrate`; a method without a statistic gets the linears one by one, and no statistics."
-    if method.statistic: return calibrate(method, subject, layers, calibration, checkpoint, change)
+    if method.statistic:
+        return calibrate(method, subject, layers, calibration, checkpoint, change)
     report, finished = {}, Finished(checkpoint, subject, layers)
     done = finished.restore(report)
-    for block, group in groupby(bar([linear for linear in layers if linear.block not in done], desc=str(method), unit="linear"), lambda linear: linear.block):
-        for linear in group: report |= change([linear], {})
-        if block is not None: finished.store(block, report)
+    for block, group in groupby(
+        bar([linear for linear in layers if linear.block not in done], desc=str(method), unit="linear"),
+        lambda linear: linear.block,
+    ):
+        for linear in group:
+            report |= change([linear], {})
+        if block is not None:
+            finished.store(block, report)
     return report
-
 
 # %% ../../nbs/core/10_layerwise.ipynb #layer-method
 @dataclass(frozen=True)
 class LayerMethod(Method, abstract=True):
     "A Method that is one function of a matrix and the statistics of its inputs."
-    transformer: ClassVar = False         # any linear will do
-    statistic: ClassVar = None            # class of the statistic; None: no calibration
+
+    transformer: ClassVar = False  # any linear will do
+    statistic: ClassVar = None  # class of the statistic; None: no calibration
     tokens_per_batch: ClassVar = 2048
-    joint: ClassVar = True                # rows do not know of each other: linears that share their inputs go as one matrix
-    true_sequential, calibration_dtype = True, "float32"   # calibrated methods make settings of these
-    without_inputs: ClassVar = "by its weights alone"      # what `compress` does without a statistic
+    joint: ClassVar = True  # rows do not know of each other: linears that share their inputs go as one matrix
+    true_sequential, calibration_dtype = True, "float32"  # calibrated methods make settings of these
+    without_inputs: ClassVar = "by its weights alone"  # what `compress` does without a statistic
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        if isinstance(vars(cls).get("statistic"), type) and not cls.needs: cls.needs = frozenset({"calibration"})
-        if "run" in vars(cls) and cls.compress is LayerMethod.compress: cls.compress = None   # it has a way of its own
+        if isinstance(vars(cls).get("statistic"), type) and not cls.needs:
+            cls.needs = frozenset({"calibration"})
+        if "run" in vars(cls) and cls.compress is LayerMethod.compress:
+            cls.compress = None  # it has a way of its own
 
     @abstractmethod
     def compress(self, weight: Tensor, statistic) -> Compressed:
@@ -335,4 +511,11 @@ class LayerMethod(Method, abstract=True):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Compresses the linears of the Subject in place; returns what each lost, by name."
-        return change_each(self, subject, layers, calibration, checkpoint, lambda group, statistics: treat(self, subject, group, statistics))
+        return change_each(
+            self,
+            subject,
+            layers,
+            calibration,
+            checkpoint,
+            lambda group, statistics: treat(self, subject, group, statistics),
+        )

@@ -6,25 +6,44 @@
 __all__ = ['LENETS', 'lenet', 'outcomes']
 
 # %% ../../nbs/core/19_lenet.ipynb #cell-03
-import torch
 from collections import OrderedDict
+
+import torch
 from torch import Tensor, nn
+
 from .errors import CompressLabError
 from .layers import linears
 
 # %% ../../nbs/core/19_lenet.ipynb #cell-05
 LENETS = {
-    "300-100": lambda: OrderedDict(flat=nn.Flatten(), fc1=nn.Linear(784, 300), relu1=nn.ReLU(), fc2=nn.Linear(300, 100), relu2=nn.ReLU(), out=nn.Linear(100, 10)),
-    "5": lambda: OrderedDict(conv1=nn.Conv2d(1, 20, 5), pool1=nn.MaxPool2d(2), conv2=nn.Conv2d(20, 50, 5), pool2=nn.MaxPool2d(2),
-                             flat=nn.Flatten(), fc1=nn.Linear(800, 500), relu1=nn.ReLU(), out=nn.Linear(500, 10)),
+    "300-100": lambda: OrderedDict(
+        flat=nn.Flatten(),
+        fc1=nn.Linear(784, 300),
+        relu1=nn.ReLU(),
+        fc2=nn.Linear(300, 100),
+        relu2=nn.ReLU(),
+        out=nn.Linear(100, 10),
+    ),
+    "5": lambda: OrderedDict(
+        conv1=nn.Conv2d(1, 20, 5),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(20, 50, 5),
+        pool2=nn.MaxPool2d(2),
+        flat=nn.Flatten(),
+        fc1=nn.Linear(800, 500),
+        relu1=nn.ReLU(),
+        out=nn.Linear(500, 10),
+    ),
 }
 
+
 def lenet(
-    kind: str,     # "300-100", or "5"
-    seed: int=0,   # of the weights
+    kind: str,  # "300-100", or "5"
+    seed: int = 0,  # of the weights
 ) -> nn.Sequential:
     "An untrained LeNet, from images (n, 1, 28, 28) to logits (n, 10). Raises `CompressLabError` for other kinds."
-    if kind not in LENETS: raise CompressLabError(f"There is no LeNet {kind!r}.", "lenet", f"use one of {', '.join(LENETS)}")
+    if kind not in LENETS:
+        raise CompressLabError(f"There is no LeNet {kind!r}.", "lenet", f"use one of {', '.join(LENETS)}")
     model, generator = nn.Sequential(LENETS[kind]()), torch.Generator().manual_seed(seed)
     for linear in linears(model):
         nn.init.xavier_normal_(linear.weight, generator=generator)
@@ -35,8 +54,10 @@ def lenet(
 @torch.inference_mode()
 def outcomes(
     model: nn.Module,
-    images,            # with `images`, (n, 1, side, side), and `labels`, (n,)
+    images,  # with `images`, (n, 1, side, side), and `labels`, (n,)
 ) -> tuple[Tensor, Tensor]:
     "Cross entropy of each image in nats, and whether the model got it wrong, both (n,), float32."
     logits = torch.cat([model(part) for part in images.images.split(1000)])
-    return nn.functional.cross_entropy(logits, images.labels, reduction="none"), (logits.argmax(1) != images.labels).float()
+    return nn.functional.cross_entropy(logits, images.labels, reduction="none"), (
+        logits.argmax(1) != images.labels
+    ).float()

@@ -8,19 +8,25 @@ __all__ = ['LOSSES', 'LIMITS', 'LOGIT_BYTES', 'kl_loss', 'token_loss', 'Pieces',
            'check_vocabulary', 'moved', 'requiring']
 
 # %% ../../nbs/core/14_losses.ipynb #cell-03
-import inspect, torch
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
 from .errors import CompressLabError
 from .precision import DTYPES
 from .tiny import causal_lms
-from torch import Tensor, nn
 
 # %% ../../nbs/core/14_losses.ipynb #cell-06
-def kl_loss(logits: Tensor, teacher: Tensor, temperature: float=1.0) -> Tensor:
-    "KL(teacher || model) of each token in nats, both at this temperature and times its square, from logits of shape (tokens, vocabulary)."
+def kl_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || model) of each token in nats, both at this temperature and times its square, from logits of shape
+    (tokens, vocabulary).
+    """
     student, teacher = (each.float().div(temperature).log_softmax(-1) for each in (logits, teacher))
-    return temperature ** 2 * torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+
 
 def token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     "Cross entropy of each token in nats, zero where it is -100, from logits of shape (tokens, vocabulary)."
@@ -29,6 +35,7 @@ def token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 # %% ../../nbs/core/14_losses.ipynb #cell-09
 class Pieces(torch.autograd.Function):
     "Losses of tokens, some at a time; their gradients are kept, in the precision of the logits."
+
     @staticmethod
     def forward(ctx, loss, piece, logits, *targets):
         ctx.piece, ctx.gradient, found = piece, torch.empty_like(logits), []
@@ -43,53 +50,94 @@ class Pieces(torch.autograd.Function):
     @staticmethod
     def backward(ctx, weights):
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None: raise CompressLabError("The gradient of these losses was taken already.", "in_pieces", "compute the losses again for a second one")
-        for part, weight in zip(gradient.split(ctx.piece), weights.split(ctx.piece)): part.mul_(weight[:, None])   # as a whole it would be copied to single precision
+        if gradient is None:
+            raise CompressLabError(
+                "The gradient of these losses was taken already.",
+                "in_pieces",
+                "compute the losses again for a second one",
+            )
+        for part, weight in zip(gradient.split(ctx.piece), weights.split(ctx.piece)):
+            part.mul_(weight[:, None])  # as a whole it would be copied to single precision
         return None, None, gradient, *[None] * (len(ctx.needs_input_grad) - 3)
 
+# %% ../../nbs/core/14_losses.ipynb #cell-09-2
 def in_pieces(
-    loss: Callable,      # from (tokens, vocabulary) and the like to (tokens,), each token for itself
-    logits: Tensor,      # of shape (…, vocabulary)
-    *targets: Tensor,    # of shape (…) or (…, something): what goes with each token; no gradient reaches them
-    piece: int|None=None,  # tokens at a time; None: of 2¹⁷ logits on the CPU, which a cache holds and an allocator keeps, and 2²⁵ elsewhere
+    loss: Callable,  # from (tokens, vocabulary) and the like to (tokens,), each token for itself
+    logits: Tensor,  # of shape (…, vocabulary)
+    *targets: Tensor,  # of shape (…) or (…, something): what goes with each token; no gradient reaches them
+    piece: int
+    | None = None,  # tokens at a time; None: of 2¹⁷ logits on the CPU, which a cache holds and an allocator keeps, and 2²⁵ elsewhere
 ) -> Tensor:
-    "The loss of every token, of shape (…), and a gradient for the logits, which can be taken once. Raises `CompressLabError` where shapes do not go together."
+    """The loss of every token, of shape (…), and a gradient for the logits, which can be taken once.
+
+    Raises `CompressLabError` where shapes do not go together.
+    """
     shape, flat = logits.shape[:-1], logits.flatten(0, -2)
     piece = piece or max(1, 2 ** (17 if logits.device.type == "cpu" else 25) // logits.shape[-1])
     for target in targets:
-        if target.shape[:len(shape)] != shape: raise CompressLabError(f"Logits of shape {tuple(logits.shape)} do not go with a target of shape {tuple(target.shape)}.", "in_pieces", "give one row of the target for each token")
+        if target.shape[: len(shape)] != shape:
+            raise CompressLabError(
+                f"Logits of shape {tuple(logits.shape)} do not go with a target of shape {tuple(target.shape)}.",
+                "in_pieces",
+                "give one row of the target for each token",
+            )
     targets = [target.flatten(0, len(shape) - 1) for target in targets]
-    if flat.requires_grad and torch.is_grad_enabled(): found = Pieces.apply(loss, piece, flat, *targets)
-    else: found = torch.cat([loss(*parts) for parts in zip(flat.split(piece), *(target.split(piece) for target in targets))])
+    if flat.requires_grad and torch.is_grad_enabled():
+        found = Pieces.apply(loss, piece, flat, *targets)
+    else:
+        found = torch.cat(
+            [loss(*parts) for parts in zip(flat.split(piece), *(target.split(piece) for target in targets))]
+        )
     return found.view(shape)
 
 # %% ../../nbs/core/14_losses.ipynb #step-code
 LOSSES = ("kl", "next_token")
-LIMITS = {"steps": 10**7, "batch": 2**16, "lr": 1.0}   # of a training: beyond them a number is mistyped
-LOGIT_BYTES = 16   # at the peak of a step, for each logit: of two models, their gradient, and what is made of a piece
+LIMITS = {"steps": 10**7, "batch": 2**16, "lr": 1.0}  # of a training: beyond them a number is mistyped
+LOGIT_BYTES = 16  # at the peak of a step, for each logit: of two models, their gradient, and what is made of a piece
+
 
 def loss_of(loss: str, logits: Tensor, wanted: Tensor) -> Tensor:
-    "Mean over tokens, of the divergence from a teacher's logits (rows, length, vocabulary), or of the surprise at each token (rows, length) but the first."
-    if loss == "kl": return in_pieces(kl_loss, logits, wanted).mean()
+    """Mean over tokens, of the divergence from a teacher's logits (rows, length, vocabulary), or of the surprise at
+    each token (rows, length) but the first.
+    """
+    if loss == "kl":
+        return in_pieces(kl_loss, logits, wanted).mean()
     return in_pieces(token_loss, logits[:, :-1], wanted[:, 1:]).mean()
+
 
 def check_training(method, losses=LOSSES):
     "Raises `CompressLabError` where a setting of the training is none."
     for name, known in (("loss", losses), ("calibration_dtype", ("auto", *DTYPES))):
-        if getattr(method, name) not in known: raise CompressLabError(f"{name}={getattr(method, name)!r} is not known.", type(method).__name__, f"use one of {', '.join(known)}")
+        if getattr(method, name) not in known:
+            raise CompressLabError(
+                f"{name}={getattr(method, name)!r} is not known.",
+                type(method).__name__,
+                f"use one of {', '.join(known)}",
+            )
     for name, most in LIMITS.items():
-        if not 0 < getattr(method, name) <= most: raise CompressLabError(f"{name}={getattr(method, name)} is not above 0 and at most {most}.", type(method).__name__, "leave it out")
+        if not 0 < getattr(method, name) <= most:
+            raise CompressLabError(
+                f"{name}={getattr(method, name)} is not above 0 and at most {most}.",
+                type(method).__name__,
+                "leave it out",
+            )
+
 
 def causal(model: nn.Module) -> bool:
     "Whether a token of this model sees only what comes before it, and can learn the next."
     return any(kind.__name__ in causal_lms().values() for kind in type(model).__mro__)
 
+
 def check_loss(model: nn.Module, loss: str, tokens: Tensor):
     "Raises `CompressLabError` where the model does not give what the loss needs."
-    with torch.no_grad(): output = model(input_ids=tokens[:1, :8])
-    if not hasattr(output, "logits"): raise CompressLabError("The model has no logits to learn from.", type(model).__name__, "use one with a head")
+    with torch.no_grad():
+        output = model(input_ids=tokens[:1, :8])
+    if not hasattr(output, "logits"):
+        raise CompressLabError("The model has no logits to learn from.", type(model).__name__, "use one with a head")
     if loss == "next_token" and not causal(model):
-        raise CompressLabError("The next token can be learned by a causal language model only.", type(model).__name__, 'use loss="kl"')
+        raise CompressLabError(
+            "The next token can be learned by a causal language model only.", type(model).__name__, 'use loss="kl"'
+        )
 
 # %% ../../nbs/core/14_losses.ipynb #goal-code
 def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict:
@@ -98,30 +146,47 @@ def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict:
     cached = hasattr(model, "config") and "use_cache" in inspect.signature(type(model).forward).parameters
     return given | ({"use_cache": False} if cached else {})
 
+
 def predictions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     "The logits of a batch, which a model of transformers takes by name and any other in order."
     given = inputs_of(model, batch)
     return model(**given).logits if hasattr(model, "config") else model(*given.values())
 
+
 def attended(batch: dict[str, Tensor]) -> Tensor:
     "Which tokens are no padding, (rows, length), bool."
-    return batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    return (
+        batch["attention_mask"].bool()
+        if "attention_mask" in batch
+        else torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    )
 
 # %% ../../nbs/core/14_losses.ipynb #objective-code
 class Objective:
     "What is learned from a batch: its labels, or else its text."
-    shown = {}   # beside the parts of the loss, in the progress bar
+
+    shown = {}  # beside the parts of the loss, in the progress bar
 
     def rows(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         "What a step, the first is 0, learns from in the place of a batch that it was given."
         return batch
 
     def labels(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        "The label of each item, a row or a token, -100 where there is none. A token of a causal language model is to predict the next. Raises `CompressLabError` where there is nothing to predict."
+        """The label of each item, a row or a token, -100 where there is none.
+
+        A token of a causal language model is to predict the next. Raises `CompressLabError` where there is nothing to
+        predict.
+        """
         if (labels := batch.get("labels")) is None:
-            if not causal(model): raise CompressLabError("The rows have no labels, and a causal language model alone can learn from text without.", type(model).__name__, "give labels, or learn from a teacher alone")
+            if not causal(model):
+                raise CompressLabError(
+                    "The rows have no labels, and a causal language model alone can learn from text without.",
+                    type(model).__name__,
+                    "give labels, or learn from a teacher alone",
+                )
             labels = batch["input_ids"].masked_fill(~attended(batch), -100)
-        elif labels.dim() < 2 or not causal(model): return labels
+        elif labels.dim() < 2 or not causal(model):
+            return labels
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
 
     def items(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -133,45 +198,82 @@ class Objective:
         logits, labels = predictions(model, batch), self.labels(model, batch)
         return {"labels": in_pieces(token_loss, logits, labels) if logits.dim() > 2 else token_loss(logits, labels)}
 
+# %% ../../nbs/core/14_losses.ipynb #objective-code-2
 class Imitate(Objective):
     "What is learned from the logits of a teacher on the same batch."
-    def __init__(self,
-        teacher: nn.Module,      # with logits of the same shape
-        loss: Callable=kl_loss,  # from the logits of both, (items, choices), to (items,)
-    ): self.teacher, self.loss, self.of_tokens = teacher, loss, None
+
+    def __init__(
+        self,
+        teacher: nn.Module,  # with logits of the same shape
+        loss: Callable = kl_loss,  # from the logits of both, (items, choices), to (items,)
+    ):
+        self.teacher, self.loss, self.of_tokens = teacher, loss, None
 
     def items(self, model, batch):
         if self.of_tokens is None:
-            with torch.no_grad(): self.of_tokens = predictions(self.teacher, {name: value[:1] for name, value in batch.items()}).dim() > 2
+            with torch.no_grad():
+                self.of_tokens = predictions(self.teacher, {name: value[:1] for name, value in batch.items()}).dim() > 2
         return attended(batch) if self.of_tokens else torch.ones(len(next(iter(batch.values()))), dtype=torch.bool)
 
     def __call__(self, model, batch):
-        with torch.no_grad(): wanted = predictions(self.teacher, batch)
-        return {"divergence": in_pieces(self.loss, predictions(model, batch), wanted) * self.items(model, batch).to(wanted.device)}
+        with torch.no_grad():
+            wanted = predictions(self.teacher, batch)
+        return {
+            "divergence": in_pieces(self.loss, predictions(model, batch), wanted)
+            * self.items(model, batch).to(wanted.device)
+        }
 
 # %% ../../nbs/core/14_losses.ipynb #requiring-code
 def check_loaded(method, subject):
     "Raises `CompressLabError` where the weights are read from files, and cannot be trained."
-    if subject.streamed: raise CompressLabError("A streamed model cannot be trained.", str(method), "load it whole")
+    if subject.streamed:
+        raise CompressLabError("A streamed model cannot be trained.", str(method), "load it whole")
 
-def check_vocabulary(method, subject, original, otherwise: str=""):
+
+def check_vocabulary(method, subject, original, otherwise: str = ""):
     "Raises `CompressLabError` where the tokens of two Subjects are not the same words."
     sizes = [each.model.config.get_text_config().vocab_size for each in (subject, original)]
-    if len(set(sizes)) > 1: raise CompressLabError(f"The original has another vocabulary, of {sizes[1]}.", str(method), "give the model it was made from, or one with its vocabulary, as original=" + otherwise)
-    if subject.tokenizer is None or original.tokenizer is None: return
+    if len(set(sizes)) > 1:
+        raise CompressLabError(
+            f"The original has another vocabulary, of {sizes[1]}.",
+            str(method),
+            "give the model it was made from, or one with its vocabulary, as original=" + otherwise,
+        )
+    if subject.tokenizer is None or original.tokenizer is None:
+        return
     ours, theirs = ({index: word for word, index in each.tokenizer.get_vocab().items()} for each in (subject, original))
     if other := [index for index in ours if index in theirs and ours[index] != theirs[index]]:
-        raise CompressLabError(f"The original has another vocabulary: token {other[0]} is {theirs[other[0]]!r}, here {ours[other[0]]!r}.", str(method), "give a teacher with the same tokenizer as original=" + otherwise)
+        raise CompressLabError(
+            f"The original has another vocabulary: token {other[0]} is {theirs[other[0]]!r}, here {ours[other[0]]!r}.",
+            str(method),
+            "give a teacher with the same tokenizer as original=" + otherwise,
+        )
+
 
 def moved(layers, before: dict) -> dict:
     "How far each linear moved from the weight it had, relative to that, and the share of its zeros, by name."
-    return {linear.name: {"moved": float((linear.weight.detach() - before[linear.name]).norm() / before[linear.name].norm().clamp_min(1e-30)), "sparsity": float((linear.weight == 0).float().mean())} for linear in layers}
+    return {
+        linear.name: {
+            "moved": float(
+                (linear.weight.detach() - before[linear.name]).norm() / before[linear.name].norm().clamp_min(1e-30)
+            ),
+            "sparsity": float((linear.weight == 0).float().mean()),
+        }
+        for linear in layers
+    }
 
+# %% ../../nbs/core/14_losses.ipynb #requiring-code-2
 @contextmanager
 def requiring(model: nn.Module, parameters: Iterable[Tensor]):
     "Only these parameters of the model require gradients while the context lasts; afterwards those that did before."
-    chosen, before = {id(parameter) for parameter in parameters}, {parameter: parameter.requires_grad for parameter in model.parameters()}
-    for parameter in before: parameter.requires_grad_(id(parameter) in chosen)
-    try: yield
+    chosen, before = (
+        {id(parameter) for parameter in parameters},
+        {parameter: parameter.requires_grad for parameter in model.parameters()},
+    )
+    for parameter in before:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        yield
     finally:
-        for parameter, value in before.items(): parameter.requires_grad_(value)
+        for parameter, value in before.items():
+            parameter.requires_grad_(value)

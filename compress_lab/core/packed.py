@@ -8,31 +8,43 @@ __all__ = ['LEVELS', 'ENTRY', 'INTEGERS', 'pack', 'unpack', 'minifloat', 'normal
 
 # %% ../../nbs/core/05_packed.ipynb #cell-03
 import math
-import numpy as np, torch
 from dataclasses import dataclass
+
+import numpy as np
+import torch
 from fastcore.basics import patch
 from torch import Tensor
+
 from .errors import CompressLabError
 
 # %% ../../nbs/core/05_packed.ipynb #cell-06
 def pack(
     codes: Tensor,  # unsigned codes below 2**bits, any integer type, shape (rows, columns)
-    bits: int,      # width of a code, 1 to 8
+    bits: int,  # width of a code, 1 to 8
 ) -> Tensor:
-    "The codes as a bit stream: uint8 of shape (rows, ceil(columns * bits / 8)). Raises `CompressLabError` where a code does not fit."
+    """The codes as a bit stream: uint8 of shape (rows, ceil(columns * bits / 8)).
+
+    Raises `CompressLabError` where a code does not fit.
+    """
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
-        raise CompressLabError(f"A code lies outside 0..{(1 << bits) - 1}.", f"codes from {int(codes.min())} to {int(codes.max())}",
-                               "clamp the codes" + f" or pack them with more than {bits} bits" * (bits < 8))
+        raise CompressLabError(
+            f"A code lies outside 0..{(1 << bits) - 1}.",
+            f"codes from {int(codes.min())} to {int(codes.max())}",
+            "clamp the codes" + f" or pack them with more than {bits} bits" * (bits < 8),
+        )
     stream = codes.to(torch.uint8)[..., None] >> torch.arange(bits, dtype=torch.uint8) & 1
     return torch.from_numpy(np.packbits(stream.flatten(1).numpy(), axis=1, bitorder="little"))
 
+
 def unpack(
     packed: Tensor,  # uint8 of shape (rows, bytes), as `pack` gives
-    bits: int,       # width of a code, 1 to 8
-    columns: int,    # codes in a row
+    bits: int,  # width of a code, 1 to 8
+    columns: int,  # codes in a row
 ) -> Tensor:
     "The codes: uint8 of shape (rows, columns)."
-    stream = torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=columns * bits, bitorder="little")).view(len(packed), columns, bits)
+    stream = torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=columns * bits, bitorder="little")).view(
+        len(packed), columns, bits
+    )
     return sum(stream[..., bit] << bit for bit in range(bits))
 
 # %% ../../nbs/core/05_packed.ipynb #levels-code
@@ -40,82 +52,127 @@ def minifloat(
     exponent: int,  # bits of the exponent
     mantissa: int,  # bits of the mantissa
 ) -> Tensor:
-    "The value of each code of a float with a sign bit and IEEE's bias, float32 of shape (2**bits,); no code is infinite or NaN."
+    """The value of each code of a float with a sign bit and IEEE's bias, float32 of shape (2**bits,); no code is
+    infinite or NaN.
+    """
     code = torch.arange(1 << exponent + mantissa)
     power, fraction = code >> mantissa, (code & (1 << mantissa) - 1) / (1 << mantissa)
     positive = torch.where(power > 0, 1 + fraction, fraction) * 2.0 ** (power.clamp(min=1) - (1 << exponent - 1) + 1)
     return torch.cat([positive, -positive])
 
+
 def normal_float() -> Tensor:
-    "The 16 levels of NF4, float32: quantiles of the normal distribution, seven below an exact zero and eight above, between -1 and 1."
+    """The 16 levels of NF4, float32: quantiles of the normal distribution, seven below an exact zero and eight above,
+    between -1 and 1.
+    """
     tail = (1 / 32 + 1 / 30) / 2
-    below, above = torch.linspace(tail, 0.5, 8, dtype=torch.float64), torch.linspace(0.5, 1 - tail, 9, dtype=torch.float64)
+    below, above = (
+        torch.linspace(tail, 0.5, 8, dtype=torch.float64),
+        torch.linspace(0.5, 1 - tail, 9, dtype=torch.float64),
+    )
     quantiles = torch.special.ndtri(torch.cat([below, above[1:]]))
     return (quantiles / quantiles[-1]).float()
 
-LEVELS = {"nf4": normal_float(), "e2m1": minifloat(2, 1), "e2m3": minifloat(2, 3), "e3m2": minifloat(3, 2),
-          "e4m3": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(),
-          "e5m2": torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).float()}
+
+LEVELS = {
+    "nf4": normal_float(),
+    "e2m1": minifloat(2, 1),
+    "e2m3": minifloat(2, 3),
+    "e3m2": minifloat(3, 2),
+    "e4m3": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(),
+    "e5m2": torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).float(),
+}
 
 # %% ../../nbs/core/05_packed.ipynb #cell-12
 @dataclass
 class Packed:
     "A quantized weight by groups of consecutive columns: `scales * (codes - zeros)`, or `scales * levels[codes]`."
-    codes: Tensor         # uint8 bit stream of shape (rows, bytes), from `pack`
-    scales: Tensor        # of shape (rows, groups): float16 or float32, or float8 where the format says so
-    zeros: Tensor|None    # zero points: a uint8 bit stream (rows, bytes), or float16 of shape (rows, groups); None: 2**(bits-1) everywhere (symmetric)
-    bits: int             # width of a code
-    group_size: int       # columns a group; the last group may be shorter
-    shape: tuple          # shape of the parameter it stands for
-    transposed: bool      # the parameter is (…, in, out), not (…, out, in)
-    levels: Tensor|str|None = None  # a name in `LEVELS`, or floats of shape (1 or rows, 2**bits); None: a code is a number
-    outer: Tensor|None = None       # float32 factor of all scales of a row, (1 or rows, 1)
+
+    codes: Tensor  # uint8 bit stream of shape (rows, bytes), from `pack`
+    scales: Tensor  # of shape (rows, groups): float16 or float32, or float8 where the format says so
+    zeros: (
+        Tensor | None
+    )  # zero points: a uint8 bit stream (rows, bytes), or float16 of shape (rows, groups); None: 2**(bits-1) everywhere (symmetric)
+    bits: int  # width of a code
+    group_size: int  # columns a group; the last group may be shorter
+    shape: tuple  # shape of the parameter it stands for
+    transposed: bool  # the parameter is (…, in, out), not (…, out, in)
+    levels: Tensor | str | None = None  # a name in `LEVELS`, or floats of shape (1 or rows, 2**bits); None: integers
+    outer: Tensor | None = None  # float32 factor of all scales of a row, (1 or rows, 1)
 
     @property
-    def columns(self) -> int: return math.prod(self.shape[1:]) if len(self.shape) == 4 else self.shape[-2 if self.transposed else -1]
+    def columns(self) -> int:
+        return math.prod(self.shape[1:]) if len(self.shape) == 4 else self.shape[-2 if self.transposed else -1]
 
     def integers(self) -> tuple[Tensor, Tensor]:
         "Codes of shape (rows, columns), uint8, and zero points of shape (rows, groups), uint8 or floating."
-        zeros = torch.full(self.scales.shape, 1 << self.bits - 1, dtype=torch.uint8) if self.zeros is None else self.zeros
-        if self.zeros is not None and not zeros.is_floating_point(): zeros = unpack(zeros, self.bits, self.scales.shape[1])
+        zeros = (
+            torch.full(self.scales.shape, 1 << self.bits - 1, dtype=torch.uint8) if self.zeros is None else self.zeros
+        )
+        if self.zeros is not None and not zeros.is_floating_point():
+            zeros = unpack(zeros, self.bits, self.scales.shape[1])
         return unpack(self.codes, self.bits, self.columns), zeros
 
     def dequantize(self) -> Tensor:
         "The float32 weight in the parameter's own shape."
         codes, zeros = self.integers()
         scales, group = self.scales.float(), torch.arange(self.columns) // self.group_size
-        if self.outer is not None: scales = scales * self.outer
-        if self.levels is None: values = codes.float() - zeros.float()[:, group]
+        if self.outer is not None:
+            scales = scales * self.outer
+        if self.levels is None:
+            values = codes.float() - zeros.float()[:, group]
         else:
             table = LEVELS[self.levels] if isinstance(self.levels, str) else self.levels.float()
             values = table.expand(len(codes), -1).gather(1, codes.long())
         weight = scales[:, group] * values
-        if not self.transposed: return weight.view(self.shape)
+        if not self.transposed:
+            return weight.view(self.shape)
         *stack, columns, rows = self.shape
         return weight.view(*stack, rows, columns).transpose(-1, -2).contiguous()
 
 # %% ../../nbs/core/05_packed.ipynb #from-codes
 def shortest(scales: Tensor) -> Tensor:
     "Scales in float16 where that holds them exactly, else in float32; those in eight bits as they are."
-    if scales.element_size() == 1: return scales
+    if scales.element_size() == 1:
+        return scales
     half = scales.to(torch.float16)
     return half if (half.to(scales.dtype) == scales).all() else scales.float()
 
-def once(rows: Tensor|None) -> Tensor|None:
+
+def once(rows: Tensor | None) -> Tensor | None:
     "The first row alone where all rows are alike."
     return rows[:1].clone() if rows is not None and len(rows) and (rows == rows[:1]).all() else rows
 
+
 @patch(cls_method=True)
-def from_codes(cls: Packed,
-    codes: Tensor,           # unsigned codes of shape (rows, columns)
-    scales: Tensor,          # of shape (rows, groups), already rounded to the precision they are kept in
-    zeros: Tensor|None,      # zero points of shape (rows, groups), unsigned or floating; None for symmetric, and for levels
-    *, bits: int, group_size: int, shape=None, transposed: bool=False, levels=None, outer=None,
+def from_codes(
+    cls: Packed,
+    codes: Tensor,  # unsigned codes of shape (rows, columns)
+    scales: Tensor,  # of shape (rows, groups), already rounded to the precision they are kept in
+    zeros: Tensor
+    | None,  # zero points of shape (rows, groups), unsigned or floating; None for symmetric, and for levels
+    *,
+    bits: int,
+    group_size: int,
+    shape=None,
+    transposed: bool = False,
+    levels=None,
+    outer=None,
 ) -> Packed:
     "Packs codes and zero points; what is the same in all rows of `levels` and `outer` is kept once."
-    if zeros is not None: zeros = shortest(zeros) if zeros.is_floating_point() else pack(zeros, bits)
-    return cls(pack(codes, bits), shortest(scales), zeros, bits, group_size, tuple(shape or codes.shape), transposed,
-               levels if isinstance(levels, str) or levels is None else shortest(once(levels)), once(outer))
+    if zeros is not None:
+        zeros = shortest(zeros) if zeros.is_floating_point() else pack(zeros, bits)
+    return cls(
+        pack(codes, bits),
+        shortest(scales),
+        zeros,
+        bits,
+        group_size,
+        tuple(shape or codes.shape),
+        transposed,
+        levels if isinstance(levels, str) or levels is None else shortest(once(levels)),
+        once(outer),
+    )
 
 # %% ../../nbs/core/05_packed.ipynb #cell-13
 @patch(as_prop=True)
@@ -123,74 +180,110 @@ def nbytes(self: Packed) -> int:
     "Bytes of codes, scales, zero points and whatever else is stored."
     return sum(tensor.nbytes for tensor in self.tensors().values())
 
+
 @patch(as_prop=True)
 def bits_per_weight(self: Packed) -> float:
     "Effective bits of a weight, its share of scales and zero points counted."
     return 8 * self.nbytes / math.prod(self.shape)
+
 
 @patch
 def tensors(self: Packed) -> dict[str, Tensor]:
     "The tensors to store, by field."
     return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
+
 @patch
 def meta(self: Packed) -> dict:
     "The rest, for JSON."
     named = {"levels": self.levels} if isinstance(self.levels, str) else {}
-    return {"bits": self.bits, "group_size": self.group_size, "shape": list(self.shape), "transposed": self.transposed, **named}
-
+    return {
+        "bits": self.bits,
+        "group_size": self.group_size,
+        "shape": list(self.shape),
+        "transposed": self.transposed,
+        **named,
+    }
 
 # %% ../../nbs/core/05_packed.ipynb #load-code
 def sides(
     shape,  # of a weight, as a file has it
 ) -> tuple[int, ...]:
     "The shape. Raises `TypeError` where it is no list of whole numbers that are not negative."
-    if not isinstance(shape, (list, tuple)) or not all(type(side) is int and 0 <= side < 2**40 for side in shape): raise TypeError(f"{str(shape)[:60]} is no shape")
+    if not isinstance(shape, (list, tuple)) or not all(type(side) is int and 0 <= side < 2**40 for side in shape):
+        raise TypeError(f"{str(shape)[:60]} is no shape")
     return tuple(shape)
 
+
 @patch(cls_method=True)
-def load(cls: Packed,
+def load(
+    cls: Packed,
     tensors: dict[str, Tensor],  # as `tensors` gave them
-    meta: dict,                  # as `meta` gave it
+    meta: dict,  # as `meta` gave it
 ) -> Packed:
     "The packed weight; raises `CompressLabError` where the two do not belong together."
     try:
         packed = cls(**{"zeros": None, **tensors, **meta, "shape": sides(meta["shape"])})
-        if not (type(packed.bits) is int and 1 <= packed.bits <= 8 and type(packed.group_size) is int and packed.group_size >= 1 and type(packed.transposed) is bool):
-            raise TypeError(f"bits {packed.bits!r}, group_size {packed.group_size!r} and transposed {packed.transposed!r} describe no packed weight")
-        if len(packed.shape) < 2 or 0 in packed.shape: raise TypeError(f"no weight has the shape {packed.shape}")
+        if not (
+            type(packed.bits) is int
+            and 1 <= packed.bits <= 8
+            and type(packed.group_size) is int
+            and packed.group_size >= 1
+            and type(packed.transposed) is bool
+        ):
+            raise TypeError(
+                f"bits {packed.bits!r}, group_size {packed.group_size!r} and transposed {packed.transposed!r} "
+                "describe no packed weight"
+            )
+        if len(packed.shape) < 2 or 0 in packed.shape:
+            raise TypeError(f"no weight has the shape {packed.shape}")
     except (KeyError, TypeError) as error:
         raise CompressLabError(f"Packed weights are incomplete: {error}.", fix="save the model again") from error
     if isinstance(packed.levels, str) and packed.levels not in LEVELS:
-        raise CompressLabError(f"There are no levels called {packed.levels!r}.", "packed weights", f"known are {', '.join(LEVELS)}; a newer compress_lab may have more")
+        raise CompressLabError(
+            f"There are no levels called {packed.levels!r}.",
+            "packed weights",
+            f"known are {', '.join(LEVELS)}; a newer compress_lab may have more",
+        )
     rows, groups = math.prod(packed.shape) // packed.columns, math.ceil(packed.columns / packed.group_size)
-    if packed.codes.shape != (rows, math.ceil(packed.columns * packed.bits / 8)) or packed.scales.shape != (rows, groups):
-        raise CompressLabError("Packed weights do not fit their description.", f"codes {tuple(packed.codes.shape)}, "
-                               f"scales {tuple(packed.scales.shape)}, meta {meta}", "save the model again")
+    if packed.codes.shape != (rows, math.ceil(packed.columns * packed.bits / 8)) or packed.scales.shape != (
+        rows,
+        groups,
+    ):
+        raise CompressLabError(
+            "Packed weights do not fit their description.",
+            f"codes {tuple(packed.codes.shape)}, scales {tuple(packed.scales.shape)}, meta {meta}",
+            "save the model again",
+        )
     return packed
 
 # %% ../../nbs/core/05_packed.ipynb #bitmask-code
-ENTRY = 256   # bytes that a second tensor and its description take in a file, about; a bitmask must save more
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}   # of as many bytes
+ENTRY = 256  # bytes that a second tensor and its description take in a file, about; a bitmask must save more
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes
+
 
 def nonzero_bits(weight: Tensor) -> Tensor:
     "Which entries have any bit set, bool of shape (entries,)."
     return weight.detach().cpu().contiguous().view(-1).view(INTEGERS[weight.element_size()]) != 0
 
+
 def masked_bytes(
     weight: Tensor,  # of any shape and type
 ) -> int:
     "What a weight takes in a file with a bitmask, or as it is where that is less."
-    if weight.element_size() not in INTEGERS: return weight.nbytes
+    if weight.element_size() not in INTEGERS:
+        return weight.nbytes
     found = math.ceil(weight.numel() / 8) + int(nonzero_bits(weight).sum()) * weight.element_size()
     return found if found + ENTRY < weight.nbytes else weight.nbytes
 
+# %% ../../nbs/core/05_packed.ipynb #bitmask-code-2
 @dataclass
 class Bitmask:
     "A weight as a bit an entry, and the values of those that are not zero."
-    mask: Tensor     # uint8 of shape (ceil(entries / 8),), low bit first
-    values: Tensor   # (kept,), in the weight's own type
-    shape: tuple     # of the weight
+
+    mask: Tensor  # uint8 of shape (ceil(entries / 8),), low bit first
+    values: Tensor  # (kept,), in the weight's own type
+    shape: tuple  # of the weight
 
     @classmethod
     def of(cls, weight: Tensor) -> "Bitmask":
@@ -199,23 +292,37 @@ class Bitmask:
         return cls(pack(kept[None], 1)[0], weight.detach().cpu().contiguous().view(-1)[kept], tuple(weight.shape))
 
     @property
-    def nbytes(self) -> int: return self.mask.nbytes + self.values.nbytes
+    def nbytes(self) -> int:
+        return self.mask.nbytes + self.values.nbytes
 
-    def tensors(self) -> dict[str, Tensor]: return {"mask": self.mask, "values": self.values}
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mask": self.mask, "values": self.values}
 
-    def meta(self) -> dict: return {"shape": list(self.shape)}
+    def meta(self) -> dict:
+        return {"shape": list(self.shape)}
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], meta: dict) -> "Bitmask":
         "What `tensors` and `meta` gave. Raises `CompressLabError` where something of it is missing."
-        try: return cls(**tensors, shape=sides(meta["shape"]))
-        except (KeyError, TypeError) as error: raise CompressLabError(f"A bitmask is incomplete: {error}.", fix="save the model again") from error
+        try:
+            return cls(**tensors, shape=sides(meta["shape"]))
+        except (KeyError, TypeError) as error:
+            raise CompressLabError(f"A bitmask is incomplete: {error}.", fix="save the model again") from error
 
     def whole(self) -> Tensor:
         "The weight, bit for bit. Raises `CompressLabError` where mask, values and shape do not belong together."
         entries = math.prod(self.shape)
         kept = unpack(self.mask[None], 1, 8 * len(self.mask))[0].bool()
         if len(kept) != 8 * math.ceil(entries / 8) or kept[entries:].any() or int(kept.sum()) != len(self.values):
-            raise CompressLabError("A bitmask does not fit its values.", f"{len(kept)} bits, {int(kept.sum())} of them set, {len(self.values)} values, shape {self.shape}", "save the model again")
+            raise CompressLabError(
+                "A bitmask does not fit its values.",
+                f"{len(kept)} bits, {int(kept.sum())} of them set, {len(self.values)} values, shape {self.shape}",
+                "save the model again",
+            )
         bits = self.values.view(INTEGERS[self.values.element_size()])
-        return torch.zeros(entries, dtype=bits.dtype).masked_scatter_(kept[:entries], bits).view(self.values.dtype).view(self.shape)
+        return (
+            torch.zeros(entries, dtype=bits.dtype)
+            .masked_scatter_(kept[:entries], bits)
+            .view(self.values.dtype)
+            .view(self.shape)
+        )

@@ -10,14 +10,17 @@ __all__ = ['DTYPES', 'ROWS', 'WIDTH', 'REPEATS', 'GAIN', 'faster_dtype', 'dtype_
 import time
 from contextlib import contextmanager
 from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
+
 from .errors import CompressLabError
 
 # %% ../../nbs/core/08_precision.ipynb #faster
 DTYPES = ("bfloat16", "float32")
-ROWS, WIDTH, REPEATS = 256, 768, 7   # of the product that is timed
-GAIN = 0.8                           # the share of float32's time that bfloat16 may take
+ROWS, WIDTH, REPEATS = 256, 768, 7  # of the product that is timed
+GAIN = 0.8  # the share of float32's time that bfloat16 may take
+
 
 def _seconds(dtype: str, inputs: Tensor, weight: Tensor) -> float:
     start = time.perf_counter()
@@ -25,14 +28,17 @@ def _seconds(dtype: str, inputs: Tensor, weight: Tensor) -> float:
         nn.functional.linear(inputs, weight)
     return time.perf_counter() - start
 
+
 @lru_cache
 def faster_dtype(
-    device: str="cpu",  # a processor, as PyTorch names it
+    device: str = "cpu",  # a processor, as PyTorch names it
 ) -> str:
-    "\"bfloat16\" if this processor multiplies matrices faster in it than in float32, else \"float32\"."
+    '"bfloat16" if this processor multiplies matrices faster in it than in float32, else "float32".'
     kind = torch.device(device)
-    if kind.type == "cuda": return "bfloat16" if torch.cuda.get_device_capability(kind) >= (8, 0) else "float32"
-    if kind.type != "cpu": return "float32"
+    if kind.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(kind) >= (8, 0) else "float32"
+    if kind.type != "cpu":
+        return "float32"
     inputs, weight = torch.ones(ROWS, WIDTH), torch.ones(WIDTH, WIDTH)
     with torch.no_grad():
         times = [[_seconds(dtype, inputs, weight) for dtype in DTYPES] for _ in range(REPEATS)]
@@ -41,16 +47,21 @@ def faster_dtype(
 
 # %% ../../nbs/core/08_precision.ipynb #named
 def dtype_of(
-    name: str,   # "bfloat16", "float32" or "auto"
+    name: str,  # "bfloat16", "float32" or "auto"
     device="cpu",  # a processor, as PyTorch names it
 ) -> str:
-    "The type that is computed in: \"auto\" is the faster one. Raises `CompressLabError` for other names."
-    if name == "auto": return faster_dtype(str(device))
-    if name in DTYPES: return name
-    raise CompressLabError(f"calibration_dtype={name!r} is not known.", "calibration", f"use one of auto, {', '.join(DTYPES)}")
+    'The type that is computed in: "auto" is the faster one. Raises `CompressLabError` for other names.'
+    if name == "auto":
+        return faster_dtype(str(device))
+    if name in DTYPES:
+        return name
+    raise CompressLabError(
+        f"calibration_dtype={name!r} is not known.", "calibration", f"use one of auto, {', '.join(DTYPES)}"
+    )
+
 
 def autocast(
-    name: str,   # "bfloat16", "float32" or "auto"
+    name: str,  # "bfloat16", "float32" or "auto"
     device="cpu",  # a processor, as PyTorch names it
 ):
     "PyTorch's context in which products are computed in that type."
@@ -61,11 +72,15 @@ def autocast(
 def owns_vectors(module: nn.Module) -> bool:
     "Whether it is an embedding or a norm: no parts, and nothing to multiply by."
     own = list(module.parameters())
-    return isinstance(module, nn.Embedding) or bool(own) and not list(module.children()) and all(p.dim() == 1 for p in own)
+    return (
+        isinstance(module, nn.Embedding) or bool(own) and not list(module.children()) and all(p.dim() == 1 for p in own)
+    )
+
 
 def halved(module, inputs, output):
     "A forward hook that casts a floating-point output to bfloat16."
     return output.bfloat16() if isinstance(output, Tensor) and output.is_floating_point() else output
+
 
 @contextmanager
 def precision(
@@ -77,6 +92,8 @@ def precision(
     half = dtype_of(name, device) == "bfloat16"
     hooks = [module.register_forward_hook(halved) for module in model.modules() if half and owns_vectors(module)]
     try:
-        with autocast(name, device): yield
+        with autocast(name, device):
+            yield
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()

@@ -6,8 +6,11 @@
 __all__ = ['watched', 'bar', 'write']
 
 # %% ../../nbs/core/00_progress.ipynb #cell-03
-import os, sys
+import os
+import sys
+
 from tqdm.auto import tqdm
+
 from .errors import visible
 
 # %% ../../nbs/core/00_progress.ipynb #cell-04
@@ -16,16 +19,26 @@ def watched() -> bool:
     in_notebook = "ipykernel" in sys.modules
     return os.environ.get("COMPRESS_LAB_PROGRESS", "1") != "0" and (in_notebook or sys.stderr.isatty())
 
+
 def bar(
-    iterable=None,            # what to go through; None for a bar moved by hand with `.update`
+    iterable=None,  # what to go through; None for a bar moved by hand with `.update`
     *,
-    desc: str,                # what is being done
-    total: int|None=None,     # how many steps, where the iterable has no length
-    unit: str="it",           # what a step is; "B" shows bytes with binary prefixes
+    desc: str,  # what is being done
+    total: int | None = None,  # how many steps, where the iterable has no length
+    unit: str = "it",  # what a step is; "B" shows bytes with binary prefixes
 ) -> tqdm:
     "A progress bar over `iterable` that leaves nothing behind when it is done."
-    return tqdm(iterable, desc=desc, total=total, unit=unit, leave=False, disable=not watched(),
-                unit_scale=unit == "B", unit_divisor=1024 if unit == "B" else 1000)
+    return tqdm(
+        iterable,
+        desc=desc,
+        total=total,
+        unit=unit,
+        leave=False,
+        disable=not watched(),
+        unit_scale=unit == "B",
+        unit_divisor=1024 if unit == "B" else 1000,
+    )
+
 
 def write(
     line: str,  # a line of text, which may repeat names from elsewhere

@@ -6,26 +6,40 @@
 __all__ = ['accelerator_states', 'random_state_kept']
 
 # %% ../../nbs/core/00_randomness.ipynb #cell-03
-import random, torch
-import numpy as np
+import random
 from contextlib import contextmanager
+
+import numpy as np
+import torch
 
 # %% ../../nbs/core/00_randomness.ipynb #keep-code
 def accelerator_states() -> tuple[list, object]:
     "The random states of the accelerators that are in use, and the function that sets them again."
     device = torch.accelerator.current_accelerator()
     module = torch.get_device_module(device) if device else None
-    if module is None or not getattr(module, "is_initialized", lambda: True)(): return [], None
-    if hasattr(module, "get_rng_state_all"): return module.get_rng_state_all(), module.set_rng_state_all
+    if module is None or not getattr(module, "is_initialized", lambda: True)():
+        return [], None
+    if hasattr(module, "get_rng_state_all"):
+        return module.get_rng_state_all(), module.set_rng_state_all
     return module.get_rng_state(), module.set_rng_state
+
 
 @contextmanager
 def random_state_kept():
-    "The global random states of Python, NumPy, PyTorch and its accelerators are afterwards what they were, also after an error."
-    python, numbers, here, (there, put_back) = random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator_states()
-    try: yield
+    """The global random states of Python, NumPy, PyTorch and its accelerators are afterwards what they were, also after
+    an error.
+    """
+    python, numbers, here, (there, put_back) = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+        accelerator_states(),
+    )
+    try:
+        yield
     finally:
         random.setstate(python)
         np.random.set_state(numbers)
         torch.set_rng_state(here)
-        if put_back: put_back(there)
+        if put_back:
+            put_back(there)

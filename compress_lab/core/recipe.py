@@ -8,7 +8,16 @@ __all__ = ['LONGEST', 'PATIENCE', 'fits', 'settings', 'said', 'check_setting', '
            'parse_step', 'from_dict', 'read', 'Left', 'check_order', 'plan', 'left_alone', 'apply']
 
 # %% ../../nbs/core/09_recipe.ipynb #cell-03
-import dataclasses, fnmatch, hashlib, inspect, json, re, sys, time, types, typing
+import dataclasses
+import fnmatch
+import hashlib
+import inspect
+import json
+import re
+import sys
+import time
+import types
+import typing
 from abc import abstractmethod
 from collections import Counter
 from contextlib import suppress
@@ -17,6 +26,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
+
 from .errors import CompressLabError, check_filled, listed, nearest, visible
 from .files import MEGABYTE, file_hash, read_text
 from .settings import read_yaml, seed_number, settings_of, whole, write_yaml
@@ -25,60 +35,72 @@ from .tables import Listing
 # %% ../../nbs/core/09_recipe.ipynb #cell-06
 def fits(value, hint) -> bool:
     "Whether a setting has its annotated type; an int may stand for a float, a bool for nothing else."
-    if isinstance(hint, types.UnionType): return any(fits(value, option) for option in typing.get_args(hint))
-    if hint is float: return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if isinstance(hint, types.UnionType):
+        return any(fits(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
+
 
 def settings(method) -> dict:
     "The settings of a Method or Probe by name."
     return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
 
+
 def said(value) -> str:
     "A value in a message: short, also where it is nested deeply or has thousands of digits."
-    try: return visible(repr(value), 60)
-    except (RecursionError, ValueError): return f"this {type(value).__name__}"
+    try:
+        return visible(repr(value), 60)
+    except (RecursionError, ValueError):
+        return f"this {type(value).__name__}"
+
 
 def check_setting(
     method: str,  # its name
-    name: str,    # of the setting
+    name: str,  # of the setting
     value,
-    hint,         # its annotated type
+    hint,  # its annotated type
 ):
     "Raises `CompressLabError` where the setting has another type, or is a number that no setting can be."
     if not fits(value, hint):
         fix = f"give it as {getattr(hint, '__name__', hint)}"
         raise CompressLabError(f"{name}={said(value)} is of the wrong type.", method, fix)
-    if name == "seed": seed_number(value, f"{method}, seed")
-    elif type(value) is int and int in (hint, *typing.get_args(hint)): whole(value, f"{method}, {name}")
-
+    if name == "seed":
+        seed_number(value, f"{method}, seed")
+    elif type(value) is int and int in (hint, *typing.get_args(hint)):
+        whole(value, f"{method}, {name}")
 
 # %% ../../nbs/core/09_recipe.ipynb #method-code
 @dataclass(frozen=True)
 class Method:
     "One compression technique and its settings."
-    paper: ClassVar[str] = ""               # author, year, title
-    link: ClassVar[str] = ""                # the paper's address
+
+    paper: ClassVar[str] = ""  # author, year, title
+    link: ClassVar[str] = ""  # the paper's address
     needs: ClassVar[frozenset] = frozenset()  # of "calibration", "training", "labels", "original"
-    transformer: ClassVar[bool] = True      # it needs one; False: any module with linears will do
+    transformer: ClassVar[bool] = True  # it needs one; False: any module with linears will do
     changes_weights: ClassVar[bool] = True  # False: it changes what is done at run time, and touches no weight
-    quantizes: ClassVar[bool] = False       # it leaves integers behind its weights, or rounds at run time
-    keeps_codes: ClassVar[bool] = False     # may follow quantization: codes stay, or change with the weights
-    whole: ClassVar[bool] = False           # makes another model or trains all of it; refuses quantized weights
-    prunes: ClassVar[bool] = False          # it leaves zeros
-    fills_zeros: ClassVar[bool] = False     # zeros that were there before do not stay
+    quantizes: ClassVar[bool] = False  # it leaves integers behind its weights, or rounds at run time
+    keeps_codes: ClassVar[bool] = False  # may follow quantization: codes stay, or change with the weights
+    whole: ClassVar[bool] = False  # makes another model or trains all of it; refuses quantized weights
+    prunes: ClassVar[bool] = False  # it leaves zeros
+    fills_zeros: ClassVar[bool] = False  # zeros that were there before do not stay
     registry: ClassVar[dict] = {}
 
-    def __init_subclass__(cls, abstract: bool=False):
-        if not abstract: Method.registry[cls.__name__] = cls
-        cls.__repr__ = cls.__repr__   # the inherited one: `dataclass` writes its own only where the class has none
+    def __init_subclass__(cls, abstract: bool = False):
+        if not abstract:
+            Method.registry[cls.__name__] = cls
+        cls.__repr__ = cls.__repr__  # the inherited one: `dataclass` writes its own only where the class has none
 
     def __post_init__(self):
         check_filled(type(self))
         hints = typing.get_type_hints(type(self))
-        for name, value in settings(self).items(): check_setting(type(self).__name__, name, value, hints[name])
+        for name, value in settings(self).items():
+            check_setting(type(self).__name__, name, value, hints[name])
         self.check()
 
-    def check(self): "Raises `CompressLabError` where a setting is out of range."
+    def check(self):
+        "Raises `CompressLabError` where a setting is out of range."
 
     @abstractmethod
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
@@ -88,35 +110,42 @@ class Method:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for i, (k, v) in enumerate(settings(self).items()) if i == 0 or v != defaults[k])})"
 
-    def on(self,
-        *targets: str,       # patterns of module names
-        ignore=(),           # patterns of module names to leave alone
+    def on(
+        self,
+        *targets: str,  # patterns of module names
+        ignore=(),  # patterns of module names to leave alone
     ) -> "Step":
         "This method, on some of the linears only."
         return Step(self, targets, (ignore,) if isinstance(ignore, str) else ignore)
 
-    def __rshift__(self, other) -> "Recipe": return Recipe.of(self) >> other
+    def __rshift__(self, other) -> "Recipe":
+        return Recipe.of(self) >> other
 
     def on_device(self, device) -> "Method":
         "This method with the type that it computes in there, if that is left to the processor."
         from compress_lab.core.precision import dtype_of
-        if getattr(self, "calibration_dtype", None) != "auto": return self
+
+        if getattr(self, "calibration_dtype", None) != "auto":
+            return self
         return dataclasses.replace(self, calibration_dtype=dtype_of("auto", device))
 
 # %% ../../nbs/core/09_recipe.ipynb #cell-10
 def method_row(
-    name: str,          # of a Method
-    kind: type[Method], # its class
+    name: str,  # of a Method
+    kind: type[Method],  # its class
 ) -> tuple[str, ...]:
     "Its row of the table of methods: name, what it does, settings, what it needs, paper with its address."
     what = (kind.__doc__ or "").partition("\n")[0]
     paper = ", ".join(filter(None, (kind.paper, kind.link)))
     return name, what, settings_of(kind), ", ".join(sorted(kind.needs)) or "nothing", paper
 
+
 def methods() -> dict[str, type[Method]]:
     "All Methods of the installed packages by name, shown as a table."
-    for entry in entry_points(group="compress_lab.methods"): entry.load()
+    for entry in entry_points(group="compress_lab.methods"):
+        entry.load()
     return Listing(sorted(Method.registry.items()), ("method", "what", "settings", "needs", "paper"), method_row)
+
 
 def method_named(name: str, options: dict) -> Method:
     "The Method of that name with these settings; raises `CompressLabError` for names and settings that do not exist."
@@ -131,8 +160,12 @@ def method_named(name: str, options: dict) -> Method:
             close = nearest(option, fields)
             fix = f"did you mean {' or '.join(close)}?" if close else f"its settings are {', '.join(fields) or 'none'}"
             raise CompressLabError(f"{name} has no setting {option!r}.", "recipe", fix)
-    try: return known[name](**options)
-    except TypeError as error: raise CompressLabError(f"The settings of {name} do not fit: {error}.", "recipe", f"its settings are {', '.join(fields)}") from error
+    try:
+        return known[name](**options)
+    except TypeError as error:
+        raise CompressLabError(
+            f"The settings of {name} do not fit: {error}.", "recipe", f"its settings are {', '.join(fields)}"
+        ) from error
 
 # %% ../../nbs/core/09_recipe.ipynb #code-code
 def written(
@@ -141,8 +174,10 @@ def written(
     "The lines of the functions of a class, as far as Python knows them."
     lines = []
     for function in vars(kind).values():
-        with suppress(OSError, TypeError): lines.append(inspect.getsource(function))
+        with suppress(OSError, TypeError):
+            lines.append(inspect.getsource(function))
     return "".join(lines)
+
 
 def code_of(
     kind: type,
@@ -150,10 +185,13 @@ def code_of(
     "Name and hash of the file that defines the class; without a file, of the source code of the class."
     module = sys.modules.get(kind.__module__)
     file = getattr(module, "__file__", None)
-    content = getattr(module, "__content__", "")   # of the file when it was imported
-    if content: return f"{Path(file).name} {content}"
-    if file and Path(file).is_file(): return f"{Path(file).name} {file_hash(file)}"
+    content = getattr(module, "__content__", "")  # of the file when it was imported
+    if content:
+        return f"{Path(file).name} {content}"
+    if file and Path(file).is_file():
+        return f"{Path(file).name} {file_hash(file)}"
     return f"{kind.__qualname__} {hashlib.sha256(written(kind).encode()).hexdigest()[:16]}"
+
 
 def code_key(
     *things,  # Methods or Probes
@@ -163,77 +201,119 @@ def code_key(
     ours = {"compress_lab", *sys.stdlib_module_names}
     return "-".join(dict.fromkeys(code_of(kind) for kind in kinds if kind.__module__.partition(".")[0] not in ours))
 
-
 # %% ../../nbs/core/09_recipe.ipynb #cell-13
-LONGEST, PATIENCE = 500, 0.1   # characters of a pattern; seconds for a name
+LONGEST, PATIENCE = 500, 0.1  # characters of a pattern; seconds for a name
+
 
 @lru_cache(100_000)
 def found_in(expression: str, name: str) -> bool:
     "Whether a regular expression is found in a name. Raises `CompressLabError` where it is none, or takes too long."
-    import regex   # as `re`, with a limit of time
+    import regex  # as `re`, with a limit of time
+
     fix = "mend it, or use a glob such as *.mlp.*"
     shown = said(expression)
-    counts = re.findall(r"\{([\d, ]+)\}", expression)   # how often something is repeated: the expression is written out so often
+    counts = re.findall(
+        r"\{([\d, ]+)\}", expression
+    )  # how often something is repeated: the expression is written out so often
     if len(counts) > 3 or any(len(number) > 2 for count in counts for number in re.findall(r"\d+", count)):
         raise CompressLabError(f"{shown} repeats something too often.", "targets", fix)
-    try: return regex.search(expression, name, timeout=PATIENCE) is not None
-    except (regex.error, RecursionError, OverflowError) as error: raise CompressLabError(f"{shown} is no regular expression: {error}.", "targets", fix) from error
-    except TimeoutError as error: raise CompressLabError(f"{shown} takes too long on the name {name!r}.", "targets", "let nothing repeated be repeated again, as in (a+)+") from error
+    try:
+        return regex.search(expression, name, timeout=PATIENCE) is not None
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise CompressLabError(f"{shown} is no regular expression: {error}.", "targets", fix) from error
+    except TimeoutError as error:
+        raise CompressLabError(
+            f"{shown} takes too long on the name {name!r}.",
+            "targets",
+            "let nothing repeated be repeated again, as in (a+)+",
+        ) from error
+
 
 def patterns(given, where: str) -> tuple[str, ...]:
     "A list of patterns as a tuple. Raises `CompressLabError` where it is none."
     fix = "give module names or globs as text"
-    if not isinstance(given, (tuple, list)): raise CompressLabError(f"{said(given)} is no list of patterns.", where, fix)
+    if not isinstance(given, (tuple, list)):
+        raise CompressLabError(f"{said(given)} is no list of patterns.", where, fix)
     for pattern in given:
-        if not isinstance(pattern, str) or not pattern: raise CompressLabError(f"{said(pattern)} is no pattern.", where, fix)
+        if not isinstance(pattern, str) or not pattern:
+            raise CompressLabError(f"{said(pattern)} is no pattern.", where, fix)
     return tuple(given)
+
 
 def matches(pattern: str, name: str) -> bool:
     "Whether a module name fits a glob, or a regular expression written `re:…`."
-    if len(pattern) > LONGEST: raise CompressLabError(f"A pattern has {len(pattern):,} characters, and may have {LONGEST}.", "targets", "use a glob such as *.mlp.*")
+    if len(pattern) > LONGEST:
+        raise CompressLabError(
+            f"A pattern has {len(pattern):,} characters, and may have {LONGEST}.",
+            "targets",
+            "use a glob such as *.mlp.*",
+        )
     return found_in(pattern[3:], name) if pattern.startswith("re:") else fnmatch.fnmatchcase(name, pattern)
 
 # %% ../../nbs/core/09_recipe.ipynb #step-code
 @dataclass(frozen=True)
 class Step:
     "A Method and the linears it is applied to."
+
     method: Method
-    targets: tuple[str, ...] = ()   # patterns of names; none: all linears inside the blocks
-    ignore: tuple[str, ...] = ()    # patterns of names to leave alone
+    targets: tuple[str, ...] = ()  # patterns of names; none: all linears inside the blocks
+    ignore: tuple[str, ...] = ()  # patterns of names to leave alone
 
     def __post_init__(self):
-        if not isinstance(self.method, Method): raise CompressLabError(f"{said(self.method)} is no method.", "recipe", "for example GPTQ(bits=4)")
-        for name in ("targets", "ignore"): object.__setattr__(self, name, patterns(getattr(self, name), name))
+        if not isinstance(self.method, Method):
+            raise CompressLabError(f"{said(self.method)} is no method.", "recipe", "for example GPTQ(bits=4)")
+        for name in ("targets", "ignore"):
+            object.__setattr__(self, name, patterns(getattr(self, name), name))
 
-    def takes(self, linear, towers: tuple=()) -> bool:
-        "Whether this step is applied to a linear; without targets to those inside the blocks and outside the towers, parts that read no text."
-        if self.targets: wanted = any(matches(pattern, linear.name) for pattern in self.targets)
-        else: wanted = linear.block is not None and not linear.name.startswith(towers)
+    def takes(self, linear, towers: tuple = ()) -> bool:
+        """Whether this step is applied to a linear; without targets to those inside the blocks and outside the towers,
+        parts that read no text.
+        """
+        if self.targets:
+            wanted = any(matches(pattern, linear.name) for pattern in self.targets)
+        else:
+            wanted = linear.block is not None and not linear.name.startswith(towers)
         return wanted and not any(matches(pattern, linear.name) for pattern in self.ignore)
 
-    def select(self,
-        every: list,       # linears of a model
-        towers: tuple=(),  # how the names of those begin that are left alone unless they are targets
+    def select(
+        self,
+        every: list,  # linears of a model
+        towers: tuple = (),  # how the names of those begin that are left alone unless they are targets
     ) -> list:
         "The linears this step is applied to; raises `CompressLabError` where a pattern matches none."
         names = [linear.name for linear in every]
         if not self.targets and all(linear.block is None for linear in every):
-            raise CompressLabError("The blocks of this model hold no linear that is known here.", str(self.method), "name the targets, or write its projections as nn.Linear")
+            raise CompressLabError(
+                "The blocks of this model hold no linear that is known here.",
+                str(self.method),
+                "name the targets, or write its projections as nn.Linear",
+            )
         for pattern in (*self.targets, *self.ignore):
             if not any(matches(pattern, name) for name in names):
                 ends = {name.rsplit(".", 1)[-1]: name for name in names}
                 close = [ends[end] for end in nearest(pattern.rsplit(".", 1)[-1].strip("*"), ends)] or names[:3]
-                raise CompressLabError(f"The pattern {pattern!r} matches no linear.", str(self.method), f"nearest names: {', '.join(close)}")
+                raise CompressLabError(
+                    f"The pattern {pattern!r} matches no linear.",
+                    str(self.method),
+                    f"nearest names: {', '.join(close)}",
+                )
         chosen = [linear for linear in every if self.takes(linear, towers)]
-        if not chosen: raise CompressLabError("Nothing is left to compress: every target is ignored.", str(self.method), "ignore less")
+        if not chosen:
+            raise CompressLabError(
+                "Nothing is left to compress: every target is ignored.", str(self.method), "ignore less"
+            )
         return chosen
 
-    def __rshift__(self, other) -> "Recipe": return Recipe.of(self) >> other
+    def __rshift__(self, other) -> "Recipe":
+        return Recipe.of(self) >> other
 
-    def __repr__(self): return step_code(self) if self.targets or self.ignore else f"{self.method!r}.on()"
+    def __repr__(self):
+        return step_code(self) if self.targets or self.ignore else f"{self.method!r}.on()"
+
     def __str__(self):
         where = f" on {', '.join(self.targets)}" if self.targets else ""
         return f"{self.method}{where}" + (f" except {', '.join(self.ignore)}" if self.ignore else "")
+
     def to_dict(self) -> dict:
         lists = {key: list(value) for key, value in (("targets", self.targets), ("ignore", self.ignore)) if value}
         return {"method": type(self.method).__name__, **settings(self.method), **lists}
@@ -244,32 +324,47 @@ def step_code(
 ) -> str:
     "The step as Python code: the method, and `.on(…)` where there are targets or ignores."
     where = [repr(pattern) for pattern in step.targets]
-    if step.ignore: where.append(f"ignore={(step.ignore[0] if len(step.ignore) == 1 else step.ignore)!r}")
+    if step.ignore:
+        where.append(f"ignore={(step.ignore[0] if len(step.ignore) == 1 else step.ignore)!r}")
     return f"{step.method!r}.on({', '.join(where)})" if where else repr(step.method)
 
 # %% ../../nbs/core/09_recipe.ipynb #cell-16
 @dataclass(frozen=True)
 class Recipe:
     "Methods in the order in which they are applied, each with its targets."
-    steps: tuple[Step, ...]   # first to last, one at least
+
+    steps: tuple[Step, ...]  # first to last, one at least
 
     def __post_init__(self):
         if not isinstance(self.steps, (tuple, list)) or not all(isinstance(step, Step) for step in self.steps):
-            raise CompressLabError(f"{said(self.steps)} are no steps.", "recipe", "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)")
+            raise CompressLabError(
+                f"{said(self.steps)} are no steps.", "recipe", "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)"
+            )
         object.__setattr__(self, "steps", tuple(self.steps))
-        if not self.steps: raise CompressLabError("A recipe needs at least one method.", "recipe", "for example GPTQ(bits=4)")
+        if not self.steps:
+            raise CompressLabError("A recipe needs at least one method.", "recipe", "for example GPTQ(bits=4)")
 
     @classmethod
     def of(cls, thing) -> "Recipe":
         "A Method, Step or Recipe as a Recipe."
-        if isinstance(thing, Recipe): return thing
-        if isinstance(thing, Method): thing = Step(thing)
-        if isinstance(thing, Step): return cls((thing,))
-        raise CompressLabError(f"{said(thing)} is no method.", "recipe", "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)")
+        if isinstance(thing, Recipe):
+            return thing
+        if isinstance(thing, Method):
+            thing = Step(thing)
+        if isinstance(thing, Step):
+            return cls((thing,))
+        raise CompressLabError(
+            f"{said(thing)} is no method.", "recipe", "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)"
+        )
 
-    def __rshift__(self, other) -> "Recipe": return Recipe(self.steps + Recipe.of(other).steps)
-    def __str__(self): return " >> ".join(map(str, self.steps))
-    def __repr__(self): return self.expression if len(self.steps) > 1 else f"Recipe.of({self.expression})"
+    def __rshift__(self, other) -> "Recipe":
+        return Recipe(self.steps + Recipe.of(other).steps)
+
+    def __str__(self):
+        return " >> ".join(map(str, self.steps))
+
+    def __repr__(self):
+        return self.expression if len(self.steps) > 1 else f"Recipe.of({self.expression})"
 
     @property
     def expression(self) -> str:
@@ -277,11 +372,17 @@ class Recipe:
         return " >> ".join(map(step_code, self.steps))
 
     @property
-    def needs_calibration(self) -> bool: return any("calibration" in step.method.needs for step in self.steps)
+    def needs_calibration(self) -> bool:
+        return any("calibration" in step.method.needs for step in self.steps)
 
-    def to_dict(self) -> list[dict]: return [step.to_dict() for step in self.steps]
-    def to_yaml(self) -> str: return write_yaml(self.to_dict())
-    def to_json(self) -> str: return json.dumps(self.to_dict(), indent=2)
+    def to_dict(self) -> list[dict]:
+        return [step.to_dict() for step in self.steps]
+
+    def to_yaml(self) -> str:
+        return write_yaml(self.to_dict())
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
 
     def on_device(self, device) -> "Recipe":
         "This recipe with the types that its methods compute in there."
@@ -296,28 +397,40 @@ class Recipe:
 def parse_step(entry, number: int) -> Step:
     "One step from its dictionary; raises `CompressLabError` that names the step."
     where = f"step {number} of the recipe"
-    if isinstance(entry, str): entry = {"method": entry}
-    if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry) or not isinstance(entry.get("method"), str):
+    if isinstance(entry, str):
+        entry = {"method": entry}
+    if (
+        not isinstance(entry, dict)
+        or not all(isinstance(key, str) for key in entry)
+        or not isinstance(entry.get("method"), str)
+    ):
         raise CompressLabError(f"{said(entry)} is no step.", where, "write it as {method: GPTQ, bits: 4, targets: […]}")
     options = {key: value for key, value in entry.items() if key not in ("method", "targets", "ignore")}
     lists = {key: [] if entry.get(key) is None else entry[key] for key in ("targets", "ignore")}
     for key, value in lists.items():
-        if not isinstance(value, (str, list)): raise CompressLabError(f"{key}={said(value)} is no list of patterns.", where, "write it as [\"*.mlp.*\"]")
+        if not isinstance(value, (str, list)):
+            raise CompressLabError(f"{key}={said(value)} is no list of patterns.", where, 'write it as ["*.mlp.*"]')
     chosen = {key: (value,) if isinstance(value, str) else tuple(value) for key, value in lists.items()}
     return Step(method_named(entry["method"], options), **chosen)
 
+
 def from_dict(data) -> Recipe:
     "A recipe from a list of steps, as `Recipe.to_dict` gives it; a single step may stand alone."
-    if isinstance(data, (dict, str)): data = [data]
-    if not isinstance(data, (list, tuple)): raise CompressLabError(f"{said(data)} is no recipe.", "recipe", "write a list of steps")
+    if isinstance(data, (dict, str)):
+        data = [data]
+    if not isinstance(data, (list, tuple)):
+        raise CompressLabError(f"{said(data)} is no recipe.", "recipe", "write a list of steps")
     return Recipe(tuple(parse_step(entry, number) for number, entry in enumerate(data, 1)))
 
-def read(source: str|Path) -> Recipe:
+
+def read(source: str | Path) -> Recipe:
     "A recipe from YAML or JSON, as text or in a file, which is UTF-8."
-    if not isinstance(source, (str, Path)): raise CompressLabError(f"{said(source)} is no recipe.", "recipe", "give YAML as text, or the path of a file")
+    if not isinstance(source, (str, Path)):
+        raise CompressLabError(f"{said(source)} is no recipe.", "recipe", "give YAML as text, or the path of a file")
     named = isinstance(source, Path) or "\n" not in source and source.endswith((".yaml", ".yml", ".json"))
     text = read_text(source, MEGABYTE) if named else source
     return from_dict(read_yaml(text, str(source) if named else "recipe"))
+
 
 Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), staticmethod(read), staticmethod(read)
 
@@ -325,9 +438,10 @@ Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), 
 @dataclass
 class Left:
     "What earlier steps have left in a model: the method that did it, by linear."
-    codes: dict          # by the key of a quantized linear
-    zeros: dict          # by the name of a pruned linear
-    inputs: object=None  # the method that rounds at run time, None where nothing does
+
+    codes: dict  # by the key of a quantized linear
+    zeros: dict  # by the name of a pruned linear
+    inputs: object = None  # the method that rounds at run time, None where nothing does
 
     @classmethod
     def by_history(cls, subject) -> "Left":
@@ -335,24 +449,35 @@ class Left:
         known, packed, zeros = methods(), getattr(subject, "packed", {}), {}
         steps = [(known[entry["method"]], entry) for entry in subject.history if entry.get("method") in known]
         for kind, entry in steps:
-            if kind.prunes: zeros |= dict.fromkeys(entry.get("modules", ()), entry["method"])
+            if kind.prunes:
+                zeros |= dict.fromkeys(entry.get("modules", ()), entry["method"])
         rounding = next((entry["method"] for kind, entry in reversed(steps) if kind.quantizes), "an earlier step")
         return cls(dict.fromkeys(packed, rounding), zeros, rounding if getattr(subject, "roundings", {}) else None)
 
     def add(self, method: Method, layers: list):
         "Adds what a method leaves in these linears."
-        if method.quantizes and method.changes_weights: self.codes = dict.fromkeys((linear.key for linear in layers), method) | self.codes
-        if method.quantizes and (method.keeps_codes or not method.changes_weights): self.inputs = method
-        if method.prunes: self.zeros |= dict.fromkeys((linear.name for linear in layers), method)
+        if method.quantizes and method.changes_weights:
+            self.codes = dict.fromkeys((linear.key for linear in layers), method) | self.codes
+        if method.quantizes and (method.keeps_codes or not method.changes_weights):
+            self.inputs = method
+        if method.prunes:
+            self.zeros |= dict.fromkeys((linear.name for linear in layers), method)
 
 # %% ../../nbs/core/09_recipe.ipynb #order-code
 def check_order(method: Method, layers: list, left: Left):
     "Raises `CompressLabError` where a method would undo what earlier steps have left, and says which order works."
-    if not method.changes_weights: return
+    if not method.changes_weights:
+        return
     kind = type(method).__name__
+
     def refuse(what, where, before):
-        order = f"{method} >> {before}" if isinstance(before, Method) else f"apply {method} to the model as it was before {before}"
+        order = (
+            f"{method} >> {before}"
+            if isinstance(before, Method)
+            else f"apply {method} to the model as it was before {before}"
+        )
         raise CompressLabError(what, where, f"{kind} first: {order}")
+
     coded = next((linear for linear in layers if linear.key in left.codes), None)
     if method.whole and (left.codes or left.inputs):
         key, before = next(iter(left.codes.items()), ("the model", left.inputs))
@@ -360,25 +485,47 @@ def check_order(method: Method, layers: list, left: Left):
     if coded and not method.keeps_codes:
         before = left.codes[coded.key]
         if method.quantizes and not getattr(before, "keeps_codes", False):
-            raise CompressLabError(f"The linear is quantized already, by {before}.", coded.name, "quantize a linear once: leave out one of the two, or give them different targets")
+            raise CompressLabError(
+                f"The linear is quantized already, by {before}.",
+                coded.name,
+                "quantize a linear once: leave out one of the two, or give them different targets",
+            )
         undone = "round what is rounded" if method.quantizes else "change its weights without their integers"
         refuse(f"The linear is quantized already, by {before}, and {kind} would {undone}.", coded.name, before)
     pruned = next((linear for linear in layers if linear.name in left.zeros), None)
-    if pruned and method.fills_zeros: refuse(f"The linear is pruned, by {left.zeros[pruned.name]}, and {kind} would fill its zeros.", pruned.name, left.zeros[pruned.name])
+    if pruned and method.fills_zeros:
+        refuse(
+            f"The linear is pruned, by {left.zeros[pruned.name]}, and {kind} would fill its zeros.",
+            pruned.name,
+            left.zeros[pruned.name],
+        )
 
 # %% ../../nbs/core/09_recipe.ipynb #cell-23
 def plan(recipe: Recipe, subject, calibration) -> list[list]:
     "The linears of each step; raises `CompressLabError` before anything is computed."
     from compress_lab.core.inputs import check_rows
     from compress_lab.core.layers import linears, tied, towers
-    if not (hasattr(subject, "model") and hasattr(subject, "history")): raise CompressLabError(f"A {type(subject).__name__} is no Subject.", str(recipe), "give what cl.load returns, or cl.Subject(model, tokenizer)")
+
+    if not (hasattr(subject, "model") and hasattr(subject, "history")):
+        raise CompressLabError(
+            f"A {type(subject).__name__} is no Subject.",
+            str(recipe),
+            "give what cl.load returns, or cl.Subject(model, tokenizer)",
+        )
     if recipe.needs_calibration and calibration is None:
         method = next(step.method for step in recipe.steps if "calibration" in step.method.needs)
-        raise CompressLabError(f"{type(method).__name__} needs calibration text.", str(recipe), 'pass cl.calibration("wikipedia", subject)')
+        raise CompressLabError(
+            f"{type(method).__name__} needs calibration text.", str(recipe), 'pass cl.calibration("wikipedia", subject)'
+        )
     for method in (step.method for step in recipe.steps):
         if method.transformer and not hasattr(subject.model, "config"):
-            raise CompressLabError(f"{type(method).__name__} is for transformers, and this is a {type(subject.model).__name__}.", str(recipe), "use a method that goes linear by linear, as in Magnitude(0.5) >> GPTQ(bits=4)")
-    if recipe.needs_calibration and hasattr(calibration, "tokens"): check_rows(subject.model, calibration.tokens, "the calibration set")
+            raise CompressLabError(
+                f"{type(method).__name__} is for transformers, and this is a {type(subject.model).__name__}.",
+                str(recipe),
+                "use a method that goes linear by linear, as in Magnitude(0.5) >> GPTQ(bits=4)",
+            )
+    if recipe.needs_calibration and hasattr(calibration, "tokens"):
+        check_rows(subject.model, calibration.tokens, "the calibration set")
     every, other = linears(subject.model), tuple(f"{name}." for name in towers(subject.model))
     chosen, left = [step.select(every, other) for step in recipe.steps], Left.by_history(subject)
     for step, layers in zip(recipe.steps, chosen):
@@ -387,53 +534,89 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
     for group in tied(subject.model):
         for linear in {linear.name: linear for layers in chosen for linear in layers}.values():
             if linear.key in group:
-                raise CompressLabError(f"{linear.name} shares its weight with {', '.join(n for n in group if n != linear.key)}.", str(recipe), "leave it out of the targets")
+                raise CompressLabError(
+                    f"{linear.name} shares its weight with {', '.join(n for n in group if n != linear.key)}.",
+                    str(recipe),
+                    "leave it out of the targets",
+                )
     return chosen
 
 # %% ../../nbs/core/09_recipe.ipynb #apply-code
 def left_alone(step: Step, model) -> dict[str, int]:
     "How many linears of each tower a step leaves alone because it is told of no targets, by the tower's name."
     from compress_lab.core.layers import linears, towers
-    if step.targets or not (found := towers(model)): return {}
-    return dict(Counter(name for name in found for linear in linears(model) if linear.block is not None and linear.name.startswith(f"{name}.")))
 
+    if step.targets or not (found := towers(model)):
+        return {}
+    return dict(
+        Counter(
+            name
+            for name in found
+            for linear in linears(model)
+            if linear.block is not None and linear.name.startswith(f"{name}.")
+        )
+    )
+
+# %% ../../nbs/core/09_recipe.ipynb #apply-code-2
 def apply(
     self: Recipe,
-    subject,                  # the Subject to compress; left as it is
-    calibration=None,         # a Calibration, for methods that need one
+    subject,  # the Subject to compress; left as it is
+    calibration=None,  # a Calibration, for methods that need one
     *,
-    original=None,            # the Subject that repairing methods go by; None: the one to compress
-    checkpoint=None,          # folder in which calibrated methods keep finished blocks, to go on after a crash
-    seed: int=0,              # for methods that draw random numbers
-    in_place: bool=False,     # compress the Subject itself, where memory does not allow for a copy
+    original=None,  # the Subject that repairing methods go by; None: the one to compress
+    checkpoint=None,  # folder in which calibrated methods keep finished blocks, to go on after a crash
+    seed: int = 0,  # for methods that draw random numbers
+    in_place: bool = False,  # compress the Subject itself, where memory does not allow for a copy
 ):
     "A compressed copy of the Subject, with what was done in its history."
     from compress_lab.core.randomness import random_state_kept
+
     seed = seed_number(seed)
     plan(self, subject, calibration)
     result, original = subject if in_place else subject.copy(), original or subject
     if original is result and any("original" in step.method.needs for step in self.steps):
-        raise CompressLabError("A repair goes by the original, which is being compressed in place.", str(self), "leave out in_place, or give original=")
+        raise CompressLabError(
+            "A repair goes by the original, which is being compressed in place.",
+            str(self),
+            "leave out in_place, or give original=",
+        )
     identity = f"{subject.fingerprint}-{getattr(calibration, 'key', '')}-{seed}" if checkpoint else ""
-    if checkpoint: identity += code_key(*(step.method for step in self.steps))
-    if checkpoint and original is not subject: identity += f"-{original.fingerprint}"
+    if checkpoint:
+        identity += code_key(*(step.method for step in self.steps))
+    if checkpoint and original is not subject:
+        identity += f"-{original.fingerprint}"
     computed = self.on_device(next(subject.model.parameters()).device)
     for number, step in enumerate(self.steps):
-        began, layers = time.perf_counter(), plan(Recipe((step,)), result, calibration)[0]   # a step before may have cut some
-        done = hashlib.sha256(f"{identity}-{Recipe(computed.steps[:number + 1]).hash}".encode()).hexdigest()[:16]
+        began, layers = (
+            time.perf_counter(),
+            plan(Recipe((step,)), result, calibration)[0],
+        )  # a step before may have cut some
+        done = hashlib.sha256(f"{identity}-{Recipe(computed.steps[: number + 1]).hash}".encode()).hexdigest()[:16]
         more = {"original": original} if "original" in step.method.needs else {}
-        aside = {"left_alone": alone} if (alone := left_alone(step, result.model)) and step.method.changes_weights else {}
+        aside = (
+            {"left_alone": alone} if (alone := left_alone(step, result.model)) and step.method.changes_weights else {}
+        )
         with random_state_kept():
-            modules = step.method.run(result, layers, calibration, checkpoint=checkpoint and Path(checkpoint) / done, seed=seed, **more)
-        result.history += ({
-            **computed.steps[number].to_dict(), "touched": sum(linear.weight.numel() for linear in layers) * step.method.changes_weights, **aside, "modules": modules,
-            "calibration": getattr(calibration, "key", None), "seconds": time.perf_counter() - began,
-        },)
+            modules = step.method.run(
+                result, layers, calibration, checkpoint=checkpoint and Path(checkpoint) / done, seed=seed, **more
+            )
+        result.history += (
+            {
+                **computed.steps[number].to_dict(),
+                "touched": sum(linear.weight.numel() for linear in layers) * step.method.changes_weights,
+                **aside,
+                "modules": modules,
+                "calibration": getattr(calibration, "key", None),
+                "seconds": time.perf_counter() - began,
+            },
+        )
     return result
 
+# %% ../../nbs/core/09_recipe.ipynb #apply-code-3
 def _apply_alone(self, subject, calibration=None, **options):
     "A compressed copy of the Subject; see `Recipe.apply`."
     return Recipe.of(self).apply(subject, calibration, **options)
 
-_apply_alone.__signature__ = inspect.signature(apply)   # an editor offers the options by name
+
+_apply_alone.__signature__ = inspect.signature(apply)  # an editor offers the options by name
 Recipe.apply, Method.apply, Step.apply = apply, _apply_alone, _apply_alone

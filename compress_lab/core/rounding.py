@@ -7,28 +7,37 @@ __all__ = ['Rounding', 'load_methods', 'rounding_of', 'detach', 'attach', 'round
            'attach_all']
 
 # %% ../../nbs/core/11_rounding.ipynb #cell-03
-import dataclasses, json, torch, xxhash
+import dataclasses
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass
-from torch import Tensor, nn
 from typing import ClassVar
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
 from .errors import CompressLabError
 
 # %% ../../nbs/core/11_rounding.ipynb #cell-06
 @dataclass(eq=False)
 class Rounding:
     "A forward pre-hook that rounds what a module is called with."
+
     registry: ClassVar[dict] = {}
 
-    def __init_subclass__(cls): Rounding.registry[cls.__name__] = cls
+    def __init_subclass__(cls):
+        Rounding.registry[cls.__name__] = cls
 
     def change(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         "The arguments the module is called with instead."
         raise NotImplementedError
 
-    def __call__(self, module, args, kwargs): return self.change(module, args, kwargs)
+    def __call__(self, module, args, kwargs):
+        return self.change(module, args, kwargs)
 
-    def fields(self) -> dict: return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    def fields(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def tensors(self) -> dict[str, Tensor]:
         "The tensors to store, by field."
@@ -36,38 +45,58 @@ class Rounding:
 
     def meta(self) -> dict:
         "The rest, for JSON, with the name of the class."
-        return {"kind": type(self).__name__, **{name: value for name, value in self.fields().items() if not isinstance(value, Tensor)}}
+        return {
+            "kind": type(self).__name__,
+            **{name: value for name, value in self.fields().items() if not isinstance(value, Tensor)},
+        }
 
     @staticmethod
     def load(tensors: dict[str, Tensor], meta: dict) -> "Rounding":
-        "What `tensors` and `meta` gave; raises `CompressLabError` where no class of that kind is known, or its fields do not fit."
+        """What `tensors` and `meta` gave; raises `CompressLabError` where no class of that kind is known, or its fields
+        do not fit.
+        """
         settings, registry = dict(meta), Rounding.registry
         kind = settings.pop("kind", None)
-        if kind not in registry: load_methods()
-        if kind not in registry: raise CompressLabError(f"No method here rounds activations in the way called {kind!r}.", "rounding", "install the package that does")
-        try: return registry[kind](**settings, **tensors)
-        except TypeError as error: raise CompressLabError(f"The settings of a rounding do not fit: {error}.", kind, "save the model again") from error
+        if kind not in registry:
+            load_methods()
+        if kind not in registry:
+            raise CompressLabError(
+                f"No method here rounds activations in the way called {kind!r}.",
+                "rounding",
+                "install the package that does",
+            )
+        try:
+            return registry[kind](**settings, **tensors)
+        except TypeError as error:
+            raise CompressLabError(
+                f"The settings of a rounding do not fit: {error}.", kind, "save the model again"
+            ) from error
 
+# %% ../../nbs/core/11_rounding.ipynb #cell-06-2
 def load_methods():
     "Imports all methods of the installed packages, and with them the kinds of rounding they define."
     from compress_lab.core.recipe import methods
+
     methods()
 
 # %% ../../nbs/core/11_rounding.ipynb #cell-10
 def rounding_of(
     module: nn.Module,
-) -> Rounding|None:
+) -> Rounding | None:
     "The rounding a module carries, if any."
     return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Rounding)), None)
 
+
 def detach(
     module: nn.Module,
-) -> Rounding|None:
+) -> Rounding | None:
     "Takes the rounding off a module and returns it."
     found = rounding_of(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is found]:
-        for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs): hooks.pop(key, None)
+        for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):
+            hooks.pop(key, None)
     return found
+
 
 def attach(
     module: nn.Module,
@@ -77,11 +106,13 @@ def attach(
     detach(module)
     module.register_forward_pre_hook(rounding, with_kwargs=True)
 
+
 def roundings(
     model: nn.Module,  # any module
 ) -> dict[str, Rounding]:
     "What the modules below (and the model itself, under the name '') carry, by name."
     return {name: found for name, module in model.named_modules() if (found := rounding_of(module)) is not None}
+
 
 @contextmanager
 def unrounded(
@@ -89,9 +120,11 @@ def unrounded(
 ):
     "The model without what it carries, and afterwards as it was."
     kept = [(module, detach(module)) for module in model.modules() if rounding_of(module) is not None]
-    try: yield model
+    try:
+        yield model
     finally:
-        for module, rounding in kept: attach(module, rounding)
+        for module, rounding in kept:
+            attach(module, rounding)
 
 # %% ../../nbs/core/11_rounding.ipynb #cell-13
 def roundings_hash(
@@ -106,13 +139,23 @@ def roundings_hash(
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest() if found else ""
 
+
 def attach_all(
     model: nn.Module,
-    kept: dict[str, dict],        # settings by name of a module, as `Rounding.meta` gives them
-    tensors: dict[str, Tensor],   # by "name.field"
+    kept: dict[str, dict],  # settings by name of a module, as `Rounding.meta` gives them
+    tensors: dict[str, Tensor],  # by "name.field"
 ):
     "Lets the modules of a model carry what was stored. Raises `CompressLabError` where one is not there."
     modules = dict(model.named_modules())
     for name, meta in kept.items():
-        if name not in modules: raise CompressLabError("The model has no module that could carry this rounding.", name, "save the Subject again")
-        attach(modules[name], Rounding.load({key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == name}, meta))
+        if name not in modules:
+            raise CompressLabError(
+                "The model has no module that could carry this rounding.", name, "save the Subject again"
+            )
+        attach(
+            modules[name],
+            Rounding.load(
+                {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == name},
+                meta,
+            ),
+        )

@@ -6,13 +6,19 @@
 __all__ = ['SAVED', 'parameter_of', 'bitmasks', 'check_folder', 'save', 'from_saved']
 
 # %% ../../nbs/core/02_saving.ipynb #saving-imports
-import json, math, os, shutil
+import json
+import math
+import os
+import shutil
 from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
-import torch, xxhash
+
+import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+
 from .checkpoints import check_counts, check_folder_files, companions, read_config
 from .errors import CompressLabError, listed, nearest, visible
 from .factored import hollow, ranks
@@ -20,44 +26,102 @@ from .files import file_hash, new_folder, read_json, recover, remove
 from .layers import tied
 from .packed import Bitmask, Packed, masked_bytes
 from .rounding import attach_all, roundings_hash
-from .subjects import Provenance, Subject, check_fit, generation_settings, local, model_class, model_in, quietly, tensors, tokenizer_in, unsaved, weights_hash, writable, write_configs
+from compress_lab.core.subjects import (
+    Provenance,
+    Subject,
+    check_fit,
+    generation_settings,
+    local,
+    model_class,
+    model_in,
+    quietly,
+    tensors,
+    tokenizer_in,
+    unsaved,
+    weights_hash,
+    writable,
+    write_configs,
+)
 
 # %% ../../nbs/core/02_saving.ipynb #cell-42
 def parameter_of(
     key: str,  # of `Subject.packed`: a module with a weight, or a parameter
-    model,     # of the Subject
+    model,  # of the Subject
 ) -> str:
     "The name of the parameter that the packed weight stands for. Raises `CompressLabError` where there is none."
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name in (f"{key}.weight", key):
-        if name in names: return name
-    raise CompressLabError("Packed weights belong to no parameter of the model.", key, f"the nearest are {listed(nearest(key, names)) or 'none'}")
+        if name in names:
+            return name
+    raise CompressLabError(
+        "Packed weights belong to no parameter of the model.",
+        key,
+        f"the nearest are {listed(nearest(key, names)) or 'none'}",
+    )
+
 
 def bitmasks(subject: Subject) -> dict[str, Bitmask]:
     "The weights without integers that a bitmask makes smaller, by name."
     packed = {id(subject.model.get_parameter(parameter_of(key, subject.model))) for key in subject.packed}
-    return {name: Bitmask.of(tensor) for name, tensor in tensors(subject.model).items() if id(tensor) not in packed and masked_bytes(tensor) < tensor.nbytes}
+    return {
+        name: Bitmask.of(tensor)
+        for name, tensor in tensors(subject.model).items()
+        if id(tensor) not in packed and masked_bytes(tensor) < tensor.nbytes
+    }
 
+# %% ../../nbs/core/02_saving.ipynb #cell-42-2
 def _write_own(subject: Subject, folder: Path, masked: dict[str, Bitmask]):
-    "Writes the integers of packed weights to one file of `folder`, bitmasks with their values to another, where there are any, and all other weights to a third."
+    """Writes the integers of packed weights to one file of `folder`, bitmasks with their values to another, where there
+    are any, and all other weights to a third.
+    """
     model = subject.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
     stand_for = {key: parameters[parameter_of(key, model)] for key in subject.packed}
     for key, packed in subject.packed.items():
         if not torch.equal(packed.dequantize().to(stand_for[key]), stand_for[key]):
-            raise CompressLabError("A weight is no longer what its packed integers stand for.", key,
-                                   f"it was changed after it was quantized: remove it from packed (del subject.packed[{key!r}]) or quantize last")
+            raise CompressLabError(
+                "A weight is no longer what its packed integers stand for.",
+                key,
+                f"it was changed after it was quantized: remove it from packed (del subject.packed[{key!r}]) or "
+                "quantize last",
+            )
     dropped = {id(tensor) for tensor in stand_for.values()}
-    rest = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(model).items() if id(tensor) not in dropped and name not in masked}
-    save_file(rest, folder/"unpacked.safetensors", {"format": "pt"})
-    if subject.packed: save_file({f"{key}.packed.{field}": tensor.cpu().contiguous() for key, packed in subject.packed.items()
-                                  for field, tensor in packed.tensors().items()}, folder/"packed.safetensors", {"format": "pt"})
-    if masked: save_file({f"{name}.{field}": tensor for name, bitmask in masked.items() for field, tensor in bitmask.tensors().items()}, folder/"masked.safetensors", {"format": "pt"})
+    rest = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in tensors(model).items()
+        if id(tensor) not in dropped and name not in masked
+    }
+    save_file(rest, folder / "unpacked.safetensors", {"format": "pt"})
+    if subject.packed:
+        save_file(
+            {
+                f"{key}.packed.{field}": tensor.cpu().contiguous()
+                for key, packed in subject.packed.items()
+                for field, tensor in packed.tensors().items()
+            },
+            folder / "packed.safetensors",
+            {"format": "pt"},
+        )
+    if masked:
+        save_file(
+            {
+                f"{name}.{field}": tensor
+                for name, bitmask in masked.items()
+                for field, tensor in bitmask.tensors().items()
+            },
+            folder / "masked.safetensors",
+            {"format": "pt"},
+        )
 
-def _name(dtype: torch.dtype) -> str: return str(dtype).removeprefix("torch.")
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+# %% ../../nbs/core/02_saving.ipynb #cell-42-3
 def _own_layout(subject: Subject, masked: dict[str, Bitmask]) -> dict:
-    "What `compress_lab.json` says of weights in the layout of this package: types other than the model's own, and what is tied."
+    """What `compress_lab.json` says of weights in the layout of this package: types other than the model's own, and
+    what is tied.
+    """
     model = subject.model
     types = {name: _name(tensor.dtype) for name, tensor in tensors(model).items() if tensor.dtype != model.dtype}
     return {"masked": {name: bitmask.meta() for name, bitmask in masked.items()}, "types": types, "tied": tied(model)}
@@ -68,19 +132,34 @@ def check_folder(
 ):
     "Raises `CompressLabError` where something is in the folder that is no saved Subject."
     real = Path(os.path.realpath(folder))
-    if os.path.lexists(real) and not (real/"compress_lab.json").exists() and (not real.is_dir() or any(real.iterdir())):
-        raise CompressLabError("The folder exists and does not hold a saved Subject.", str(folder), "choose another name, or remove it yourself")
+    if (
+        os.path.lexists(real)
+        and not (real / "compress_lab.json").exists()
+        and (not real.is_dir() or any(real.iterdir()))
+    ):
+        raise CompressLabError(
+            "The folder exists and does not hold a saved Subject.",
+            str(folder),
+            "choose another name, or remove it yourself",
+        )
+
 
 def save(
-    subject: Subject,   # what to save
-    folder: str|Path,   # a new folder, an empty one, or one that holds a saved Subject, which is replaced
+    subject: Subject,  # what to save
+    folder: str | Path,  # a new folder, an empty one, or one that holds a saved Subject, which is replaced
     *,
-    masks: bool=False,  # store zeros as a bit each where that is smaller; plain transformers cannot read the folder then
+    masks: bool = False,  # store zeros as a bit each where that is smaller; plain transformers cannot read the folder then
 ) -> Path:
-    "The folder, complete and read back: it is written under a temporary name first. Raises `CompressLabError` and leaves nothing where it cannot be."
+    """The folder, complete and read back: it is written under a temporary name first.
+
+    Raises `CompressLabError` and leaves nothing where it cannot be.
+    """
     folder = local(folder)
     if not hasattr(subject.model, "save_pretrained"):
-        raise CompressLabError(f"A {type(subject.model).__name__} cannot be saved: only models of transformers can.", fix="use torch.save, or safetensors")
+        raise CompressLabError(
+            f"A {type(subject.model).__name__} cannot be saved: only models of transformers can.",
+            fix="use torch.save, or safetensors",
+        )
     recover(folder)
     check_folder(folder)
     masked = bitmasks(subject) if masks else {}
@@ -90,143 +169,275 @@ def save(
         with quietly("The Subject could not be written", str(folder), but=(OSError, SafetensorError)):
             _write(subject, work, masked, own)
             if not own and not _plain_is_enough(subject.model, work):
-                for path in work.iterdir(): remove(path)
+                for path in work.iterdir():
+                    remove(path)
                 _write(subject, work, masked, own=True)
             _read_back(subject, work)
     return folder
 
 # %% ../../nbs/core/02_saving.ipynb #write-code
 def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], own: bool):
-    "Writes everything of a Subject into an empty folder, the weights in the layout of this package or that of transformers."
+    """Writes everything of a Subject into an empty folder, the weights in the layout of this package or that of
+    transformers.
+    """
     model = subject.model
-    meta = {"format": 1, "class": type(model).__name__, "dtype": _name(model.dtype), "weights": weights_hash(model),
-            "provenance": asdict(subject.provenance), "history": list(subject.history),
-            "packed": {key: packed.meta() for key, packed in subject.packed.items()}}
-    if own: meta |= _own_layout(subject, masked)
-    if factored := ranks(model): meta["factored"] = factored
+    meta = {
+        "format": 1,
+        "class": type(model).__name__,
+        "dtype": _name(model.dtype),
+        "weights": weights_hash(model),
+        "provenance": asdict(subject.provenance),
+        "history": list(subject.history),
+        "packed": {key: packed.meta() for key, packed in subject.packed.items()},
+    }
+    if own:
+        meta |= _own_layout(subject, masked)
+    if factored := ranks(model):
+        meta["factored"] = factored
     if carried := subject.roundings:
-        meta |= {"roundings": {name: rounding.meta() for name, rounding in carried.items()}, "roundings_hash": roundings_hash(model)}
-        save_file({f"{name}.{field}": tensor.cpu().contiguous() for name, rounding in carried.items() for field, tensor in rounding.tensors().items()},
-                  work/"roundings.safetensors", {"format": "pt"})
-    if own: _write_own(subject, work, masked)
+        meta |= {
+            "roundings": {name: rounding.meta() for name, rounding in carried.items()},
+            "roundings_hash": roundings_hash(model),
+        }
+        save_file(
+            {
+                f"{name}.{field}": tensor.cpu().contiguous()
+                for name, rounding in carried.items()
+                for field, tensor in rounding.tensors().items()
+            },
+            work / "roundings.safetensors",
+            {"format": "pt"},
+        )
+    if own:
+        _write_own(subject, work, masked)
     else:
-        with writable(model): model.save_pretrained(work)
+        with writable(model):
+            model.save_pretrained(work)
     write_configs(model, work)
-    if subject.tokenizer is not None: subject.tokenizer.save_pretrained(work)
+    if subject.tokenizer is not None:
+        subject.tokenizer.save_pretrained(work)
     for name, content in subject.files.items():
-        if not (work/name).exists(): (work/name).write_bytes(content)
+        if not (work / name).exists():
+            (work / name).write_bytes(content)
     _write_meta(work, meta)
 
+# %% ../../nbs/core/02_saving.ipynb #write-code-2
 def _checksum(meta: dict) -> str:
     "A hash of all that the record says, but for the hash itself."
     said = {key: value for key, value in meta.items() if key != "checksum"}
     return xxhash.xxh3_128_hexdigest(json.dumps(said, sort_keys=True).encode())
 
+
 def _write_meta(work: Path, meta: dict):
     "Writes compress_lab.json, with the hashes of all other files and its own."
     hashes = {path.name: file_hash(path) for path in sorted(work.iterdir()) if path.name != "compress_lab.json"}
     meta = json.loads(json.dumps({**meta, "files": hashes}, default=_plain))
-    (work/"compress_lab.json").write_text(json.dumps({**meta, "checksum": _checksum(meta)}, indent=1), encoding="utf-8")
+    (work / "compress_lab.json").write_text(
+        json.dumps({**meta, "checksum": _checksum(meta)}, indent=1), encoding="utf-8"
+    )
 
-def _plain(value): return value.item() if hasattr(value, "item") else list(value) if isinstance(value, (set, tuple)) else str(value)
+
+def _plain(value):
+    return value.item() if hasattr(value, "item") else list(value) if isinstance(value, (set, tuple)) else str(value)
 
 # %% ../../nbs/core/02_saving.ipynb #difference-code
-def _bits(tensor: torch.Tensor) -> torch.Tensor: return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
     "Whether two tensors have the same type, shape and bits."
     return first.dtype == second.dtype and first.shape == second.shape and torch.equal(_bits(first), _bits(second))
 
+
 def _difference(
     model,  # that was saved
-    back,   # that was read back
+    back,  # that was read back
 ) -> str:
     "What a model that was read back has otherwise than the one that was saved; empty where nothing."
     mine, theirs = tensors(model), tensors(back)
-    if names := sorted(mine.keys() ^ theirs.keys()): return f"{listed(names, 2)} is only in one of them"
-    if tied(model) != tied(back): return "other weights are tied"
+    if names := sorted(mine.keys() ^ theirs.keys()):
+        return f"{listed(names, 2)} is only in one of them"
+    if tied(model) != tied(back):
+        return "other weights are tied"
     for name, tensor in mine.items():
-        if tensor.dtype != theirs[name].dtype: return f"{name} is {_name(theirs[name].dtype)} instead of {_name(tensor.dtype)}"
-        if not _same(tensor, theirs[name]): return f"{name} has other values"
+        if tensor.dtype != theirs[name].dtype:
+            return f"{name} is {_name(theirs[name].dtype)} instead of {_name(tensor.dtype)}"
+        if not _same(tensor, theirs[name]):
+            return f"{name} has other values"
     return ""
 
 # %% ../../nbs/core/02_saving.ipynb #read-back-code
 def _plain_is_enough(model, folder: Path) -> bool:
     "Whether transformers makes the same model of what it wrote."
-    try: return not _difference(model, model_in(folder, model.dtype)[0])
-    except CompressLabError: return False
+    try:
+        return not _difference(model, model_in(folder, model.dtype)[0])
+    except CompressLabError:
+        return False
+
 
 def _settings(model) -> dict:
     "The settings for generation, without what a version of transformers adds."
     found = getattr(model, "generation_config", None)
-    return {} if found is None else {key: value for key, value in found.to_diff_dict().items() if key not in ("transformers_version", "_from_model_config")}
+    return (
+        {}
+        if found is None
+        else {
+            key: value
+            for key, value in found.to_diff_dict().items()
+            if key not in ("transformers_version", "_from_model_config")
+        }
+    )
+
 
 def _read_back(subject: Subject, work: Path):
-    "Adds the buffers that come back otherwise to the folder. Raises `CompressLabError` where what was written gives another Subject."
-    if subject.streamed: return _check_stored(subject, work)   # a second model would not fit into memory
+    """Adds the buffers that come back otherwise to the folder.
+
+    Raises `CompressLabError` where what was written gives another Subject.
+    """
+    if subject.streamed:
+        return _check_stored(subject, work)  # a second model would not fit into memory
     back = from_saved(work)
     buffers = unsaved(back.model)
-    changed = {name: buffer.detach().cpu().contiguous() for name, buffer in unsaved(subject.model).items() if name not in buffers or not _same(buffer, buffers[name])}
+    changed = {
+        name: buffer.detach().cpu().contiguous()
+        for name, buffer in unsaved(subject.model).items()
+        if name not in buffers or not _same(buffer, buffers[name])
+    }
     if changed:
-        save_file(changed, work/"buffers.safetensors", {"format": "pt"})
-        _write_meta(work, read_json(work/"compress_lab.json"))
+        save_file(changed, work / "buffers.safetensors", {"format": "pt"})
+        _write_meta(work, read_json(work / "compress_lab.json"))
         back = from_saved(work)
-    why = _difference(subject.model, back.model) or ("the settings for generation differ" if _settings(subject.model) != _settings(back.model) else "")
-    if why: raise CompressLabError(f"The Subject does not come back as it is: {why}.", subject.name, "save its state_dict with safetensors, and say which architecture it was")
+    why = _difference(subject.model, back.model) or (
+        "the settings for generation differ" if _settings(subject.model) != _settings(back.model) else ""
+    )
+    if why:
+        raise CompressLabError(
+            f"The Subject does not come back as it is: {why}.",
+            subject.name,
+            "save its state_dict with safetensors, and say which architecture it was",
+        )
 
+# %% ../../nbs/core/02_saving.ipynb #read-back-code-2
 def _check_stored(subject: Subject, work: Path):
     "Raises `CompressLabError` where a file of `work` holds other tensors than a streamed Subject."
-    kept = {**tensors(subject.model), **{f"{key}.packed.{field}": tensor for key, packed in subject.packed.items() for field, tensor in packed.tensors().items()}}
+    kept = {
+        **tensors(subject.model),
+        **{
+            f"{key}.packed.{field}": tensor
+            for key, packed in subject.packed.items()
+            for field, tensor in packed.tensors().items()
+        },
+    }
     for path in work.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             wrong = [name for name in file.keys() if name in kept and not _same(file.get_tensor(name), kept[name])]
-        if wrong: raise CompressLabError(f"{len(wrong)} tensors were not written as they are: {listed(wrong, 3)}.", path.name, "check the disk, and save again")
+        if wrong:
+            raise CompressLabError(
+                f"{len(wrong)} tensors were not written as they are: {listed(wrong, 3)}.",
+                path.name,
+                "check the disk, and save again",
+            )
 
 # %% ../../nbs/core/02_saving.ipynb #space-code
 def _space(subject: Subject, work: Path, folder: Path, masked: dict[str, Bitmask]):
     "Raises `CompressLabError` where the disk has no room for a copy of `subject`."
-    replaced = {id(dict(subject.model.named_parameters(remove_duplicate=False))[parameter_of(key, subject.model)]) for key in subject.packed}
-    needed = sum(masked.get(name, tensor).nbytes for name, tensor in tensors(subject.model).items() if id(tensor) not in replaced) + sum(p.nbytes for p in subject.packed.values())
+    replaced = {
+        id(dict(subject.model.named_parameters(remove_duplicate=False))[parameter_of(key, subject.model)])
+        for key in subject.packed
+    }
+    needed = sum(
+        masked.get(name, tensor).nbytes for name, tensor in tensors(subject.model).items() if id(tensor) not in replaced
+    ) + sum(p.nbytes for p in subject.packed.values())
     free = shutil.disk_usage(work).free
     if free < needed:
-        raise CompressLabError(f"The disk has {free / 1e6:.1f} MB free, and the model needs {needed / 1e6:.1f} MB.", str(folder),
-                               "free some space, or choose a folder on another disk")
+        raise CompressLabError(
+            f"The disk has {free / 1e6:.1f} MB free, and the model needs {needed / 1e6:.1f} MB.",
+            str(folder),
+            "free some space, or choose a folder on another disk",
+        )
 
 # %% ../../nbs/core/02_saving.ipynb #saved-meta-code
-SAVED = {"dtype": str, "weights": str, "provenance": dict, "history": list, "packed": dict, "factored": dict, "masked": dict, "types": dict, "tied": list,
-         "roundings": dict, "roundings_hash": str, "files": dict}
+SAVED = {
+    "dtype": str,
+    "weights": str,
+    "provenance": dict,
+    "history": list,
+    "packed": dict,
+    "factored": dict,
+    "masked": dict,
+    "types": dict,
+    "tied": list,
+    "roundings": dict,
+    "roundings_hash": str,
+    "files": dict,
+}
 
+# %% ../../nbs/core/02_saving.ipynb #saved-meta-code-2
 def _saved(folder: Path) -> dict:
     "What compress_lab.json says, every part of the right type. Raises `CompressLabError`."
-    read = read_json(folder/"compress_lab.json")
-    meta = {"factored": {}, "masked": {}, "types": {}, "tied": None, "roundings": {}, "roundings_hash": "", "files": {}, **read}
-    def wrong(why): return CompressLabError(f"compress_lab.json is damaged: {why}.", str(folder), "save the Subject again")
-    if read.get("checksum", _checksum(read)) != _checksum(read): raise CompressLabError("compress_lab.json is not what was written here.", str(folder), "restore it; if the change is meant, remove its checksum")
+    read = read_json(folder / "compress_lab.json")
+    meta = {
+        "factored": {},
+        "masked": {},
+        "types": {},
+        "tied": None,
+        "roundings": {},
+        "roundings_hash": "",
+        "files": {},
+        **read,
+    }
+
+    def wrong(why):
+        return CompressLabError(f"compress_lab.json is damaged: {why}.", str(folder), "save the Subject again")
+
+    if read.get("checksum", _checksum(read)) != _checksum(read):
+        raise CompressLabError(
+            "compress_lab.json is not what was written here.",
+            str(folder),
+            "restore it; if the change is meant, remove its checksum",
+        )
     for key, kind in SAVED.items():
-        if key not in meta: raise wrong(f"{key} is missing")
-        if not isinstance(meta[key], kind) and not (key == "tied" and meta[key] is None): raise wrong(f"{key} is no {kind.__name__}")
+        if key not in meta:
+            raise wrong(f"{key} is missing")
+        if not isinstance(meta[key], kind) and not (key == "tied" and meta[key] is None):
+            raise wrong(f"{key} is no {kind.__name__}")
     for key in ("packed", "masked", "roundings"):
-        if not all(isinstance(value, dict) for value in meta[key].values()): raise wrong(f"an entry of {key} is no dict")
-    if not all(isinstance(entry, dict) and isinstance(entry.get("method"), str) for entry in meta["history"]): raise wrong("an entry of history has no method")
+        if not all(isinstance(value, dict) for value in meta[key].values()):
+            raise wrong(f"an entry of {key} is no dict")
+    if not all(isinstance(entry, dict) and isinstance(entry.get("method"), str) for entry in meta["history"]):
+        raise wrong("an entry of history has no method")
     known = {each.name: str if each.name != "steps" else list for each in fields(Provenance)}
     for key, value in meta["provenance"].items():
-        if key not in known or not isinstance(value, known[key]): raise wrong(f"provenance says {key} = {visible(value, 40)}")
-    if not all(isinstance(getattr(torch, str(value), None), torch.dtype) for value in (meta["dtype"], *meta["types"].values())): raise wrong("a type is not known")
-    if not all(isinstance(group, list) and all(isinstance(name, str) for name in group) for group in meta["tied"] or ()): raise wrong("tied holds no groups of names")
+        if key not in known or not isinstance(value, known[key]):
+            raise wrong(f"provenance says {key} = {visible(value, 40)}")
+    if not all(
+        isinstance(getattr(torch, str(value), None), torch.dtype) for value in (meta["dtype"], *meta["types"].values())
+    ):
+        raise wrong("a type is not known")
+    if not all(
+        isinstance(group, list) and all(isinstance(name, str) for name in group) for group in meta["tied"] or ()
+    ):
+        raise wrong("tied holds no groups of names")
     return meta
 
+# %% ../../nbs/core/02_saving.ipynb #saved-meta-code-3
 def _check_hashes(folder: Path, hashes: dict, weights: bool):
     "Raises `CompressLabError` where a file is not the one that was saved; of weights only where asked."
     for name, expected in hashes.items():
-        if name.endswith(".safetensors") and not weights: continue
-        if Path(name).name != name or not (folder/name).exists() or file_hash(folder/name) != expected:
-            raise CompressLabError(f"{visible(name, 80)} is not the file that was saved here.", str(folder),
-                                   "restore it; to load the folder as it is now, remove compress_lab.json")
+        if name.endswith(".safetensors") and not weights:
+            continue
+        if Path(name).name != name or not (folder / name).exists() or file_hash(folder / name) != expected:
+            raise CompressLabError(
+                f"{visible(name, 80)} is not the file that was saved here.",
+                str(folder),
+                "restore it; to load the folder as it is now, remove compress_lab.json",
+            )
 
 # %% ../../nbs/core/02_saving.ipynb #cell-45
 def from_saved(
-    folder: Path,                 # that `save` wrote
-    dtype: torch.dtype|None=None, # of the weights; None: as they were
+    folder: Path,  # that `save` wrote
+    dtype: torch.dtype | None = None,  # of the weights; None: as they were
 ) -> Subject:
     "The Subject saved in `folder`. Raises `CompressLabError`."
     meta, where = _saved(folder), str(folder)
@@ -235,36 +446,69 @@ def from_saved(
     as_it_was = dtype in (None, stored)
     _check_hashes(folder, meta["files"], weights=not as_it_was)
     with quietly("The saved Subject could not be read", where):
-        if (folder/"unpacked.safetensors").exists(): model, packed = _from_own(folder, meta, stored, dtype or stored)
-        else: model, packed = model_in(folder, dtype or stored)[0], {}
-        if (folder/"buffers.safetensors").exists(): _load_buffers(model, folder)
-        if meta["roundings"]: _load_roundings(model, folder, meta["roundings"], meta["roundings_hash"])
+        if (folder / "unpacked.safetensors").exists():
+            model, packed = _from_own(folder, meta, stored, dtype or stored)
+        else:
+            model, packed = model_in(folder, dtype or stored)[0], {}
+        if (folder / "buffers.safetensors").exists():
+            _load_buffers(model, folder)
+        if meta["roundings"]:
+            _load_roundings(model, folder, meta["roundings"], meta["roundings_hash"])
     if as_it_was and weights_hash(model) != meta["weights"]:
-        raise CompressLabError("The weights are not the ones that were saved here.", where, "save the Subject again; to load changed weights as they are, remove compress_lab.json")
+        raise CompressLabError(
+            "The weights are not the ones that were saved here.",
+            where,
+            "save the Subject again; to load changed weights as they are, remove compress_lab.json",
+        )
     provenance = Provenance(**{**meta["provenance"], "steps": tuple(map(str, meta["provenance"].get("steps", ())))})
-    ours = {"roundings.safetensors", "unpacked.safetensors", "packed.safetensors", "masked.safetensors", "buffers.safetensors"}
+    ours = {
+        "roundings.safetensors",
+        "unpacked.safetensors",
+        "packed.safetensors",
+        "masked.safetensors",
+        "buffers.safetensors",
+    }
     kept = {name: content for name, content in companions(folder)[0].items() if name not in ours}
     return Subject(model, tokenizer_in(folder), provenance, tuple(meta["history"]), packed, files=kept)
 
 # %% ../../nbs/core/02_saving.ipynb #from-own-code
 def _load_roundings(model, folder: Path, kept: dict, expected: str):
-    "Lets the model carry the roundings that were saved in `folder`. Raises `CompressLabError` where they are not the same."
-    attach_all(model, kept, load_file(folder/"roundings.safetensors"))
-    if roundings_hash(model) != expected: raise CompressLabError("The roundings are not the ones that were saved here.", str(folder), "save the Subject again")
+    """Lets the model carry the roundings that were saved in `folder`.
+
+    Raises `CompressLabError` where they are not the same.
+    """
+    attach_all(model, kept, load_file(folder / "roundings.safetensors"))
+    if roundings_hash(model) != expected:
+        raise CompressLabError(
+            "The roundings are not the ones that were saved here.", str(folder), "save the Subject again"
+        )
+
 
 def _load_buffers(model, folder: Path):
-    "Puts back the buffers that were saved in `folder`. Raises `CompressLabError` where the model has none of that name."
+    """Puts back the buffers that were saved in `folder`.
+
+    Raises `CompressLabError` where the model has none of that name.
+    """
     buffers = dict(model.named_buffers(remove_duplicate=False))
-    for name, value in load_file(folder/"buffers.safetensors").items():
-        if name not in buffers: raise CompressLabError("The model has no buffer for one that was saved here.", name, "save the Subject again")
+    for name, value in load_file(folder / "buffers.safetensors").items():
+        if name not in buffers:
+            raise CompressLabError(
+                "The model has no buffer for one that was saved here.", name, "save the Subject again"
+            )
         buffers[name].data = value
+
 
 def _unmasked(folder: Path, masked: dict) -> dict[str, torch.Tensor]:
     "The weights that are stored as bitmasks in `folder`. Raises `CompressLabError`."
-    if not masked: return {}
-    stored = load_file(folder/"masked.safetensors")
-    def fields_of(name): return {key.rpartition(".")[2]: tensor for key, tensor in stored.items() if key.rpartition(".")[0] == name}
+    if not masked:
+        return {}
+    stored = load_file(folder / "masked.safetensors")
+
+    def fields_of(name):
+        return {key.rpartition(".")[2]: tensor for key, tensor in stored.items() if key.rpartition(".")[0] == name}
+
     return {name: Bitmask.load(fields_of(name), meta).whole() for name, meta in masked.items()}
+
 
 def _retie(model, groups: list[list[str]]):
     "Ties the parameters of each group, and no others."
@@ -273,19 +517,25 @@ def _retie(model, groups: list[list[str]]):
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         parent, _, last = name.rpartition(".")
         first = first_of.get(name, name)
-        if first != name: parameter = model.get_parameter(first)
-        elif taken.setdefault(id(parameter), name) != name: parameter = torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        if first != name:
+            parameter = model.get_parameter(first)
+        elif taken.setdefault(id(parameter), name) != name:
+            parameter = torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
         setattr(model.get_submodule(parent), last, parameter)
 
 # %% ../../nbs/core/02_saving.ipynb #skeleton-code
 def _skeleton(found: type, config, dtype: torch.dtype, meta: dict):
     "A model of that class with ties and places for factors as they were saved, its weights not set."
     from transformers.initialization import no_init_weights
-    with no_init_weights(): model = found._from_config(deepcopy(config), dtype=dtype).eval()
+
+    with no_init_weights():
+        model = found._from_config(deepcopy(config), dtype=dtype).eval()
     model.tie_weights()
     hollow(model, meta["factored"])
-    if meta["tied"] is not None: _retie(model, meta["tied"])
+    if meta["tied"] is not None:
+        _retie(model, meta["tied"])
     return model
+
 
 def _check_room(model, rest: dict, integers: dict, meta: dict, where: str):
     "Raises `CompressLabError` where a model has more than twice the weights that the files can hold."
@@ -293,38 +543,66 @@ def _check_room(model, rest: dict, integers: dict, meta: dict, where: str):
     there += sum(math.prod(about.get("shape", ())) for about in meta["masked"].values())
     needed = sum(tensor.numel() for tensor in model.parameters())
     if needed > 2 * there:
-        raise CompressLabError(f"The config describes {needed:,} weights and the files hold {there:,}.", where, "restore config.json, or save the Subject again")
+        raise CompressLabError(
+            f"The config describes {needed:,} weights and the files hold {there:,}.",
+            where,
+            "restore config.json, or save the Subject again",
+        )
 
 # %% ../../nbs/core/02_saving.ipynb #fill-code
 def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype):
     "The model and the packed weights of a folder that `_write_own` wrote."
     from transformers import AutoConfig
+
     where, layout, said = str(folder), meta["packed"], read_config(folder)
-    rest, integers = load_file(folder/"unpacked.safetensors"), load_file(folder/"packed.safetensors") if layout else {}
+    rest, integers = (
+        load_file(folder / "unpacked.safetensors"),
+        load_file(folder / "packed.safetensors") if layout else {},
+    )
     check_counts(said, len(rest) + len(integers) + len(meta["masked"]), where)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     found = model_class(config, where)
-    with torch.device("meta"): _check_room(_skeleton(found, config, dtype, meta), rest, integers, meta, where)
+    with torch.device("meta"):
+        _check_room(_skeleton(found, config, dtype, meta), rest, integers, meta, where)
     model = _skeleton(found, config, dtype, meta)
     model.config._name_or_path = folder.name
-    if model.can_generate(): model.generation_config = generation_settings(folder)
+    if model.can_generate():
+        model.generation_config = generation_settings(folder)
     packed, rest = {}, rest | _unmasked(folder, meta["masked"])
     for key, about in layout.items():
-        named = {name.rpartition(".")[2]: tensor for name, tensor in integers.items() if name.rpartition(".packed.")[0] == key}
+        named = {
+            name.rpartition(".")[2]: tensor
+            for name, tensor in integers.items()
+            if name.rpartition(".packed.")[0] == key
+        }
         packed[key] = Packed.load(named, about)
         name = parameter_of(key, model)
         rest[name] = packed[key].dequantize().to(getattr(torch, meta["types"].get(name, meta["dtype"])))
     _fill(model, {name: value.to(dtype) if value.dtype == stored else value for name, value in rest.items()}, where)
     return model, packed
 
+# %% ../../nbs/core/02_saving.ipynb #fill-code-2
 @torch.no_grad()
 def _fill(model, values: dict, where: str):
-    "Puts `values` into `model`, in their own types. Raises `CompressLabError` unless they are all it needs and of the right shape."
-    places = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    """Puts `values` into `model`, in their own types.
+
+    Raises `CompressLabError` unless they are all it needs and of the right shape.
+    """
+    places = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     filled = {id(places[name]) for name in values if name in places}
-    info = {"missing_keys": [name for name, tensor in tensors(model).items() if id(tensor) not in filled],
-            "unexpected_keys": [name for name in values if name not in places],
-            "mismatched_keys": [(name, value.shape, places[name].shape) for name, value in values.items() if name in places and value.shape != places[name].shape]}
+    info = {
+        "missing_keys": [name for name, tensor in tensors(model).items() if id(tensor) not in filled],
+        "unexpected_keys": [name for name in values if name not in places],
+        "mismatched_keys": [
+            (name, value.shape, places[name].shape)
+            for name, value in values.items()
+            if name in places and value.shape != places[name].shape
+        ],
+    }
     if left_out := check_fit(info, model, where):
         raise CompressLabError(f"The model has no place for {left_out[0]}.", where, "save the Subject again")
-    for name, value in values.items(): places[name].data = value
+    for name, value in values.items():
+        places[name].data = value

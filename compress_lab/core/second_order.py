@@ -6,32 +6,43 @@
 __all__ = ['inverse_factor', 'sweep']
 
 # %% ../../nbs/core/15_second_order.ipynb #cell-03
-import torch
 from collections.abc import Callable
+
+import torch
 from torch import Tensor
+
 from .errors import CompressLabError
 
 # %% ../../nbs/core/15_second_order.ipynb #cell-06
 def inverse_factor(
-    gram: Tensor,      # second moments of the inputs, (in, in)
-    percdamp: float,   # share of the mean of the diagonal that is added to it
+    gram: Tensor,  # second moments of the inputs, (in, in)
+    percdamp: float,  # share of the mean of the diagonal that is added to it
 ) -> tuple[Tensor, float]:
-    "Upper Cholesky factor of the inverse, (in, in), and the damping it took. Raises `CompressLabError` where the matrix stays singular."
+    """Upper Cholesky factor of the inverse, (in, in), and the damping it took.
+
+    Raises `CompressLabError` where the matrix stays singular.
+    """
     for damping in (percdamp, 10 * percdamp, 100 * percdamp):
         backwards = gram.flip(0, 1)
         backwards.diagonal().add_(damping * gram.diagonal().mean())
         lower, failed = torch.linalg.cholesky_ex(backwards)
-        if failed: continue
+        if failed:
+            continue
         factor = torch.linalg.solve_triangular(lower.flip(0, 1), torch.eye(len(gram)).to(gram), upper=True)
-        if factor.isfinite().all(): return factor, damping
-    raise CompressLabError(f"The Hessian stays singular up to a damping of {damping:g}.", "", "use more calibration text, or a larger percdamp")
+        if factor.isfinite().all():
+            return factor, damping
+    raise CompressLabError(
+        f"The Hessian stays singular up to a damping of {damping:g}.",
+        "",
+        "use more calibration text, or a larger percdamp",
+    )
 
 # %% ../../nbs/core/15_second_order.ipynb #cell-09
 def sweep(
-    columns: Tensor,      # the weight, transposed: (in, rows); becomes the settled one
-    factor: Tensor,       # `inverse_factor`, (in, in)
-    settled: Callable,    # settled(j): the values that column j is given, (rows,)
-    span: int,            # columns between two products
+    columns: Tensor,  # the weight, transposed: (in, rows); becomes the settled one
+    factor: Tensor,  # `inverse_factor`, (in, in)
+    settled: Callable,  # settled(j): the values that column j is given, (rows,)
+    span: int,  # columns between two products
 ):
     "Settles one column after another and lets the later ones compensate, in place."
     for start in range(0, len(columns), span):
@@ -41,5 +52,5 @@ def sweep(
             value = settled(j)
             error = torch.div(columns[j] - value, factor[j, j], out=errors[j - start])
             columns[j] = value
-            columns[j + 1:stop].addr_(factor[j, j + 1:stop], error, alpha=-1)
+            columns[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
         columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)

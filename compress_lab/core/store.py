@@ -9,65 +9,147 @@ __all__ = ['PACKAGES', 'FLAGS', 'KEY', 'LIMIT', 'VALUES', 'FILES', 'HOUR', 'vers
            'read_frame', 'signed', 'unsigned', 'without_folders']
 
 # %% ../../nbs/core/06_store.ipynb #cell-03
-import errno, hashlib, importlib.metadata, importlib.util, io, json, math, os, platform, re, stat, subprocess, sys, time, uuid
+import errno
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import math
+import os
+import platform
+import re
+import stat
+import subprocess
+import sys
+import time
+import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
-import fsspec, psutil
+
+import fsspec
+import psutil
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
+
 from .errors import CompressLabError
 from .files import MEGABYTE, cannot_read, read_bytes, remove, uninterrupted
 
 # %% ../../nbs/core/06_store.ipynb #cell-06
-PACKAGES = ("compress_lab", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "pandas", "scipy",
-            "torchao", "onnxruntime", "openvino", "nncf", "optimum", "xllamacpp", "gguf")
-FLAGS = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-         "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2")
+PACKAGES = (
+    "compress_lab",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "scipy",
+    "torchao",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "optimum",
+    "xllamacpp",
+    "gguf",
+)
+FLAGS = (
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+)
 
+# %% ../../nbs/core/06_store.ipynb #cell-06-2
 def versions(
     packages=PACKAGES,  # names of distributions
 ) -> dict[str, str]:
     "The version of each package that is installed, without importing it."
     found = {}
     for package in packages:
-        with suppress(importlib.metadata.PackageNotFoundError): found[package] = importlib.metadata.version(package)
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     return found
 
 # %% ../../nbs/core/06_store.ipynb #cell-09
 def processor() -> dict:
     "The processor's model name, the flags that bear on kernels, and the cores this process may use."
     text = ""
-    with suppress(OSError): text = Path("/proc/cpuinfo").read_text()
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^(?:model name|Hardware|cpu model)\s*:\s*(.+)$", text, re.M)
     name = model[1].strip() if model else platform.processor() or platform.machine()
     if sys.platform == "darwin":
         with suppress(OSError, subprocess.SubprocessError):
-            name = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5).stdout.strip() or name
+            name = (
+                subprocess.run(
+                    ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5
+                ).stdout.strip()
+                or name
+            )
     line = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
     flags = set(line[1].split()) if line else set()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return dict(model=name, flags=[flag for flag in FLAGS if flag in flags], cores=cores)
 
 # %% ../../nbs/core/06_store.ipynb #cell-12
-def commit() -> str|None:
+def commit() -> str | None:
     "The git commit of the checkout this package runs from, with `+` where files differ from it; None outside one."
     folder = Path(importlib.util.find_spec("compress_lab").origin).parent
+
     def git(*arguments):
-        return subprocess.run(["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+
     with suppress(OSError, subprocess.SubprocessError):
         git("ls-files", "--error-unmatch", "__init__.py")
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "..") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no", "--", "..") else ""
+        )
     return None
+
 
 @cache
 def _fixed():
     kernel = re.match(r"[\d.]*\d", platform.release())
-    return dict(python=platform.python_version(), versions=versions(), processor=processor(), commit=commit(),
-                platform=dict(system=platform.system(), machine=platform.machine(), kernel=kernel[0] if kernel else "",
-                              libc="-".join(platform.libc_ver())))
+    return dict(
+        python=platform.python_version(),
+        versions=versions(),
+        processor=processor(),
+        commit=commit(),
+        platform=dict(
+            system=platform.system(),
+            machine=platform.machine(),
+            kernel=kernel[0] if kernel else "",
+            libc="-".join(platform.libc_ver()),
+        ),
+    )
+
 
 def environment() -> dict:
     "Versions, processor, threads, commit and platform; no host, user or folder names."
@@ -81,12 +163,13 @@ def short(
     "Twelve hexadecimal digits that stand for the parts."
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
 
+
 def cell_key(
-    fingerprint: str,     # of the original subject
-    recipe: str,          # hash of the recipe; "" for the original itself
-    probe: str,           # key of the probe
-    seed: int,            # of calibration and measurement
-    calibration: str="",  # key of the calibration text, where the recipe looks at one
+    fingerprint: str,  # of the original subject
+    recipe: str,  # hash of the recipe; "" for the original itself
+    probe: str,  # key of the probe
+    seed: int,  # of calibration and measurement
+    calibration: str = "",  # key of the calibration text, where the recipe looks at one
 ) -> str:
     "The name of the cell that holds one measurement."
     arm = "original" if not recipe else short(recipe, calibration)
@@ -97,17 +180,25 @@ def plain(
     value,  # what `json` does not know
 ):
     "The value as plain Python, for `json`. Raises `TypeError` where it has no such form."
-    if is_dataclass(value) and not isinstance(value, type): return asdict(value)
-    if hasattr(value, "tolist"): return value.tolist()
-    if isinstance(value, (set, frozenset)): return sorted(value)
-    if isinstance(value, Path): return value.name
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Path):
+        return value.name
     raise TypeError(f"{type(value).__name__} has no form in JSON")
+
 
 def to_json(value) -> bytes:
     "The value as indented JSON. Raises `CompressLabError` where some part of it has no form in JSON."
-    try: return json.dumps(value, indent=1, default=plain, ensure_ascii=False).encode()
+    try:
+        return json.dumps(value, indent=1, default=plain, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
-        raise CompressLabError("A result cannot be written as JSON.", str(error), "let the probe return numbers, strings, lists and dicts") from None
+        raise CompressLabError(
+            "A result cannot be written as JSON.", str(error), "let the probe return numbers, strings, lists and dicts"
+        ) from None
 
 # %% ../../nbs/core/06_store.ipynb #cell-19
 def to_parquet(
@@ -115,11 +206,16 @@ def to_parquet(
 ) -> bytes:
     "The frame as a Parquet file. Raises `CompressLabError` where a column cannot be stored."
     buffer = io.BytesIO()
-    try: frame.to_parquet(buffer)
-    except (TypeError, ValueError, NotImplementedError) as error:   # pyarrow's errors are ValueErrors and TypeErrors
-        raise CompressLabError("Records cannot be written as Parquet.", str(error).splitlines()[0],
-                               "give every column one type that Parquet knows, and a name that is a string") from None
+    try:
+        frame.to_parquet(buffer)
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
+        raise CompressLabError(
+            "Records cannot be written as Parquet.",
+            str(error).splitlines()[0],
+            "give every column one type that Parquet knows, and a name that is a string",
+        ) from None
     return buffer.getvalue()
+
 
 def checksum(
     data: bytes,  # a file's content
@@ -134,26 +230,39 @@ def flush_folder(
     "Flushes the folder's entries to the disk; nothing where the system cannot."
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-        try: os.fsync(handle)
-        finally: os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
 
 def write_file(
-    path: Path,   # a file that nobody reads yet
+    path: Path,  # a file that nobody reads yet
     data: bytes,  # its content
 ):
     "Writes the file and flushes it to the disk."
     with open(path, "wb") as file:
-        file.write(data); file.flush(); os.fsync(file.fileno())
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
 
 def cannot_write(
     error: OSError,  # what the system said
-    where: str,      # address of the run folder
+    where: str,  # address of the run folder
 ) -> CompressLabError:
     "The system's error as one that says what to do."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CompressLabError("The disk is full; nothing half-written was kept.", where,
-                                "free some space and run the same command again: what is stored is not measured again")
-    return CompressLabError(f"Cannot write to the run folder: {error.strerror or error}.", where, "choose a folder you may write to with --out or run(root)")
+        return CompressLabError(
+            "The disk is full; nothing half-written was kept.",
+            where,
+            "free some space and run the same command again: what is stored is not measured again",
+        )
+    return CompressLabError(
+        f"Cannot write to the run folder: {error.strerror or error}.",
+        where,
+        "choose a folder you may write to with --out or run(root)",
+    )
 
 # %% ../../nbs/core/06_store.ipynb #replace-code
 def abandoned(
@@ -164,27 +273,32 @@ def abandoned(
     found = [(other, pattern.fullmatch(other.name)) for other in path.parent.iterdir()]
     return [other for other, match in found if match and not psutil.pid_exists(int(match[1]))]
 
+
 def replace_file(
-    path: Path,   # a file; what is there is replaced
+    path: Path,  # a file; what is there is replaced
     data: bytes,  # its new content
 ):
     "Writes the file entirely or not at all, and removes what killed processes left beside it. Raises `OSError`."
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in abandoned(path): left.unlink(missing_ok=True)
+    for left in abandoned(path):
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.part-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         write_file(temporary, data)
         os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 # %% ../../nbs/core/06_store.ipynb #cell-28
 @dataclass(frozen=True)
 class Cell:
     "One stored measurement."
-    key: str                                         # names the folder
-    result: dict                                     # what was measured, and the values
-    frame: "pandas.DataFrame|None" = None            # the records, where something was measured
+
+    key: str  # names the folder
+    result: dict  # what was measured, and the values
+    frame: "pandas.DataFrame|None" = None  # the records, where something was measured
     environment: dict = field(default_factory=dict)  # where it was measured
+
 
 class DamagedCell(CompressLabError):
     "A stored cell whose files are not what was written."
@@ -197,62 +311,92 @@ def local_folder(
     "The path with its links followed. Raises `CompressLabError` where it can be no folder."
     try:
         path = os.path.realpath(path)
-        if not stat.S_ISDIR(os.stat(path).st_mode): raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    except FileNotFoundError: pass
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except FileNotFoundError:
+        pass
     except (OSError, ValueError) as error:
-        raise CompressLabError(f"The run folder cannot be opened: {getattr(error, 'strerror', None) or error}.", root, "choose another folder") from None
+        raise CompressLabError(
+            f"The run folder cannot be opened: {getattr(error, 'strerror', None) or error}.",
+            root,
+            "choose another folder",
+        ) from None
     return path
 
 # %% ../../nbs/core/06_store.ipynb #cell-29
 KEY = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}"  # what a cell may be called
 
+
 class Store:
     "A run folder: cells written once, entirely or not at all."
-    def __init__(self,
+
+    def __init__(
+        self,
         root: "str|os.PathLike",  # a folder, or any address fsspec knows: memory://, s3://bucket/run, file:///…
     ):
-        try: self.root = os.fspath(root); self.fs, self.path = fsspec.core.url_to_fs(self.root)
-        except Exception as error:   # what the packages behind an address raise: any type at all
-            raise CompressLabError("This address of a run folder cannot be opened.", f"{root!r}: {type(error).__name__}: {error}",
-                                   "give a local folder, or install what fsspec needs for this address") from None
+        try:
+            self.root = os.fspath(root)
+            self.fs, self.path = fsspec.core.url_to_fs(self.root)
+        except Exception as error:  # what the packages behind an address raise: any type at all
+            raise CompressLabError(
+                "This address of a run folder cannot be opened.",
+                f"{root!r}: {type(error).__name__}: {error}",
+                "give a local folder, or install what fsspec needs for this address",
+            ) from None
         self.local = isinstance(self.fs, LocalFileSystem)
-        if self.local: self.path = local_folder(self.path, self.root)
+        if self.local:
+            self.path = local_folder(self.path, self.root)
         self.cells = f"{self.path}/cells"
 
-    def __repr__(self): return f"Store({self.root!r}, {len(self.keys())} cells)"
+    def __repr__(self):
+        return f"Store({self.root!r}, {len(self.keys())} cells)"
 
-    def at(self,
+    def at(
+        self,
         key: str,  # of a cell
     ) -> str:
         "The cell's folder. Raises `CompressLabError` where the key could leave the run folder."
         if not re.fullmatch(KEY, str(key)):
-            raise CompressLabError("This cannot be the key of a cell.", repr(key), "use letters, digits, dots, dashes and underscores")
+            raise CompressLabError(
+                "This cannot be the key of a cell.", repr(key), "use letters, digits, dots, dashes and underscores"
+            )
         return f"{self.cells}/{key}"
 
 # %% ../../nbs/core/06_store.ipynb #cell-32
 LIMIT = 64 * MEGABYTE  # of a file in a run folder that does not say its size
 
+
 @patch
 def _read(self: Store, path, limit=LIMIT):
     "The bytes of a file; None where there is none. Raises `CompressLabError` where it cannot be read."
     try:
-        if not self.local: return self.fs.cat_file(path)
+        if not self.local:
+            return self.fs.cat_file(path)
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError): return None
-    except Exception as error:   # an address raises what its package does
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # an address raises what its package does
         raise cannot_read(path, error) from error
     return read_bytes(path, limit)
 
+
 @patch
-def damaged(self: Store,
+def damaged(
+    self: Store,
     key: str,  # of a cell
     why: str,  # what is wrong, after a colon
 ) -> DamagedCell:
     "The error that names the cell."
-    return DamagedCell(f"The stored cell {key} is damaged: {why}.", f"{self.root}/cells/{key}", "run the study again: it measures this cell anew and keeps the others")
+    return DamagedCell(
+        f"The stored cell {key} is damaged: {why}.",
+        f"{self.root}/cells/{key}",
+        "run the study again: it measures this cell anew and keeps the others",
+    )
+
 
 @patch
-def has(self: Store,
+def has(
+    self: Store,
     key: str,  # of a cell
 ) -> bool:
     "Whether the cell was finished. It may be damaged since; `get` looks."
@@ -263,11 +407,18 @@ def has(self: Store,
 @patch
 def keys(self: Store) -> list[str]:
     "The keys of all finished cells, sorted. Raises `CompressLabError` where the folder cannot be read."
-    try: found = os.listdir(self.cells) if self.local else [path.split("/")[-2] for path in self.fs.glob(f"{glob_escape(self.cells)}/*/result.json")]
-    except (FileNotFoundError, NotADirectoryError): return []
-    except Exception as error:   # an address raises what its package does
+    try:
+        found = (
+            os.listdir(self.cells)
+            if self.local
+            else [path.split("/")[-2] for path in self.fs.glob(f"{glob_escape(self.cells)}/*/result.json")]
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:  # an address raises what its package does
         raise cannot_read(self.cells, error) from error
     return sorted(key for key in found if re.fullmatch(KEY, key) and (not self.local or self.has(key)))
+
 
 def glob_escape(
     path: str,  # a folder whose name may hold *, ? or [
@@ -278,81 +429,110 @@ def glob_escape(
 # %% ../../nbs/core/06_store.ipynb #frame-code
 VALUES = 100_000_000  # in a frame of records, at most
 
+
 def read_frame(
     data: bytes,  # a Parquet file
 ):
     "The DataFrame in it. Raises `ValueError` where there is none, or a larger one than records are."
     import pandas as pd
     import pyarrow.parquet
+
     try:
         size = pyarrow.parquet.read_metadata(io.BytesIO(data))
-        if size.num_rows * size.num_columns > VALUES: raise ValueError(f"{size.num_rows:,} rows of {size.num_columns:,} columns")
+        if size.num_rows * size.num_columns > VALUES:
+            raise ValueError(f"{size.num_rows:,} rows of {size.num_columns:,} columns")
         return pd.read_parquet(io.BytesIO(data))
-    except Exception as error:   # a damaged file trips the reader anywhere
+    except Exception as error:  # a damaged file trips the reader anywhere
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 # %% ../../nbs/core/06_store.ipynb #get-code
 FILES = {"result.json", "environment.json", "records.parquet"}
 
+
 @patch
-def get(self: Store,
+def get(
+    self: Store,
     key: str,  # of a cell
-) -> Cell|None:
-    "The cell, or None where it is not there or not finished. Raises `DamagedCell` where its files are not what was written."
+) -> Cell | None:
+    """The cell, or None where it is not there or not finished.
+
+    Raises `DamagedCell` where its files are not what was written.
+    """
     name = "result.json"
     try:
         text = self._read(f"{self.at(key)}/{name}")
-        if text is None: return None
+        if text is None:
+            return None
         result = json.loads(text)
         expected = result.pop("files")
-        if not FILES - {"records.parquet"} <= expected.keys() <= FILES: raise ValueError("its list of files")
+        if not FILES - {"records.parquet"} <= expected.keys() <= FILES:
+            raise ValueError("its list of files")
         data = {name: to_json(result)}
-        for name in sorted(expected.keys() - data.keys()): data[name] = self._read(f"{self.at(key)}/{name}", expected[name]["bytes"])
+        for name in sorted(expected.keys() - data.keys()):
+            data[name] = self._read(f"{self.at(key)}/{name}", expected[name]["bytes"])
         for name in expected:
-            if data[name] is None or checksum(data[name]) != expected[name]: raise ValueError("it is another one")
+            if data[name] is None or checksum(data[name]) != expected[name]:
+                raise ValueError("it is another one")
         name = "environment.json"
         environment = json.loads(data[name])
-        if not isinstance(environment, dict): raise ValueError("no mapping")
+        if not isinstance(environment, dict):
+            raise ValueError("no mapping")
         name = "records.parquet"
         return Cell(key, result, read_frame(data[name]) if name in data else None, environment)
-    except CompressLabError as error: raise self.damaged(key, f"{name} is not what was written ({error.what.rstrip('.')})") from None
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError): raise self.damaged(key, f"{name} is not what was written") from None
+    except CompressLabError as error:
+        raise self.damaged(key, f"{name} is not what was written ({error.what.rstrip('.')})") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise self.damaged(key, f"{name} is not what was written") from None
 
 # %% ../../nbs/core/06_store.ipynb #cell-36
 @patch
 @contextmanager
-def lock(self: Store,
-    name: str,         # of the piece of work
-    wait: bool=False,  # whether to wait for another process that holds it
+def lock(
+    self: Store,
+    name: str,  # of the piece of work
+    wait: bool = False,  # whether to wait for another process that holds it
 ):
     "Yields True while this process holds the lock, False where another does."
     if not self.local:
         yield True
         return
-    try: os.makedirs(f"{self.path}/.locks", exist_ok=True)
-    except OSError as error: raise cannot_write(error, self.root) from error
+    try:
+        os.makedirs(f"{self.path}/.locks", exist_ok=True)
+    except OSError as error:
+        raise cannot_write(error, self.root) from error
     held = FileLock(f"{self.path}/.locks/{name}.lock", timeout=-1 if wait else 0)
-    try: held.acquire()
+    try:
+        held.acquire()
     except Timeout:
         yield False
         return
-    except (OSError, NotImplementedError):   # a file system without locks
+    except (OSError, NotImplementedError):  # a file system without locks
         yield True
         return
-    try: yield True
-    finally: held.release()
+    try:
+        yield True
+    finally:
+        held.release()
 
 # %% ../../nbs/core/06_store.ipynb #writing-code
 @patch
 @contextmanager
 def writing(self: Store):
     "Turns what goes wrong with writing into `CompressLabError`."
-    try: yield
-    except CompressLabError: raise
-    except OSError as error: raise cannot_write(error, self.root) from error
-    except Exception as error:   # an address raises what its package does
-        if self.local: raise
-        raise CompressLabError(f"Cannot write to the run folder: {type(error).__name__}: {error}.", self.root, "choose a folder you may write to with --out or run(root)") from error
+    try:
+        yield
+    except CompressLabError:
+        raise
+    except OSError as error:
+        raise cannot_write(error, self.root) from error
+    except Exception as error:  # an address raises what its package does
+        if self.local:
+            raise
+        raise CompressLabError(
+            f"Cannot write to the run folder: {type(error).__name__}: {error}.",
+            self.root,
+            "choose a folder you may write to with --out or run(root)",
+        ) from error
 
 # %% ../../nbs/core/06_store.ipynb #cell-39
 @patch
@@ -362,89 +542,116 @@ def _put_local(self: Store, key, files):
     with self.lock(name):
         try:
             (folder / name).mkdir(parents=True)
-            for file, data in files.items(): write_file(folder / name / file, data)
+            for file, data in files.items():
+                write_file(folder / name / file, data)
             flush_folder(folder / name)
-            if not self.has(key): remove(folder / key)   # a discard that was killed
-            try: os.rename(folder / name, folder / key)
+            if not self.has(key):
+                remove(folder / key)  # a discard that was killed
+            try:
+                os.rename(folder / name, folder / key)
             except OSError:
-                if not self.has(key): raise
+                if not self.has(key):
+                    raise
             flush_folder(folder)
         finally:
-            with suppress(OSError): remove(folder / name)
+            with suppress(OSError):
+                remove(folder / name)
     Path(self.path, ".locks", f"{name}.lock").unlink(missing_ok=True)
+
 
 @patch
 def _put_remote(self: Store, key, files):
     "Writes the files one after the other, result.json last."
-    if self.has(key): return
+    if self.has(key):
+        return
     self.fs.makedirs(self.at(key), exist_ok=True)
-    for file, data in files.items(): self.fs.pipe_file(f"{self.at(key)}/{file}", data)
+    for file, data in files.items():
+        self.fs.pipe_file(f"{self.at(key)}/{file}", data)
 
 # %% ../../nbs/core/06_store.ipynb #cell-41
 @patch
-def put(self: Store,
-    key: str,     # of the cell
-    result: dict, # what was measured, and the values; plain JSON
-    frame=None,   # DataFrame of records, where something was measured
+def put(
+    self: Store,
+    key: str,  # of the cell
+    result: dict,  # what was measured, and the values; plain JSON
+    frame=None,  # DataFrame of records, where something was measured
 ) -> Cell:
-    "The cell as it is stored: this one, or the one that was there first. Raises `CompressLabError` where it cannot be written."
+    """The cell as it is stored: this one, or the one that was there first.
+
+    Raises `CompressLabError` where it cannot be written.
+    """
     files = {} if frame is None else {"records.parquet": to_parquet(frame)}
     files["environment.json"] = to_json(environment())
     result = json.loads(to_json(result))
     sums = {name: checksum(data) for name, data in {**files, "result.json": to_json(result)}.items()}
     files["result.json"] = to_json({**result, "files": sums})
     self.at(key)
-    with uninterrupted(), self.writing(): (self._put_local if self.local else self._put_remote)(key, files)
+    with uninterrupted(), self.writing():
+        (self._put_local if self.local else self._put_remote)(key, files)
     return self.get(key)
 
 # %% ../../nbs/core/06_store.ipynb #cell-48
 HOUR = 3600  # seconds after which a lock that nobody holds is nobody's
 
+
 @patch
-def discard(self: Store,
+def discard(
+    self: Store,
     key: str,  # of a cell
 ):
     "Removes a cell, its mark of being finished first."
     folder = self.at(key)
     with self.writing():
         for path in (f"{folder}/result.json", folder):
-            with suppress(FileNotFoundError, NotADirectoryError): remove(path) if self.local else self.fs.rm(path, recursive=True)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                remove(path) if self.local else self.fs.rm(path, recursive=True)
+
 
 @patch
 def sweep(self: Store) -> int:
-    "The number of abandoned temporary folders that were removed; those of running processes stay, and so do their locks."
-    if not self.local: return 0
+    """The number of abandoned temporary folders that were removed; those of running processes stay, and so do their
+    locks.
+    """
+    if not self.local:
+        return 0
     swept, locks = 0, Path(self.path, ".locks")
     for path in Path(self.cells).glob(".tmp-*"):
         with self.lock(path.name) as mine:
-            if not mine: continue
+            if not mine:
+                continue
             with suppress(OSError):
                 remove(path)
                 swept += 1
             remove(locks / f"{path.name}.lock")
     for path in locks.glob("*.lock"):
         with suppress(OSError):
-            if time.time() - path.lstat().st_mtime < HOUR: continue
+            if time.time() - path.lstat().st_mtime < HOUR:
+                continue
             with self.lock(path.name.removesuffix(".lock")) as mine:
-                if mine: remove(path)
+                if mine:
+                    remove(path)
     return swept
 
 # %% ../../nbs/core/06_store.ipynb #cell-52
 @patch
-def write_text(self: Store,
+def write_text(
+    self: Store,
     name: str,  # of a file in the run folder
     text: str,  # its content
 ):
     "Replaces the file, entirely or not at all."
     with self.writing():
-        if self.local: return replace_file(Path(self.path, name), text.encode())
+        if self.local:
+            return replace_file(Path(self.path, name), text.encode())
         self.fs.makedirs(self.path, exist_ok=True)
         self.fs.pipe_file(f"{self.path}/{name}", text.encode())
 
+
 @patch
-def read_text(self: Store,
+def read_text(
+    self: Store,
     name: str,  # of a file in the run folder
-) -> str|None:
+) -> str | None:
     "The file's text; None where there is none. Raises `CompressLabError` where it cannot be read."
     data = self._read(f"{self.path}/{name}")
     return None if data is None else data.decode(errors="replace")
@@ -452,15 +659,17 @@ def read_text(self: Store,
 # %% ../../nbs/core/06_store.ipynb #kept-code
 _KEPT = "# Kept by compress_lab ({}): change a copy.\n"
 
+
 def signed(
     text: str,  # of a file that a user might have too
 ) -> str:
     "The text under a line that says who wrote it."
     return _KEPT.format(short(text)) + text
 
+
 def unsigned(
     text: str,  # of a file
-) -> str|None:
+) -> str | None:
     "The text without the line of `signed`; None where it has none, or was changed since."
     first, _, rest = text.partition("\n")
     return rest if f"{first}\n" == _KEPT.format(short(rest)) else None
@@ -468,31 +677,40 @@ def unsigned(
 # %% ../../nbs/core/06_store.ipynb #folders-code
 _PATH = re.compile(r"(?<![\w./~:<-])/(?:[^\s/\"'`,;:()<>\[\]{}|]+/)+[^\s/\"'`,;:()<>\[\]{}|]*")
 
+
 def without_folders(
     value,  # plain JSON
 ):
     "The same with the absolute paths in its texts made relative to the working folder, or cut to their last part."
-    if isinstance(value, dict): return {without_folders(name): without_folders(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)): return [without_folders(each) for each in value]
-    if not isinstance(value, str) or "/" not in value: return value
+    if isinstance(value, dict):
+        return {without_folders(name): without_folders(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(each) for each in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
     here = os.getcwd().rstrip("/") + "/"
     return _PATH.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], value.replace(here, ""))
 
 # %% ../../nbs/core/06_store.ipynb #cell-55
 @patch
-def expect_cells(self: Store,
+def expect_cells(
+    self: Store,
     keys: list[str],  # all cells of a study, in its order, finished or not
 ):
     "Makes these the cells of the present study."
     self.write_text("cells.json", to_json(keys).decode())
 
+
 @patch
-def expected(self: Store) -> list[str]|None:
+def expected(self: Store) -> list[str] | None:
     "All cells of the present study, finished or not; None where no study was run, or what was written down is damaged."
-    try: wanted = json.loads(self.read_text("cells.json") or "null")
-    except (ValueError, RecursionError, CompressLabError): return None
+    try:
+        wanted = json.loads(self.read_text("cells.json") or "null")
+    except (ValueError, RecursionError, CompressLabError):
+        return None
     sound = isinstance(wanted, list) and all(isinstance(key, str) and re.fullmatch(KEY, key) for key in wanted)
     return list(dict.fromkeys(wanted)) if sound else None
+
 
 @patch
 def current(self: Store) -> list[str]:
@@ -502,8 +720,9 @@ def current(self: Store) -> list[str]:
 
 # %% ../../nbs/core/06_store.ipynb #cell-57
 @patch
-def amend(self: Store,
-    key: str,   # of a finished cell
+def amend(
+    self: Store,
+    key: str,  # of a finished cell
     **changes,  # entries of its result
 ) -> Cell:
     "The cell with some entries of its result replaced, in one step."

@@ -9,6 +9,7 @@ __all__ = ['stream']
 import shutil
 from dataclasses import replace
 from pathlib import Path
+
 from .errors import CompressLabError
 from .recipe import Recipe, plan
 from .saving import check_folder, save
@@ -17,17 +18,27 @@ from .subjects import Subject, local
 
 # %% ../../nbs/core/13_streaming.ipynb #cell-05
 def stream(
-    recipe,             # Recipe or Method
-    subject: Subject,   # fresh from `load`, in the type its file has; its weights are used up
-    folder: str|Path,   # where to save the compressed Subject: a new folder, an empty one, or one that holds a saved Subject
-    calibration=None,   # for methods that need it
+    recipe,  # Recipe or Method
+    subject: Subject,  # fresh from `load`, in the type its file has; its weights are used up
+    folder: str
+    | Path,  # where to save the compressed Subject: a new folder, an empty one, or one that holds a saved Subject
+    calibration=None,  # for methods that need it
     *,
-    seed: int=0,        # for methods that draw random numbers
+    seed: int = 0,  # for methods that draw random numbers
 ) -> Path:
-    "The folder of the compressed Subject. What is finished lies in `folder`.blocks until then, and the same call goes on from there. Raises `CompressLabError`."
-    folder, recipe, work = local(folder), Recipe.of(recipe), replace(subject, packed=dict(subject.packed), streamed=True)
+    """The folder of the compressed Subject.
+
+    What is finished lies in `folder`.blocks until then, and the same call goes on from there. Raises
+    `CompressLabError`.
+    """
+    folder, recipe, work = (
+        local(folder),
+        Recipe.of(recipe),
+        replace(subject, packed=dict(subject.packed), streamed=True),
+    )
     blocks = folder.with_name(f"{folder.name}.blocks")
-    if subject.streamed: raise CompressLabError("This Subject's weights were used up by an earlier call.", subject.name, "load it again")
+    if subject.streamed:
+        raise CompressLabError("This Subject's weights were used up by an earlier call.", subject.name, "load it again")
     check_folder(folder)
     plan(recipe, subject, calibration)
     seed_number(seed)

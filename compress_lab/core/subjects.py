@@ -8,16 +8,33 @@ __all__ = ['VOLATILE', 'WANTED', 'DTYPES', 'Provenance', 'tensors', 'unsaved', '
            'write_configs', 'writable', 'local', 'load']
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-03
-import html, json, math, os, re
+import html
+import json
+import math
+import os
+import re
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, field
-from fastcore.basics import patch
 from pathlib import Path
+
 import torch
 import xxhash
+from fastcore.basics import patch
 from safetensors.torch import save_file
-from .checkpoints import card, check_counts, check_floats, check_folder_files, check_names, companions, open_weights, read_config, weight_files, weights_sha256
+
+from compress_lab.core.checkpoints import (
+    card,
+    check_counts,
+    check_floats,
+    check_folder_files,
+    check_names,
+    companions,
+    open_weights,
+    read_config,
+    weight_files,
+    weights_sha256,
+)
 from .errors import CompressLabError, listed, nearest, visible
 from .files import file_hash, new_folder, read_json, recover, regular_file
 from .packed import Packed
@@ -29,22 +46,37 @@ from .tables import History
 @dataclass(frozen=True)
 class Provenance:
     "Where a model comes from and what it became on the way here."
-    name: str = "in memory"            # short name, for tables
-    source: str = "built in memory"    # package, folder or Hub id
-    revision: str = ""                 # version or commit
-    licence: str = "unknown"           # of the weights
-    sha256: str = ""                   # of the weight file; of the shards' hashes, in order of their names, where there are several
-    base_model: str = ""               # the model it was made from
-    steps: tuple[str, ...] = ()        # what was done to the weights before and during loading
+
+    name: str = "in memory"  # short name, for tables
+    source: str = "built in memory"  # package, folder or Hub id
+    revision: str = ""  # version or commit
+    licence: str = "unknown"  # of the weights
+    sha256: str = ""  # of the weight file; of the shards' hashes, in order of their names, where there are several
+    base_model: str = ""  # the model it was made from
+    steps: tuple[str, ...] = ()  # what was done to the weights before and during loading
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-10
-VOLATILE = {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache",
-            "_attn_implementation", "_attn_implementation_internal", "_experts_implementation", "_experts_implementation_internal"}
+VOLATILE = {
+    "_name_or_path",
+    "_commit_hash",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+}
+
 
 def _stable(config):
     "The configuration without what does not change the model."
-    if isinstance(config, dict): return {key: _stable(value) for key, value in config.items() if key not in VOLATILE}
+    if isinstance(config, dict):
+        return {key: _stable(value) for key, value in config.items() if key not in VOLATILE}
     return [_stable(value) for value in config] if isinstance(config, list) else config
+
 
 def tensors(
     model: torch.nn.Module,  # any module
@@ -55,6 +87,7 @@ def tensors(
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
     return dict(sorted({**parameters, **buffers}.items()))
 
+
 def unsaved(
     model: torch.nn.Module,  # any module
 ) -> dict[str, torch.Tensor]:
@@ -62,20 +95,32 @@ def unsaved(
     saved = model.state_dict()
     return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
+
 def weights_hash(
     model: torch.nn.Module,  # any module with its weights in memory
 ) -> str:
-    "A 128-bit hash of names, types, shapes and bytes of the weights. Raises `CompressLabError` where a weight is not in memory."
+    """A 128-bit hash of names, types, shapes and bytes of the weights.
+
+    Raises `CompressLabError` where a weight is not in memory.
+    """
     return tensors_hash(tensors(model))
 
+# %% ../../nbs/core/02_subjects.ipynb #cell-10-2
 def tensors_hash(
     state: dict[str, torch.Tensor],  # tensors by name
 ) -> str:
-    "A 128-bit hash of tensors by name: names, types, shapes and bytes. Raises `CompressLabError` where one is not in memory."
+    """A 128-bit hash of tensors by name: names, types, shapes and bytes.
+
+    Raises `CompressLabError` where one is not in memory.
+    """
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(state.items()):
         if tensor.is_meta:
-            raise CompressLabError("A weight is not in memory, so the model has no fingerprint.", name, "load the model before asking for it")
+            raise CompressLabError(
+                "A weight is not in memory, so the model has no fingerprint.",
+                name,
+                "load the model before asking for it",
+            )
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -84,14 +129,21 @@ def tensors_hash(
 @dataclass(eq=False, repr=False)
 class Subject:
     "A model with its tokenizer, provenance and history."
-    model: torch.nn.Module                # a plain transformers or torch module, put in eval mode
-    tokenizer: object = None              # its tokenizer; None where it has none
-    provenance: Provenance = Provenance() # where it comes from
-    history: tuple[dict, ...] = ()        # one entry for each Method applied, oldest first
-    packed: dict[str, Packed] = field(default_factory=dict)  # the integers behind quantized weights, by module or parameter name
-    streamed: bool = False                # finished blocks are read from their checkpoint, see `stream`
-    files: dict[str, bytes] = field(default_factory=dict)    # what else lay in its folder, by name: settings of an image processor, a licence
-    def __post_init__(self): self.model.eval()
+
+    model: torch.nn.Module  # a plain transformers or torch module, put in eval mode
+    tokenizer: object = None  # its tokenizer; None where it has none
+    provenance: Provenance = Provenance()  # where it comes from
+    history: tuple[dict, ...] = ()  # one entry for each Method applied, oldest first
+    packed: dict[str, Packed] = field(
+        default_factory=dict
+    )  # the integers behind quantized weights, by module or parameter name
+    streamed: bool = False  # finished blocks are read from their checkpoint, see `stream`
+    files: dict[str, bytes] = field(
+        default_factory=dict
+    )  # what else lay in its folder, by name: settings of an image processor, a licence
+
+    def __post_init__(self):
+        self.model.eval()
 
     @property
     def name(self) -> str:
@@ -99,47 +151,76 @@ class Subject:
         return " + ".join([self.provenance.name, *(str(entry.get("method", "?")) for entry in self.history)])
 
     @property
-    def roundings(self) -> dict[str, Rounding]: return roundings(self.model)   # of activations at run time, by the name of the module that carries it
+    def roundings(self) -> dict[str, Rounding]:
+        return roundings(self.model)  # of activations at run time, by the name of the module that carries it
 
     @property
     def simulated(self) -> bool:
-        "Whether weights stand for integers, or activations are rounded to them: a simulated quantization, whose speed means nothing."
+        """Whether weights stand for integers, or activations are rounded to them: a simulated quantization, whose speed
+        means nothing.
+        """
         return bool(self.packed) or bool(self.roundings)
 
     @property
     def fingerprint(self) -> str:
-        "A 128-bit hash of weights, configuration or module tree, packed layout and roundings, computed afresh each time."
-        stable = _stable(json.loads(json.dumps(self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model), default=str)))
-        rest = json.dumps([type(self.model).__name__, stable, {name: packed.meta() for name, packed in self.packed.items()}], sort_keys=True)
+        """A 128-bit hash of weights, configuration or module tree, packed layout and roundings, computed afresh each
+        time.
+        """
+        stable = _stable(
+            json.loads(
+                json.dumps(
+                    self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model), default=str
+                )
+            )
+        )
+        rest = json.dumps(
+            [type(self.model).__name__, stable, {name: packed.meta() for name, packed in self.packed.items()}],
+            sort_keys=True,
+        )
         return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()
 
     def copy(self) -> "Subject":
         "A Subject with weights of its own; nothing done to it reaches this one."
-        return Subject(deepcopy(self.model), self.tokenizer, self.provenance, deepcopy(self.history), dict(self.packed), files=self.files)
+        return Subject(
+            deepcopy(self.model),
+            self.tokenizer,
+            self.provenance,
+            deepcopy(self.history),
+            dict(self.packed),
+            files=self.files,
+        )
 
-    def save(self,
-        folder: str|Path,   # a new folder, an empty one, or one that holds a saved Subject, which is replaced
+    def save(
+        self,
+        folder: str | Path,  # a new folder, an empty one, or one that holds a saved Subject, which is replaced
         *,
-        masks: bool=False,  # store zeros as a bit each where that is smaller; plain transformers cannot read the folder then
+        masks: bool = False,  # store zeros as a bit each where that is smaller; plain transformers cannot read the folder then
     ) -> Path:
         "The folder, complete and read back. Raises `CompressLabError` and leaves nothing where it cannot be written."
         from compress_lab.core.saving import save
+
         return save(self, folder, masks=masks)
 
-    def __repr__(self): return "Subject(" + ", ".join(f"{key}: {value}" for key, value in self.facts().items()) + ")"
-    def _repr_html_(self): return f"<table>{''.join(map(_row, self.facts().items()))}</table>"
+    def __repr__(self):
+        return "Subject(" + ", ".join(f"{key}: {value}" for key, value in self.facts().items()) + ")"
+
+    def _repr_html_(self):
+        return f"<table>{''.join(map(_row, self.facts().items()))}</table>"
 
 # %% ../../nbs/core/02_subjects.ipynb #facts-code
 def _row(fact: tuple[str, str]) -> str:
     key, value = map(html.escape, fact)
     return f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"
 
+
 @patch
 def facts(self: Subject) -> dict[str, str]:
     "What a reader wants to know of a Subject, foreign text made visible."
     parameters, provenance = list(self.model.parameters()), self.provenance
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in parameters})
-    simulated = ["quantized weights are kept as floats too"] * bool(self.packed) + ["activations are rounded as they pass"] * bool(self.roundings)
+    simulated = ["quantized weights are kept as floats too"] * bool(self.packed) + [
+        "activations are rounded as they pass"
+    ] * bool(self.roundings)
     facts = {
         "subject": self.name,
         "class": type(self.model).__name__,
@@ -153,101 +234,157 @@ def facts(self: Subject) -> dict[str, str]:
     }
     return {key: visible(value) for key, value in facts.items() if value}
 
+
 def _set(self, name, value):
     object.__setattr__(self, name, History(value) if name == "history" and type(value) is tuple else value)
 
-Subject.__setattr__ = _set   # a history shows as a table, whoever sets it
+
+Subject.__setattr__ = _set  # a history shows as a table, whoever sets it
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-20
 def _runs(found, config, own: list) -> bool:
     "Whether a class of transformers is a model for `config` that can be called."
     import transformers
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)) or found.forward is torch.nn.Module.forward: return False
+
+    if (
+        not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel))
+        or found.forward is torch.nn.Module.forward
+    ):
+        return False
     return found in own or found.config_class is not None and isinstance(config, found.config_class)
 
+
 def model_class(
-    config,      # a configuration of transformers
+    config,  # a configuration of transformers
     where: str,  # its folder, for the message
 ) -> type:
     "The transformers class for `config`. Raises `CompressLabError` where there is none."
     import transformers
     from transformers.models.auto import modeling_auto as auto
+
     said = config.architectures
     named = [name for name in said if isinstance(name, str)] if isinstance(said, (list, tuple)) else []
-    own = [mapping[type(config)] for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING) if type(config) in mapping]
+    own = [
+        mapping[type(config)]
+        for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING)
+        if type(config) in mapping
+    ]
     for name in named:
         found = getattr(transformers, name, None)
-        if _runs(found, config, own): return found
+        if _runs(found, config, own):
+            return found
     if named:
-        known = {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *(name for name in auto.MODEL_MAPPING_NAMES.values() if isinstance(name, str))}
+        known = {
+            *auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+            *(name for name in auto.MODEL_MAPPING_NAMES.values() if isinstance(name, str)),
+        }
         raise CompressLabError(
-            f"transformers {transformers.__version__} has no model {named[0]} for a configuration of type {config.model_type!r}.",
+            f"transformers {transformers.__version__} has no model {named[0]} for a configuration of type "
+            f"{config.model_type!r}.",
             where,
             f"the nearest are {listed(nearest(named[0], known)) or 'none'}; a newer transformers may have it",
         )
-    for found in own: return found[0] if isinstance(found, tuple) else found
-    raise CompressLabError(f"transformers has no model for a configuration of type {config.model_type!r}.", where, "name the class in config.json under architectures")
+    for found in own:
+        return found[0] if isinstance(found, tuple) else found
+    raise CompressLabError(
+        f"transformers has no model for a configuration of type {config.model_type!r}.",
+        where,
+        "name the class in config.json under architectures",
+    )
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-22
 @contextmanager
 def _silence():
     "Silences the log and the bars of transformers."
     from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-    try: yield
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(level)
-        if bars: logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
+
 
 @contextmanager
 def quietly(
-    what: str,   # could not be done
+    what: str,  # could not be done
     where: str,  # the folder
-    but=(),      # types of errors to let through
+    but=(),  # types of errors to let through
 ):
     "Silences transformers and turns whatever it raises into a `CompressLabError`."
     try:
-        with _silence(): yield
-    except (CompressLabError, *but): raise
+        with _silence():
+            yield
+    except (CompressLabError, *but):
+        raise
     except Exception as error:
         first = str(error).strip().split("\n")[0][:300]
-        raise CompressLabError(f"{what}: {first or type(error).__name__}", where, "check that the files are complete and belong together") from error
+        raise CompressLabError(
+            f"{what}: {first or type(error).__name__}", where, "check that the files are complete and belong together"
+        ) from error
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-24
-def _pattern(name: str) -> str: return re.sub(r"\d+", "#", name)
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
-def _stacks(model) -> bool: return any(isinstance(module, torch.nn.ModuleList) and len(module) for module in model.modules())
+
+def _stacks(model) -> bool:
+    return any(isinstance(module, torch.nn.ModuleList) and len(module) for module in model.modules())
+
 
 def check_fit(
     info: dict,  # missing, mismatched and unexpected keys, as transformers reports them
-    model,       # that was loaded
+    model,  # that was loaded
     where: str,  # its folder, for the message
 ) -> list[str]:
     "Names of the weights left out. Raises `CompressLabError` where weights and configuration do not fit."
     fix = "the config and the weights are of different models: fetch both from one place"
     if missing := sorted(info["missing_keys"]):
-        if missing == ["lm_head.weight"]: fix = "if the model uses its embedding as its head, say so in config.json: tie_word_embeddings: true"
-        raise CompressLabError(f"{len(missing)} weights are not in the checkpoint and would be random: {listed(missing, 3)}.", where, fix)
+        if missing == ["lm_head.weight"]:
+            fix = "if the model uses its embedding as its head, say so in config.json: tie_word_embeddings: true"
+        raise CompressLabError(
+            f"{len(missing)} weights are not in the checkpoint and would be random: {listed(missing, 3)}.", where, fix
+        )
     if other := sorted(info["mismatched_keys"], key=str):
         name, stored, expected = other[0]
-        raise CompressLabError(f"{len(other)} weights do not have the shape the config gives them: {name} is {tuple(stored)}, not {tuple(expected)}.", where, fix)
+        raise CompressLabError(
+            f"{len(other)} weights do not have the shape the config gives them: {name} is {tuple(stored)}, not "
+            f"{tuple(expected)}.",
+            where,
+            fix,
+        )
     known, left_out = {_pattern(name) for name in tensors(model)}, sorted(info["unexpected_keys"])
-    dropped = [name for name in left_out if _pattern(name) in known or re.search(r"\.\d+\.", name) and not _stacks(model)]
+    dropped = [
+        name for name in left_out if _pattern(name) in known or re.search(r"\.\d+\.", name) and not _stacks(model)
+    ]
     if dropped:
-        raise CompressLabError(f"{len(dropped)} weights of the checkpoint have no place in a model of this config: {listed(dropped, 3)}.", where, fix)
+        raise CompressLabError(
+            f"{len(dropped)} weights of the checkpoint have no place in a model of this config: {listed(dropped, 3)}.",
+            where,
+            fix,
+        )
     return left_out
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-26
 def _check_size(found: type, config, stored: dict, where: str):
-    "Raises `CompressLabError` where a model of `config` has more than twice the weights that are stored, or stores codes for weights."
-    with torch.device("meta"): hollow_model = found._from_config(deepcopy(config))
+    """Raises `CompressLabError` where a model of `config` has more than twice the weights that are stored, or stores
+    codes for weights.
+    """
+    with torch.device("meta"):
+        hollow_model = found._from_config(deepcopy(config))
     check_floats(stored, tensors(hollow_model), where)
     there = sum(math.prod(value.get_shape()) for value in stored.values())
     needed = sum(tensor.numel() for tensor in hollow_model.parameters())
     if needed > 2 * there:
-        raise CompressLabError(f"The config describes {needed:,} weights and the checkpoint has {there:,}.", where,
-                               "the config and the weights are of different models: fetch both from one place")
+        raise CompressLabError(
+            f"The config describes {needed:,} weights and the checkpoint has {there:,}.",
+            where,
+            "the config and the weights are of different models: fetch both from one place",
+        )
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-27
 def tokenizer_in(
@@ -255,20 +392,37 @@ def tokenizer_in(
 ):
     "The tokenizer in `folder`, None where there is none. Raises `CompressLabError` where it cannot be read."
     from transformers import AutoTokenizer
-    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-    if not any((folder/name).exists() for name in files): return None
+
+    files = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "vocab.json",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    )
+    if not any((folder / name).exists() for name in files):
+        return None
     with quietly("The tokenizer could not be read", str(folder)):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
 
 def beyond(
     tokenizer,  # of the model, or None
     model,
 ) -> str:
     "What to say where the tokenizer has tokens for which the model has no embedding; empty where it has none."
-    try: rows = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError): return ""
-    if tokenizer is None or len(tokenizer) <= rows: return ""
-    return f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {rows:,}: a text that needs one of the others is refused"
+    try:
+        rows = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return ""
+    if tokenizer is None or len(tokenizer) <= rows:
+        return ""
+    return (
+        f"the tokenizer has {len(tokenizer):,} tokens and the model embeddings for {rows:,}: a text that needs one of "
+        "the others is refused"
+    )
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-28
 def generation_settings(
@@ -276,15 +430,21 @@ def generation_settings(
 ):
     "The settings for generation, a GenerationConfig; from config.json where they have no file."
     from transformers import GenerationConfig
-    if (folder/"generation_config.json").exists(): return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return GenerationConfig.from_pretrained(folder, config_file_name="config.json", local_files_only=True, _from_model_config=True)
+
+    if (folder / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_pretrained(
+        folder, config_file_name="config.json", local_files_only=True, _from_model_config=True
+    )
+
 
 def model_in(
-    folder: Path,        # in the layout of transformers
+    folder: Path,  # in the layout of transformers
     dtype: torch.dtype,  # of the weights
 ) -> tuple[torch.nn.Module, list[str], list[Path]]:
     "The model, the names of the weights it has no use for, and the files it was read from. Raises `CompressLabError`."
     from transformers import AutoConfig
+
     where = str(folder)
     check_folder_files(folder)
     said = read_config(folder)
@@ -296,8 +456,15 @@ def model_in(
         found = model_class(config, where)
         with quietly("The weights could not be read", where):
             _check_size(found, config, stored, where)
-            model, info = found.from_pretrained(None, config=config, state_dict=stored, generation_config=generation_settings(folder), dtype=dtype,
-                                                ignore_mismatched_sizes=True, output_loading_info=True)
+            model, info = found.from_pretrained(
+                None,
+                config=config,
+                state_dict=stored,
+                generation_config=generation_settings(folder),
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     model.config._name_or_path = folder.name
     return model.eval(), check_fit(info, model, where), files
 
@@ -308,25 +475,38 @@ def _from_folder(folder: Path, dtype: torch.dtype, **known) -> Subject:
     tokenizer, (kept, large) = tokenizer_in(folder), companions(folder)
     steps = (
         *known.pop("steps", ()),
-        *([f"left out, as {type(model).__name__} has no place for {len(left_out):,}: {listed(left_out)}"] if left_out else []),
+        *(
+            [f"left out, as {type(model).__name__} has no place for {len(left_out):,}: {listed(left_out)}"]
+            if left_out
+            else []
+        ),
         *([f"not kept, as they are large: {listed(large)}"] if large else []),
         *filter(None, [beyond(tokenizer, model)]),
     )
-    facts = {"name": folder.name, "source": str(folder), "licence": card(folder, "license") or "unknown", "base_model": card(folder, "base_model"), **known}
-    if "sha256" not in facts: facts["sha256"] = weights_sha256(files)
+    facts = {
+        "name": folder.name,
+        "source": str(folder),
+        "licence": card(folder, "license") or "unknown",
+        "base_model": card(folder, "base_model"),
+        **known,
+    }
+    if "sha256" not in facts:
+        facts["sha256"] = weights_sha256(files)
     return Subject(model, tokenizer, Provenance(steps=steps, **facts), files=kept)
 
 # %% ../../nbs/core/02_subjects.ipynb #configs-code
 def write_configs(
-    model,         # of transformers
+    model,  # of transformers
     folder: Path,  # that exists
 ):
     "Writes the configuration of a model and, where it has them, its settings for generation."
     model.config.architectures = [type(model).__name__]
     model.config.dtype = str(model.dtype).removeprefix("torch.")
-    model.config.to_json_file(folder/"config.json", use_diff=True)
+    model.config.to_json_file(folder / "config.json", use_diff=True)
     settings = getattr(model, "generation_config", None)
-    if settings is not None: settings.to_json_file(folder/"generation_config.json", use_diff=True, keys_to_pop=["compile_config"])
+    if settings is not None:
+        settings.to_json_file(folder / "generation_config.json", use_diff=True, keys_to_pop=["compile_config"])
+
 
 @contextmanager
 def writable(
@@ -334,133 +514,209 @@ def writable(
 ):
     "The model with settings that transformers does not refuse to write, for `with`."
     from transformers import GenerationConfig
+
     config, settings = model.config, getattr(model, "generation_config", None)
     try:
         model.config = deepcopy(config)
-        for name in model.config._get_generation_parameters(): delattr(model.config, name)
-        if settings is not None: model.generation_config = GenerationConfig()
+        for name in model.config._get_generation_parameters():
+            delattr(model.config, name)
+        if settings is not None:
+            model.generation_config = GenerationConfig()
         yield
     finally:
         model.config = config
-        if settings is not None: model.generation_config = settings
+        if settings is not None:
+            model.generation_config = settings
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-33
-def _hashes(folder: Path) -> dict[str, str]: return {path.name: file_hash(path) for path in sorted(folder.iterdir())}
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: file_hash(path) for path in sorted(folder.iterdir())}
+
 
 def _converted(starter: Starter, gguf: Path) -> Path:
     "The folder with the dequantised copy of a GGUF file, made at first."
     import transformers
+
     from compress_lab.core.progress import write
-    folder, note = cache_dir()/"converted"/starter.name, cache_dir()/"converted"/f"{starter.name}.json"
+
+    folder, note = cache_dir() / "converted" / starter.name, cache_dir() / "converted" / f"{starter.name}.json"
     made_from = {"gguf": starter.files[next(iter(starter.files))], "transformers": transformers.__version__}
-    with _locked(cache_dir()/f"{starter.name}.converted.lock", f"dequantising {starter.name}"):
+    with _locked(cache_dir() / f"{starter.name}.converted.lock", f"dequantising {starter.name}"):
         recover(folder)
         try:
             made = read_json(note)
-            if made == {**made_from, "files": _hashes(folder)}: return folder
-            if made.items() >= made_from.items(): write(f"the dequantised {starter.name} in the cache is damaged: it is made again")
-        except (CompressLabError, OSError): pass   # there is none yet, or it cannot be read
-        with new_folder(folder) as work: _dequantise(gguf, work)
+            if made == {**made_from, "files": _hashes(folder)}:
+                return folder
+            if made.items() >= made_from.items():
+                write(f"the dequantised {starter.name} in the cache is damaged: it is made again")
+        except (CompressLabError, OSError):
+            pass  # there is none yet, or it cannot be read
+        with new_folder(folder) as work:
+            _dequantise(gguf, work)
         note.write_text(json.dumps({**made_from, "files": _hashes(folder)}))
     return folder
 
+# %% ../../nbs/core/02_subjects.ipynb #cell-33-2
 def _dequantise(gguf: Path, folder: Path):
     "Writes the model and tokenizer of a GGUF file to `folder` in the layout of transformers, in float32."
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from compress_lab.core.progress import write
+
     write(f"dequantising {gguf.name}, once: half a minute")
-    with quietly("The GGUF file could not be read", str(gguf)), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        model, info = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True)
+    with (
+        quietly("The GGUF file could not be read", str(gguf)),
+        open(os.devnull, "w") as nowhere,
+        redirect_stderr(nowhere),
+    ):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     check_fit(info, model, str(gguf))
     del model.config.quantization_config
     write_configs(model, folder)
     tokenizer.save_pretrained(folder)
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors(model).items()}, folder/"model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors(model).items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-34
 def _from_starter(starter: Starter, dtype: torch.dtype) -> Subject:
     "The Subject of a starter, fetched at first."
     if starter.kind != "model":
-        raise CompressLabError(f"The starter {starter.name!r} is a {starter.kind} and not a model.", fix=f"take one of {', '.join(_models())}")
+        raise CompressLabError(
+            f"The starter {starter.name!r} is a {starter.kind} and not a model.",
+            fix=f"take one of {', '.join(_models())}",
+        )
     folder = fetch(starter.name)
     package, version = starter.package.split("==")
-    known = dict(name=starter.name, source=f"{package} on the Python package index", revision=version, licence=starter.licence,
-                 base_model=starter.base_model, sha256=next(iter(starter.files.values())))
+    known = dict(
+        name=starter.name,
+        source=f"{package} on the Python package index",
+        revision=version,
+        licence=starter.licence,
+        base_model=starter.base_model,
+        sha256=next(iter(starter.files.values())),
+    )
     gguf = next(folder.glob("*.gguf"), None)
-    if gguf is None: return _from_folder(folder, dtype, **known)
+    if gguf is None:
+        return _from_folder(folder, dtype, **known)
     quantized = re.search(r"\.([A-Z0-9_]+)\.gguf$", gguf.name)[1]
     return _from_folder(_converted(starter, gguf), dtype, **known, steps=(f"dequantised from {quantized} GGUF",))
 
-def _models() -> list[str]: return [name for name, starter in STARTERS.items() if starter.kind == "model"]
+
+def _models() -> list[str]:
+    return [name for name, starter in STARTERS.items() if starter.kind == "model"]
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-36
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 
-def _from_hub(name: str, revision: str|None, dtype: torch.dtype) -> Subject:
+
+def _from_hub(name: str, revision: str | None, dtype: torch.dtype) -> Subject:
     "The Subject of a Hub id. Raises `CompressLabError`."
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
     known = nearest(name, _models()) or _models()
     fix = f"take a starter ({', '.join(known)}), the path of a folder, or the id of a model on the Hub"
     offline = constants.HF_HUB_OFFLINE
     try:
-        if not offline: check_names([file for file in HfApi().list_repo_files(name, revision=revision) if "/" not in file], f"{name} on the Hub")
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*", "consolidated*"]))
-    except CompressLabError: raise
+        if not offline:
+            check_names(
+                [file for file in HfApi().list_repo_files(name, revision=revision) if "/" not in file],
+                f"{name} on the Hub",
+            )
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*", "consolidated*"])
+        )
+    except CompressLabError:
+        raise
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise CompressLabError(f"No starter, folder or Hub model is called {name!r}.", fix=fix) from error
     except RevisionNotFoundError as error:
-        raise CompressLabError(f"{name} has no revision {revision!r} on the Hub.", fix="give a branch, a tag or a commit of it") from error
+        raise CompressLabError(
+            f"{name} has no revision {revision!r} on the Hub.", fix="give a branch, a tag or a commit of it"
+        ) from error
     except Exception as error:
-        reason = "the Hub may not be asked (HF_HUB_OFFLINE is set) and it is not in its cache" if offline else f"the Hub could not be reached: {str(error).splitlines()[0][:200]}"
+        reason = (
+            "the Hub may not be asked (HF_HUB_OFFLINE is set) and it is not in its cache"
+            if offline
+            else f"the Hub could not be reached: {str(error).splitlines()[0][:200]}"
+        )
         raise CompressLabError(f"No starter or folder is called {name!r}, and {reason}.", fix=fix) from error
     return _from_folder(folder, dtype, name=name, source=f"{name} on the Hub", revision=folder.name)
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-38
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+
 def _dtype(dtype) -> torch.dtype:
-    if dtype in DTYPES.values(): return dtype
-    if dtype in DTYPES: return DTYPES[dtype]
-    raise CompressLabError(f"{dtype!r} is not a type that weights can be loaded in.", "dtype", f"take one of {', '.join(nearest(str(dtype), DTYPES) or DTYPES)}")
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    raise CompressLabError(
+        f"{dtype!r} is not a type that weights can be loaded in.",
+        "dtype",
+        f"take one of {', '.join(nearest(str(dtype), DTYPES) or DTYPES)}",
+    )
+
 
 def _own(device: torch.device) -> torch.device:
     "The accelerator of this process, where a launcher started one for each."
-    if device.index is not None or device.type in ("cpu", "meta") or "LOCAL_RANK" not in os.environ: return device
+    if device.index is not None or device.type in ("cpu", "meta") or "LOCAL_RANK" not in os.environ:
+        return device
     return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+
 
 def _device(device) -> torch.device:
     try:
         device = _own(torch.device(device))
-        if device.type != "meta": torch.empty(0, device=device); return device
-    except Exception: pass
-    raise CompressLabError(f"There is no device {str(device)!r} here to load on.", "device", "take 'cpu', or see what torch.accelerator finds")
+        if device.type != "meta":
+            torch.empty(0, device=device)
+            return device
+    except Exception:
+        pass
+    raise CompressLabError(
+        f"There is no device {str(device)!r} here to load on.",
+        "device",
+        "take 'cpu', or see what torch.accelerator finds",
+    )
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-39
 def local(
-    name: str|Path,  # what may be a path
+    name: str | Path,  # what may be a path
 ) -> Path:
     "The path that `name` is, if it is one. Raises `CompressLabError` where no file could be called so."
     try:
         path = Path(name).expanduser()
         path.exists()
-        if "\0" in str(path): raise ValueError("it holds a null byte")
+        if "\0" in str(path):
+            raise ValueError("it holds a null byte")
         return path
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise CompressLabError(f"{str(name)[:80]!r} can be the name of nothing: {error}", fix="give a name or a path as a string") from error
+        raise CompressLabError(
+            f"{str(name)[:80]!r} can be the name of nothing: {error}", fix="give a name or a path as a string"
+        ) from error
 
 # %% ../../nbs/core/02_subjects.ipynb #cell-40
-def _saved(folder: Path, dtype: torch.dtype|None) -> Subject:
-    from compress_lab.core.saving import from_saved   # which needs Subjects
+def _saved(folder: Path, dtype: torch.dtype | None) -> Subject:
+    from compress_lab.core.saving import from_saved  # which needs Subjects
+
     return from_saved(folder, dtype)
 
+
 def load(
-    name: str|Path,              # a starter, a folder, or the id of a model on the Hub
+    name: str | Path,  # a starter, a folder, or the id of a model on the Hub
     *,
-    dtype: str|torch.dtype|None=None,  # "float32", "bfloat16" or "float16"; None: float32, and for a saved Subject the type it had
-    device: str="cpu",           # any torch device but "meta"
-    revision: str|None=None,     # branch, tag or commit, for the Hub only
+    dtype: str
+    | torch.dtype
+    | None = None,  # "float32", "bfloat16" or "float16"; None: float32, and for a saved Subject the type it had
+    device: str = "cpu",  # any torch device but "meta"
+    revision: str | None = None,  # branch, tag or commit, for the Hub only
 ) -> Subject:
     "The Subject of that name, every weight of it from the checkpoint. Raises `CompressLabError`."
     device, asked = _device(device), _dtype(dtype or "float32")
@@ -468,15 +724,25 @@ def load(
     recover(path)
     if revision is not None and (name in STARTERS or path.exists()):
         raise CompressLabError(f"{name!r} has no revisions.", "revision", "leave it out: it is for models from the Hub")
-    if name in STARTERS: subject = _from_starter(STARTERS[name], asked)
-    elif os.path.lexists(path/"compress_lab.json"): subject = _saved(path, dtype and asked)
-    elif path.is_dir(): subject = _from_folder(path, asked)
+    if name in STARTERS:
+        subject = _from_starter(STARTERS[name], asked)
+    elif os.path.lexists(path / "compress_lab.json"):
+        subject = _saved(path, dtype and asked)
+    elif path.is_dir():
+        subject = _from_folder(path, asked)
     elif os.path.lexists(path):
         regular_file(path)
         raise CompressLabError(f"{name!r} is a file.", fix="give the folder it lies in")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        beside = [str(path.parent/found.name) for found in path.parent.iterdir() if found.is_dir()] if path.parent.is_dir() else []
-        raise CompressLabError(f"There is no folder {name!r}.", fix=f"did you mean {' or '.join(nearest(str(path), beside) or _models())}?")
-    else: subject = _from_hub(name, revision, asked)
+        beside = (
+            [str(path.parent / found.name) for found in path.parent.iterdir() if found.is_dir()]
+            if path.parent.is_dir()
+            else []
+        )
+        raise CompressLabError(
+            f"There is no folder {name!r}.", fix=f"did you mean {' or '.join(nearest(str(path), beside) or _models())}?"
+        )
+    else:
+        subject = _from_hub(name, revision, asked)
     subject.model.to(device)
     return subject

@@ -7,40 +7,49 @@ __all__ = ['HEADER', 'FACTS', 'html_table', 'text_table', 'Listing', 'History', 
 
 # %% ../../nbs/core/00_tables.ipynb #cell-03
 from html import escape
+
 from .errors import visible
 
 # %% ../../nbs/core/00_tables.ipynb #cell-06
 def html_table(
-    header,          # column names
-    rows,            # rows of cells, each text
-    caption: str="", # a line above the table
+    header,  # column names
+    rows,  # rows of cells, each text
+    caption: str = "",  # a line above the table
 ) -> str:
     "An HTML table. Cells are escaped, control characters made visible, long texts cut."
-    def row(cells, tag): return f"<tr>{''.join(f'<{tag}>{escape(visible(cell, 2000))}</{tag}>' for cell in cells)}</tr>"
+
+    def row(cells, tag):
+        return f"<tr>{''.join(f'<{tag}>{escape(visible(cell, 2000))}</{tag}>' for cell in cells)}</tr>"
+
     style = "caption-side:top;text-align:left"
     title = f'<caption style="{style}">{escape(visible(caption, 2000))}</caption>' if caption else ""
     body = "".join(row(cells, "td") for cells in rows)
     return f"<table>{title}<thead>{row(header, 'th')}</thead><tbody>{body}</tbody></table>"
 
+
 def text_table(
-    header,           # column names
-    rows,             # rows of cells, each text
-    widest: int=48,   # characters of a cell
+    header,  # column names
+    rows,  # rows of cells, each text
+    widest: int = 48,  # characters of a cell
 ) -> str:
     "The same as lines of text with aligned columns; a longer cell is cut and ends in an ellipsis."
-    def shown(cell): return visible(cell, widest - 1).replace("\n", " ").replace("\t", " ")
+
+    def shown(cell):
+        return visible(cell, widest - 1).replace("\n", " ").replace("\t", " ")
+
     lines = [[shown(cell) for cell in cells] for cells in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in lines)
 
-
 # %% ../../nbs/core/00_tables.ipynb #cell-09
 class Listing(dict):
     "A dict that shows as a table."
-    def __init__(self,
-        entries,         # what it holds, as `dict` takes it
-        header: tuple,   # column names
-        row,             # called with a key and its value: the cells of its row
+
+    def __init__(
+        self,
+        entries,  # what it holds, as `dict` takes it
+        header: tuple,  # column names
+        row,  # called with a key and its value: the cells of its row
     ):
         super().__init__(entries)
         self.header, self.row = header, row
@@ -49,35 +58,50 @@ class Listing(dict):
         "A row of cells for each entry."
         return [self.row(key, value) for key, value in self.items()]
 
-    def __repr__(self): return text_table(self.header, self.rows())
-    def _repr_html_(self): return html_table(self.header, self.rows())
+    def __repr__(self):
+        return text_table(self.header, self.rows())
 
+    def _repr_html_(self):
+        return html_table(self.header, self.rows())
 
 # %% ../../nbs/core/00_tables.ipynb #cell-13
 HEADER = ("method", "settings", "targets", "weights touched", "modules", "calibration", "seconds")
 FACTS = {"method", "targets", "ignore", "touched", "left_alone", "modules", "calibration", "seconds"}  # no settings
 
+
 class History(tuple):
     "The steps applied to a model, oldest first, each a dictionary; shows as a table."
+
     def rows(self) -> list[tuple]:
         "Method, settings, targets, weights touched, number of modules and seconds of each step."
         return [history_row(entry if isinstance(entry, dict) else {"method": entry}) for entry in self]
 
-    def __add__(self, other): return History((*self, *other)) if isinstance(other, tuple) else NotImplemented
-    def __radd__(self, other): return History((*other, *self)) if isinstance(other, tuple) else NotImplemented
-    def __repr__(self): return text_table(HEADER, self.rows()) if self else "()"
-    def _repr_html_(self): return html_table(HEADER, self.rows(), "" if self else "no step yet")
+    def __add__(self, other):
+        return History((*self, *other)) if isinstance(other, tuple) else NotImplemented
+
+    def __radd__(self, other):
+        return History((*other, *self)) if isinstance(other, tuple) else NotImplemented
+
+    def __repr__(self):
+        return text_table(HEADER, self.rows()) if self else "()"
+
+    def _repr_html_(self):
+        return html_table(HEADER, self.rows(), "" if self else "no step yet")
+
 
 def history_row(
     entry: dict,  # a step of a history
 ) -> tuple:
     "The cells of its row; a value of an unexpected type as text."
+
     def number(key, form):
         value = entry.get(key, "")
         return format(value, form) if isinstance(value, (int, float)) else str(value)
+
     def names(key):
         value = entry.get(key, "")
         return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
     settings = ", ".join(f"{key}={value!r}" for key, value in entry.items() if key not in FACTS)
     targets = (names("targets") + (f" except {names('ignore')}" if entry.get("ignore") else "")).strip()
     modules = entry.get("modules", "")

@@ -7,75 +7,127 @@ __all__ = ['LAYERS', 'VOCABULARY', 'SIZES', 'VALUES', 'HEADS', 'LARGEST', 'causa
            'picked', 'shrink', 'inputs', 'logits', 'strayed', 'tolerance', 'architecture', 'attempt', 'reason', 'tiny']
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-03
-import inspect, torch
+import inspect
 from dataclasses import fields
+
+import torch
+
 from .errors import CompressLabError, nearest
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-09
 def causal_lms() -> dict[str, str]:
     "Class names of all causal language models by model type."
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
 
 def encoders() -> dict[str, str]:
     "Class names of all text encoders, the models for masked tokens, by model type."
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
     return dict(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-12
 LAYERS, VOCABULARY = 4, 128
 
-SIZES = {name: size for size, names in (
-    (LAYERS, """num_hidden_layers num_layers n_layer n_layers num_blocks depth encoder_layers decoder_layers num_encoder_layers
-        num_decoder_layers num_layers_per_stack num_self_attends_per_block"""),
-    (VOCABULARY, """vocab_size vocab_size_per_layer_input decoder_vocab_size unpadded_vocab_size entity_vocab_size
-        encoder_hash_byte_group_vocab ngram_vocab_size_base"""),
-    (64, """hidden_size d_model n_embd dim emb_dim embedding_size cross_attention_hidden_size prediction_head_size
+SIZES = {
+    name: size
+    for size, names in (
+        (
+            LAYERS,
+            """num_hidden_layers num_layers n_layer n_layers num_blocks depth encoder_layers decoder_layers num_encoder_layers
+        num_decoder_layers num_layers_per_stack num_self_attends_per_block""",
+        ),
+        (
+            VOCABULARY,
+            """vocab_size vocab_size_per_layer_input decoder_vocab_size unpadded_vocab_size entity_vocab_size
+        encoder_hash_byte_group_vocab ngram_vocab_size_base""",
+        ),
+        (
+            64,
+            """hidden_size d_model n_embd dim emb_dim embedding_size cross_attention_hidden_size prediction_head_size
         true_hidden_size intra_bottleneck_size hidden_size_global out_hidden_size output_channels d_latents lru_width mamba_d_ssm
-        ple_embed_dim nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel"""),
-    (96, """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size hidden_dim d_ff dff d_inner dim_ff mlp_dim
+        ple_embed_dim nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel""",
+        ),
+        (
+            96,
+            """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size hidden_dim d_ff dff d_inner dim_ff mlp_dim
         shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size dense_intermediate_size
-        intermediate_size_mlp"""),
-    (48, "moe_intermediate_size moe_shared_expert_intermediate_size expert_ffn_hidden_size"),
-    (4, """num_attention_heads num_heads n_head n_heads attention_heads encoder_attention_heads decoder_attention_heads
+        intermediate_size_mlp""",
+        ),
+        (48, "moe_intermediate_size moe_shared_expert_intermediate_size expert_ffn_hidden_size"),
+        (
+            4,
+            """num_attention_heads num_heads n_head n_heads attention_heads encoder_attention_heads decoder_attention_heads
         num_encoder_attention_heads num_decoder_attention_heads num_self_attention_heads num_cross_attention_heads
         num_attention_heads_per_layer swa_num_attention_heads index_n_heads indexer_n_heads linear_num_heads linear_num_value_heads
-        mamba_num_heads conv_kernel indexer_compress_ratio"""),
-    (2, "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_query_groups"),
-) for name in names.split()}
+        mamba_num_heads conv_kernel indexer_compress_ratio""",
+        ),
+        (2, "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_query_groups"),
+    )
+    for name in names.split()
+}
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-14
-SIZES |= {name: size for size, names in (
-    (16, """head_dim d_head d_kv dim_head kv_channels attention_head_size global_head_dim swa_head_dim swa_v_head_dim v_head_dim
+SIZES |= {
+    name: size
+    for size, names in (
+        (
+            16,
+            """head_dim d_head d_kv dim_head kv_channels attention_head_size global_head_dim swa_head_dim swa_v_head_dim v_head_dim
         qk_nope_head_dim qk_rope_head_dim kv_lora_rank q_lora_rank o_lora_rank linear_head_dim linear_key_head_dim
         linear_value_head_dim index_head_dim indexer_head_dim mamba_head_dim state_size ssm_state_size mamba_d_state mamba_dt_rank
-        time_step_rank adapter_rank hc_lowrank router_hidden_size"""),
-    (8, "rotary_dim mamba_n_heads mamba_d_head hidden_size_per_layer_input num_latents num_hash d_rel"),
-    (32, "qk_head_dim word_embed_proj_dim"),
-    (64, """max_position_embeddings n_positions max_seq_len context_length max_source_positions max_target_positions model_max_length
-        rel_extent pronunciation_vocab_size shape_vocab_size"""),
-    (16, """sliding_window sliding_window_size attention_window_size attention_chunk_size local_attention window_size index_topk
-        indexer_budget chunk_size mamba_chunk_size"""),
-    (4, "num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num"),
-    (2, "attn_layer_period num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k"),
-    (1, """attn_layer_offset first_k_dense_replace num_dense_layers n_shared_experts n_group topk_group num_expert_group n_groups mamba_n_groups mamba_ngroups expand mamba_expand
-        indexer_kv_heads"""),
-    (0, "num_kv_shared_layers"),
-) for name in names.split()}
+        time_step_rank adapter_rank hc_lowrank router_hidden_size""",
+        ),
+        (8, "rotary_dim mamba_n_heads mamba_d_head hidden_size_per_layer_input num_latents num_hash d_rel"),
+        (32, "qk_head_dim word_embed_proj_dim"),
+        (
+            64,
+            """max_position_embeddings n_positions max_seq_len context_length max_source_positions max_target_positions model_max_length
+        rel_extent pronunciation_vocab_size shape_vocab_size""",
+        ),
+        (
+            16,
+            """sliding_window sliding_window_size attention_window_size attention_chunk_size local_attention window_size index_topk
+        indexer_budget chunk_size mamba_chunk_size""",
+        ),
+        (4, "num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num"),
+        (2, "attn_layer_period num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k"),
+        (
+            1,
+            """attn_layer_offset first_k_dense_replace num_dense_layers n_shared_experts n_group topk_group num_expert_group n_groups mamba_n_groups mamba_ngroups expand mamba_expand
+        indexer_kv_heads""",
+        ),
+        (0, "num_kv_shared_layers"),
+    )
+    for name in names.split()
+}
 
-VALUES = {"axial_pos_embds": False, "default_language": "en_XX", "attention_types": [[["global", "local"], LAYERS // 2]]}
+VALUES = {
+    "axial_pos_embds": False,
+    "default_language": "en_XX",
+    "attention_types": [[["global", "local"], LAYERS // 2]],
+}
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-16
 def declared(config) -> dict:
     "The fields that an architecture adds to a configuration, and its token ids. What it derives from them is left out."
     from transformers import PretrainedConfig
+
     common = {field.name for field in fields(PretrainedConfig) if not field.name.endswith("token_id")}
     values, alias = vars(config), config.attribute_map
-    return {field.name: values.get(alias.get(field.name, field.name)) for field in fields(config) if field.name not in common}
+    return {
+        field.name: values.get(alias.get(field.name, field.name))
+        for field in fields(config)
+        if field.name not in common
+    }
+
 
 def reduced(value, largest: int):
     "A whole number, or each in a list, cut down to `largest`; anything else as it is."
-    if isinstance(value, (list, tuple)): return [reduced(item, largest) for item in value]
+    if isinstance(value, (list, tuple)):
+        return [reduced(item, largest) for item in value]
     return min(value, largest) if type(value) is int else value
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-19
@@ -83,26 +135,43 @@ def picked(
     values: dict,  # the fields of a configuration
 ) -> dict[str, list]:
     "The lists with an entry for each layer, cut to `LAYERS` entries that hold as many kinds of layer as they can."
-    depth = max([value for name, value in values.items() if SIZES.get(name) == LAYERS and "layer" in name and type(value) is int], default=0)
-    lists = {name: value for name, value in values.items() if isinstance(value, (list, tuple)) and len(value) == depth > LAYERS}
+    depth = max(
+        [
+            value
+            for name, value in values.items()
+            if SIZES.get(name) == LAYERS and "layer" in name and type(value) is int
+        ],
+        default=0,
+    )
+    lists = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (list, tuple)) and len(value) == depth > LAYERS
+    }
     kinds = {}
-    for index, kind in enumerate(zip(*lists.values())): kinds.setdefault(str(kind), []).append(index)
+    for index, kind in enumerate(zip(*lists.values())):
+        kinds.setdefault(str(kind), []).append(index)
     turns = sorted((turn, index) for members in kinds.values() for turn, index in enumerate(members))
     keep = sorted(index for _, index in turns[:LAYERS])
     return {name: [reduced(value[index], SIZES.get(name, 2**62)) for index in keep] for name, value in lists.items()}
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-22
 def shrink(
-    config,               # a transformers configuration with its default sizes
-    fill: bool=False,     # also set the sizes that default to None
-    grouped: bool=True,   # fewer key-value heads than heads, where the architecture has a field for it
-    **more,               # fields to set; those it lacks are ignored
+    config,  # a transformers configuration with its default sizes
+    fill: bool = False,  # also set the sizes that default to None
+    grouped: bool = True,  # fewer key-value heads than heads, where the architecture has a field for it
+    **more,  # fields to set; those it lacks are ignored
 ):
     "A new configuration of the same class with small sizes."
     from transformers import PretrainedConfig
+
     values = declared(config)
     small = {name: reduced(value, SIZES[name]) for name, value in values.items() if name in SIZES}
-    small |= {name: reduced(value, VOCABULARY - 1) for name, value in values.items() if name.endswith(("token_id", "token_index"))}
+    small |= {
+        name: reduced(value, VOCABULARY - 1)
+        for name, value in values.items()
+        if name.endswith(("token_id", "token_index"))
+    }
     small |= {name: value for name, value in (VALUES | picked(values) | more).items() if name in values}
     if "num_key_value_heads" in values and ("kv_lora_rank" in values or not grouped):
         small["num_key_value_heads"] = SIZES["num_attention_heads"]
@@ -110,20 +179,35 @@ def shrink(
         missing = SIZES | {"layer_types": ["full_attention"] * LAYERS, "pad_token_id": 1}
         small |= {name: value for name, value in missing.items() if name in values and values[name] is None}
     for name in config.sub_configs:
-        if isinstance(getattr(config, name, None), PretrainedConfig): small[name] = shrink(getattr(config, name), fill, grouped)
+        if isinstance(getattr(config, name, None), PretrainedConfig):
+            small[name] = shrink(getattr(config, name), fill, grouped)
     made = type(config)(**small)
-    if not (layers := made.to_dict().get("per_layer_config")): return made
-    return type(config)(**small, per_layer_config={layer: {name: value if name.endswith("head_dim") else small.get(name, value) for name, value in own.items()} for layer, own in layers.items()})
+    if not (layers := made.to_dict().get("per_layer_config")):
+        return made
+    return type(config)(
+        **small,
+        per_layer_config={
+            layer: {name: value if name.endswith("head_dim") else small.get(name, value) for name, value in own.items()}
+            for layer, own in layers.items()
+        },
+    )
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-25
 def inputs(
-    model,           # a language model, tiny or not
-    batch: int=2,    # number of rows
-    length: int=8,   # tokens in each row
-    seed: int=0,
+    model,  # a language model, tiny or not
+    batch: int = 2,  # number of rows
+    length: int = 8,  # tokens in each row
+    seed: int = 0,
 ) -> dict:
-    "Keyword arguments for one forward pass: random token ids of shape (batch, length), and no cache where there could be one. Raises `CompressLabError` for what is no transformer."
-    if not hasattr(model, "config"): raise CompressLabError(f"A {type(model).__name__} is no transformer and reads no tokens.", "tiny", "give a model of transformers")
+    """Keyword arguments for one forward pass: random token ids of shape (batch, length), and no cache where there could
+    be one.
+
+    Raises `CompressLabError` for what is no transformer.
+    """
+    if not hasattr(model, "config"):
+        raise CompressLabError(
+            f"A {type(model).__name__} is no transformer and reads no tokens.", "tiny", "give a model of transformers"
+        )
     takes = inspect.signature(model.forward).parameters
     table = model.get_input_embeddings()
     rows = batch * (len(table) if isinstance(table, torch.nn.ModuleList) else 1)
@@ -133,37 +217,53 @@ def inputs(
     cache = {"use_cache": False} if "use_cache" in takes or loose and hasattr(model.config, "use_cache") else {}
     return {"input_ids" if "input_ids" in takes else "inputs": tokens.to(model.device)} | cache
 
+
 def logits(model, batch: dict) -> torch.Tensor:
     "What a model says to a batch: its logits, or its hidden states where it has no head."
-    with torch.inference_mode(): outputs = model(**batch)
+    with torch.inference_mode():
+        outputs = model(**batch)
     return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+
 
 def strayed(found: torch.Tensor, wanted: torch.Tensor) -> float:
     "The largest difference as a share of the largest value; NaN where there is one."
     found, wanted = found.detach().float(), wanted.detach().float()
     return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
 
+
 def tolerance(model) -> float:
     "How far outputs may stray where a model was only written otherwise."
     return 1e-4 if model.dtype == torch.float32 else 0.05
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-27
-HEADS = {"causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM", "base": "AutoModel",
-         "sequence_classification": "AutoModelForSequenceClassification"}
+HEADS = {
+    "causal_lm": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "base": "AutoModel",
+    "sequence_classification": "AutoModelForSequenceClassification",
+}
 LARGEST = 100_000_000
+
 
 def architecture(name, head: str):
     "(model class, configuration with its default sizes) of a model type, a configuration class or a configuration."
     import transformers
-    if head not in HEADS: raise CompressLabError(f"There is no head {head!r}.", "tiny", f"use one of {', '.join(HEADS)}")
+
+    if head not in HEADS:
+        raise CompressLabError(f"There is no head {head!r}.", "tiny", f"use one of {', '.join(HEADS)}")
     if isinstance(name, str):
         if name not in transformers.CONFIG_MAPPING:
             near = nearest(name, transformers.CONFIG_MAPPING)
-            raise CompressLabError(f"transformers has no model type {name!r}.", "tiny", f"nearest: {', '.join(near)}" if near else "see causal_lms()")
+            raise CompressLabError(
+                f"transformers has no model type {name!r}.",
+                "tiny",
+                f"nearest: {', '.join(near)}" if near else "see causal_lms()",
+            )
         name = transformers.CONFIG_MAPPING[name]
     config = name() if isinstance(name, type) else name
     mapping = getattr(transformers, HEADS[head])._model_mapping
-    if type(config) not in mapping: raise CompressLabError(f"{type(config).__name__} has no {head} model.", "tiny", "use another head")
+    if type(config) not in mapping:
+        raise CompressLabError(f"{type(config).__name__} has no {head} model.", "tiny", "use another head")
     model_class = mapping[type(config)]
     parts = [getattr(config, part, None) for part in config.sub_configs]
     return model_class, next((part for part in parts if isinstance(part, model_class.config_class)), config)
@@ -171,13 +271,17 @@ def architecture(name, head: str):
 # %% ../../nbs/core/07_tiny.ipynb #cell-28
 def attempt(model_class, config, seed: int):
     "A model with random weights that has run once."
-    with torch.device("meta"): size = sum(parameter.numel() for parameter in model_class._from_config(config).parameters())
-    if size > LARGEST: raise ValueError(f"{size / 1e6:.0f} million parameters with the usual size fields set")
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in model_class._from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size / 1e6:.0f} million parameters with the usual size fields set")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class._from_config(config, dtype=torch.float32).eval()
-    if not torch.isfinite(logits(model, inputs(model))).all(): raise ValueError("logits that are not finite")
+    if not torch.isfinite(logits(model, inputs(model))).all():
+        raise ValueError("logits that are not finite")
     return model
+
 
 def reason(error: Exception) -> str:
     "What an error says, in one line."
@@ -187,20 +291,35 @@ def reason(error: Exception) -> str:
 
 # %% ../../nbs/core/07_tiny.ipynb #cell-30
 def tiny(
-    name,                     # a model type ("llama"), a configuration class, or a configuration
+    name,  # a model type ("llama"), a configuration class, or a configuration
     *,
-    head: str="causal_lm",    # "causal_lm", "masked_lm", "sequence_classification" or "base"
-    seed: int=0,
-    **more,                   # fields of the configuration to set, over the small values
+    head: str = "causal_lm",  # "causal_lm", "masked_lm", "sequence_classification" or "base"
+    seed: int = 0,
+    **more,  # fields of the configuration to set, over the small values
 ) -> torch.nn.Module:
-    "A small random float32 model in evaluation mode. Raises `CompressLabError` with the reason where none can be built and run."
+    """A small random float32 model in evaluation mode.
+
+    Raises `CompressLabError` with the reason where none can be built and run.
+    """
     first = None
     try:
         model_class, config = architecture(name, head)
         for rule in ({}, {"fill": True}, {"grouped": False}):
-            try: return attempt(model_class, shrink(config, **rule, **({"is_decoder": True} if head == "causal_lm" else {}) | more), seed)
-            except Exception as error: first = first or error
-    except CompressLabError: raise
-    except Exception as error: first = error
-    raise CompressLabError(f"No tiny {name if isinstance(name, str) else type(name).__name__} with the head {head} could be built and run.",
-                           reason(first), "set what it misses by name, as in tiny('llama', num_hidden_layers=2)") from first
+            try:
+                return attempt(
+                    model_class,
+                    shrink(config, **rule, **({"is_decoder": True} if head == "causal_lm" else {}) | more),
+                    seed,
+                )
+            except Exception as error:
+                first = first or error
+    except CompressLabError:
+        raise
+    except Exception as error:
+        first = error
+    raise CompressLabError(
+        f"No tiny {name if isinstance(name, str) else type(name).__name__} with the head {head} could be built and "
+        "run.",
+        reason(first),
+        "set what it misses by name, as in tiny('llama', num_hidden_layers=2)",
+    ) from first

@@ -7,17 +7,23 @@ __all__ = ['ByStep', 'here', 'Masks', 'Mean', 'Pupil', 'Rows', 'Bar', 'Watch', '
            'trackers', 'Sealed', 'last_checkpoint', 'settings_of', 'check_arguments', 'learn']
 
 # %% ../../nbs/core/17_training.ipynb #cell-03
-import functools, json, os, tempfile, torch
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
+import functools
+import json
+import os
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
 from .errors import CompressLabError
 from .files import intact_folder, seal_folder, set_aside
 from .losses import Imitate, Objective
@@ -29,92 +35,160 @@ from .subjects import _silence
 # %% ../../nbs/core/17_training.ipynb #order-code
 class ByStep(torch.utils.data.Sampler):
     "Rows by chance, those of a step from the longest down, so that the parts of a step need little padding."
-    def __init__(self,
-        lengths: Tensor,  # of the rows, in tokens
-        step: int,        # rows of one
-        seed: int,        # of the order
-    ): self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, 0
 
-    def __len__(self): return len(self.lengths)
-    def set_epoch(self, epoch: int): self.epoch = epoch   # the trainer says which, also where a run goes on
+    def __init__(
+        self,
+        lengths: Tensor,  # of the rows, in tokens
+        step: int,  # rows of one
+        seed: int,  # of the order
+    ):
+        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, 0
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch  # the trainer says which, also where a run goes on
+
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.epoch + 1): order = torch.randperm(len(self), generator=generator)
-        for part in order.split(self.step): yield from part[self.lengths[part].argsort(descending=True, stable=True)].tolist()
+        for _ in range(self.epoch + 1):
+            order = torch.randperm(len(self), generator=generator)
+        for part in order.split(self.step):
+            yield from part[self.lengths[part].argsort(descending=True, stable=True)].tolist()
 
 # %% ../../nbs/core/17_training.ipynb #mean-code
 def here(weight: Tensor) -> Tensor:
     "The part of a weight that this process has, all of it where it is not sharded."
     return (weight.to_local() if isinstance(weight, DTensor) else weight).detach()
 
+
 class Masks(TrainerCallback):
     "Puts zeros back after every step; where they are few, at their places alone."
+
     def __init__(self, model: nn.Module):
-        weights = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dim() > 1]
+        weights = [
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and parameter.dim() > 1
+        ]
         self.masks = {name: mask for name, weight in weights if (mask := weight.data == 0).any() and not mask.all()}
 
     def on_train_begin(self, args, state, control, model=None, **more):
         weights = {name: model.get_parameter(name) for name in self.masks}
-        masks = {name: here(distribute_tensor(mask, weights[name].device_mesh, weights[name].placements)) if isinstance(weights[name], DTensor) else mask for name, mask in self.masks.items()}
-        self.zeros = [(weights[name], mask if mask.float().mean() > 1 / 32 else mask.nonzero(as_tuple=True)) for name, mask in masks.items()]
+        masks = {
+            name: here(distribute_tensor(mask, weights[name].device_mesh, weights[name].placements))
+            if isinstance(weights[name], DTensor)
+            else mask
+            for name, mask in self.masks.items()
+        }
+        self.zeros = [
+            (weights[name], mask if mask.float().mean() > 1 / 32 else mask.nonzero(as_tuple=True))
+            for name, mask in masks.items()
+        ]
 
     def on_optimizer_step(self, args, state, control, **more):
-        for weight, zeros in self.zeros: here(weight)[zeros] = 0
+        for weight, zeros in self.zeros:
+            here(weight)[zeros] = 0
 
+# %% ../../nbs/core/17_training.ipynb #mean-code-2
 class Mean(TrainerCallback):
-    "A moving average of the weights, which takes their place when the training ends; at first over about a tenth of the steps so far."
+    """A moving average of the weights, which takes their place when the training ends; at first over about a tenth of
+    the steps so far.
+    """
+
     def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.trained = decay, {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.decay, self.trained = (
+            decay,
+            {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad},
+        )
         self.weights = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
     def on_step_end(self, args, state, control, **more):
         share = max(1 - self.decay, 9 / (10 + state.global_step))
-        for name, parameter in self.trained.items(): self.weights[name].lerp_(parameter.detach(), share)
+        for name, parameter in self.trained.items():
+            self.weights[name].lerp_(parameter.detach(), share)
 
     def on_train_end(self, args, state, control, **more):
-        for name, parameter in self.trained.items(): parameter.data.copy_(self.weights[name])
+        for name, parameter in self.trained.items():
+            parameter.data.copy_(self.weights[name])
 
 # %% ../../nbs/core/17_training.ipynb #cell-05
 class Pupil(Trainer):
     "A trainer that goes by an objective, and divides by the items of a whole step."
+
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, objective: Objective, mean: Mean|None=None, **more):
+    def __init__(self, *args, objective: Objective, mean: Mean | None = None, **more):
         super().__init__(*args, **more)
         self.objective, self.mean, self.seen = objective, mean, {}
-        if mean: self.add_callback(mean)
+        if mean:
+            self.add_callback(mean)
 
     def _get_train_sampler(self, train_dataset=None):
         "Rows by chance; sentences sorted within a step."
         mask = self.train_dataset.table.get("attention_mask")
-        if mask is None: return super()._get_train_sampler(train_dataset)
-        return ByStep(mask.sum(1), self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size, self.args.data_seed)
+        if mask is None:
+            return super()._get_train_sampler(train_dataset)
+        return ByStep(
+            mask.sum(1),
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            self.args.data_seed,
+        )
 
     def save_model(self, output_dir=None, _internal_call=False):
         super().save_model(output_dir, _internal_call)
-        if self.mean and self.args.should_save: torch.save(self.mean.weights, Path(output_dir or self.args.output_dir) / "mean.pt")
+        if self.mean and self.args.should_save:
+            torch.save(self.mean.weights, Path(output_dir or self.args.output_dir) / "mean.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.mean: self.mean.weights = torch.load(Path(resume_from_checkpoint) / "mean.pt", weights_only=True, map_location=self.args.device.type)
+        if self.mean:
+            self.mean.weights = torch.load(
+                Path(resume_from_checkpoint) / "mean.pt", weights_only=True, map_location=self.args.device.type
+            )
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device): return super().get_batch_samples((self.objective.rows(self.model, batch, self.state.global_step) for batch in epoch_iterator), num_batches, device)
-    def _get_num_items_in_batch(self, batch_samples, device): return self.of_all(sum(int(self.objective.items(self.model, batch).sum()) for batch in batch_samples))
-    def of_all(self, number: float) -> float: return number if self.args.world_size == 1 else float(self.accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=self.args.device)))   # summed over processes
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(
+            (self.objective.rows(self.model, batch, self.state.global_step) for batch in epoch_iterator),
+            num_batches,
+            device,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        return self.of_all(sum(int(self.objective.items(self.model, batch).sum()) for batch in batch_samples))
+
+    def of_all(self, number: float) -> float:
+        return (
+            number
+            if self.args.world_size == 1
+            else float(self.accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=self.args.device)))
+        )  # summed over processes
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self.accelerator.autocast(): parts = {name: part.sum() / max(1, num_items_in_batch) for name, part in model(learned=inputs).items()}
+        with self.accelerator.autocast():
+            parts = {name: part.sum() / max(1, num_items_in_batch) for name, part in model(learned=inputs).items()}
         loss = sum(parts.values())
-        if not loss.isfinite(): raise CompressLabError(f"The loss is {loss.detach().item()} at step {self.state.global_step}.", "training", "check model and text, or use a smaller lr")
-        for name, part in parts.items(): self.seen[name] = self.seen.get(name, 0.0) + part.detach().item()
-        return loss * self.args.world_size   # the gradients of processes are averaged
+        if not loss.isfinite():
+            raise CompressLabError(
+                f"The loss is {loss.detach().item()} at step {self.state.global_step}.",
+                "training",
+                "check model and text, or use a smaller lr",
+            )
+        for name, part in parts.items():
+            self.seen[name] = self.seen.get(name, 0.0) + part.detach().item()
+        return loss * self.args.world_size  # the gradients of processes are averaged
 
     def judge(self) -> float:
         "The mean loss over the items of all held-out rows."
         self.model.eval()
         total, items = 0.0, 0
-        for batch in map(self._prepare_inputs, torch.utils.data.DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=dict)):
-            with torch.no_grad(), self.accelerator.autocast(): total += sum(float(part.sum()) for part in self.objective(self.model, batch).values())
+        for batch in map(
+            self._prepare_inputs,
+            torch.utils.data.DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=dict),
+        ):
+            with torch.no_grad(), self.accelerator.autocast():
+                total += sum(float(part.sum()) for part in self.objective(self.model, batch).values())
             items += int(self.objective.items(self.model, batch).sum())
         return total / max(1, items)
 
@@ -127,112 +201,209 @@ class Pupil(Trainer):
 # %% ../../nbs/core/17_training.ipynb #cell-07
 class Rows(torch.utils.data.Dataset):
     "Rows of a table of tensors, a batch at a time."
+
     def __init__(self, table: dict[str, Tensor]):
         self.table = {name: tensor.cpu() for name, tensor in table.items()}
-        if len(lengths := {name: len(tensor) for name, tensor in table.items()}) == 0 or len(set(lengths.values())) > 1 or 0 in lengths.values():
-            raise CompressLabError(f"The table has no rows, or not as many in each column: {', '.join(f'{name} has {count}' for name, count in lengths.items())}.", "training", "give tensors of the same first dimension")
+        if (
+            len(lengths := {name: len(tensor) for name, tensor in table.items()}) == 0
+            or len(set(lengths.values())) > 1
+            or 0 in lengths.values()
+        ):
+            raise CompressLabError(
+                "The table has no rows, or not as many in each column: "
+                f"{', '.join(f'{name} has {count}' for name, count in lengths.items())}.",
+                "training",
+                "give tensors of the same first dimension",
+            )
 
-    def __len__(self): return len(next(iter(self.table.values())))
-    def __getitem__(self, index): return {name: tensor[index] for name, tensor in self.table.items()}
+    def __len__(self):
+        return len(next(iter(self.table.values())))
+
+    def __getitem__(self, index):
+        return {name: tensor[index] for name, tensor in self.table.items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         "A batch, cut to its longest sentence where there is a mask."
         batch = {name: tensor[indices] for name, tensor in self.table.items()}
-        if (mask := batch.get("attention_mask")) is None: return batch
+        if (mask := batch.get("attention_mask")) is None:
+            return batch
         longest = 1 + int(mask.any(0).nonzero().max())
-        return {name: tensor[:, :longest] if tensor.shape[:2] == mask.shape else tensor for name, tensor in batch.items()}
+        return {
+            name: tensor[:, :longest] if tensor.shape[:2] == mask.shape else tensor for name, tensor in batch.items()
+        }
 
+# %% ../../nbs/core/17_training.ipynb #cell-07-2
 class Bar(TrainerCallback):
-    "Shows progress the way everything here does, with the parts of the loss, and tells trackers and the state of the trainer."
-    def __init__(self, pupil: Pupil): self.pupil = pupil
-    def on_train_begin(self, args, state, control, **more): self.bar = bar(range(args.max_steps), desc="training", unit="step"); self.bar.update(state.global_step)
-    def on_train_end(self, args, state, control, **more): self.bar.close()
+    """Shows progress the way everything here does, with the parts of the loss, and tells trackers and the state of the
+    trainer.
+    """
+
+    def __init__(self, pupil: Pupil):
+        self.pupil = pupil
+
+    def on_train_begin(self, args, state, control, **more):
+        self.bar = bar(range(args.max_steps), desc="training", unit="step")
+        self.bar.update(state.global_step)
+
+    def on_train_end(self, args, state, control, **more):
+        self.bar.close()
+
     def on_step_end(self, args, state, control, **more):
         parts, self.pupil.seen = {name: self.pupil.of_all(part) for name, part in self.pupil.seen.items()}, {}
         self.pupil.log({"loss": sum(parts.values())} | {f"loss/{name}": part for name, part in parts.items()})
-        self.bar.set_postfix({name: f"{part:.4f}" for name, part in parts.items()} | self.pupil.objective.shown, refresh=False)
+        self.bar.set_postfix(
+            {name: f"{part:.4f}" for name, part in parts.items()} | self.pupil.objective.shown, refresh=False
+        )
         self.bar.update()
+
 
 class Watch(TrainerCallback):
     "Calls `see` after every step with their number, the model in evaluation mode and without gradients."
-    def __init__(self, see: Callable): self.see = see
+
+    def __init__(self, see: Callable):
+        self.see = see
+
     def on_step_end(self, args, state, control, model=None, **more):
         model.eval()
-        with torch.no_grad(): self.see(state.global_step)
+        with torch.no_grad():
+            self.see(state.global_step)
         model.train()
 
 # %% ../../nbs/core/17_training.ipynb #resume-code
 @contextmanager
 def learning(model: nn.Module, objective: Objective):
-    "Called with a batch as `learned`, the model gives what the objective says of it, so that all of it happens within what accelerate wraps around a model, and logits stay in the precision they are computed in. Afterwards its forward pass is its own again; accelerate would leave one in bfloat16."
+    """Called with a batch as `learned`, the model gives what the objective says of it, so that all of it happens within
+    what accelerate wraps around a model, and logits stay in the precision they are computed in.
+
+    Afterwards its forward pass is its own again; accelerate would leave one in bfloat16.
+    """
     own, forward = {name: value for name, value in vars(model).items() if name.endswith("forward")}, model.forward
+
     @functools.wraps(forward)
     def either(*args, learned=None, **more):
-        if learned is None: return forward(*args, **more)
+        if learned is None:
+            return forward(*args, **more)
         wrapped, model.forward = model.forward, forward
-        try: return objective(model, learned)
-        finally: model.forward = wrapped
+        try:
+            return objective(model, learned)
+        finally:
+            model.forward = wrapped
+
     model.forward = either
-    try: yield
+    try:
+        yield
     finally:
-        for name in [name for name in vars(model) if name.endswith("forward")]: del vars(model)[name]
+        for name in [name for name in vars(model) if name.endswith("forward")]:
+            del vars(model)[name]
         vars(model).update(own)
+
 
 def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
     "A model of the same weights, until accelerate takes it apart, and its objective with the same teacher."
     kept = {id(each): nn.Parameter(each.detach(), each.requires_grad) for each in model.parameters()}
-    if teacher := vars(objective).get("teacher"): kept[id(teacher)] = teacher
+    if teacher := vars(objective).get("teacher"):
+        kept[id(teacher)] = teacher
     return deepcopy((model, objective), kept)
+
 
 def gather(model: nn.Module, sharded: nn.Module):
     "Gives the model the whole weights and the buffers of one that was trained in shards."
-    for ours, theirs in ((model.named_parameters(), sharded.named_parameters()), (model.named_buffers(), sharded.named_buffers())):
+    for ours, theirs in (
+        (model.named_parameters(), sharded.named_parameters()),
+        (model.named_buffers(), sharded.named_buffers()),
+    ):
         found = fsdp2_canonicalize_names(dict(theirs))
-        for name, tensor in ours: tensor.data.copy_(found[name].full_tensor() if isinstance(found[name], DTensor) else found[name].data)
+        for name, tensor in ours:
+            tensor.data.copy_(found[name].full_tensor() if isinstance(found[name], DTensor) else found[name].data)
 
+# %% ../../nbs/core/17_training.ipynb #resume-code-2
 def sharded() -> bool:
     "Whether accelerate is to train in shards. Raises `CompressLabError` for ways that are not supported."
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"): raise CompressLabError("DeepSpeed is not supported.", "training", "train with DDP, or with FSDP of version 2")
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise CompressLabError("DeepSpeed is not supported.", "training", "train with DDP, or with FSDP of version 2")
     found = parse_flag_from_env("ACCELERATE_USE_FSDP")
-    if found and os.environ.get("FSDP_VERSION") != "2": raise CompressLabError("FSDP of version 1 is not supported.", "training", "say fsdp_version: 2 to accelerate")
+    if found and os.environ.get("FSDP_VERSION") != "2":
+        raise CompressLabError("FSDP of version 1 is not supported.", "training", "say fsdp_version: 2 to accelerate")
     return found
+
 
 def trackers() -> list[str]:
     "Names of those to tell of every step, in `COMPRESS_LAB_TRACKERS`, as `report_to` of transformers has them."
     names = os.environ.get("COMPRESS_LAB_TRACKERS", "").replace(",", " ").split()
-    if unknown := [name for name in names if name not in INTEGRATION_TO_CALLBACK]: raise CompressLabError(f"COMPRESS_LAB_TRACKERS={' '.join(unknown)} is not known to transformers.", "training", f"use some of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+    if unknown := [name for name in names if name not in INTEGRATION_TO_CALLBACK]:
+        raise CompressLabError(
+            f"COMPRESS_LAB_TRACKERS={' '.join(unknown)} is not known to transformers.",
+            "training",
+            f"use some of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}",
+        )
     return names
 
 # %% ../../nbs/core/17_training.ipynb #checkpoint-code
 class Sealed(TrainerCallback):
     "Gives each checkpoint the hashes of its files; processes write the states of their random numbers when they like."
-    def on_save(self, args, state, control, **_):
-        if args.should_save: seal_folder(Path(args.output_dir) / f"checkpoint-{state.global_step}", ignore="rng_state*")
 
-def last_checkpoint(folder: Path|None) -> str|None:
-    "The last checkpoint that was written to its end, the state of the trainer last, and is what was written; one that is not is set aside."
+    def on_save(self, args, state, control, **_):
+        if args.should_save:
+            seal_folder(Path(args.output_dir) / f"checkpoint-{state.global_step}", ignore="rng_state*")
+
+
+def last_checkpoint(folder: Path | None) -> str | None:
+    """The last checkpoint that was written to its end, the state of the trainer last, and is what was written; one that
+    is not is set aside.
+    """
+
     def state_of(path):
-        try: return json.loads((path / "trainer_state.json").read_text())["global_step"]
-        except (OSError, ValueError, LookupError, TypeError): return None
-    found = {step: path for path in Path(folder).glob("checkpoint-*[0-9]") if type(step := state_of(path)) is int} if folder else {}
+        try:
+            return json.loads((path / "trainer_state.json").read_text())["global_step"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    found = (
+        {step: path for path in Path(folder).glob("checkpoint-*[0-9]") if type(step := state_of(path)) is int}
+        if folder
+        else {}
+    )
     for step in sorted(found, reverse=True):
-        if intact_folder(found[step]): return str(found[step])
-        if os.environ.get("RANK", "0") == "0": set_aside(found[step], "is damaged")
+        if intact_folder(found[step]):
+            return str(found[step])
+        if os.environ.get("RANK", "0") == "0":
+            set_aside(found[step], "is damaged")
     return None
 
 # %% ../../nbs/core/17_training.ipynb #settings-code
 def settings_of(
-    batch: int,           # rows a step sees
-    micro: int|None,      # rows that a process computes at once; None: its part of a step
-    **more,               # more of the arguments of the trainer
+    batch: int,  # rows a step sees
+    micro: int | None,  # rows that a process computes at once; None: its part of a step
+    **more,  # more of the arguments of the trainer
 ) -> TrainingArguments:
     "How to train: a step sees the same rows, in whatever parts and by however many processes."
-    settings = TrainingArguments(adam_beta2=0.95, weight_decay=0.0, report_to=trackers(), disable_tqdm=True, logging_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False, **more)
-    settings._n_gpu, processes = min(1, settings.n_gpu), settings.world_size   # one GPU for a process, where there are more
+    settings = TrainingArguments(
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        report_to=trackers(),
+        disable_tqdm=True,
+        logging_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        **more,
+    )
+    settings._n_gpu, processes = (
+        min(1, settings.n_gpu),
+        settings.world_size,
+    )  # one GPU for a process, where there are more
     micro = micro or max(1, batch // processes)
-    if batch % (micro * processes): raise CompressLabError(f"A step of {batch} rows cannot be done in parts of {micro}{f' by {processes} processes' * (processes > 1)}.", "training", "give a divisor as micro=, or another batch")
+    if batch % (micro * processes):
+        raise CompressLabError(
+            f"A step of {batch} rows cannot be done in parts of "
+            f"{micro}{f' by {processes} processes' * (processes > 1)}.",
+            "training",
+            "give a divisor as micro=, or another batch",
+        )
     settings.per_device_train_batch_size = settings.per_device_eval_batch_size = micro
-    settings.gradient_accumulation_steps, [settings.output_dir] = batch // (micro * processes), broadcast_object_list([settings.output_dir])
+    settings.gradient_accumulation_steps, [settings.output_dir] = (
+        batch // (micro * processes),
+        broadcast_object_list([settings.output_dir]),
+    )
     return settings
 
 # %% ../../nbs/core/17_training.ipynb #asked-code
@@ -240,7 +411,7 @@ def check_arguments(
     model: nn.Module,
     schedule: str,
     average: float,
-    held,            # rows to judge by; None: there are none
+    held,  # rows to judge by; None: there are none
 ):
     "Checks arguments of `learn`. Raises `CompressLabError` for values it cannot train with."
     if schedule not in ("cosine", "constant"):
@@ -249,45 +420,88 @@ def check_arguments(
         what = f"average={average}{' with held-out rows' * (held is not None)} is not possible."
         raise CompressLabError(what, "training", "use a decay from 0 to below 1, and judge by held-out rows or average")
     halves = (torch.bfloat16, torch.float16)
-    if small := [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype in halves]:
+    if small := [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype in halves
+    ]:
         fix = 'load the model with dtype="float32"; what is computed with them is bfloat16 all the same'
-        raise CompressLabError("Its weights are in half precision, where most steps of a training are lost in rounding.", small[0], fix)
+        raise CompressLabError(
+            "Its weights are in half precision, where most steps of a training are lost in rounding.", small[0], fix
+        )
 
 # %% ../../nbs/core/17_training.ipynb #learn-code
 def learn(
-    model: nn.Module,        # trained in place: those of its parameters that require gradients
-    rows: Tensor|dict[str, Tensor],  # to learn from: tokens, (n, length), or what the model takes by name, (n, …), and `labels`, (n,) or (n, length)
+    model: nn.Module,  # trained in place: those of its parameters that require gradients
+    rows: Tensor
+    | dict[
+        str, Tensor
+    ],  # to learn from: tokens, (n, length), or what the model takes by name, (n, …), and `labels`, (n,) or (n, length)
     *,
-    teacher: nn.Module|None=None,  # whose logits to learn; None: the labels, or else the text
-    objective: Objective|None=None,  # what to learn instead
-    held: Tensor|dict[str, Tensor]|None=None,  # rows to judge by: training stops when they gain no more, and the model is the best of those seen, the first among them
-    patience: int=3,         # tenths of the steps without a gain, after which it stops
-    steps: int=100,          # of the optimizer
-    batch: int=4,            # rows a step sees
-    micro: int|None=None,    # rows that a process computes at once; None: its part of a step
-    lr: float=1e-4,          # the largest of the schedule
-    average: float=0.0,      # decay of a moving average of the weights, which the model ends with; 0: the last ones
-    schedule: str="cosine",  # of the learning rate: it rises over the first twentieth of the steps, then falls to zero along a cosine; or "constant"
-    dtype: str="auto",       # of activations: "bfloat16", "float32", or "auto", the faster on this processor
-    seed: int=0,             # the order of the rows
-    folder: Path|None=None,  # for checkpoints, from which a run goes on; None keeps none
-    callbacks=(),            # more callbacks of the trainer
+    teacher: nn.Module | None = None,  # whose logits to learn; None: the labels, or else the text
+    objective: Objective | None = None,  # what to learn instead
+    held: Tensor
+    | dict[str, Tensor]
+    | None = None,  # rows to judge by: training stops when they gain no more, and the model is the best of those seen, the first among them
+    patience: int = 3,  # tenths of the steps without a gain, after which it stops
+    steps: int = 100,  # of the optimizer
+    batch: int = 4,  # rows a step sees
+    micro: int | None = None,  # rows that a process computes at once; None: its part of a step
+    lr: float = 1e-4,  # the largest of the schedule
+    average: float = 0.0,  # decay of a moving average of the weights, which the model ends with; 0: the last ones
+    schedule: str = "cosine",  # of the learning rate: it rises over the first twentieth of the steps, then falls to zero along a cosine; or "constant"
+    dtype: str = "auto",  # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    seed: int = 0,  # the order of the rows
+    folder: Path | None = None,  # for checkpoints, from which a run goes on; None keeps none
+    callbacks=(),  # more callbacks of the trainer
 ) -> list[float]:
     "The loss of every step. Raises `CompressLabError` where it is not finite."
     check_arguments(model, schedule, average, held)
     data, judged = ({"input_ids": each} if isinstance(each, Tensor) else each for each in (rows, held))
     device = next(model.parameters()).device
     every, in_shards = max(1, steps // (5 if held is None else 10)), sharded()
-    if average and in_shards: raise CompressLabError("Weights in shards have no moving average.", "training", "leave out average, or train with DDP")
+    if average and in_shards:
+        raise CompressLabError(
+            "Weights in shards have no moving average.", "training", "leave out average, or train with DDP"
+        )
     goal = objective or (Imitate(teacher) if teacher is not None else Objective())
     student, goal = sharing(model, goal) if in_shards else (model, goal)
-    with tempfile.TemporaryDirectory() as nowhere, _silence(), random_state_kept():   # the trainer sets the seeds of all
-        saving = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1} if folder or judged else {"save_strategy": "no"}
-        if judged: saving |= {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "restore_callback_states_from_checkpoint": True}
-        settings = settings_of(batch, micro, output_dir=str(folder or nowhere), max_steps=steps, learning_rate=lr, lr_scheduler_type=schedule, warmup_steps=max(1, steps // 20) * (schedule == "cosine"),
-                               bf16=dtype_of(dtype, device) == "bfloat16", use_cpu=device.type == "cpu", seed=seed, data_seed=seed, **saving)
-        pupil = Pupil(model=student, args=settings, train_dataset=Rows(data), eval_dataset=Rows(judged) if judged else None, data_collator=dict, objective=goal, mean=Mean(student, average) if average else None,
-                      callbacks=[Masks(student), Sealed(), *callbacks, *([EarlyStoppingCallback(patience)] if judged else [])])
+    with tempfile.TemporaryDirectory() as nowhere, _silence(), random_state_kept():  # the trainer sets the seeds of all
+        saving = (
+            {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1}
+            if folder or judged
+            else {"save_strategy": "no"}
+        )
+        if judged:
+            saving |= {
+                "eval_strategy": "steps",
+                "eval_steps": every,
+                "load_best_model_at_end": True,
+                "metric_for_best_model": "eval_loss",
+                "restore_callback_states_from_checkpoint": True,
+            }
+        settings = settings_of(
+            batch,
+            micro,
+            output_dir=str(folder or nowhere),
+            max_steps=steps,
+            learning_rate=lr,
+            lr_scheduler_type=schedule,
+            warmup_steps=max(1, steps // 20) * (schedule == "cosine"),
+            bf16=dtype_of(dtype, device) == "bfloat16",
+            use_cpu=device.type == "cpu",
+            seed=seed,
+            data_seed=seed,
+            **saving,
+        )
+        pupil = Pupil(
+            model=student,
+            args=settings,
+            train_dataset=Rows(data),
+            eval_dataset=Rows(judged) if judged else None,
+            data_collator=dict,
+            objective=goal,
+            mean=Mean(student, average) if average else None,
+            callbacks=[Masks(student), Sealed(), *callbacks, *([EarlyStoppingCallback(patience)] if judged else [])],
+        )
         pupil.add_callback(Bar(pupil))
         pupil.remove_callback(PrinterCallback)
         changing = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(model.buffers())
@@ -296,10 +510,16 @@ def learn(
             begun = pupil.judge() if judged else None
             pupil.train(resume_from_checkpoint=last_checkpoint(folder))
             pupil.accelerator.wait_for_everyone()
-    if in_shards: gather(model, student)
+    if in_shards:
+        gather(model, student)
     if judged and pupil.state.best_metric > begun:
-        for tensor, value in first: tensor.data.copy_(value)
+        for tensor, value in first:
+            tensor.data.copy_(value)
     model.eval()
-    if broken := [name for name, parameter in model.named_parameters() if parameter.requires_grad and not parameter.isfinite().all()]:
+    if broken := [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not parameter.isfinite().all()
+    ]:
         raise CompressLabError("The training ended in NaN or infinity.", broken[0], "use a smaller lr")
     return [entry["loss"] for entry in pupil.state.log_history if "loss" in entry]

@@ -6,10 +6,13 @@
 __all__ = ['influence', 'spelled', 'with_biases', 'neurons', 'heads', 'Units', 'kinds', 'field', 'units', 'overview']
 
 # %% ../../nbs/core/16_units.ipynb #cell-03
-import math, torch
+import math
 from dataclasses import dataclass
 from functools import cached_property
+
+import torch
 from torch import Tensor, nn
+
 from .equivalence import Flow, Replay, replays
 from .errors import CompressLabError
 from .layers import LinearLayer, calibrating
@@ -17,9 +20,9 @@ from .tiny import inputs, reason
 
 # %% ../../nbs/core/16_units.ipynb #cell-06
 def influence(
-    replay: Replay,    # a block
-    reader: str,       # one of its linears
-    columns: Tensor,   # some of its inputs
+    replay: Replay,  # a block
+    reader: str,  # one of its linears
+    columns: Tensor,  # some of its inputs
 ) -> dict[tuple[str, int], Tensor]:
     "For each parameter of the block, and each of its dimensions, the entries that have to do with these inputs."
     parameters = dict(replay.block.requires_grad_(True).named_parameters())
@@ -27,15 +30,23 @@ def influence(
         chosen = replay.run()[1][reader][:, columns]
         random = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0)).to(chosen)
         total = (chosen * random).sum()
-        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True) if total.requires_grad else [None] * len(parameters)
+        gradients = (
+            torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+            if total.requires_grad
+            else [None] * len(parameters)
+        )
     found = {}
     for (name, parameter), gradient in zip(parameters.items(), gradients):
         touched = torch.zeros(parameter.shape, dtype=torch.bool) if gradient is None else (gradient != 0).cpu()
-        for side in range(parameter.dim()): found[name, side] = touched.transpose(0, side).flatten(1).any(1) if parameter.dim() > 1 else touched
+        for side in range(parameter.dim()):
+            found[name, side] = touched.transpose(0, side).flatten(1).any(1) if parameter.dim() > 1 else touched
     return found
 
+
 def spelled(replay: Replay, reader: str) -> dict[tuple[str, int], Tensor]:
-    "For each entry as in `influence`, the one input of the reader that it has to do with, -1 where there are none or several."
+    """For each entry as in `influence`, the one input of the reader that it has to do with, -1 where there are none or
+    several.
+    """
     index, found = torch.arange(replay.layers[reader].in_features), {}
     for bit in range(max(1, math.ceil(math.log2(len(index))))):
         on, off = (influence(replay, reader, index[(index >> bit) % 2 == value]) for value in (1, 0))
@@ -47,34 +58,59 @@ def spelled(replay: Replay, reader: str) -> dict[tuple[str, int], Tensor]:
 # %% ../../nbs/core/16_units.ipynb #cell-08
 def with_biases(replay: Replay, users: dict) -> dict:
     "The same, with every bias of a linear as the rows of its weight."
-    rows = {name: users[f"{name}.{layer.parameter}", int(layer.transposed)] for name, layer in replay.layers.items() if layer.kind != "experts"}
+    rows = {
+        name: users[f"{name}.{layer.parameter}", int(layer.transposed)]
+        for name, layer in replay.layers.items()
+        if layer.kind != "experts"
+    }
     return users | {(f"{name}.bias", 0): row for name, row in rows.items() if (f"{name}.bias", 0) in users}
 
-def neurons(replay: Replay, reader: str) -> dict|None:
+
+def neurons(replay: Replay, reader: str) -> dict | None:
     "What serves each input of a linear alone, `spelled`; None where some input has no row of a matrix to itself."
     users, layer = with_biases(replay, spelled(replay, reader)), replay.layers[reader]
     parameters = dict(replay.block.named_parameters())
     rows = [each[each >= 0] for (name, _), each in users.items() if parameters[name].dim() > 1]
-    if len(torch.cat(rows).unique()) < layer.in_features: return None
+    if len(torch.cat(rows).unique()) < layer.in_features:
+        return None
     return users | {(f"{reader}.{layer.parameter}", int(not layer.transposed)): torch.arange(layer.in_features)}
 
-def heads(replay: Replay, reader: str, count: int) -> dict|None:
-    "What serves each of `count` equal spans of inputs of a linear, (entries, heads); None where no row serves a head, and more than one of its inputs."
+
+def heads(replay: Replay, reader: str, count: int) -> dict | None:
+    """What serves each of `count` equal spans of inputs of a linear, (entries, heads); None where no row serves a head,
+    and more than one of its inputs.
+    """
     layer, size = replay.layers[reader], replay.layers[reader].in_features // count
-    each = [with_biases(replay, influence(replay, reader, torch.arange(head * size, (head + 1) * size))) for head in range(count)]
-    users, alone, parameters = {key: torch.stack([one[key] for one in each], 1) for key in each[0]}, spelled(replay, reader), dict(replay.block.named_parameters())
-    def of_a_head(key): return ((users[key].sum(1) >= 1) & ~users[key].all(1) & (alone[key] < 0)).any()
-    if not any(of_a_head(key) for key in users if parameters[key[0]].dim() > 1): return None
-    return users | {(f"{reader}.{layer.parameter}", int(not layer.transposed)): torch.eye(count, dtype=torch.bool).repeat_interleave(size, 0)}
+    each = [
+        with_biases(replay, influence(replay, reader, torch.arange(head * size, (head + 1) * size)))
+        for head in range(count)
+    ]
+    users, alone, parameters = (
+        {key: torch.stack([one[key] for one in each], 1) for key in each[0]},
+        spelled(replay, reader),
+        dict(replay.block.named_parameters()),
+    )
+
+    def of_a_head(key):
+        return ((users[key].sum(1) >= 1) & ~users[key].all(1) & (alone[key] < 0)).any()
+
+    if not any(of_a_head(key) for key in users if parameters[key[0]].dim() > 1):
+        return None
+    return users | {
+        (f"{reader}.{layer.parameter}", int(not layer.transposed)): torch.eye(
+            count, dtype=torch.bool
+        ).repeat_interleave(size, 0)
+    }
 
 # %% ../../nbs/core/16_units.ipynb #cell-10
 @dataclass(frozen=True, eq=False)
 class Units:
     "The neurons or the heads of a block."
-    kind: str              # "neurons" or "heads"
-    reader: LinearLayer    # whose inputs they are
-    count: int             # how many
-    users: dict            # (parameter of the model, dimension): the neuron each entry belongs to or -1, (entries,); the heads it serves, (entries, heads)
+
+    kind: str  # "neurons" or "heads"
+    reader: LinearLayer  # whose inputs they are
+    count: int  # how many
+    users: dict  # (parameter of the model, dimension): the neuron each entry belongs to or -1, (entries,); the heads it serves, (entries, heads)
 
     @property
     def size(self) -> int:
@@ -84,58 +120,111 @@ class Units:
     def goes(self, key: tuple[str, int], cut: Tensor) -> Tensor:
         "The entries that go when some units are cut, (entries,): those that serve no other."
         users = self.users[key]
-        if self.kind == "neurons": return (users >= 0) & cut[users.clamp_min(0)]
+        if self.kind == "neurons":
+            return (users >= 0) & cut[users.clamp_min(0)]
         return users.any(1) & ~(users & ~cut).any(1)
 
     @property
     def together(self) -> int:
         "How many heads share keys and values, and neurons nothing: 1 where each has its own, or all share the same."
-        if self.kind == "neurons": return 1
-        return max((int(users.sum(1)[~users.all(1)].max()) for users in self.users.values() if not users.all(1).all()), default=1) or 1
+        if self.kind == "neurons":
+            return 1
+        return (
+            max(
+                (int(users.sum(1)[~users.all(1)].max()) for users in self.users.values() if not users.all(1).all()),
+                default=1,
+            )
+            or 1
+        )
 
-    def __repr__(self): return f"{self.count} {self.kind} of {self.reader.name}"
+    def __repr__(self):
+        return f"{self.count} {self.kind} of {self.reader.name}"
 
 # %% ../../nbs/core/16_units.ipynb #kinds-code
-def kinds(replay: Replay, width: int, count: int|None) -> dict[str, tuple]:
+def kinds(replay: Replay, width: int, count: int | None) -> dict[str, tuple]:
     "Kind, number and users of the units of each linear of a block that writes to the residual stream."
     found = {}
     for name, layer in replay.layers.items():
-        if layer.kind == "experts" or layer.out_features != width or name not in replay.inputs: continue
+        if layer.kind == "experts" or layer.out_features != width or name not in replay.inputs:
+            continue
         of_heads = heads(replay, name, count) if count and layer.in_features % count == 0 else None
-        if of_heads: found[name] = "heads", count, of_heads
-        elif of_neurons := neurons(replay, name): found[name] = "neurons", layer.in_features, of_neurons
+        if of_heads:
+            found[name] = "heads", count, of_heads
+        elif of_neurons := neurons(replay, name):
+            found[name] = "neurons", layer.in_features, of_neurons
     return found
+
 
 def field(model: nn.Module, name: str):
     "A field of the text part of a configuration; None where it has none, or one for each layer."
-    try: return getattr(model.config.get_text_config(), name, None)
-    except Exception: return None
+    try:
+        return getattr(model.config.get_text_config(), name, None)
+    except Exception:
+        return None
 
+# %% ../../nbs/core/16_units.ipynb #kinds-code-2
 def units(
-    model: nn.Module,   # any transformer; stays as it is
+    model: nn.Module,  # any transformer; stays as it is
 ) -> list[Units]:
-    "The neurons and heads of every block in which some were found, in the order of the model. Raises `CompressLabError` where there are no blocks."
+    """The neurons and heads of every block in which some were found, in the order of the model.
+
+    Raises `CompressLabError` where there are no blocks.
+    """
     found, known, width, count = [], {}, field(model, "hidden_size"), field(model, "num_attention_heads")
     with calibrating(model):
         for block, layers, replay in replays(model, Flow(model, inputs(model, length=16))):
-            try: known[replay] = known[replay] if replay in known else kinds(replay, width, count if isinstance(count, int) and count > 1 else None)
-            except RuntimeError as error: raise CompressLabError(f"The block cannot be run by itself: {reason(error)}", block.name, "this architecture cannot be cut; use a mask such as Wanda") from error
+            try:
+                known[replay] = (
+                    known[replay]
+                    if replay in known
+                    else kinds(replay, width, count if isinstance(count, int) and count > 1 else None)
+                )
+            except RuntimeError as error:
+                raise CompressLabError(
+                    f"The block cannot be run by itself: {reason(error)}",
+                    block.name,
+                    "this architecture cannot be cut; use a mask such as Wanda",
+                ) from error
             for name, (kind, number, users) in known[replay].items():
-                found.append(Units(kind, layers[name], number, {(f"{block.name}.{parameter}", side): value for (parameter, side), value in users.items()}))
+                found.append(
+                    Units(
+                        kind,
+                        layers[name],
+                        number,
+                        {(f"{block.name}.{parameter}", side): value for (parameter, side), value in users.items()},
+                    )
+                )
     return found
 
 # %% ../../nbs/core/16_units.ipynb #overview-code
 def overview(
-    found: list[Units],   # `units` of a model
+    found: list[Units],  # `units` of a model
 ):
     "A table of them: how many, how many go together, what goes with each, and how many weights that is."
     import pandas as pd
+
     rows = []
     for part in found:
         one, lengths = torch.arange(part.count) < part.together, {}
-        for (name, side), users in part.users.items(): lengths.setdefault(name, {})[side] = len(users)
-        gone = {(name, side): number for name, side in part.users if (number := int(part.goes((name, side), one).sum()))}
-        weights = sum(number * math.prod(length for other, length in lengths[name].items() if other != side) for (name, side), number in gone.items())
-        rows.append({"read by": part.reader.name, "units": part.kind, "number": part.count, "together": part.together, "weights": weights,
-                     "with them": ", ".join(f"{number} of {'.'.join(name.split('.')[-2:])}" for (name, _), number in gone.items())})
+        for (name, side), users in part.users.items():
+            lengths.setdefault(name, {})[side] = len(users)
+        gone = {
+            (name, side): number for name, side in part.users if (number := int(part.goes((name, side), one).sum()))
+        }
+        weights = sum(
+            number * math.prod(length for other, length in lengths[name].items() if other != side)
+            for (name, side), number in gone.items()
+        )
+        rows.append(
+            {
+                "read by": part.reader.name,
+                "units": part.kind,
+                "number": part.count,
+                "together": part.together,
+                "weights": weights,
+                "with them": ", ".join(
+                    f"{number} of {'.'.join(name.split('.')[-2:])}" for (name, _), number in gone.items()
+                ),
+            }
+        )
     return pd.DataFrame(rows).set_index("read by")

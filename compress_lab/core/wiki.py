@@ -7,60 +7,158 @@ __all__ = ['DROPPED_TAGS', 'DROPPED_SECTIONS', 'HEADING', 'NAMESPACES', 'WORDS_I
            'clean', 'articles']
 
 # %% ../../nbs/core/04_wiki.ipynb #cell-03
-import bz2, re
+import bz2
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 # %% ../../nbs/core/04_wiki.ipynb #cell-05
-DROPPED_TAGS = {"ref", "references", "table", "gallery", "math", "timeline", "imagemap", "score", "hiero", "chem", "syntaxhighlight", "source", "pre", "graph"}
-DROPPED_SECTIONS = {"see also", "references", "external links", "notes", "further reading", "bibliography", "footnotes", "sources", "citations",
-                    "notes and references", "references and notes", "works cited", "literature", "gallery"}
+DROPPED_TAGS = {
+    "ref",
+    "references",
+    "table",
+    "gallery",
+    "math",
+    "timeline",
+    "imagemap",
+    "score",
+    "hiero",
+    "chem",
+    "syntaxhighlight",
+    "source",
+    "pre",
+    "graph",
+}
+DROPPED_SECTIONS = {
+    "see also",
+    "references",
+    "external links",
+    "notes",
+    "further reading",
+    "bibliography",
+    "footnotes",
+    "sources",
+    "citations",
+    "notes and references",
+    "references and notes",
+    "works cited",
+    "literature",
+    "gallery",
+}
 HEADING = "\x01"  # marks a heading, with its level, until the sections are sorted out
-NAMESPACES = {"file", "image", "category", "media", "template", "wikipedia", "portal", "help", "user", "special", "wiktionary", "wikt"}
-WORDS_IN = {"lang": 2, "transl": 2, "nowrap": 1, "small": 1, "smaller": 1, "angbr": 1, "quote": 1, "blockquote": 1, "quotation": 1, "cquote": 1}
+NAMESPACES = {
+    "file",
+    "image",
+    "category",
+    "media",
+    "template",
+    "wikipedia",
+    "portal",
+    "help",
+    "user",
+    "special",
+    "wiktionary",
+    "wikt",
+}
+WORDS_IN = {
+    "lang": 2,
+    "transl": 2,
+    "nowrap": 1,
+    "small": 1,
+    "smaller": 1,
+    "angbr": 1,
+    "quote": 1,
+    "blockquote": 1,
+    "quotation": 1,
+    "cquote": 1,
+}
 
+# %% ../../nbs/core/04_wiki.ipynb #cell-05-2
 def _template(node) -> str:
     name = str(node.name).strip().lower()
     words = [str(parameter.value).strip() for parameter in node.params if not parameter.showkey]
-    if name in ("convert", "cvt") and len(words) > 1: return f"{words[0]} {words[1]}"
-    if name == "as of" and words: return ("as of " if node.has("lc") else "As of ") + words[0]
-    if len(words) < WORDS_IN.get(name, 99): return ""
+    if name in ("convert", "cvt") and len(words) > 1:
+        return f"{words[0]} {words[1]}"
+    if name == "as of" and words:
+        return ("as of " if node.has("lc") else "As of ") + words[0]
+    if len(words) < WORDS_IN.get(name, 99):
+        return ""
     return _words(node.get(WORDS_IN[name]).value)
 
 # %% ../../nbs/core/04_wiki.ipynb #cell-06
 def _link(node) -> str:
     target, _, _ = str(node.title).strip().partition(":")
-    if target.strip().lower() in NAMESPACES or re.fullmatch(r"[a-z]{2,3}(-[a-z-]+)?", target) and ":" in str(node.title): return ""
+    if (
+        target.strip().lower() in NAMESPACES
+        or re.fullmatch(r"[a-z]{2,3}(-[a-z-]+)?", target)
+        and ":" in str(node.title)
+    ):
+        return ""
     return _words(node.text if node.text is not None else node.title).lstrip(":")
+
 
 def _tag(node) -> str:
     name = str(node.tag).strip().lower()
-    if name in DROPPED_TAGS: return ""
+    if name in DROPPED_TAGS:
+        return ""
     return "\n" if name == "br" else _words(node.contents) if node.contents is not None else ""
+
 
 def _words(code) -> str:
     "What a reader sees of parsed markup, in one string."
     from mwparserfromhell import nodes
-    kinds = {nodes.Text: lambda node: str(node.value), nodes.Template: _template, nodes.Wikilink: _link, nodes.Tag: _tag,
-             nodes.ExternalLink: lambda node: _words(node.title) if node.title is not None else "",
-             nodes.HTMLEntity: lambda node: (node.normalize() or "").replace(HEADING, ""), nodes.Heading: lambda node: f"\n\n{HEADING}{node.level}{_words(node.title).strip()}\n\n"}
+
+    kinds = {
+        nodes.Text: lambda node: str(node.value),
+        nodes.Template: _template,
+        nodes.Wikilink: _link,
+        nodes.Tag: _tag,
+        nodes.ExternalLink: lambda node: _words(node.title) if node.title is not None else "",
+        nodes.HTMLEntity: lambda node: (node.normalize() or "").replace(HEADING, ""),
+        nodes.Heading: lambda node: f"\n\n{HEADING}{node.level}{_words(node.title).strip()}\n\n",
+    }
     return "".join(kinds.get(type(node), lambda node: "")(node) for node in code.nodes)
 
 # %% ../../nbs/core/04_wiki.ipynb #cell-08
-COMPLETE = re.compile(r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\||\|\}).)*\|\}|<!--(?:(?!<!--).)*?-->|<ref[^<>]*/>|<ref[^<>]*>(?:(?!<ref).)*?</ref>|\[\[(?:file|image):[^\[\]]*\]\]", re.S | re.I)
-NESTED = 40   # levels of markup within markup that are taken out, as many as the parser knows
-MARKUP = re.compile(r"\{\{|\}\}|\{\||\|\}|\[\[|\]\]|<!--|-->|</?(?:ref|div|span|table|tr|td|gallery|center|font)\b|^\s*[|!]|\b(?:colspan|rowspan|cellpadding|bgcolor)=", re.I)
-TRACES = [(re.compile(pattern), by) for pattern, by in (
-    (r"'{2,}", ""), (r"__[A-Z]+__", ""), (r"</?[a-zA-Z][^<>\n]*>", ""), (r"\xa0", " "), (r"[\u200b\ufeff]", ""),
-    (r"\([,;:\s]*\)", ""), (r"\(\s*[,;]\s*", "("), (r"[ \t]+", " "), (r" +([,.;:)])", r"\1"), (r" *\n *", "\n"), (r"(?m)^[.,;:] *", ""), (r"\n{3,}", "\n\n"))]
+COMPLETE = re.compile(
+    r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\||\|\}).)*\|\}|<!--(?:(?!<!--).)*?-->|<ref[^<>]*/>|<ref[^<>]*>(?:(?!<ref).)*?</ref>|\[\[(?:file|image):[^\[\]]*\]\]",
+    re.S | re.I,
+)
+NESTED = 40  # levels of markup within markup that are taken out, as many as the parser knows
+MARKUP = re.compile(
+    r"\{\{|\}\}|\{\||\|\}|\[\[|\]\]|<!--|-->|</?(?:ref|div|span|table|tr|td|gallery|center|font)\b|^\s*[|!]|\b(?:colspan|rowspan|cellpadding|bgcolor)=",
+    re.I,
+)
+TRACES = [
+    (re.compile(pattern), by)
+    for pattern, by in (
+        (r"'{2,}", ""),
+        (r"__[A-Z]+__", ""),
+        (r"</?[a-zA-Z][^<>\n]*>", ""),
+        (r"\xa0", " "),
+        (r"[\u200b\ufeff]", ""),
+        (r"\([,;:\s]*\)", ""),
+        (r"\(\s*[,;]\s*", "("),
+        (r"[ \t]+", " "),
+        (r" +([,.;:)])", r"\1"),
+        (r" *\n *", "\n"),
+        (r"(?m)^[.,;:] *", ""),
+        (r"\n{3,}", "\n\n"),
+    )
+]
+
 
 def _tidy(text: str) -> str:
     for _ in range(NESTED):
-        if (less := COMPLETE.sub("", text)) == text: break
+        if (less := COMPLETE.sub("", text)) == text:
+            break
         text = less
     text = re.sub(r"\[\[([^\[\]|\n]*\|)?([^\[\]|\n]*)\]\]", r"\2", text)
-    text = "\n".join(line for line in text.split("\n") if not MARKUP.search(line) and (not line.strip() or re.search(r"\w", line)))
-    for pattern, by in TRACES: text = pattern.sub(by, text)
+    text = "\n".join(
+        line for line in text.split("\n") if not MARKUP.search(line) and (not line.strip() or re.search(r"\w", line))
+    )
+    for pattern, by in TRACES:
+        text = pattern.sub(by, text)
     return text.strip()
 
 # %% ../../nbs/core/04_wiki.ipynb #cell-09
@@ -73,28 +171,33 @@ def _prose(text: str) -> str:
             if not dropped or level <= dropped:
                 words = {word.strip(" '=") for word in re.split(r",| and |&|/", line.lower())}
                 dropped = level if words & DROPPED_SECTIONS else 0
-        if not dropped: kept.append(line)
+        if not dropped:
+            kept.append(line)
     return "\n".join(kept)
+
 
 def clean(
     markup: str,  # the source of an article
 ) -> str:
     "The prose of an article: paragraphs, list items and headings, each on its own line."
     import mwparserfromhell
+
     return _tidy(_prose(_words(mwparserfromhell.parse(markup.replace(HEADING, "")))))
 
 # %% ../../nbs/core/04_wiki.ipynb #cell-16
 def articles(
-    dump: str|Path,       # a pages-articles dump, bz2
-    shortest: int=2000,   # characters of prose an article must have
+    dump: str | Path,  # a pages-articles dump, bz2
+    shortest: int = 2000,  # characters of prose an article must have
 ):
     "Yields (page id, title, prose) for each article of a dump, in its order."
     with bz2.open(dump) as file:
         for _, element in ElementTree.iterparse(file):
-            if not element.tag.endswith("}page"): continue
+            if not element.tag.endswith("}page"):
+                continue
             space = element.tag.removesuffix("page")
             markup = element.findtext(f"{space}revision/{space}text") or ""
             page, title, kind = (element.findtext(space + key) for key in ("id", "title", "ns"))
             redirect = element.find(f"{space}redirect") is not None or markup.lstrip().upper().startswith("#REDIRECT")
             element.clear()
-            if kind == "0" and not redirect and len(prose := clean(markup)) >= shortest: yield page, title, prose
+            if kind == "0" and not redirect and len(prose := clean(markup)) >= shortest:
+                yield page, title, prose

@@ -9,9 +9,11 @@ __all__ = ['words', 'layout', 'stored', 'scheme', 'configuration', 'checkpoint',
 import json
 from dataclasses import replace
 from pathlib import Path
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
 from ..core.errors import CompressLabError
 from ..core.files import read_json
 from ..core.packed import Packed, pack
@@ -29,99 +31,180 @@ def words(
     return nn.functional.pad(stream, (0, -stream.shape[1] % 4)).contiguous().view(torch.int32)
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-09
-def layout(packed: Packed, rounding: Rounding|None) -> str:
+def layout(packed: Packed, rounding: Rounding | None) -> str:
     "The package's name for the way a weight is laid out."
     return "float-quantized" if packed.levels else "int-quantized" if rounding else "pack-quantized"
 
+
 def stored(
     packed: Packed,
-    dtype: torch.dtype,             # of the model's weights
-    rounding: Rounding|None=None,   # of the linear's inputs
+    dtype: torch.dtype,  # of the model's weights
+    rounding: Rounding | None = None,  # of the linear's inputs
 ) -> dict[str, Tensor]:
     "The tensors of a linear, by their last name."
     if (kind := layout(packed, rounding)) != "pack-quantized":
-        codes, scales = packed.integers()[0].view(packed.shape), packed.scales.float() * (1 if packed.outer is None else packed.outer)
-        weight = codes.view(torch.float8_e4m3fn) if kind == "float-quantized" else (codes.to(torch.int16) - 128).to(torch.int8)
-        still = {"input_scale": rounding.scale.to(dtype).view(1)} if getattr(rounding, "scale", None) is not None else {}
+        codes, scales = (
+            packed.integers()[0].view(packed.shape),
+            packed.scales.float() * (1 if packed.outer is None else packed.outer),
+        )
+        weight = (
+            codes.view(torch.float8_e4m3fn)
+            if kind == "float-quantized"
+            else (codes.to(torch.int16) - 128).to(torch.int8)
+        )
+        still = (
+            {"input_scale": rounding.scale.to(dtype).view(1)} if getattr(rounding, "scale", None) is not None else {}
+        )
         return {"weight": weight, "weight_scale": scales.to(dtype)} | still
-    fields = {"weight_packed": words(packed.codes), "weight_scale": packed.scales.to(dtype), "weight_shape": torch.tensor(packed.shape)}
+    fields = {
+        "weight_packed": words(packed.codes),
+        "weight_scale": packed.scales.to(dtype),
+        "weight_shape": torch.tensor(packed.shape),
+    }
     if packed.zeros is not None:
         fields["weight_zero_point"] = words(pack(packed.integers()[1].T.contiguous(), packed.bits)).T.contiguous()
     return fields
 
-def scheme(packed: Packed, rounding: Rounding|None=None) -> dict:
+# %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-09-2
+def scheme(packed: Packed, rounding: Rounding | None = None) -> dict:
     "How a linear is quantized, in the format's words."
     whole, kind = packed.group_size >= packed.columns, layout(packed, rounding)
-    weights = {"num_bits": packed.bits, "type": "float" if kind == "float-quantized" else "int", "symmetric": packed.zeros is None, "dynamic": False,
-               "strategy": "channel" if whole else "group", "group_size": None if whole else packed.group_size}
-    if rounding is None: return {"weights": weights, "format": kind}
+    weights = {
+        "num_bits": packed.bits,
+        "type": "float" if kind == "float-quantized" else "int",
+        "symmetric": packed.zeros is None,
+        "dynamic": False,
+        "strategy": "channel" if whole else "group",
+        "group_size": None if whole else packed.group_size,
+    }
+    if rounding is None:
+        return {"weights": weights, "format": kind}
     dynamic = rounding.scale is None
-    return {"weights": weights, "format": kind, "input_activations": {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": dynamic, "strategy": "token" if dynamic else "tensor"}}
+    return {
+        "weights": weights,
+        "format": kind,
+        "input_activations": {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": True,
+            "dynamic": dynamic,
+            "strategy": "token" if dynamic else "tensor",
+        },
+    }
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-12
 def configuration(
     model: nn.Module,
-    layers: dict,      # quantized linears by name
+    layers: dict,  # quantized linears by name
 ) -> dict:
     "The `quantization_config` of a checkpoint."
     groups = {}
-    for name, (linear, packed) in layers.items(): groups.setdefault(json.dumps(scheme(packed, rounding_of(linear.module))), []).append(name)
+    for name, (linear, packed) in layers.items():
+        groups.setdefault(json.dumps(scheme(packed, rounding_of(linear.module))), []).append(name)
     others = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in layers]
-    found = [json.loads(group) | {"targets": ["Linear"] if len(groups) == 1 else names} for group, names in groups.items()]
+    found = [
+        json.loads(group) | {"targets": ["Linear"] if len(groups) == 1 else names} for group, names in groups.items()
+    ]
     kinds = {group["format"] for group in found}
-    return {"quant_method": "compressed-tensors", "format": kinds.pop() if len(kinds) == 1 else "mixed-precision", "quantization_status": "compressed", "ignore": others,
-            "dequantize": any(packed.zeros is not None for _, packed in layers.values()), "config_groups": {f"group_{number}": group for number, group in enumerate(found)}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": kinds.pop() if len(kinds) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "ignore": others,
+        "dequantize": any(packed.zeros is not None for _, packed in layers.values()),
+        "config_groups": {f"group_{number}": group for number, group in enumerate(found)},
+    }
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-15
-def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: Path, about: dict={}):
-    "Writes config.json with a `quantization_config`, and the weights that are not quantized beside the tensors that stand for the others."
+def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: Path, about: dict = {}):
+    """Writes config.json with a `quantization_config`, and the weights that are not quantized beside the tensors that
+    stand for the others.
+    """
     hidden = {id(linear.weight) for linear, _ in layers.values()}
     write_configs(subject.model, folder)
-    described = read_json(folder/"config.json") | {"quantization_config": quantization}
-    (folder/"config.json").write_text(json.dumps(described, indent=2, sort_keys=True))
+    described = read_json(folder / "config.json") | {"quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True))
     rest = {name: tensor.detach() for name, tensor in tensors(subject.model).items() if id(tensor) not in hidden}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in (rest | extra).items()}, folder/"model.safetensors", {"format": "pt"} | about)
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in (rest | extra).items()},
+        folder / "model.safetensors",
+        {"format": "pt"} | about,
+    )
+
 
 def read(
-    folder: Path,                  # of a checkpoint
-    dtype: torch.dtype|None=None,  # to compute in; None: as it is stored
+    folder: Path,  # of a checkpoint
+    dtype: torch.dtype | None = None,  # to compute in; None: as it is stored
 ) -> nn.Module:
     "The model that transformers reads from the folder. Raises `CompressLabError`."
     import transformers
-    with reading("a checkpoint of transformers", folder/"model.safetensors"):
-        name = str(read_json(folder/"config.json")["architectures"][0])
+
+    with reading("a checkpoint of transformers", folder / "model.safetensors"):
+        name = str(read_json(folder / "config.json")["architectures"][0])
         kind = getattr(transformers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): raise CompressLabError(f"transformers has no model called {name}.", str(folder), "export the model again")
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+            raise CompressLabError(f"transformers has no model called {name}.", str(folder), "export the model again")
         options = {} if dtype is None else {"dtype": dtype}
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options).eval()
+        return kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+        ).eval()
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-16
 class CompressedTensors(Format):
     "The layouts of compressed-tensors for integers, FP8, and integers whose linears round their inputs."
+
     name, reads, bits = "compressed-tensors", ("compressed_tensors",), range(1, 9)
     levels, activations = ("e4m3",), ("RoundInputs",)
     how = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
 
     def refuse(self, subject, layers: dict):
-        if any(packed.zeros is not None for _, packed in layers.values()) and len({json.dumps(scheme(packed, rounding_of(linear.module))) for linear, packed in layers.values()}) > 1:
-            raise CompressLabError("compressed-tensors cannot hold zero points in a model with several schemes.", subject.name, "quantize symmetrically, or all linears alike")
+        if (
+            any(packed.zeros is not None for _, packed in layers.values())
+            and len({json.dumps(scheme(packed, rounding_of(linear.module))) for linear, packed in layers.values()}) > 1
+        ):
+            raise CompressLabError(
+                "compressed-tensors cannot hold zero points in a model with several schemes.",
+                subject.name,
+                "quantize symmetrically, or all linears alike",
+            )
         for name, (linear, packed) in layers.items():
-            if rounding_of(linear.module) and (packed.bits != 8 or packed.zeros is not None or packed.group_size < packed.columns or packed.levels):
-                raise CompressLabError("compressed-tensors holds rounded inputs with eight-bit weights only, a scale a row.", name, "use Int8()")
+            if rounding_of(linear.module) and (
+                packed.bits != 8 or packed.zeros is not None or packed.group_size < packed.columns or packed.levels
+            ):
+                raise CompressLabError(
+                    "compressed-tensors holds rounded inputs with eight-bit weights only, a scale a row.",
+                    name,
+                    "use Int8()",
+                )
             if not self.held(packed, linear.weight.dtype).scales.isfinite().all():
-                raise CompressLabError(f"compressed-tensors keeps scales in the type of the model, and {linear.weight.dtype} does not reach as far.", name, "load the model in float32 or bfloat16")
+                raise CompressLabError(
+                    f"compressed-tensors keeps scales in the type of the model, and {linear.weight.dtype} does not "
+                    "reach as far.",
+                    name,
+                    "load the model in float32 or bfloat16",
+                )
 
     def held(self, packed: Packed, dtype: torch.dtype) -> Packed:
         "The weight with its scales in the type of the model."
         scales = packed.scales.float() * (1 if packed.outer is None else packed.outer)
-        return packed if torch.equal(scales.to(dtype).float(), scales) else replace(packed, scales=scales.to(dtype).float(), outer=None)
+        return (
+            packed
+            if torch.equal(scales.to(dtype).float(), scales)
+            else replace(packed, scales=scales.to(dtype).float(), outer=None)
+        )
 
-    def allowed(self, subject) -> float: return 0.05 if subject.roundings else self.tolerance
+    def allowed(self, subject) -> float:
+        return 0.05 if subject.roundings else self.tolerance
 
     def write(self, subject, layers: dict, folder: Path):
-        extra = {f"{name}.{field}": tensor for name, (linear, packed) in layers.items() for field, tensor in stored(packed, linear.weight.dtype, rounding_of(linear.module)).items()}
+        extra = {
+            f"{name}.{field}": tensor
+            for name, (linear, packed) in layers.items()
+            for field, tensor in stored(packed, linear.weight.dtype, rounding_of(linear.module)).items()
+        }
         checkpoint(subject, layers, extra, configuration(subject.model, layers), folder)
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         model = read(folder, torch.float32)
-        with reading(self.name, folder/"model.safetensors"): return logits(model, {"input_ids": tokens})
+        with reading(self.name, folder / "model.safetensors"):
+            return logits(model, {"input_ids": tokens})

@@ -8,16 +8,19 @@ __all__ = ['FORMATS', 'SHORT', 'BUDGET', 'MATTERS', 'ABOUT', 'quantized', 'Forma
            'Exported', 'free', 'write', 'as_settings', 'checked', 'export', 'export_formats']
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-03
-import json, re
+import json
+import re
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
+
 from ..core.errors import CompressLabError, nearest
 from ..core.factored import ranks
 from ..core.files import cannot_write, new_folder
@@ -32,44 +35,65 @@ from ..measure.graph import quiet
 def quantized(
     subject: Subject,  # any Subject
 ) -> dict[str, tuple[LinearLayer, Packed]]:
-    "The linears with packed weights, and those weights, by name. Raises `CompressLabError` where the two do not belong together."
-    places = {name: linear for linear in linears(subject.model) for name in (linear.key, linear.name)} if subject.packed else {}
+    """The linears with packed weights, and those weights, by name.
+
+    Raises `CompressLabError` where the two do not belong together.
+    """
+    places = (
+        {name: linear for linear in linears(subject.model) for name in (linear.key, linear.name)}
+        if subject.packed
+        else {}
+    )
     found = {}
     for key, packed in subject.packed.items():
-        if key not in places: raise CompressLabError("Packed weights belong to no linear of the model.", key, "quantize linears only, or remove it from packed")
+        if key not in places:
+            raise CompressLabError(
+                "Packed weights belong to no linear of the model.",
+                key,
+                "quantize linears only, or remove it from packed",
+            )
         weight = places[key].weight
         if not torch.equal(packed.dequantize().to(weight), weight):
-            raise CompressLabError("A weight is no longer what its packed integers stand for.", key, "it was changed after it was quantized: quantize last")
+            raise CompressLabError(
+                "A weight is no longer what its packed integers stand for.",
+                key,
+                "it was changed after it was quantized: quantize last",
+            )
         found[places[key].name] = places[key], packed
     return found
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-09
 class Format:
     "A file format: what it can hold, how it is written, and how its own reader runs it."
-    name: ClassVar[str] = ""             # as in `export(format=…)`
-    writes: ClassVar[tuple] = ()         # packages needed to write it
-    reads: ClassVar[tuple] = ()          # packages its reader is made of
-    how: ClassVar[str] = ""              # the line of Python that reads a folder
-    bits: ClassVar = ()                  # widths of a code
-    asymmetric: ClassVar[bool] = True    # zero points of one's own
-    block: ClassVar[int] = 1             # a group is a multiple of so many columns
-    ragged: ClassVar[bool] = False       # the last group of a row may be shorter
-    transposed: ClassVar[bool] = False   # GPT-2's Conv1D as well as Linear
-    floats: ClassVar[bool] = False       # models without any quantized weights
-    factors: ClassVar[bool] = False      # two thin linears in the place of one
-    widens: ClassVar[bool] = False       # computes in float32: other models are written in it
-    levels: ClassVar[tuple] = ()         # tables of small floats, for whole rows
-    activations: ClassVar[tuple] = ()    # kinds of rounded inputs
-    tolerance: ClassVar[float] = 1e-4    # how far outputs may stray, as a share of the largest
 
-    def refuse(self, subject: Subject, layers: dict): "Raises `CompressLabError` for what only this format cannot hold."
-    def allowed(self, subject: Subject) -> float: return self.tolerance
+    name: ClassVar[str] = ""  # as in `export(format=…)`
+    writes: ClassVar[tuple] = ()  # packages needed to write it
+    reads: ClassVar[tuple] = ()  # packages its reader is made of
+    how: ClassVar[str] = ""  # the line of Python that reads a folder
+    bits: ClassVar = ()  # widths of a code
+    asymmetric: ClassVar[bool] = True  # zero points of one's own
+    block: ClassVar[int] = 1  # a group is a multiple of so many columns
+    ragged: ClassVar[bool] = False  # the last group of a row may be shorter
+    transposed: ClassVar[bool] = False  # GPT-2's Conv1D as well as Linear
+    floats: ClassVar[bool] = False  # models without any quantized weights
+    factors: ClassVar[bool] = False  # two thin linears in the place of one
+    widens: ClassVar[bool] = False  # computes in float32: other models are written in it
+    levels: ClassVar[tuple] = ()  # tables of small floats, for whole rows
+    activations: ClassVar[tuple] = ()  # kinds of rounded inputs
+    tolerance: ClassVar[float] = 1e-4  # how far outputs may stray, as a share of the largest
+
+    def refuse(self, subject: Subject, layers: dict):
+        "Raises `CompressLabError` for what only this format cannot hold."
+
+    def allowed(self, subject: Subject) -> float:
+        return self.tolerance
 
     def held(self, packed: Packed, dtype: torch.dtype) -> Packed:
         "What a file holds of a packed weight of a model of that type."
         return packed
 
-    def write(self, subject: Subject, layers: dict, folder: Path): raise NotImplementedError
+    def write(self, subject: Subject, layers: dict, folder: Path):
+        raise NotImplementedError
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         "The outputs in float32 of what the reader finds. Raises `CompressLabError`."
@@ -77,22 +101,32 @@ class Format:
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-10
 def misfit(
-    form: Format,        # or its class
+    form: Format,  # or its class
     linear: LinearLayer,
-    packed: Packed,      # its weight
+    packed: Packed,  # its weight
 ) -> str:
     "What the format cannot hold about a packed weight; empty where it can hold all of it."
     size = min(packed.group_size, packed.columns)
-    if packed.levels is not None and packed.levels not in form.levels: return "levels that are not evenly spaced"
-    if packed.levels is not None and size < packed.columns: return "floats with scales by groups"
-    if packed.levels is None and (packed.outer is not None or packed.scales.element_size() == 1): return "scales that are quantized themselves"
-    if packed.zeros is not None and packed.zeros.is_floating_point(): return "zero points that are no integers"
-    if packed.bits not in form.bits: return f"codes of {packed.bits} bits"
-    if packed.zeros is not None and not form.asymmetric: return "zero points"
-    if linear.kind == "experts": return "stacks of experts"
-    if linear.kind == "conv1d" and not form.transposed: return "transposed weights (Conv1D)"
-    if packed.columns % size and not form.ragged: return f"groups of {size} that do not divide a row of {packed.columns}"
-    if size % form.block: return f"groups of {size}: they must be multiples of {form.block}"
+    if packed.levels is not None and packed.levels not in form.levels:
+        return "levels that are not evenly spaced"
+    if packed.levels is not None and size < packed.columns:
+        return "floats with scales by groups"
+    if packed.levels is None and (packed.outer is not None or packed.scales.element_size() == 1):
+        return "scales that are quantized themselves"
+    if packed.zeros is not None and packed.zeros.is_floating_point():
+        return "zero points that are no integers"
+    if packed.bits not in form.bits:
+        return f"codes of {packed.bits} bits"
+    if packed.zeros is not None and not form.asymmetric:
+        return "zero points"
+    if linear.kind == "experts":
+        return "stacks of experts"
+    if linear.kind == "conv1d" and not form.transposed:
+        return "transposed weights (Conv1D)"
+    if packed.columns % size and not form.ragged:
+        return f"groups of {size} that do not divide a row of {packed.columns}"
+    if size % form.block:
+        return f"groups of {size}: they must be multiples of {form.block}"
     return ""
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-12
@@ -105,28 +139,58 @@ FORMATS = {  # a format: the class that writes it
     "torchao": "compress_lab.deploy.torchao.Torchao",
 }
 
-def as_format(asked: str|Format) -> Format:
+
+def as_format(asked: str | Format) -> Format:
     "The format of that name, or the one given. Raises `CompressLabError` where there is none."
-    if isinstance(asked, Format): return asked
+    if isinstance(asked, Format):
+        return asked
     if not isinstance(asked, str) or asked not in FORMATS:
-        raise CompressLabError(f"There is no format {asked!r}.", "format", f"did you mean {' or '.join(close)}?" if (close := nearest(str(asked), FORMATS)) else f"take one of {', '.join(FORMATS)}")
+        raise CompressLabError(
+            f"There is no format {asked!r}.",
+            "format",
+            f"did you mean {' or '.join(close)}?"
+            if (close := nearest(str(asked), FORMATS))
+            else f"take one of {', '.join(FORMATS)}",
+        )
     module, _, name = FORMATS[asked].rpartition(".")
     return getattr(import_module(module), name)()
+
 
 def holders(layers: dict) -> list[str]:
     "The formats that can hold these packed weights."
     return [name for name in FORMATS if not any(misfit(as_format(name), *layer) for layer in layers.values())]
 
+# %% ../../nbs/deploy/01_export.ipynb #cell-12-2
 def check_fit(form: Format, subject: Subject, layers: dict):
     "Raises `CompressLabError` where the format cannot hold the Subject."
     others = ", ".join(holders(layers))
-    fix = f"choose a format that can: {others}" if others else "no format here can; subject.save(folder) keeps it as it is"
+    fix = (
+        f"choose a format that can: {others}"
+        if others
+        else "no format here can; subject.save(folder) keeps it as it is"
+    )
     for name, rounding in getattr(subject, "roundings", {}).items():
-        if type(rounding).__name__ not in form.activations: raise CompressLabError(f"{form.name} cannot hold activations rounded by {type(rounding).__name__}.", name or subject.name, "export the model with its weights quantized only")
-    if not form.factors and (factored := ranks(subject.model)): raise CompressLabError(f"{form.name} cannot hold two linears in the place of one.", min(factored), "export to openvino or onnx, or use subject.save(folder)")
-    if not layers and not form.floats: raise CompressLabError(f"{form.name} holds quantized weights, and nothing is quantized.", subject.name, "quantize it first, or use subject.save(folder)")
+        if type(rounding).__name__ not in form.activations:
+            raise CompressLabError(
+                f"{form.name} cannot hold activations rounded by {type(rounding).__name__}.",
+                name or subject.name,
+                "export the model with its weights quantized only",
+            )
+    if not form.factors and (factored := ranks(subject.model)):
+        raise CompressLabError(
+            f"{form.name} cannot hold two linears in the place of one.",
+            min(factored),
+            "export to openvino or onnx, or use subject.save(folder)",
+        )
+    if not layers and not form.floats:
+        raise CompressLabError(
+            f"{form.name} holds quantized weights, and nothing is quantized.",
+            subject.name,
+            "quantize it first, or use subject.save(folder)",
+        )
     for name, layer in layers.items():
-        if reason := misfit(form, *layer): raise CompressLabError(f"{form.name} cannot hold {reason}.", name, fix)
+        if reason := misfit(form, *layer):
+            raise CompressLabError(f"{form.name} cannot hold {reason}.", name, fix)
     form.refuse(subject, layers)
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-15
@@ -134,16 +198,23 @@ def missing(packages) -> list[str]:
     "Those of the packages that are not installed."
     return [package for package in packages if find_spec(package) is None]
 
+
 def renewed(model: nn.Module) -> nn.Module:
     "The model, with buffers that no file holds as its class makes them, where they were cast to another type."
     saved = model.state_dict()
-    cast = {name for name, buffer in model.named_buffers() if name not in saved and buffer.dtype in (torch.bfloat16, torch.float16)}
-    if not cast: return model
+    cast = {
+        name
+        for name, buffer in model.named_buffers()
+        if name not in saved and buffer.dtype in (torch.bfloat16, torch.float16)
+    }
+    if not cast:
+        return model
     fresh = dict(type(model)._from_config(deepcopy(model.config), dtype=torch.float32).named_buffers())
     for name in cast & fresh.keys():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, fresh[name].to(model.device))
     return model
+
 
 def widened(subject: Subject, layers: dict) -> nn.Module:
     "A copy of the model in float32; its packed weights are all that their integers say."
@@ -151,10 +222,13 @@ def widened(subject: Subject, layers: dict) -> nn.Module:
     put_back(model, {name: packed for name, (_, packed) in layers.items()})
     return model
 
+
 def put_back(model: nn.Module, forms: dict[str, Packed]):
     "Gives the linears of those names the weights that packed ones stand for."
     places = {linear.name: linear.weight for linear in linears(model)}
-    for name, packed in forms.items(): places[name].data.copy_(packed.dequantize())
+    for name, packed in forms.items():
+        places[name].data.copy_(packed.dequantize())
+
 
 def expected(form: Format, subject: Subject, layers: dict, batch: dict) -> tuple[Tensor, Tensor]:
     "Outputs in float32 of the Subject, and of what the format holds of it."
@@ -162,45 +236,72 @@ def expected(form: Format, subject: Subject, layers: dict, batch: dict) -> tuple
     changed = {name: packed for name, packed in held.items() if packed is not layers[name][1]}
     model = widened(subject, layers) if changed or subject.model.dtype != torch.float32 else subject.model
     own = logits(model, batch).float()
-    if not changed: return own, own
+    if not changed:
+        return own, own
     put_back(model, changed)
     return own, logits(model, batch).float()
 
 # %% ../../nbs/deploy/01_export.ipynb #points-code
-SHORT = 12       # tokens in a row that always are compared
-BUDGET = 2e11    # weights times tokens that a check multiplies at most: 135 million weights read 1,480 tokens
+SHORT = 12  # tokens in a row that always are compared
+BUDGET = 2e11  # weights times tokens that a check multiplies at most: 135 million weights read 1,480 tokens
 MATTERS = re.compile(r"window(_size)?$|chunk(_size|_length)?$|^local_attention$|original_max_position_embeddings$")
+
 
 def turning_points(
     model: nn.Module,  # of transformers
 ) -> dict[str, int]:
-    "The settings of the config that show only in rows of more tokens than they say, and that number; those that no row can reach are left out."
+    """The settings of the config that show only in rows of more tokens than they say, and that number; those that no
+    row can reach are left out.
+    """
     found, places = {}, limits(model).places
-    def look(settings: dict, within: str=""):
+
+    def look(settings: dict, within: str = ""):
         for name, value in settings.items():
-            if isinstance(value, dict): look(value, f"{within}{name}.")
-            numbers = [number for number in (value if isinstance(value, (list, tuple)) else [value]) if type(number) is int]
-            if MATTERS.search(str(name)) and numbers and max(numbers) > 1: found[f"{within}{name}"] = max(numbers)
+            if isinstance(value, dict):
+                look(value, f"{within}{name}.")
+            numbers = [
+                number for number in (value if isinstance(value, (list, tuple)) else [value]) if type(number) is int
+            ]
+            if MATTERS.search(str(name)) and numbers and max(numbers) > 1:
+                found[f"{within}{name}"] = max(numbers)
+
     look(model.config.get_text_config().to_dict())
     return {name: number for name, number in found.items() if places is None or number < places}
+
 
 def row_length(
     model: nn.Module,
 ) -> int:
     "The number of tokens in a row that a check reads."
     places, most = limits(model).places or 2**62, BUDGET / size_of(model)
-    tables = [places for table in embeddings(model).values() if places <= len(table.weight) <= places + 4]   # of positions
-    return min(max([SHORT, *(length for length in (*(number + 4 for number in turning_points(model).values()), *tables) if length <= most)]), places)
+    tables = [
+        places for table in embeddings(model).values() if places <= len(table.weight) <= places + 4
+    ]  # of positions
+    return min(
+        max(
+            [
+                SHORT,
+                *(
+                    length
+                    for length in (*(number + 4 for number in turning_points(model).values()), *tables)
+                    if length <= most
+                ),
+            ]
+        ),
+        places,
+    )
 
 # %% ../../nbs/deploy/01_export.ipynb #reading-code
 def difference(
     form: Format,
     subject: Subject,
-    layers: dict,      # its quantized linears
-    folder: Path,      # that the format wrote
-    length: int,       # tokens in a row
+    layers: dict,  # its quantized linears
+    folder: Path,  # that the format wrote
+    length: int,  # tokens in a row
 ) -> tuple[float, float]:
-    "The largest difference of an output, as a share of the largest output, from what the format should hold and from the Subject."
+    """The largest difference of an output, as a share of the largest output, from what the format should hold and from
+    the Subject.
+    """
     batch = inputs(subject.model, batch=2 if length <= SHORT else 1, length=length)
     found, (own, held) = form.run(folder, batch["input_ids"]).float(), expected(form, subject, layers, batch)
     return tuple(strayed(found, wanted) if found.shape == wanted.shape else float("inf") for wanted in (held, own))
@@ -209,77 +310,125 @@ def difference(
 @dataclass(frozen=True)
 class Exported:
     "What was written, and how it compared when it was read back."
-    folder: Path               # where the files are
-    format: str                # name of the format
-    nbytes: int                # of all files
-    difference: float|None     # largest difference of an output from the Subject's as a share of the largest; None: not checked
-    note: str                  # why it was not checked
-    how: str                   # a line of Python that reads it
-    tokens: int = 0            # in the rows that were compared
-    beyond: str = ""           # settings that show only in longer rows
+
+    folder: Path  # where the files are
+    format: str  # name of the format
+    nbytes: int  # of all files
+    difference: (
+        float | None
+    )  # largest difference of an output from the Subject's as a share of the largest; None: not checked
+    note: str  # why it was not checked
+    how: str  # a line of Python that reads it
+    tokens: int = 0  # in the rows that were compared
+    beyond: str = ""  # settings that show only in longer rows
 
     def __repr__(self):
-        seen = f"read back, its outputs over {self.tokens} tokens differ by {self.difference:.1e} of the largest" if self.note == "" else f"not checked: {self.note}"
+        seen = (
+            f"read back, its outputs over {self.tokens} tokens differ by {self.difference:.1e} of the largest"
+            if self.note == ""
+            else f"not checked: {self.note}"
+        )
         rest = f"; longer rows, where {self.beyond} shows, were not compared" if self.beyond and self.note == "" else ""
         return f"{self.format}, {self.nbytes / 1e6:,.1f} MB in {self.folder.name}: {seen}{rest}\n{self.how}"
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-18
 ABOUT = "compress_lab_export.json"
 
+
 def free(folder: Path):
     "Raises `CompressLabError` where something is in the folder that `export` did not write."
-    try: folder.stat()
-    except FileNotFoundError: return
-    except (OSError, ValueError) as error: raise cannot_write(folder, error) from error
-    if not (folder/ABOUT).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CompressLabError("The folder exists and does not hold an export.", str(folder), "choose another name, or remove it yourself")
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise cannot_write(folder, error) from error
+    if not (folder / ABOUT).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CompressLabError(
+            "The folder exists and does not hold an export.", str(folder), "choose another name, or remove it yourself"
+        )
+
 
 def write(form: Format, subject: Subject, layers: dict, folder: Path):
     "Writes the model in the format, with its tokenizer and a note of where it comes from."
     if form.widens and subject.model.dtype != torch.float32:
         wide = replace(subject, model=widened(subject, layers))
         form.write(wide, quantized(wide), folder)
-    else: form.write(subject, layers, folder)
-    if subject.tokenizer is not None: subject.tokenizer.save_pretrained(folder)
-    about = {"format": form.name, "fingerprint": subject.fingerprint, "provenance": asdict(subject.provenance), "history": list(subject.history)}
-    (folder/ABOUT).write_text(json.dumps(about, indent=1, default=str))
+    else:
+        form.write(subject, layers, folder)
+    if subject.tokenizer is not None:
+        subject.tokenizer.save_pretrained(folder)
+    about = {
+        "format": form.name,
+        "fingerprint": subject.fingerprint,
+        "provenance": asdict(subject.provenance),
+        "history": list(subject.history),
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=1, default=str))
 
 # %% ../../nbs/deploy/01_export.ipynb #checked-code
 def as_settings(points: dict) -> str:
     "The settings as a config would give them."
     return ", ".join(f"{name}={number:,}" for name, number in points.items())
 
-def checked(form: Format, subject: Subject, layers: dict, folder: Path, tolerance: float|None) -> float:
-    "How far the outputs are from the Subject's. Raises `CompressLabError` where the folder does not give what the format should hold, or strays further than `tolerance`."
+
+def checked(form: Format, subject: Subject, layers: dict, folder: Path, tolerance: float | None) -> float:
+    """How far the outputs are from the Subject's.
+
+    Raises `CompressLabError` where the folder does not give what the format should hold, or strays further than
+    `tolerance`.
+    """
     length, allowed = row_length(subject.model), form.allowed(subject) if tolerance is None else tolerance
     held, own = difference(form, subject, layers, folder, length)
-    if held <= allowed and (tolerance is None or own <= tolerance): return own
+    if held <= allowed and (tolerance is None or own <= tolerance):
+        return own
     shown = {name: number for name, number in turning_points(subject.model).items() if number < length}
     if shown and difference(form, subject, layers, folder, min(SHORT, *shown.values()))[0] <= allowed:
         raise CompressLabError(
-            f"{form.name} does not hold {as_settings(shown)}: read back, short rows give the same outputs, and rows of {length} tokens differ by {held:.2g} of the largest.",
-            subject.name, "use another format, or subject.save(folder)",
+            f"{form.name} does not hold {as_settings(shown)}: read back, short rows give the same outputs, and rows "
+            f"of {length} tokens differ by {held:.2g} of the largest.",
+            subject.name,
+            "use another format, or subject.save(folder)",
         )
     worst = held if not held <= allowed else own
-    raise CompressLabError(f"Read back, the outputs differ by {worst:.2g} of the largest; {allowed:g} is allowed.", f"{form.name} of {subject.name}", "report it: the export is wrong")
+    raise CompressLabError(
+        f"Read back, the outputs differ by {worst:.2g} of the largest; {allowed:g} is allowed.",
+        f"{form.name} of {subject.name}",
+        "report it: the export is wrong",
+    )
 
 # %% ../../nbs/deploy/01_export.ipynb #export-code
 def export(
-    subject: Subject,               # the model to write; left as it is
-    folder: str|Path,               # a new folder, an empty one, or one with an earlier export, which is replaced
-    format: str|Format="compressed-tensors",  # a name in `FORMATS`, or a Format of your own
+    subject: Subject,  # the model to write; left as it is
+    folder: str | Path,  # a new folder, an empty one, or one with an earlier export, which is replaced
+    format: str | Format = "compressed-tensors",  # a name in `FORMATS`, or a Format of your own
     *,
-    check: bool=True,               # read it back with the format's own reader, and compare
-    tolerance: float|None=None,     # how far outputs may stray from the Subject's, as a share of the largest; None: as far as the format must
+    check: bool = True,  # read it back with the format's own reader, and compare
+    tolerance: float
+    | None = None,  # how far outputs may stray from the Subject's, as a share of the largest; None: as far as the format must
 ) -> Exported:
-    "What was written. Raises `CompressLabError`, and leaves nothing, where the format cannot hold the model or gives other outputs."
-    if not hasattr(subject.model, "config"): raise CompressLabError(f"A {type(subject.model).__name__} cannot be exported: only models of transformers can.", "export", "use torch.save, or safetensors")
+    """What was written.
+
+    Raises `CompressLabError`, and leaves nothing, where the format cannot hold the model or gives other outputs.
+    """
+    if not hasattr(subject.model, "config"):
+        raise CompressLabError(
+            f"A {type(subject.model).__name__} cannot be exported: only models of transformers can.",
+            "export",
+            "use torch.save, or safetensors",
+        )
     form, layers, folder = as_format(format), quantized(subject), local(folder)
     check_fit(form, subject, layers)
     free(folder)
-    if lacks := missing(form.writes): raise CompressLabError(f"Writing {form.name} needs {', '.join(lacks)}.", "export", 'pip install "compress_lab[export,native,torchao]"')
+    if lacks := missing(form.writes):
+        raise CompressLabError(
+            f"Writing {form.name} needs {', '.join(lacks)}.",
+            "export",
+            'pip install "compress_lab[export,native,torchao]"',
+        )
     note = "" if check else "check=False"
-    if check and (lacks := missing(form.reads)): note = f"its reader needs {', '.join(lacks)}"
+    if check and (lacks := missing(form.reads)):
+        note = f"its reader needs {', '.join(lacks)}"
     with new_folder(folder) as work, quiet():
         write(form, subject, layers, work)
         found = None if note else checked(form, subject, layers, work, tolerance)
@@ -294,8 +443,18 @@ def export_formats() -> pd.DataFrame:
     for name in FORMATS:
         form = as_format(name)
         groups = f"multiples of {form.block}" if form.block > 1 else "any"
-        rows.append({"format": name, "bits": ", ".join(map(str, form.bits)), "zero points": "yes" if form.asymmetric else "no",
-                     "groups": groups + ("" if form.ragged else " that divide a row"), "Conv1D": "yes" if form.transposed else "no",
-                     "small floats": ", ".join(form.levels) or "no", "rounded inputs": "yes" if form.activations else "no",
-                     "unquantized": "yes" if form.floats else "no", "factors": "yes" if form.factors else "no", "allowed difference": form.tolerance})
+        rows.append(
+            {
+                "format": name,
+                "bits": ", ".join(map(str, form.bits)),
+                "zero points": "yes" if form.asymmetric else "no",
+                "groups": groups + ("" if form.ragged else " that divide a row"),
+                "Conv1D": "yes" if form.transposed else "no",
+                "small floats": ", ".join(form.levels) or "no",
+                "rounded inputs": "yes" if form.activations else "no",
+                "unquantized": "yes" if form.floats else "no",
+                "factors": "yes" if form.factors else "no",
+                "allowed difference": form.tolerance,
+            }
+        )
     return pd.DataFrame(rows).set_index("format")

@@ -7,13 +7,16 @@ __all__ = ['ARCHITECTURES', 'SPLITS', 'WIDTHS', 'ENTRIES', 'kind', 'in_blocks', 
            'unsayable', 'Header', 'check_header', 'Gguf', 'llama_cpp']
 
 # %% ../../nbs/deploy/05_gguf.ipynb #cell-03
-import json, math
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
+
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.layers import size_of
 from ..core.packed import Packed
@@ -27,9 +30,10 @@ def kind(packed: Packed) -> str:
     "The block format for a weight."
     return "Q8_0" if packed.bits == 8 else "Q4_0" if packed.zeros is None else "Q4_1"
 
+
 def in_blocks(
     packed: Packed,
-    order: Tensor,   # in which the rows are written
+    order: Tensor,  # in which the rows are written
 ) -> np.ndarray:
     "The bytes, of shape (rows, bytes)."
     codes, zeros = (tensor[order] for tensor in packed.integers())
@@ -37,92 +41,154 @@ def in_blocks(
     group = torch.arange(columns // 32) * 32 // packed.group_size
     scales, blocks = packed.scales.half()[order][:, group, None], codes.view(rows, -1, 32)
     head = [scales] if packed.zeros is None else [scales, -(scales.float() * zeros[:, group, None]).half()]
-    body = blocks.to(torch.int16).sub(128).to(torch.int8).view(torch.uint8) if packed.bits == 8 else blocks[..., :16] | blocks[..., 16:] << 4
+    body = (
+        blocks.to(torch.int16).sub(128).to(torch.int8).view(torch.uint8)
+        if packed.bits == 8
+        else blocks[..., :16] | blocks[..., 16:] << 4
+    )
     return torch.cat([*(part.contiguous().view(torch.uint8) for part in head), body], -1).flatten(1).numpy()
 
 # %% ../../nbs/deploy/05_gguf.ipynb #cell-10
-ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}  # model types of transformers: whether query and key rows change their order
+ARCHITECTURES = {
+    "llama": True,
+    "qwen2": False,
+    "qwen3": False,
+}  # model types of transformers: whether query and key rows change their order
+
 
 def row_order(name: str, rows: int, config) -> Tensor:
     "In which order the rows of a weight are written."
     order = torch.arange(rows)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    return order if heads is None or not ARCHITECTURES[config.model_type] else order.view(heads, 2, -1).transpose(1, 2).flatten()
+    return (
+        order
+        if heads is None or not ARCHITECTURES[config.model_type]
+        else order.view(heads, 2, -1).transpose(1, 2).flatten()
+    )
+
 
 def describe(writer, config):
     "Writes what the architecture is."
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    facts = {"context_length": config.max_position_embeddings, "embedding_length": config.hidden_size, "block_count": config.num_hidden_layers,
-             "feed_forward_length": config.intermediate_size, "head_count": config.num_attention_heads, "head_count_kv": config.num_key_value_heads,
-             "layer_norm_rms_eps": config.rms_norm_eps, "rope_freq_base": config.rope_parameters["rope_theta"], "rope_dimension_count": width,
-             "key_length": width, "value_length": width, "vocab_size": config.vocab_size}
-    for name, value in facts.items(): getattr(writer, f"add_{name}")(value)
+    facts = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+        "rope_freq_base": config.rope_parameters["rope_theta"],
+        "rope_dimension_count": width,
+        "key_length": width,
+        "value_length": width,
+        "vocab_size": config.vocab_size,
+    }
+    for name, value in facts.items():
+        getattr(writer, f"add_{name}")(value)
 
 # %% ../../nbs/deploy/05_gguf.ipynb #cell-12
-SPLITS = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}  # steps of a tokenizer's splitting: llama.cpp's name for it
+SPLITS = {
+    ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
+}  # steps of a tokenizer's splitting: llama.cpp's name for it
+
 
 def describe_tokenizer(writer, tokenizer) -> bool:
     "Writes the tokens and merges of a byte-level BPE whose splitting is known; returns whether it did."
-    try: found = json.loads(tokenizer.backend_tokenizer.to_str())
-    except AttributeError: return False
+    try:
+        found = json.loads(tokenizer.backend_tokenizer.to_str())
+    except AttributeError:
+        return False
     first = found.get("pre_tokenizer") or {}
     split = SPLITS.get(tuple(step["type"] for step in first.get("pretokenizers", [first]) if step))
-    if found["model"]["type"] != "BPE" or split is None: return False
+    if found["model"]["type"] != "BPE" or split is None:
+        return False
     special = {token["id"] for token in found["added_tokens"] if token["special"]}
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    writer.add_tokenizer_model("gpt2"); writer.add_tokenizer_pre(split)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list([token for token, _ in tokens])
-    writer.add_token_types([3 if number in special else 1 for _, number in tokens])   # 3: control, 1: normal
+    writer.add_token_types([3 if number in special else 1 for _, number in tokens])  # 3: control, 1: normal
     writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in found["model"]["merges"]])
     for name in ("bos", "eos", "unk"):
-        if (number := getattr(tokenizer, f"{name}_token_id", None)) is not None: getattr(writer, f"add_{name}_token_id")(number)
+        if (number := getattr(tokenizer, f"{name}_token_id", None)) is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
     return True
 
 # %% ../../nbs/deploy/05_gguf.ipynb #unsaid-code
 def unsayable(config) -> str:
-    "What a config of `ARCHITECTURES` asks for that the file has no place for, with its value; empty where there is nothing."
+    """What a config of `ARCHITECTURES` asks for that the file has no place for, with its value; empty where there is
+    nothing.
+    """
     rotation, kinds = config.rope_parameters, set(getattr(config, "layer_types", None) or ["full_attention"])
     asked = {
         f"sliding_window={getattr(config, 'sliding_window', None)}": kinds != {"full_attention"},
         f"hidden_act={config.hidden_act!r}": config.hidden_act not in ("silu", "swish"),
         f"rope_parameters.rope_type={rotation.get('rope_type')!r}": rotation.get("rope_type", "default") != "default",
-        f"rope_parameters.partial_rotary_factor={rotation.get('partial_rotary_factor')}": rotation.get("partial_rotary_factor", 1) != 1,
+        f"rope_parameters.partial_rotary_factor={rotation.get('partial_rotary_factor')}": rotation.get(
+            "partial_rotary_factor", 1
+        )
+        != 1,
     }
     return " and ".join(name for name, true in asked.items() if true)
 
 # %% ../../nbs/deploy/05_gguf.ipynb #header-code
-WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}   # bytes of a value by its type; 8 is a text, 9 a list
-ENTRIES = 1 << 22   # values that a header may have: a tokenizer has some hundred thousand
+WIDTHS = {
+    0: 1,
+    1: 1,
+    2: 2,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 4,
+    7: 1,
+    10: 8,
+    11: 8,
+    12: 8,
+}  # bytes of a value by its type; 8 is a text, 9 a list
+ENTRIES = 1 << 22  # values that a header may have: a tokenizer has some hundred thousand
+
 
 class Header:
     "The start of a GGUF file, read one value after another; `ValueError` where it claims more than there is."
-    def __init__(self, file, size: int): self.file, self.size, self.left = file, size, ENTRIES
 
-    def number(self, width: int=8) -> int:
+    def __init__(self, file, size: int):
+        self.file, self.size, self.left = file, size, ENTRIES
+
+    def number(self, width: int = 8) -> int:
         self.skip(width)
         self.file.seek(-width, 1)
         return int.from_bytes(self.file.read(width), "little")
 
     def skip(self, length: int):
-        if length > self.size - self.file.tell(): raise ValueError(f"it claims more than its {self.size:,} bytes")
+        if length > self.size - self.file.tell():
+            raise ValueError(f"it claims more than its {self.size:,} bytes")
         self.file.seek(length, 1)
 
-    def values(self, kind: int, count: int=1):
+    def values(self, kind: int, count: int = 1):
         self.left -= count
-        if self.left < 0: raise ValueError(f"it lists more than {ENTRIES:,} values")
-        if kind in WIDTHS: return self.skip(count * WIDTHS[kind])
+        if self.left < 0:
+            raise ValueError(f"it lists more than {ENTRIES:,} values")
+        if kind in WIDTHS:
+            return self.skip(count * WIDTHS[kind])
         for _ in range(count):
-            if kind == 8: self.skip(self.number())
-            elif kind == 9: self.values(self.number(4), self.number())
-            else: raise ValueError(f"there is no type {kind}")
+            if kind == 8:
+                self.skip(self.number())
+            elif kind == 9:
+                self.values(self.number(4), self.number())
+            else:
+                raise ValueError(f"there is no type {kind}")
 
+# %% ../../nbs/deploy/05_gguf.ipynb #header-code-2
 def check_header(
     path: Path,  # of a GGUF file
 ) -> int:
     "The number of weights that the file lists. Raises `ValueError` where its header claims what the file cannot hold."
     with open(path, "rb") as file:
         header, weights = Header(file, path.stat().st_size), 0
-        if file.read(4) != b"GGUF": raise ValueError("it does not begin like one")
+        if file.read(4) != b"GGUF":
+            raise ValueError("it does not begin like one")
         header.number(4)
         listed, keys = header.number(), header.number()
         for _ in range(keys):
@@ -137,6 +203,7 @@ def check_header(
 # %% ../../nbs/deploy/05_gguf.ipynb #cell-14
 class Gguf(Format):
     "A GGUF file."
+
     name, writes, reads = "gguf", ("gguf",), ("gguf",)
     how = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="model.gguf")'
     bits, block, floats = (4, 8), 32, True
@@ -144,15 +211,29 @@ class Gguf(Format):
     def refuse(self, subject, layers: dict):
         config = subject.model.config
         if config.model_type not in ARCHITECTURES or not type(subject.model).__name__.endswith("ForCausalLM"):
-            raise CompressLabError(f"gguf is written for {', '.join(ARCHITECTURES)} only, not for {type(subject.model).__name__}.", subject.name, "use another format")
-        if unsaid := unsayable(config): raise CompressLabError(f"gguf cannot say {unsaid} of a {config.model_type}.", subject.name, "use another format, or subject.save(folder)")
+            raise CompressLabError(
+                f"gguf is written for {', '.join(ARCHITECTURES)} only, not for {type(subject.model).__name__}.",
+                subject.name,
+                "use another format",
+            )
+        if unsaid := unsayable(config):
+            raise CompressLabError(
+                f"gguf cannot say {unsaid} of a {config.model_type}.",
+                subject.name,
+                "use another format, or subject.save(folder)",
+            )
         for name, (_, packed) in layers.items():
-            if packed.bits == 8 and packed.zeros is not None: raise CompressLabError("gguf cannot hold zero points with eight bits.", name, "quantize symmetrically")
-            if packed.scales.dtype != torch.float16: raise CompressLabError("gguf cannot hold scales that float16 does not hold.", name, "use another format")
+            if packed.bits == 8 and packed.zeros is not None:
+                raise CompressLabError("gguf cannot hold zero points with eight bits.", name, "quantize symmetrically")
+            if packed.scales.dtype != torch.float16:
+                raise CompressLabError(
+                    "gguf cannot hold scales that float16 does not hold.", name, "use another format"
+                )
 
     def held(self, packed: Packed, dtype: torch.dtype) -> Packed:
         "With zero points, the weight with its offsets in float16."
-        if packed.zeros is None: return packed
+        if packed.zeros is None:
+            return packed
         scales, zeros = packed.scales.float(), packed.integers()[1]
         offsets = (scales * zeros).half().float()
         return replace(packed, scales=scales, zeros=torch.where(scales == 0, 0, offsets / scales))
@@ -162,49 +243,96 @@ class Gguf(Format):
 def write(self: Gguf, subject, layers: dict, folder: Path):
     "Writes `model.gguf`."
     import gguf
+
     config, packed = subject.model.config, {linear.key: form for linear, form in layers.values()}
-    writer = gguf.GGUFWriter(folder/"model.gguf", config.model_type)
+    writer = gguf.GGUFWriter(folder / "model.gguf", config.model_type)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, config.model_type.upper()), config.num_hidden_layers)
     describe(writer, config)
-    if subject.tokenizer is not None: describe_tokenizer(writer, subject.tokenizer)
+    if subject.tokenizer is not None:
+        describe_tokenizer(writer, subject.tokenizer)
     for name, tensor in tensors(subject.model).items():
         label, order = names.get_name(name, try_suffixes=(".weight", ".bias")), row_order(name, len(tensor), config)
-        if name in packed: writer.add_tensor(label, in_blocks(packed[name], order), raw_dtype=getattr(gguf.GGMLQuantizationType, kind(packed[name])))
-        else: writer.add_tensor(label, tensor.detach().float()[order].contiguous().numpy().astype(np.float16 if tensor.dtype == torch.float16 and tensor.dim() > 1 else np.float32))
-    writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
+        if name in packed:
+            writer.add_tensor(
+                label, in_blocks(packed[name], order), raw_dtype=getattr(gguf.GGMLQuantizationType, kind(packed[name]))
+            )
+        else:
+            writer.add_tensor(
+                label,
+                tensor.detach()
+                .float()[order]
+                .contiguous()
+                .numpy()
+                .astype(np.float16 if tensor.dtype == torch.float16 and tensor.dim() > 1 else np.float32),
+            )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
 
 @patch
 def run(self: Gguf, folder: Path, tokens: Tensor) -> Tensor:
     "The outputs in float32 of what transformers reads. Raises `CompressLabError`."
     from transformers import AutoConfig, AutoModelForCausalLM
-    with reading(self.name, folder/"model.gguf"):
-        stored = check_header(folder/"model.gguf")
+
+    with reading(self.name, folder / "model.gguf"):
+        stored = check_header(folder / "model.gguf")
         config = AutoConfig.from_pretrained(folder, gguf_file="model.gguf", local_files_only=True)
-        with torch.device("meta"): described = size_of(AutoModelForCausalLM.from_config(config))
-        if described > 2 * stored: raise ValueError(f"{described:,} weights are described, and {stored:,} are stored")
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32, local_files_only=True)
+        with torch.device("meta"):
+            described = size_of(AutoModelForCausalLM.from_config(config))
+        if described > 2 * stored:
+            raise ValueError(f"{described:,} weights are described, and {stored:,} are stored")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file="model.gguf", dtype=torch.float32, local_files_only=True
+        )
         return logits(model.eval(), {"input_ids": tokens})
 
 # %% ../../nbs/deploy/05_gguf.ipynb #llama-code
 def llama_cpp(
-    folder: Path,             # of an exported gguf
-    rows: list,               # what to go on from: tokens, or a text
-    vocabulary: int,          # of the model
-    threads: int=1,           # that llama.cpp computes with
+    folder: Path,  # of an exported gguf
+    rows: list,  # what to go on from: tokens, or a text
+    vocabulary: int,  # of the model
+    threads: int = 1,  # that llama.cpp computes with
 ) -> Tensor:
-    "Log-probabilities of the next token after each row as llama.cpp computes them, (rows, vocabulary). Raises `CompressLabError` where it cannot."
-    try: import xllamacpp
-    except ImportError as error: raise CompressLabError("llama.cpp is reached through xllamacpp, which is not installed.", "llama_cpp", "pip install xllamacpp") from error
-    path = Path(folder)/"model.gguf"
-    with reading("gguf", path): check_header(path)
+    """Log-probabilities of the next token after each row as llama.cpp computes them, (rows, vocabulary).
+
+    Raises `CompressLabError` where it cannot.
+    """
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise CompressLabError(
+            "llama.cpp is reached through xllamacpp, which is not installed.", "llama_cpp", "pip install xllamacpp"
+        ) from error
+    path = Path(folder) / "model.gguf"
+    with reading("gguf", path):
+        check_header(path)
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.cpuparams.n_threads, params.verbosity = str(path), 2048, 1, False, threads, 0
-    try: server = xllamacpp.Server(params)
-    except RuntimeError as error: raise CompressLabError(f"llama.cpp does not load the file: {error}.", str(folder), "export it with its tokenizer") from error
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.cpuparams.n_threads, params.verbosity = (
+        str(path),
+        2048,
+        1,
+        False,
+        threads,
+        0,
+    )
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise CompressLabError(
+            f"llama.cpp does not load the file: {error}.", str(folder), "export it with its tokenizer"
+        ) from error
     found = torch.full((len(rows), vocabulary), -torch.inf)
     for place, row in enumerate(rows):
-        answer = server.handle_completions({"prompt": row, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False})
+        answer = server.handle_completions(
+            {"prompt": row, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False}
+        )
         first = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
-        if "choices" not in first: raise CompressLabError(f"llama.cpp did not answer: {first}.", str(folder), "give rows of at most 2,048 tokens")
-        for token in first["choices"][0]["logprobs"]["content"][0]["top_logprobs"]: found[place, token["id"]] = token["logprob"]
+        if "choices" not in first:
+            raise CompressLabError(
+                f"llama.cpp did not answer: {first}.", str(folder), "give rows of at most 2,048 tokens"
+            )
+        for token in first["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            found[place, token["id"]] = token["logprob"]
     return found.log_softmax(-1)

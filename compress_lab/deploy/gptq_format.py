@@ -8,9 +8,11 @@ __all__ = ['columnwise', 'settings', 'weight_of', 'GptqFormat']
 # %% ../../nbs/deploy/06_gptq_format.ipynb #cell-03
 import json
 from pathlib import Path
+
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.files import read_json
 from ..core.packed import Packed, pack
@@ -23,46 +25,87 @@ from ..measure.graph import reading
 def columnwise(packed: Packed) -> dict[str, Tensor]:
     "The tensors of a linear, by their last name."
     zeros = packed.integers()[1].T.int() - int(packed.zeros is None)
-    return {"qweight": words(packed.codes).T.contiguous(), "qzeros": words(pack(zeros, packed.bits)), "scales": packed.scales.T.contiguous(),
-            "g_idx": (torch.arange(packed.columns) // packed.group_size).int()}
+    return {
+        "qweight": words(packed.codes).T.contiguous(),
+        "qzeros": words(pack(zeros, packed.bits)),
+        "scales": packed.scales.T.contiguous(),
+        "g_idx": (torch.arange(packed.columns) // packed.group_size).int(),
+    }
+
 
 def settings(layers: dict) -> dict:
     "The `quantization_config` of a checkpoint."
     packed = next(iter(layers.values()))[1]
-    return {"quant_method": "gptq", "bits": packed.bits, "group_size": -1 if packed.group_size >= packed.columns else packed.group_size, "sym": packed.zeros is None,
-            "desc_act": False, "lm_head": False, "pack_dtype": "int32", "checkpoint_format": "gptq" if packed.zeros is None else "gptq_v2"}
+    return {
+        "quant_method": "gptq",
+        "bits": packed.bits,
+        "group_size": -1 if packed.group_size >= packed.columns else packed.group_size,
+        "sym": packed.zeros is None,
+        "desc_act": False,
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "checkpoint_format": "gptq" if packed.zeros is None else "gptq_v2",
+    }
 
 # %% ../../nbs/deploy/06_gptq_format.ipynb #cell-07
 def weight_of(
     fields: dict[str, Tensor],  # the tensors of a linear
-    settings: dict,             # the `quantization_config`
+    settings: dict,  # the `quantization_config`
 ) -> Tensor:
     "The weight a checkpoint stands for, (out, in), float32."
     bits, mask = settings["bits"], (1 << settings["bits"]) - 1
     shifts = torch.arange(0, 32, bits)
-    codes = (fields["qweight"].long()[:, None, :] >> shifts[None, :, None] & mask).flatten(0, 1)      # (in, out)
-    zeros = (fields["qzeros"].long()[:, :, None] >> shifts & mask).flatten(1)                         # (groups, out)
-    if settings["checkpoint_format"] == "gptq": zeros = zeros + 1
+    codes = (fields["qweight"].long()[:, None, :] >> shifts[None, :, None] & mask).flatten(0, 1)  # (in, out)
+    zeros = (fields["qzeros"].long()[:, :, None] >> shifts & mask).flatten(1)  # (groups, out)
+    if settings["checkpoint_format"] == "gptq":
+        zeros = zeros + 1
     group = fields["g_idx"].long()
     return (fields["scales"].float()[group] * (codes - zeros[group])).T.contiguous()
 
 # %% ../../nbs/deploy/06_gptq_format.ipynb #cell-09
 class GptqFormat(Format):
     "A checkpoint in the layout of GPTQ."
+
     name, bits = "gptq", (2, 4, 8)
     how = 'gptqmodel.GPTQModel.load("{folder}")'
 
     def refuse(self, subject, layers: dict):
-        if len({(packed.bits, packed.group_size, packed.zeros is None) for _, packed in layers.values() if packed.group_size < packed.columns}) > 1 or len({packed.bits for _, packed in layers.values()}) > 1:
-            raise CompressLabError("gptq cannot hold several schemes in one model.", subject.name, "quantize all linears alike, or use compressed-tensors")
+        if (
+            len(
+                {
+                    (packed.bits, packed.group_size, packed.zeros is None)
+                    for _, packed in layers.values()
+                    if packed.group_size < packed.columns
+                }
+            )
+            > 1
+            or len({packed.bits for _, packed in layers.values()}) > 1
+        ):
+            raise CompressLabError(
+                "gptq cannot hold several schemes in one model.",
+                subject.name,
+                "quantize all linears alike, or use compressed-tensors",
+            )
         for name, (linear, packed) in layers.items():
-            if packed.scales.dtype != torch.float16: raise CompressLabError("gptq cannot hold scales that float16 does not hold.", name, "use another format")
-            if linear.in_features * packed.bits % 32 or linear.out_features * packed.bits % 32: raise CompressLabError("gptq cannot hold a linear whose codes do not fill words.", name, "leave it out, or use another format")
+            if packed.scales.dtype != torch.float16:
+                raise CompressLabError(
+                    "gptq cannot hold scales that float16 does not hold.", name, "use another format"
+                )
+            if linear.in_features * packed.bits % 32 or linear.out_features * packed.bits % 32:
+                raise CompressLabError(
+                    "gptq cannot hold a linear whose codes do not fill words.",
+                    name,
+                    "leave it out, or use another format",
+                )
 
     def write(self, subject, layers: dict, folder: Path):
-        extra = {f"{name}.{field}": tensor for name, (_, packed) in layers.items() for field, tensor in columnwise(packed).items()}
+        extra = {
+            f"{name}.{field}": tensor
+            for name, (_, packed) in layers.items()
+            for field, tensor in columnwise(packed).items()
+        }
         checkpoint(subject, layers, extra, settings(layers), folder)
-        (folder/"quantize_config.json").write_text(json.dumps(settings(layers), indent=1))
+        (folder / "quantize_config.json").write_text(json.dumps(settings(layers), indent=1))
 
 # %% ../../nbs/deploy/06_gptq_format.ipynb #gptq-run
 @patch
@@ -70,12 +113,17 @@ def run(self: GptqFormat, folder: Path, tokens: Tensor) -> Tensor:
     "The outputs in float32 of the weights that the folder stands for. Raises `CompressLabError`."
     import transformers
     from safetensors.torch import load_file
-    with reading(self.name, folder/"model.safetensors"):
-        config, stored = read_json(folder/"config.json"), load_file(folder/"model.safetensors")
+
+    with reading(self.name, folder / "model.safetensors"):
+        config, stored = read_json(folder / "config.json"), load_file(folder / "model.safetensors")
         found = config.pop("quantization_config")
         for name in [key.removesuffix(".qweight") for key in stored if key.endswith(".qweight")]:
-            stored[f"{name}.weight"] = weight_of({field: stored.pop(f"{name}.{field}") for field in ("qweight", "qzeros", "scales", "g_idx")}, found)
-        model = getattr(transformers, config["architectures"][0])._from_config(transformers.AutoConfig.for_model(**config), dtype=torch.float32)
+            stored[f"{name}.weight"] = weight_of(
+                {field: stored.pop(f"{name}.{field}") for field in ("qweight", "qzeros", "scales", "g_idx")}, found
+            )
+        model = getattr(transformers, config["architectures"][0])._from_config(
+            transformers.AutoConfig.for_model(**config), dtype=torch.float32
+        )
         model.load_state_dict(stored, strict=False)
         model.tie_weights()
         return logits(model.eval(), {"input_ids": tokens})

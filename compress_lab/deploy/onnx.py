@@ -7,16 +7,19 @@ __all__ = ['Onnx']
 
 # %% ../../nbs/deploy/04_onnx.ipynb #cell-03
 from pathlib import Path
+
 import torch
 from torch import Tensor
+
 from .export import Format
 from .openvino import feed
-from ..measure.onnxruntime import onnx_graph
 from ..measure.graph import reading
+from ..measure.onnxruntime import onnx_graph
 
 # %% ../../nbs/deploy/04_onnx.ipynb #cell-05
 class Onnx(Format):
     "An ONNX graph for ONNX Runtime."
+
     name, writes, reads = "onnx", ("onnxscript", "onnxruntime"), ("onnxruntime",)
     how = 'onnxruntime.InferenceSession("{folder}/model.onnx")'
     bits, block, ragged, transposed, floats, factors, widens = (2, 4, 8), 16, True, True, True, True, True
@@ -26,7 +29,8 @@ class Onnx(Format):
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         import onnxruntime
-        with reading(self.name, folder/"model.onnx"):
-            session = onnxruntime.InferenceSession(str(folder/"model.onnx"), providers=["CPUExecutionProvider"])
+
+        with reading(self.name, folder / "model.onnx"):
+            session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
             given = feed([(spec.name, spec.shape) for spec in session.get_inputs()], tokens)
             return torch.from_numpy(session.run([session.get_outputs()[0].name], given)[0])

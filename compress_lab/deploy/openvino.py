@@ -7,24 +7,38 @@ __all__ = ['feed', 'OpenVINOFiles']
 
 # %% ../../nbs/deploy/03_openvino.ipynb #cell-03
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
+
 from .export import Format
-from ..measure.openvino import exported, openvino, pack_constants
 from ..measure.graph import reading
+from ..measure.openvino import exported, openvino, pack_constants
 
 # %% ../../nbs/deploy/03_openvino.ipynb #cell-05
 def feed(inputs: list[tuple], tokens: Tensor) -> dict[str, np.ndarray]:
     "What a traced graph takes for a prompt, by the names and shapes of its inputs."
     rows, length = tokens.shape
-    known = {"input_ids": tokens.numpy(), "attention_mask": np.ones((rows, length), np.int64), "beam_idx": np.arange(rows, dtype=np.int32),
-             "position_ids": np.broadcast_to(np.arange(length), (rows, length)).copy()}
-    def empty(shape): return np.zeros([rows, shape[1], 0, shape[3]], np.float32)
-    return {name: known[name] if name in known else empty([int(size) if str(size).isdigit() else 0 for size in shape]) for name, shape in inputs}
+    known = {
+        "input_ids": tokens.numpy(),
+        "attention_mask": np.ones((rows, length), np.int64),
+        "beam_idx": np.arange(rows, dtype=np.int32),
+        "position_ids": np.broadcast_to(np.arange(length), (rows, length)).copy(),
+    }
+
+    def empty(shape):
+        return np.zeros([rows, shape[1], 0, shape[3]], np.float32)
+
+    return {
+        name: known[name] if name in known else empty([int(size) if str(size).isdigit() else 0 for size in shape])
+        for name, shape in inputs
+    }
+
 
 class OpenVINOFiles(Format):
     "An OpenVINO graph with its constants."
+
     name, writes, reads = "openvino", ("openvino",), ("openvino",)
     how = 'openvino.Core().compile_model("{folder}/openvino_model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})'
     bits, transposed, floats, factors, widens = range(1, 9), True, True, True, True
@@ -36,8 +50,10 @@ class OpenVINOFiles(Format):
         model.save_pretrained(folder)
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
-        path = folder/"openvino_model.xml"
-        with reading(self.name, folder/"openvino_model.bin"), reading(self.name, path):
+        path = folder / "openvino_model.xml"
+        with reading(self.name, folder / "openvino_model.bin"), reading(self.name, path):
             compiled = openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            found = compiled.create_infer_request().infer(feed([(port.get_any_name(), list(port.partial_shape)) for port in compiled.inputs], tokens))
+            found = compiled.create_infer_request().infer(
+                feed([(port.get_any_name(), list(port.partial_shape)) for port in compiled.inputs], tokens)
+            )
             return torch.from_numpy(found[compiled.outputs[0]])

@@ -8,8 +8,10 @@ __all__ = ['as_torchao', 'configuration', 'in_float32', 'Torchao']
 # %% ../../nbs/deploy/07_torchao.ipynb #cell-03
 from dataclasses import replace
 from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
 from ..core.packed import Packed
 from ..core.subjects import tensors
 from ..core.tiny import logits
@@ -24,35 +26,65 @@ def as_torchao(
 ) -> Tensor:
     "The weight as torchao's tensor."
     from torchao.quantization import IntxUnpackedToInt8Tensor
+
     codes, zeros = ((each.to(torch.int16) - (1 << packed.bits - 1)).to(torch.int8) for each in packed.integers())
-    return IntxUnpackedToInt8Tensor(qdata=codes.view(packed.shape), scale=packed.scales.to(dtype), zero_point=zeros, target_dtype=getattr(torch, f"int{packed.bits}"),
-                                    block_size=(1, min(packed.group_size, packed.columns)), dtype=dtype, activation_quantization=None)
+    return IntxUnpackedToInt8Tensor(
+        qdata=codes.view(packed.shape),
+        scale=packed.scales.to(dtype),
+        zero_point=zeros,
+        target_dtype=getattr(torch, f"int{packed.bits}"),
+        block_size=(1, min(packed.group_size, packed.columns)),
+        dtype=dtype,
+        activation_quantization=None,
+    )
+
 
 def configuration(packed: Packed) -> dict:
-    "The `quantization_config` of a checkpoint. The file's header says what each weight is, so that of one stands for all."
+    """The `quantization_config` of a checkpoint.
+
+    The file's header says what each weight is, so that of one stands for all.
+    """
     from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup
     from transformers import TorchAoConfig
+
     whole = packed.group_size >= packed.columns
-    return TorchAoConfig(IntxWeightOnlyConfig(getattr(torch, f"int{packed.bits}"), PerAxis(0) if whole else PerGroup(packed.group_size),
-                                              MappingType.SYMMETRIC if packed.zeros is None else MappingType.ASYMMETRIC)).to_dict()
+    return TorchAoConfig(
+        IntxWeightOnlyConfig(
+            getattr(torch, f"int{packed.bits}"),
+            PerAxis(0) if whole else PerGroup(packed.group_size),
+            MappingType.SYMMETRIC if packed.zeros is None else MappingType.ASYMMETRIC,
+        )
+    ).to_dict()
 
 # %% ../../nbs/deploy/07_torchao.ipynb #wide-code
 def in_float32(
     model: nn.Module,  # with torchao's tensors
 ) -> nn.Module:
-    "The model with plain weights in float32: what the integers and scales say, before a product is rounded to the type of the model."
+    """The model with plain weights in float32: what the integers and scales say, before a product is rounded to the
+    type of the model.
+    """
     from torchao.quantization import IntxUnpackedToInt8Tensor as Tensors
+
     for name, weight in list(model.named_parameters()):
-        if not isinstance(weight, Tensors): continue
+        if not isinstance(weight, Tensors):
+            continue
         owner, _, leaf = name.rpartition(".")
-        wide = Tensors(qdata=weight.qdata, scale=weight.scale.float(), zero_point=weight.zero_point, target_dtype=weight.target_dtype,
-                       block_size=weight.block_size, dtype=torch.float32, activation_quantization=None)
+        wide = Tensors(
+            qdata=weight.qdata,
+            scale=weight.scale.float(),
+            zero_point=weight.zero_point,
+            target_dtype=weight.target_dtype,
+            block_size=weight.block_size,
+            dtype=torch.float32,
+            activation_quantization=None,
+        )
         setattr(model.get_submodule(owner), leaf, nn.Parameter(wide.dequantize(), requires_grad=False))
-    return nn.Module.float(model)   # transformers refuses its own for what was quantized
+    return nn.Module.float(model)  # transformers refuses its own for what was quantized
 
 # %% ../../nbs/deploy/07_torchao.ipynb #cell-08
 class Torchao(Format):
     "The unpacked integer tensors of torchao."
+
     name, writes, reads, bits = "torchao", ("torchao",), ("torchao",), range(1, 9)
     how = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
 
@@ -63,6 +95,7 @@ class Torchao(Format):
 
     def write(self, subject, layers: dict, folder: Path):
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
         state = {name: tensor.detach() for name, tensor in tensors(subject.model).items()}
         state |= {linear.key: as_torchao(packed, linear.weight.dtype) for linear, packed in layers.values()}
         flat, about = flatten_tensor_state_dict(state)
@@ -70,4 +103,5 @@ class Torchao(Format):
 
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         model = read(folder)
-        with reading(self.name, folder/"model.safetensors"): return logits(in_float32(model), {"input_ids": tokens})
+        with reading(self.name, folder / "model.safetensors"):
+            return logits(in_float32(model), {"input_ids": tokens})

@@ -7,17 +7,36 @@ __all__ = ['FEATURES', 'LOSSES', 'KEPT', 'Distill', 'looked_into', 'common_heads
            'rows_kept', 'keep', 'outputs_of', 'Sentences', 'rows_to_learn', 'check_outputs']
 
 # %% ../../nbs/distill/10_distill.ipynb #cell-03
-import json, numpy as np, torch, xxhash
+import json
 from dataclasses import dataclass
-from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
-from torch import Tensor, nn
 from typing import ClassVar
+
+import numpy as np
+import torch
+import xxhash
+from fastcore.basics import patch
+from torch import Tensor, nn
+
 from ..core.errors import CompressLabError
 from ..core.files import read_json, regular_file, remove
 from ..core.layers import check_memory, linears, size_of
-from ..core.losses import LOGIT_BYTES, check_vocabulary, Objective, attended, causal, check_loaded, check_training, in_pieces, inputs_of, moved, predictions, requiring, token_loss
+from compress_lab.core.losses import (
+    LOGIT_BYTES,
+    Objective,
+    attended,
+    causal,
+    check_loaded,
+    check_training,
+    check_vocabulary,
+    in_pieces,
+    inputs_of,
+    moved,
+    predictions,
+    requiring,
+    token_loss,
+)
 from ..core.precision import autocast, dtype_of
 from ..core.progress import bar, write
 from ..core.recipe import Method
@@ -30,93 +49,168 @@ from .vocabularies import PLACES, as_teacher_reads, at_places, sorted_loss, teac
 # %% ../../nbs/distill/10_distill.ipynb #settings-code
 FEATURES = ("none", "hidden", "directions", "attention", "relations")
 LOSSES = DIVERGENCES | {"uld": sorted_loss}
-KEPT = ("teacher_values", "teacher_top")   # columns of what is kept of a teacher
+KEPT = ("teacher_values", "teacher_top")  # columns of what is kept of a teacher
 
+# %% ../../nbs/distill/10_distill.ipynb #settings-code-2
 @dataclass(frozen=True)
 class Distill(Method):
     "Trains a model to predict what the original does; zeros stay."
-    loss: str = "kl"               # of the predictions: one of `LOSSES`; "uld" for a teacher with another tokenizer
-    temperature: float = 1.0       # of both predictions
-    mix: float|None = None         # share in a mixture: α of the skewed losses, else 0.1, or β of "js", else 0.5
-    alpha: float = 0.0             # share of the labels, or of the text where there are none
-    features: str = "none"         # to learn as well: "hidden" states, their "directions", "attention" or "relations"
-    feature_weight: float = 1.0    # λ, of the mean over pairs of blocks
-    pairs: str = "uniform"         # which block learns from which: "uniform", "last", or "3:6 6:12"
-    top_k: int = 0                 # of each prediction of the teacher, kept on disk; 0: the teacher runs along
-    held: float = 0.0              # share of the rows, the last ones, to judge by when to stop; 0: all steps
-    patience: int = 3              # tenths of the steps without a gain on those, after which it stops
-    steps: int = 100               # of the optimizer
-    batch: int = 4                 # rows a step sees
-    micro: int|None = None         # rows that are computed at once, a divisor of those; None: all of a step
-    average: float = 0.0           # decay of a moving average of the weights, which the model ends with; 0: the last ones
-    lr: float = 1e-4               # rises over the first twentieth of the steps, then falls to zero along a cosine
+
+    loss: str = "kl"  # of the predictions: one of `LOSSES`; "uld" for a teacher with another tokenizer
+    temperature: float = 1.0  # of both predictions
+    mix: float | None = None  # share in a mixture: α of the skewed losses, else 0.1, or β of "js", else 0.5
+    alpha: float = 0.0  # share of the labels, or of the text where there are none
+    features: str = "none"  # to learn as well: "hidden" states, their "directions", "attention" or "relations"
+    feature_weight: float = 1.0  # λ, of the mean over pairs of blocks
+    pairs: str = "uniform"  # which block learns from which: "uniform", "last", or "3:6 6:12"
+    top_k: int = 0  # of each prediction of the teacher, kept on disk; 0: the teacher runs along
+    held: float = 0.0  # share of the rows, the last ones, to judge by when to stop; 0: all steps
+    patience: int = 3  # tenths of the steps without a gain on those, after which it stops
+    steps: int = 100  # of the optimizer
+    batch: int = 4  # rows a step sees
+    micro: int | None = None  # rows that are computed at once, a divisor of those; None: all of a step
+    average: float = 0.0  # decay of a moving average of the weights, which the model ends with; 0: the last ones
+    lr: float = 1e-4  # rises over the first twentieth of the steps, then falls to zero along a cosine
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
     link = "https://arxiv.org/abs/1503.02531"
     needs = frozenset({"calibration", "original", "training"})
     transformer, whole = False, True
-    run: ClassVar = None           # below
+    run: ClassVar = None  # below
 
     def check(self):
         check_training(self, tuple(LOSSES))
-        if self.features not in FEATURES: raise CompressLabError(f"features={self.features!r} is not known.", "Distill", f"use one of {', '.join(FEATURES)}")
-        for name, least, most in (("alpha", 0, 1), ("held", 0, 0.9), ("top_k", 0, 2**31), ("feature_weight", 0, 1e9), ("patience", 1, 1e9), ("temperature", 1e-3, 1e4)):
-            if not least <= getattr(self, name) <= most: raise CompressLabError(f"{name}={getattr(self, name)} is not between {least} and {most}.", "Distill", "leave it out")
-        if self.mix is not None and self.loss not in ("js", "skew_kl", "skew_reverse_kl"): raise CompressLabError(f"loss={self.loss!r} has no mixture.", "Distill", "leave out mix")
-        if self.mix is not None and not 0 < self.mix < 1: raise CompressLabError(f"mix={self.mix} is not above 0 and below 1.", "Distill", "use a share above 0 and below 1")
-        if not 0 <= self.average < 1 or self.average and self.held: raise CompressLabError(f"average={self.average} with held={self.held} is not possible.", "Distill", "use a decay from 0 to below 1, and held or average")
-        if self.micro is not None and (self.micro < 1 or self.batch % self.micro): raise CompressLabError(f"A step of {self.batch} rows cannot be done in parts of {self.micro}.", "Distill", "give a divisor as micro=")
-        if self.loss == "uld" and (self.top_k or self.features != "none"): raise CompressLabError("A teacher with other tokens runs along, and its predictions alone are compared.", "Distill", "leave out top_k and features")
-        if self.loss == "uld" and not self.alpha: raise CompressLabError("The loss uld does not know which token is which, and teaches nothing but how sure to be.", "Distill", "learn the text as well, with alpha=0.4 as its paper has it")
-        if self.top_k and self.features != "none": raise CompressLabError("What is kept of a teacher are its predictions, and not what is inside.", "Distill", "leave out top_k or features")
+        if self.features not in FEATURES:
+            raise CompressLabError(
+                f"features={self.features!r} is not known.", "Distill", f"use one of {', '.join(FEATURES)}"
+            )
+        for name, least, most in (
+            ("alpha", 0, 1),
+            ("held", 0, 0.9),
+            ("top_k", 0, 2**31),
+            ("feature_weight", 0, 1e9),
+            ("patience", 1, 1e9),
+            ("temperature", 1e-3, 1e4),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise CompressLabError(
+                    f"{name}={getattr(self, name)} is not between {least} and {most}.", "Distill", "leave it out"
+                )
+        if self.mix is not None and self.loss not in ("js", "skew_kl", "skew_reverse_kl"):
+            raise CompressLabError(f"loss={self.loss!r} has no mixture.", "Distill", "leave out mix")
+        if self.mix is not None and not 0 < self.mix < 1:
+            raise CompressLabError(
+                f"mix={self.mix} is not above 0 and below 1.", "Distill", "use a share above 0 and below 1"
+            )
+        if not 0 <= self.average < 1 or self.average and self.held:
+            raise CompressLabError(
+                f"average={self.average} with held={self.held} is not possible.",
+                "Distill",
+                "use a decay from 0 to below 1, and held or average",
+            )
+        if self.micro is not None and (self.micro < 1 or self.batch % self.micro):
+            raise CompressLabError(
+                f"A step of {self.batch} rows cannot be done in parts of {self.micro}.",
+                "Distill",
+                "give a divisor as micro=",
+            )
+        if self.loss == "uld" and (self.top_k or self.features != "none"):
+            raise CompressLabError(
+                "A teacher with other tokens runs along, and its predictions alone are compared.",
+                "Distill",
+                "leave out top_k and features",
+            )
+        if self.loss == "uld" and not self.alpha:
+            raise CompressLabError(
+                "The loss uld does not know which token is which, and teaches nothing but how sure to be.",
+                "Distill",
+                "learn the text as well, with alpha=0.4 as its paper has it",
+            )
+        if self.top_k and self.features != "none":
+            raise CompressLabError(
+                "What is kept of a teacher are its predictions, and not what is inside.",
+                "Distill",
+                "leave out top_k or features",
+            )
 
     @property
     def divergence(self):
         "The loss of the predictions with its settings."
-        return partial(LOSSES[self.loss], temperature=self.temperature, **({} if self.mix is None else {"mix": self.mix}))
+        return partial(
+            LOSSES[self.loss], temperature=self.temperature, **({} if self.mix is None else {"mix": self.mix})
+        )
 
 # %% ../../nbs/distill/10_distill.ipynb #lesson-code
 def looked_into(model: nn.Module, batch: dict, features: str) -> tuple[Tensor, list]:
-    "The logits of a batch, and of every block the states it puts out, those of the last after the final norm where a model is like Llama, or what its attention computes with."
-    if features == "none": return predictions(model, batch), []
+    """The logits of a batch, and of every block the states it puts out, those of the last after the final norm where a
+    model is like Llama, or what its attention computes with.
+    """
+    if features == "none":
+        return predictions(model, batch), []
     if features in ("hidden", "directions"):
         found = model(**inputs_of(model, batch), output_hidden_states=True)
         return found.logits, list(found.hidden_states[1:])
-    with attending() as seen: logits = predictions(model, batch)
-    if not seen: raise CompressLabError("The attention of this model cannot be seen.", type(model).__name__, 'load it with attn_implementation="sdpa", or learn from its hidden states')
+    with attending() as seen:
+        logits = predictions(model, batch)
+    if not seen:
+        raise CompressLabError(
+            "The attention of this model cannot be seen.",
+            type(model).__name__,
+            'load it with attn_implementation="sdpa", or learn from its hidden states',
+        )
     return logits, seen
 
+
 def common_heads(student: tuple, teacher: tuple) -> int:
-    "The most relation heads, as many as the student's heads at most, that queries, keys and values of both can be cut into."
+    """The most relation heads, as many as the student's heads at most, that queries, keys and values of both can be cut
+    into.
+    """
     widths = [each.shape[1] * each.shape[3] for model in (student, teacher) for each in model[:3]]
     return max(heads for heads in range(1, student[0].shape[1] + 1) if all(width % heads == 0 for width in widths))
 
+
 def feature_losses(kind: str, student, teacher, mask: Tensor, causal: bool) -> Tensor:
     "How far a block of the student is from one of the teacher at each token, (rows, length)."
-    if kind in ("hidden", "directions"): return hidden_loss(student, teacher, mask, kind == "directions")
-    if kind == "attention": return attention_loss(student, teacher, mask, causal)
+    if kind in ("hidden", "directions"):
+        return hidden_loss(student, teacher, mask, kind == "directions")
+    if kind == "attention":
+        return attention_loss(student, teacher, mask, causal)
     heads = common_heads(student, teacher)
     return sum(relation_loss(one, other, mask, heads) for one, other in zip(student[:3], teacher[:3]))
 
 # %% ../../nbs/distill/10_distill.ipynb #objective-code
 class Lesson(Objective):
     "What a student learns from a teacher, as a `Distill` says."
-    def __init__(self,
+
+    def __init__(
+        self,
         method: Distill,
         student: nn.Module,
         teacher: nn.Module,
-        row: dict[str, Tensor],   # one row of the table, to see what comes out
-        seed: int=0,              # of all that is drawn
+        row: dict[str, Tensor],  # one row of the table, to see what comes out
+        seed: int = 0,  # of all that is drawn
     ):
         self.method, self.teacher, self.causal, self.seed = method, teacher, causal(student), seed
-        with torch.no_grad(): (logits, ours), (_, theirs) = (looked_into(model, rows, method.features) for model, rows in ((student, row), (teacher, as_teacher_reads(row))))
-        self.of_tokens, self.pairs = logits.dim() > 2, [] if method.features == "none" else layer_pairs(method.pairs, len(ours), len(theirs))
-        maps = [projection(ours[i - 1].shape[-1], theirs[j - 1].shape[-1], seed + i) for i, j in self.pairs] if method.features in ("hidden", "directions") else []
-        self.maps = nn.ModuleList(maps).to(logits.device)   # to be learned along
+        with torch.no_grad():
+            (logits, ours), (_, theirs) = (
+                looked_into(model, rows, method.features)
+                for model, rows in ((student, row), (teacher, as_teacher_reads(row)))
+            )
+        self.of_tokens, self.pairs = (
+            logits.dim() > 2,
+            [] if method.features == "none" else layer_pairs(method.pairs, len(ours), len(theirs)),
+        )
+        maps = (
+            [projection(ours[i - 1].shape[-1], theirs[j - 1].shape[-1], seed + i) for i, j in self.pairs]
+            if method.features in ("hidden", "directions")
+            else []
+        )
+        self.maps = nn.ModuleList(maps).to(logits.device)  # to be learned along
 
     def items(self, model, batch):
         first = next(iter(batch.values()))
-        if not self.of_tokens: return torch.ones(len(first), dtype=torch.bool, device=first.device)
+        if not self.of_tokens:
+            return torch.ones(len(first), dtype=torch.bool, device=first.device)
         return super().items(model, batch) if self.method.alpha or "labels" in batch else attended(batch)
 
     def inside(self, ours: list, theirs: list, batch: dict) -> Tensor:
@@ -124,7 +218,9 @@ class Lesson(Objective):
         mask, found = attended(batch), 0
         for number, (i, j) in enumerate(self.pairs):
             mapped = self.maps[number](ours[i - 1]) if self.maps else ours[i - 1]
-            found = found + feature_losses(self.method.features, mapped, theirs[j - 1], mask, self.causal) / len(self.pairs)
+            found = found + feature_losses(self.method.features, mapped, theirs[j - 1], mask, self.causal) / len(
+                self.pairs
+            )
         return found if self.of_tokens else found.sum(1) / mask.sum(1)
 
     def __call__(self, model, batch):
@@ -132,16 +228,24 @@ class Lesson(Objective):
         loss, wanted, theirs = partial(of_top, **method.divergence.keywords, loss=method.divergence.func), known, []
         if not known and (method.alpha < 1 or self.pairs):
             loss = method.divergence
-            with torch.no_grad(): logits, theirs = looked_into(self.teacher, as_teacher_reads(batch), method.features)
+            with torch.no_grad():
+                logits, theirs = looked_into(self.teacher, as_teacher_reads(batch), method.features)
             wanted = [logits]
         logits, ours = looked_into(model, batch, method.features)
         parts = {}
         if method.alpha < 1:
-            found = at_places(loss, logits, *wanted, batch[PLACES]) if PLACES in batch else in_pieces(loss, logits, *wanted)
+            found = (
+                at_places(loss, logits, *wanted, batch[PLACES]) if PLACES in batch else in_pieces(loss, logits, *wanted)
+            )
             parts[method.loss] = (1 - method.alpha) * found
-            if PLACES in batch: self.shown = {"compared": f"{float((batch[PLACES] >= 0).sum() / attended(batch).sum()):.0%} of the tokens"}
-        if method.alpha > 0: parts["labels"] = method.alpha * in_pieces(token_loss, logits, self.labels(model, batch))
-        if self.pairs: parts[method.features] = method.feature_weight * self.inside(ours, theirs, batch)
+            if PLACES in batch:
+                self.shown = {
+                    "compared": f"{float((batch[PLACES] >= 0).sum() / attended(batch).sum()):.0%} of the tokens"
+                }
+        if method.alpha > 0:
+            parts["labels"] = method.alpha * in_pieces(token_loss, logits, self.labels(model, batch))
+        if self.pairs:
+            parts[method.features] = method.feature_weight * self.inside(ours, theirs, batch)
         items = self.items(model, batch)
         return {name: part.masked_fill(~items, 0) for name, part in parts.items()}
 
@@ -149,20 +253,32 @@ class Lesson(Objective):
 def hash_of(arrays, some: list[int]) -> str:
     "A hash of some rows of what is kept."
     digest = xxhash.xxh3_128()
-    for array in arrays: digest.update(np.ascontiguousarray(array[some]))
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array[some]))
     return digest.hexdigest()
+
 
 def rows_kept(folder: Path, order: list[int], batch: int) -> tuple[int, list[str]]:
     "How many rows, in `order`, are kept as they were told, and the hashes of their batches."
     try:
         hashes = read_json(folder / "done.json")["hashes"]
         arrays = [np.load(regular_file(folder / f"{name}.npy"), mmap_mode="r") for name in KEPT]
-        found = next((index for index, expected in enumerate(hashes) if hash_of(arrays, order[index * batch:(index + 1) * batch]) != expected), len(hashes))
+        found = next(
+            (
+                index
+                for index, expected in enumerate(hashes)
+                if hash_of(arrays, order[index * batch : (index + 1) * batch]) != expected
+            ),
+            len(hashes),
+        )
     except (CompressLabError, OSError, EOFError, ValueError, LookupError, TypeError):
-        if (folder / "done.json").exists(): write("what was kept of a teacher cannot be read: it is asked again")
+        if (folder / "done.json").exists():
+            write("what was kept of a teacher cannot be read: it is asked again")
         return 0, []
-    if found < len(hashes): write(f"what was kept of a teacher is damaged from row {found * batch:,} on: it is asked again")
+    if found < len(hashes):
+        write(f"what was kept of a teacher is damaged from row {found * batch:,} on: it is asked again")
     return min(found * batch, len(order)), hashes[:found]
+
 
 def keep(folder: Path, hashes: list[str]):
     "Writes down which batches are kept."
@@ -171,38 +287,54 @@ def keep(folder: Path, hashes: list[str]):
 
 # %% ../../nbs/distill/10_distill.ipynb #told-code
 def outputs_of(
-    teacher,                  # a Subject
-    table: dict[str, Tensor], # rows, as the trainer takes them
-    k: int,                   # likeliest of each prediction to keep
-    temperature: float=1.0,   # of the loss they are for
+    teacher,  # a Subject
+    table: dict[str, Tensor],  # rows, as the trainer takes them
+    k: int,  # likeliest of each prediction to keep
+    temperature: float = 1.0,  # of the loss they are for
     *,
-    dtype: str="float32",     # of activations: "bfloat16", "float32", or "auto", the faster on this processor
-    batch: int=16,            # rows at a time
-    folder: Path|None=None,   # where to keep them; None: `teachers` in the cache of fetched files
+    dtype: str = "float32",  # of activations: "bfloat16", "float32", or "auto", the faster on this processor
+    batch: int = 16,  # rows at a time
+    folder: Path | None = None,  # where to keep them; None: `teachers` in the cache of fetched files
 ) -> dict[str, Tensor]:
-    "Columns for the table: `teacher_values`, (n, …, k + 1), and `teacher_top`, (n, …, k), computed where they are not there yet."
+    """Columns for the table: `teacher_values`, (n, …, k + 1), and `teacher_top`, (n, …, k), computed where they are not
+    there yet.
+    """
     from compress_lab.core.training import Rows
+
     rows, model = Rows({name: column for name, column in table.items() if name != "labels"}), teacher.model
     device = next(model.parameters()).device
     dtype = dtype_of(dtype, device)
-    key = xxhash.xxh3_128_hexdigest(f"{teacher.fingerprint} {tensors_hash(rows.table)} {k} {temperature} {dtype} {batch}".encode())
+    key = xxhash.xxh3_128_hexdigest(
+        f"{teacher.fingerprint} {tensors_hash(rows.table)} {k} {temperature} {dtype} {batch}".encode()
+    )
     folder = Path(folder or cache_dir() / "teachers") / key
     folder.mkdir(parents=True, exist_ok=True)
     mask = rows.table.get("attention_mask")
-    order = torch.arange(len(rows)) if mask is None else mask.sum(1).argsort(descending=True, stable=True)   # long with long, which needs less padding
+    order = (
+        torch.arange(len(rows)) if mask is None else mask.sum(1).argsort(descending=True, stable=True)
+    )  # long with long, which needs less padding
+
     def told(part):
-        with torch.inference_mode(), autocast(dtype, device): logits = predictions(model, {name: column.to(device) for name, column in part.items()})
+        with torch.inference_mode(), autocast(dtype, device):
+            logits = predictions(model, {name: column.to(device) for name, column in part.items()})
         return [each.cpu().numpy() for each in top_of(logits, k, temperature)]
+
     with _locked(folder / "lock", "asking this teacher"):
         start, hashes = rows_kept(folder, order.tolist(), batch)
         if not start:
-            for name in KEPT: remove(folder / f"{name}.npy")
+            for name in KEPT:
+                remove(folder / f"{name}.npy")
         if start < len(rows):
-            files = [np.lib.format.open_memmap(folder / f"{name}.npy", "r+" if start else "w+", each.dtype, (len(rows), *each.shape[1:])) for name, each in zip(KEPT, told(rows[:1]))]
+            files = [
+                np.lib.format.open_memmap(
+                    folder / f"{name}.npy", "r+" if start else "w+", each.dtype, (len(rows), *each.shape[1:])
+                )
+                for name, each in zip(KEPT, told(rows[:1]))
+            ]
             for first in bar(range(start, len(rows), batch), desc="asking the teacher", unit="batch"):
-                some = order[first:first + batch].tolist()
+                some = order[first : first + batch].tolist()
                 for kept, each in zip(files, told(rows.__getitems__(some))):
-                    kept[some] = 0   # of shorter rows, all that follows
+                    kept[some] = 0  # of shorter rows, all that follows
                     kept[(some, *map(slice, each.shape[1:-1]))] = each
                     kept.flush()
                 hashes.append(hash_of(files, some))
@@ -213,56 +345,123 @@ def outputs_of(
 @dataclass(frozen=True, repr=False)
 class Sentences:
     "Rows to learn from: what a model takes by name, with labels where there are some, and the padding in its mask."
-    table: dict                  # input_ids and attention_mask, (n, length), and labels, (n,) or (n, length)
+
+    table: dict  # input_ids and attention_mask, (n, length), and labels, (n,) or (n, length)
 
     @property
-    def key(self) -> str: return tensors_hash(self.table)
-    def __len__(self): return len(next(iter(self.table.values())))
-    def __repr__(self): return f"Sentences({len(self)} of {', '.join(self.table)}, {self.key[:12]})"
+    def key(self) -> str:
+        return tensors_hash(self.table)
+
+    def __len__(self):
+        return len(next(iter(self.table.values())))
+
+    def __repr__(self):
+        return f"Sentences({len(self)} of {', '.join(self.table)}, {self.key[:12]})"
+
 
 def rows_to_learn(calibration) -> dict[str, Tensor]:
     "The table of labelled images or sentences, or the tokens of a calibration set."
     return getattr(calibration, "table", None) or {"input_ids": calibration.tokens}
 
+# %% ../../nbs/distill/10_distill.ipynb #run-code-2
 def check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row: dict[str, Tensor]):
     "Raises `CompressLabError` where there is nothing to learn from, or too little memory."
-    if method.features != "none" and not (hasattr(student, "config") and "input_ids" in row): raise CompressLabError("Features are those of transformers that read tokens.", type(student).__name__, "leave out features")
-    if method.features != "none" and hasattr(teacher, "members"): raise CompressLabError("An ensemble has predictions, and nothing inside.", type(teacher).__name__, "leave out features")
+    if method.features != "none" and not (hasattr(student, "config") and "input_ids" in row):
+        raise CompressLabError(
+            "Features are those of transformers that read tokens.", type(student).__name__, "leave out features"
+        )
+    if method.features != "none" and hasattr(teacher, "members"):
+        raise CompressLabError(
+            "An ensemble has predictions, and nothing inside.", type(teacher).__name__, "leave out features"
+        )
     try:
-        with torch.no_grad(): found, wanted = (predictions(model, rows).shape for model, rows in ((student, row), (teacher, as_teacher_reads(row))))
-    except AttributeError as error: raise CompressLabError("The model has no logits to learn from.", type(student).__name__, "use one with a head") from error
-    if PLACES not in row and found[-1] != wanted[-1]: raise CompressLabError(f"The original predicts one of {wanted[-1]}, the model one of {found[-1]}.", str(method), "give a teacher with the same head as original=")
-    if method.alpha: Objective().labels(student, row)
-    check_memory((16 + 4 * (method.held > 0 or method.average > 0)) * size_of(student) + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * max(found.numel(), wanted.numel()), str(method), "use shorter rows, a smaller micro, or a smaller student")
+        with torch.no_grad():
+            found, wanted = (
+                predictions(model, rows).shape for model, rows in ((student, row), (teacher, as_teacher_reads(row)))
+            )
+    except AttributeError as error:
+        raise CompressLabError(
+            "The model has no logits to learn from.", type(student).__name__, "use one with a head"
+        ) from error
+    if PLACES not in row and found[-1] != wanted[-1]:
+        raise CompressLabError(
+            f"The original predicts one of {wanted[-1]}, the model one of {found[-1]}.",
+            str(method),
+            "give a teacher with the same head as original=",
+        )
+    if method.alpha:
+        Objective().labels(student, row)
+    check_memory(
+        (16 + 4 * (method.held > 0 or method.average > 0)) * size_of(student)
+        + LOGIT_BYTES * (1 + (method.alpha > 0)) * (method.micro or method.batch) * max(found.numel(), wanted.numel()),
+        str(method),
+        "use shorter rows, a smaller micro, or a smaller student",
+    )
 
 # %% ../../nbs/distill/10_distill.ipynb #apply-code
 @patch
-def lesson(self: Distill, student: nn.Module, teacher: nn.Module, row: dict[str, Tensor], seed: int=0) -> Lesson:
+def lesson(self: Distill, student: nn.Module, teacher: nn.Module, row: dict[str, Tensor], seed: int = 0) -> Lesson:
     "The objective of the trainer; `row` is one of the table, to see what comes out."
     return Lesson(self, student, teacher, row, seed)
 
+# %% ../../nbs/distill/10_distill.ipynb #apply-code-2
 @patch
 def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
-    "Trains the Subject in place, all but the linears that are no target; returns how far each linear moved, relative, by name."
+    """Trains the Subject in place, all but the linears that are no target; returns how far each linear moved, relative,
+    by name.
+    """
     from compress_lab.core.training import learn
+
     check_loaded(self, subject)
     student, teacher, table = subject.model, original.model, rows_to_learn(calibration)
-    if self.loss == "uld": table = table | teacher_columns(subject, original, table)
-    elif "input_ids" in table: check_vocabulary(self, subject, original, ', or loss="uld"')
+    if self.loss == "uld":
+        table = table | teacher_columns(subject, original, table)
+    elif "input_ids" in table:
+        check_vocabulary(self, subject, original, ', or loss="uld"')
     row = {name: column[:1].to(next(student.parameters()).device) for name, column in table.items()}
     check_outputs(self, student, teacher, row)
-    if self.top_k: table = table | outputs_of(original, table, self.top_k, self.temperature, dtype=self.calibration_dtype)
+    if self.top_k:
+        table = table | outputs_of(original, table, self.top_k, self.temperature, dtype=self.calibration_dtype)
     rows = len(next(iter(table.values())))
     last = rows - (max(1, int(self.held * rows)) if self.held else 0)
     known, held = ({name: column[part] for name, column in table.items()} for part in (slice(last), slice(last, None)))
     goal = self.lesson(student, teacher, row, seed)
-    if (self.alpha < 1 or self.features != "none") and original.fingerprint == subject.fingerprint: raise CompressLabError("The teacher is the student as it is, which has nothing to learn from itself.", str(self), "give the model it was made from as original=")
-    chosen, before = {linear.name for linear in layers}, {linear.name: linear.weight.detach().clone() for linear in layers}
-    fixed = {id(parameter) for linear in linears(student) if linear.block is not None and linear.name not in chosen for parameter in (linear.weight, getattr(linear.module, "bias", None))}
-    if goal.maps: student.distill_maps = goal.maps
+    if (self.alpha < 1 or self.features != "none") and original.fingerprint == subject.fingerprint:
+        raise CompressLabError(
+            "The teacher is the student as it is, which has nothing to learn from itself.",
+            str(self),
+            "give the model it was made from as original=",
+        )
+    chosen, before = (
+        {linear.name for linear in layers},
+        {linear.name: linear.weight.detach().clone() for linear in layers},
+    )
+    fixed = {
+        id(parameter)
+        for linear in linears(student)
+        if linear.block is not None and linear.name not in chosen
+        for parameter in (linear.weight, getattr(linear.module, "bias", None))
+    }
+    if goal.maps:
+        student.distill_maps = goal.maps
     try:
         with requiring(student, [parameter for parameter in student.parameters() if id(parameter) not in fixed]):
-            learn(student, known, objective=goal, held=held if self.held else None, patience=self.patience, steps=self.steps, batch=self.batch, micro=self.micro, lr=self.lr, average=self.average, dtype=self.calibration_dtype, seed=seed, folder=checkpoint)
+            learn(
+                student,
+                known,
+                objective=goal,
+                held=held if self.held else None,
+                patience=self.patience,
+                steps=self.steps,
+                batch=self.batch,
+                micro=self.micro,
+                lr=self.lr,
+                average=self.average,
+                dtype=self.calibration_dtype,
+                seed=seed,
+                folder=checkpoint,
+            )
     finally:
-        if goal.maps: del student.distill_maps
+        if goal.maps:
+            del student.distill_maps
     return moved(layers, before)

@@ -7,27 +7,33 @@ __all__ = ['hidden_loss', 'projection', 'attending', 'scores', 'attention_loss',
            'contrastive_loss', 'layer_pairs']
 
 # %% ../../nbs/distill/02_features.ipynb #cell-03
-import math, torch
+import math
 from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, normalize
+
 from ..core.errors import CompressLabError
 
 # %% ../../nbs/distill/02_features.ipynb #hidden-code
 def hidden_loss(
-    student: Tensor,        # states, (rows, length, width)
-    teacher: Tensor,        # the same
-    mask: Tensor,           # which tokens are no padding, (rows, length), bool
-    normalized: bool=False, # compare directions alone
+    student: Tensor,  # states, (rows, length, width)
+    teacher: Tensor,  # the same
+    mask: Tensor,  # which tokens are no padding, (rows, length), bool
+    normalized: bool = False,  # compare directions alone
 ) -> Tensor:
     "The mean squared difference of each token's states, or the squared distance of their directions, (rows, length)."
     student, teacher = (each.float().masked_fill(~mask[..., None], 0) for each in (student, teacher))
-    if normalized: return (normalize(student, dim=-1) - normalize(teacher, dim=-1)).square().sum(-1)
+    if normalized:
+        return (normalize(student, dim=-1) - normalize(teacher, dim=-1)).square().sum(-1)
     return (student - teacher).square().mean(-1)
 
-def projection(width: int, wanted: int, seed: int=0) -> nn.Module:
+
+def projection(width: int, wanted: int, seed: int = 0) -> nn.Module:
     "A linear map from one width to another, to be learned along; nothing where they are the same."
-    if width == wanted: return nn.Identity()
+    if width == wanted:
+        return nn.Identity()
     linear = nn.Linear(width, wanted, bias=False)
     linear.weight.data = torch.randn(wanted, width, generator=torch.Generator().manual_seed(seed)) / math.sqrt(width)
     return linear
@@ -35,53 +41,83 @@ def projection(width: int, wanted: int, seed: int=0) -> nn.Module:
 # %% ../../nbs/distill/02_features.ipynb #attending-code
 @contextmanager
 def attending():
-    "A list that fills, while the context lasts, with (query, key, value, scaling) of each attention, tensors of shape (rows, heads, length, size)."
+    """A list that fills, while the context lasts, with (query, key, value, scaling) of each attention, tensors of shape
+    (rows, heads, length, size).
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
+
     seen, plain = [], functions["sdpa"]
+
     def record(module, query, key, value, *given, **more):
         seen.append((query, key, value, more.get("scaling") or query.shape[-1] ** -0.5))
         return plain(module, query, key, value, *given, **more)
+
     functions["sdpa"] = record
-    try: yield seen
-    finally: del functions["sdpa"]
+    try:
+        yield seen
+    finally:
+        del functions["sdpa"]
+
 
 def scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     "What attention is the softmax of, (rows, heads, length, length), without a mask."
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    with torch.autocast(query.device.type, enabled=False): return query.float() @ key.float().transpose(-1, -2) * scaling
+    with torch.autocast(query.device.type, enabled=False):
+        return query.float() @ key.float().transpose(-1, -2) * scaling
 
 # %% ../../nbs/distill/02_features.ipynb #attention-code
 def attention_loss(
-    student: tuple,       # query, key, value, scaling, as `attending` finds them
-    teacher: tuple,       # the same, of as many heads
-    mask: Tensor,         # which tokens are no padding, (rows, length), bool
-    causal: bool=False,   # whether a token sees only what comes before it
+    student: tuple,  # query, key, value, scaling, as `attending` finds them
+    teacher: tuple,  # the same, of as many heads
+    mask: Tensor,  # which tokens are no padding, (rows, length), bool
+    causal: bool = False,  # whether a token sees only what comes before it
 ) -> Tensor:
-    "The mean squared difference of each token's attention scores, over heads and the tokens it sees, (rows, length). Raises `CompressLabError` where the numbers of heads differ."
+    """The mean squared difference of each token's attention scores, over heads and the tokens it sees, (rows, length).
+
+    Raises `CompressLabError` where the numbers of heads differ.
+    """
     heads = [each[0].shape[1] for each in (student, teacher)]
-    if heads[0] != heads[1]: raise CompressLabError(f"The student has {heads[0]} heads and the teacher {heads[1]}.", "attention", 'use features="relations", which needs no heads in common')
+    if heads[0] != heads[1]:
+        raise CompressLabError(
+            f"The student has {heads[0]} heads and the teacher {heads[1]}.",
+            "attention",
+            'use features="relations", which needs no heads in common',
+        )
     seen = mask[:, None, :] & mask[:, :, None]
-    if causal: seen = seen.tril()
+    if causal:
+        seen = seen.tril()
     kept = [[each.masked_fill(~mask[:, None, :, None], 0) for each in model[:2]] for model in (student, teacher)]
     one, other = (scores(query, key, model[3]) for (query, key), model in zip(kept, (student, teacher)))
     return ((one - other).square().mean(1) * seen).sum(-1) / seen.sum(-1).clamp_min(1)
 
 # %% ../../nbs/distill/02_features.ipynb #relations-code
 def relations(vectors: Tensor, heads: int, mask: Tensor) -> Tensor:
-    "Logarithm of how each token relates to the others, (rows, relation heads, length, length), from queries, keys or values (rows, heads, length, size)."
+    """Logarithm of how each token relates to the others, (rows, relation heads, length, length), from queries, keys or
+    values (rows, heads, length, size).
+    """
     vectors = vectors.float().masked_fill(~mask[:, None, :, None], 0).transpose(1, 2).flatten(2)
-    if vectors.shape[-1] % heads: raise CompressLabError(f"A width of {vectors.shape[-1]} cannot be cut into {heads} relation heads.", "relations", "use a divisor of both widths")
+    if vectors.shape[-1] % heads:
+        raise CompressLabError(
+            f"A width of {vectors.shape[-1]} cannot be cut into {heads} relation heads.",
+            "relations",
+            "use a divisor of both widths",
+        )
     parts = vectors.unflatten(-1, (heads, -1)).transpose(1, 2)
-    with torch.autocast(vectors.device.type, enabled=False): products = parts @ parts.transpose(-1, -2) / math.sqrt(parts.shape[-1])
+    with torch.autocast(vectors.device.type, enabled=False):
+        products = parts @ parts.transpose(-1, -2) / math.sqrt(parts.shape[-1])
     return products.masked_fill(~mask[:, None, None, :], -1e30).log_softmax(-1)
 
+
 def relation_loss(
-    student: Tensor,    # queries, keys or values, (rows, heads, length, size)
-    teacher: Tensor,    # the same, of any number of heads and any size
-    mask: Tensor,       # which tokens are no padding, (rows, length), bool
-    heads: int,         # relation heads: a divisor of both widths
+    student: Tensor,  # queries, keys or values, (rows, heads, length, size)
+    teacher: Tensor,  # the same, of any number of heads and any size
+    mask: Tensor,  # which tokens are no padding, (rows, length), bool
+    heads: int,  # relation heads: a divisor of both widths
 ) -> Tensor:
-    "KL(teacher's relations || student's) of each token in nats, mean over relation heads, (rows, length). Raises `CompressLabError` where a width cannot be cut so."
+    """KL(teacher's relations || student's) of each token in nats, mean over relation heads, (rows, length).
+
+    Raises `CompressLabError` where a width cannot be cut so.
+    """
     one, other = (relations(each, heads, mask) for each in (student, teacher))
     return kl_div(one, other, reduction="none", log_target=True).sum(-1).mean(1).masked_fill(~mask, 0)
 
@@ -90,10 +126,11 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
     "The mean of the states of a sentence's tokens, (rows, width)."
     return states.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
 
+
 def contrastive_loss(
-    student: Tensor,           # embeddings, (rows, width)
-    teacher: Tensor,           # of the same sentences, the same
-    temperature: float=0.1,    # τ
+    student: Tensor,  # embeddings, (rows, width)
+    teacher: Tensor,  # of the same sentences, the same
+    temperature: float = 0.1,  # τ
 ) -> Tensor:
     "InfoNCE of each sentence among those of the batch, in nats, (rows,)."
     cosines = normalize(student.float(), dim=-1) @ normalize(teacher.float(), dim=-1).T
@@ -101,15 +138,23 @@ def contrastive_loss(
 
 # %% ../../nbs/distill/02_features.ipynb #pairs-code
 def layer_pairs(
-    which: str,     # "uniform", "last", or pairs of the student's and the teacher's block, counted from 1: "3:6 6:12"
-    student: int,   # its blocks
+    which: str,  # "uniform", "last", or pairs of the student's and the teacher's block, counted from 1: "3:6 6:12"
+    student: int,  # its blocks
     teacher: int,
 ) -> list[tuple[int, int]]:
     "Pairs of blocks, counted from 1. Raises `CompressLabError` where one does not exist."
-    if which == "last": return [(student, teacher)]
-    if which == "uniform": return [(i, max(1, (2 * i * teacher + student) // (2 * student))) for i in range(1, student + 1)]
-    try: pairs = [tuple(map(int, pair.split(":"))) for pair in which.split()]
-    except ValueError: pairs = []
+    if which == "last":
+        return [(student, teacher)]
+    if which == "uniform":
+        return [(i, max(1, (2 * i * teacher + student) // (2 * student))) for i in range(1, student + 1)]
+    try:
+        pairs = [tuple(map(int, pair.split(":"))) for pair in which.split()]
+    except ValueError:
+        pairs = []
     if not pairs or not all(len(pair) == 2 and 1 <= pair[0] <= student and 1 <= pair[1] <= teacher for pair in pairs):
-        raise CompressLabError(f"pairs={which!r} does not say which of {student} blocks learns from which of {teacher}.", "features", 'use "uniform", "last", or pairs such as "3:6 6:12"')
+        raise CompressLabError(
+            f"pairs={which!r} does not say which of {student} blocks learns from which of {teacher}.",
+            "features",
+            'use "uniform", "last", or pairs such as "3:6 6:12"',
+        )
     return pairs

@@ -7,68 +7,98 @@ __all__ = ['DIVERGENCES', 'mixture', 'logs', 'reverse_kl', 'skew_kl', 'skew_reve
            'top_of', 'of_top']
 
 # %% ../../nbs/distill/01_losses.ipynb #cell-03
-import math, torch
+import math
+
+import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.losses import kl_loss
 
 # %% ../../nbs/distill/01_losses.ipynb #cell-06
 def mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
     "Logarithm of a mixture, of which `share` is the first of two distributions, given as logarithms."
-    if not 0 < share < 1: raise CompressLabError(f"mix={share} is not above 0 and below 1.", "distill", "use a share above 0 and below 1")
+    if not 0 < share < 1:
+        raise CompressLabError(f"mix={share} is not above 0 and below 1.", "distill", "use a share above 0 and below 1")
     return torch.logaddexp(one + math.log(share), other + math.log1p(-share))
+
 
 def logs(logits: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     "Log-probabilities of student and teacher at a temperature."
     return tuple(each.float().div(temperature).log_softmax(-1) for each in (logits, teacher))
 
-def reverse_kl(logits: Tensor, teacher: Tensor, temperature: float=1.0) -> Tensor:
+
+def reverse_kl(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     "KL(student || teacher) of each token in nats, times the square of the temperature."
     return kl_loss(teacher, logits, temperature)
 
-def skew_kl(logits: Tensor, teacher: Tensor, temperature: float=1.0, mix: float=0.1) -> Tensor:
-    "KL(teacher || mixture) of each token in nats, times the square of the temperature; `mix` is the teacher's share of the mixture."
-    q, p = logs(logits, teacher, temperature)
-    return temperature ** 2 * kl_loss(mixture(p, q, mix), p)
 
-def skew_reverse_kl(logits: Tensor, teacher: Tensor, temperature: float=1.0, mix: float=0.1) -> Tensor:
-    "KL(student || mixture) of each token in nats, times the square of the temperature; `mix` is the student's share of the mixture."
+def skew_kl(logits: Tensor, teacher: Tensor, temperature: float = 1.0, mix: float = 0.1) -> Tensor:
+    """KL(teacher || mixture) of each token in nats, times the square of the temperature; `mix` is the teacher's share
+    of the mixture.
+    """
     q, p = logs(logits, teacher, temperature)
-    return temperature ** 2 * kl_loss(mixture(q, p, mix), q)
+    return temperature**2 * kl_loss(mixture(p, q, mix), p)
 
-def js(logits: Tensor, teacher: Tensor, temperature: float=1.0, mix: float=0.5) -> Tensor:
-    "Generalized Jensen-Shannon divergence of each token in nats, times the square of the temperature; `mix` is the teacher's share."
+
+def skew_reverse_kl(logits: Tensor, teacher: Tensor, temperature: float = 1.0, mix: float = 0.1) -> Tensor:
+    """KL(student || mixture) of each token in nats, times the square of the temperature; `mix` is the student's share
+    of the mixture.
+    """
+    q, p = logs(logits, teacher, temperature)
+    return temperature**2 * kl_loss(mixture(q, p, mix), q)
+
+
+def js(logits: Tensor, teacher: Tensor, temperature: float = 1.0, mix: float = 0.5) -> Tensor:
+    """Generalized Jensen-Shannon divergence of each token in nats, times the square of the temperature; `mix` is the
+    teacher's share.
+    """
     q, p = logs(logits, teacher, temperature)
     middle = mixture(p, q, mix)
-    return temperature ** 2 * (mix * kl_loss(middle, p) + (1 - mix) * kl_loss(middle, q))
+    return temperature**2 * (mix * kl_loss(middle, p) + (1 - mix) * kl_loss(middle, q))
 
-def total_variation(logits: Tensor, teacher: Tensor, temperature: float=1.0) -> Tensor:
+
+def total_variation(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     "Half the absolute difference of the probabilities of each token, times the temperature."
     q, p = logs(logits, teacher, temperature)
     return temperature * (q.exp() - p.exp()).abs().sum(-1) / 2
 
-DIVERGENCES = {"kl": kl_loss, "reverse_kl": reverse_kl, "skew_kl": skew_kl, "skew_reverse_kl": skew_reverse_kl, "js": js, "total_variation": total_variation}
+
+DIVERGENCES = {
+    "kl": kl_loss,
+    "reverse_kl": reverse_kl,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "js": js,
+    "total_variation": total_variation,
+}
 
 # %% ../../nbs/distill/01_losses.ipynb #cell-17
 def bucket(
-    logits: Tensor,           # (tokens, vocabulary)
-    top: Tensor,              # which tokens stay, (tokens, k)
-    temperature: float=1.0,   # at which the others are summed up
+    logits: Tensor,  # (tokens, vocabulary)
+    top: Tensor,  # which tokens stay, (tokens, k)
+    temperature: float = 1.0,  # at which the others are summed up
 ) -> Tensor:
     "The logits of those that stay, and one for all the others together, (tokens, k + 1)."
     logits, top = logits.float(), top.long()
     rest = logits.scatter(-1, top, -torch.inf).div(temperature).logsumexp(-1, keepdim=True) * temperature
     return torch.cat([logits.gather(-1, top), rest], -1)
 
+
 def top_of(
-    teacher: Tensor,          # logits, (…, vocabulary)
-    k: int,                   # that are kept, one less than there are at most
-    temperature: float=1.0,   # of the loss to come: it decides what the rest weighs
+    teacher: Tensor,  # logits, (…, vocabulary)
+    k: int,  # that are kept, one less than there are at most
+    temperature: float = 1.0,  # of the loss to come: it decides what the rest weighs
 ) -> tuple[Tensor, Tensor]:
-    "The k largest and the bucket of the rest, as logarithms of their probabilities times the temperature, in half precision, (…, k + 1), and which they are, (…, k), int32."
+    """The k largest and the bucket of the rest, as logarithms of their probabilities times the temperature, in half
+    precision, (…, k + 1), and which they are, (…, k), int32.
+    """
     top = teacher.topk(min(k, teacher.shape[-1] - 1), -1).indices
     return (bucket(teacher, top, temperature).div(temperature).log_softmax(-1) * temperature).half(), top.int()
 
-def of_top(logits: Tensor, values: Tensor, top: Tensor, *, loss=kl_loss, temperature: float=1.0, **settings) -> Tensor:
+
+def of_top(
+    logits: Tensor, values: Tensor, top: Tensor, *, loss=kl_loss, temperature: float = 1.0, **settings
+) -> Tensor:
     "A divergence of each token from what `top_of` kept of the teacher at the same temperature, (tokens,)."
     return loss(bucket(logits, top, temperature), values, temperature, **settings)

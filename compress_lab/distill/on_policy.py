@@ -6,17 +6,22 @@
 __all__ = ['continued', 'GKD', 'OwnText', 'written']
 
 # %% ../../nbs/distill/11_on_policy.ipynb #cell-03
-import time, torch, xxhash
+import time
 from dataclasses import dataclass
+
+import torch
+import xxhash
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
+
 from ..core.errors import CompressLabError
 from ..core.inputs import check_rows
 from ..core.losses import attended, causal
 from ..core.progress import bar
 from ..core.randomness import random_state_kept
-from ..core.settings import seed_number, whole as whole_number
+from ..core.settings import seed_number
+from ..core.settings import whole as whole_number
 from ..core.subjects import tensors_hash
 from .distill import Distill, Lesson, Sentences
 
@@ -24,64 +29,121 @@ from .distill import Distill, Lesson, Sentences
 @torch.no_grad()
 def continued(
     model: nn.Module,  # a causal language model of transformers
-    prompts: Tensor,   # tokens to go on from, (rows, given), without padding
-    length: int,       # of a row with what is written, in tokens, at most
+    prompts: Tensor,  # tokens to go on from, (rows, given), without padding
+    length: int,  # of a row with what is written, in tokens, at most
     *,
-    beams: int=0,      # 0: each token is drawn from what the model predicts; 1: the likeliest each time; more: the likeliest text that so many beams find
+    beams: int = 0,  # 0: each token is drawn from what the model predicts; 1: the likeliest each time; more: the likeliest text that so many beams find
 ) -> dict[str, Tensor]:
-    "Rows for the trainer: input_ids, attention_mask and labels, (rows, length). Raises `CompressLabError` where the model cannot write."
-    if not causal(model): raise CompressLabError("Only a causal language model can write.", type(model).__name__, "learn from given rows, with Distill")
-    if isinstance(next(model.parameters()), DTensor): raise CompressLabError("A model in shards cannot write, since each process writes texts of its own.", type(model).__name__, "train with DDP")
+    """Rows for the trainer: input_ids, attention_mask and labels, (rows, length).
+
+    Raises `CompressLabError` where the model cannot write.
+    """
+    if not causal(model):
+        raise CompressLabError(
+            "Only a causal language model can write.", type(model).__name__, "learn from given rows, with Distill"
+        )
+    if isinstance(next(model.parameters()), DTensor):
+        raise CompressLabError(
+            "A model in shards cannot write, since each process writes texts of its own.",
+            type(model).__name__,
+            "train with DDP",
+        )
     given, ends, device = prompts.shape[1], model.generation_config.eos_token_id, next(model.parameters()).device
-    choice = {"num_beams": beams, "do_sample": False} if beams else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    choice = (
+        {"num_beams": beams, "do_sample": False}
+        if beams
+        else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    )
     settings = GenerationConfig(max_new_tokens=length - given, eos_token_id=ends, pad_token_id=0, **choice)
     prompts, training, own = prompts.to(device), model.training, model.generation_config
     model.eval()
-    model.generation_config = settings   # it fills in what a config leaves open, as penalties for repetition
-    try: rows = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
-    finally: model.generation_config = own
+    model.generation_config = settings  # it fills in what a config leaves open, as penalties for repetition
+    try:
+        rows = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
+    finally:
+        model.generation_config = own
     model.train(training)
     over = torch.isin(rows[:, given:], torch.tensor([] if ends is None else ends, device=device, dtype=rows.dtype))
-    mask = torch.cat([torch.ones_like(prompts), (over.cumsum(1) - over.long() == 0).long()], 1)   # an end is written too
-    return {"input_ids": rows, "attention_mask": mask, "labels": rows.masked_fill(mask == 0, -100).index_fill(1, torch.arange(given, device=device), -100)}
+    mask = torch.cat([torch.ones_like(prompts), (over.cumsum(1) - over.long() == 0).long()], 1)  # an end is written too
+    return {
+        "input_ids": rows,
+        "attention_mask": mask,
+        "labels": rows.masked_fill(mask == 0, -100).index_fill(1, torch.arange(given, device=device), -100),
+    }
 
 # %% ../../nbs/distill/11_on_policy.ipynb #method-code
 @dataclass(frozen=True)
 class GKD(Distill):
     "Trains a model on what it writes itself, each token judged by the original."
-    loss: str = "js"     # of the predictions: one of `DIVERGENCES`
-    own: float = 0.5     # share of the steps that learn from the model's own text; 0: Distill
-    prompt: int = 32     # tokens of each row that it goes on from then
+
+    loss: str = "js"  # of the predictions: one of `DIVERGENCES`
+    own: float = 0.5  # share of the steps that learn from the model's own text; 0: Distill
+    prompt: int = 32  # tokens of each row that it goes on from then
     paper = "Agarwal et al., 2024, On-policy distillation of language models: learning from self-generated mistakes"
     link = "https://arxiv.org/abs/2306.13649"
 
     def check(self):
-        if self.loss == "uld": raise CompressLabError("Text that the model writes itself is not there before, to be read in the teacher's tokens.", "GKD", "use a teacher with the same tokenizer, or Distill")
+        if self.loss == "uld":
+            raise CompressLabError(
+                "Text that the model writes itself is not there before, to be read in the teacher's tokens.",
+                "GKD",
+                "use a teacher with the same tokenizer, or Distill",
+            )
         super().check()
-        if not 0 <= self.own <= 1 or self.prompt < 1: raise CompressLabError(f"own={self.own} is not between 0 and 1, or prompt={self.prompt} is not at least 1.", "GKD", "leave them out")
-        if self.held: raise CompressLabError("Rows that are held back are judged as they are given, not as the model would write them.", "GKD", "leave out held")
-        if self.alpha or self.top_k: raise CompressLabError("Text that the model wrote itself has no right answers, and none that are kept.", "GKD", "leave out alpha and top_k")
+        if not 0 <= self.own <= 1 or self.prompt < 1:
+            raise CompressLabError(
+                f"own={self.own} is not between 0 and 1, or prompt={self.prompt} is not at least 1.",
+                "GKD",
+                "leave them out",
+            )
+        if self.held:
+            raise CompressLabError(
+                "Rows that are held back are judged as they are given, not as the model would write them.",
+                "GKD",
+                "leave out held",
+            )
+        if self.alpha or self.top_k:
+            raise CompressLabError(
+                "Text that the model wrote itself has no right answers, and none that are kept.",
+                "GKD",
+                "leave out alpha and top_k",
+            )
 
     def lesson(self, student, teacher, row, seed=0):
-        if not causal(student): raise CompressLabError("Only a causal language model can write.", type(student).__name__, "use Distill")
-        if row["input_ids"].shape[1] <= self.prompt: raise CompressLabError(f"Rows of {row['input_ids'].shape[1]} tokens leave nothing to write after a prompt of {self.prompt}.", "GKD", "give longer rows, or a smaller prompt")
+        if not causal(student):
+            raise CompressLabError("Only a causal language model can write.", type(student).__name__, "use Distill")
+        if row["input_ids"].shape[1] <= self.prompt:
+            raise CompressLabError(
+                f"Rows of {row['input_ids'].shape[1]} tokens leave nothing to write after a prompt of {self.prompt}.",
+                "GKD",
+                "give longer rows, or a smaller prompt",
+            )
         return OwnText(self, student, teacher, row, seed)
 
+# %% ../../nbs/distill/11_on_policy.ipynb #method-code-2
 class OwnText(Lesson):
     "What a student learns from a teacher, by chance on rows it wrote itself."
-    since, writing = None, 0.0   # seconds: when it began, how many went into writing
+
+    since, writing = None, 0.0  # seconds: when it began, how many went into writing
 
     def rows(self, model, batch, step):
         began = time.perf_counter()
         self.since = self.since or began
         with random_state_kept():
-            torch.manual_seed(xxhash.xxh3_64_intdigest(f"{self.seed} {step} {tensors_hash(batch)}".encode()) >> 1)   # a run that goes on draws what it would have drawn
+            torch.manual_seed(
+                xxhash.xxh3_64_intdigest(f"{self.seed} {step} {tensors_hash(batch)}".encode()) >> 1
+            )  # a run that goes on draws what it would have drawn
             return self.drawn(model, batch, began) if torch.rand(()) < self.method.own else batch
 
     def drawn(self, model, batch, began):
         "Rows with the same beginnings, by the student."
-        if batch["input_ids"].shape[1] <= self.method.prompt or not attended(batch)[:, :self.method.prompt].all(): raise CompressLabError(f"The rows of a batch are no longer than the prompt of {self.method.prompt} tokens, or one is shorter.", "GKD", "give longer rows, or a smaller prompt")
-        own = continued(model, batch["input_ids"][:, :self.method.prompt], batch["input_ids"].shape[1])
+        if batch["input_ids"].shape[1] <= self.method.prompt or not attended(batch)[:, : self.method.prompt].all():
+            raise CompressLabError(
+                f"The rows of a batch are no longer than the prompt of {self.method.prompt} tokens, or one is shorter.",
+                "GKD",
+                "give longer rows, or a smaller prompt",
+            )
+        own = continued(model, batch["input_ids"][:, : self.method.prompt], batch["input_ids"].shape[1])
         now = time.perf_counter()
         self.writing += now - began
         self.shown = {"writing": f"{self.writing / (now - self.since):.0%} of the time"}
@@ -89,23 +151,44 @@ class OwnText(Lesson):
 
 # %% ../../nbs/distill/11_on_policy.ipynb #written-code
 def written(
-    teacher,          # a Subject of a causal language model
-    calibration,      # rows of tokens, whose beginnings are given
-    prompt: int=32,   # tokens of each row that are given
+    teacher,  # a Subject of a causal language model
+    calibration,  # rows of tokens, whose beginnings are given
+    prompt: int = 32,  # tokens of each row that are given
     *,
-    beams: int=0,     # 0: drawn; 1: the likeliest token each time; more: the likeliest text that so many beams find
-    batch: int=16,    # rows written together
-    seed: int=0,      # of the draws
+    beams: int = 0,  # 0: drawn; 1: the likeliest token each time; more: the likeliest text that so many beams find
+    batch: int = 16,  # rows written together
+    seed: int = 0,  # of the draws
 ) -> Sentences:
-    "As many rows as were given, and as long, that the teacher wrote. Raises `CompressLabError` where nothing is left to write."
+    """As many rows as were given, and as long, that the teacher wrote.
+
+    Raises `CompressLabError` where nothing is left to write.
+    """
     whole_number(prompt, "written, prompt", 1)
     whole_number(beams, "written, beams")
     whole_number(batch, "written, batch", 1)
     tokens = calibration.tokens
     check_rows(teacher.model, tokens, "the rows to go on from")
-    if tokens.shape[1] <= prompt: raise CompressLabError(f"Rows of {tokens.shape[1]} tokens leave nothing to write after a prompt of {prompt}.", "written", "give longer rows, or a smaller prompt")
+    if tokens.shape[1] <= prompt:
+        raise CompressLabError(
+            f"Rows of {tokens.shape[1]} tokens leave nothing to write after a prompt of {prompt}.",
+            "written",
+            "give longer rows, or a smaller prompt",
+        )
     with random_state_kept():
         torch.manual_seed(seed_number(seed))
-        parts = [continued(teacher.model, part[:, :prompt], tokens.shape[1], beams=beams) for part in bar(tokens.split(batch), desc="the teacher writes", unit="batch")]
-    def whole(name): return torch.cat([nn.functional.pad(part[name].cpu(), (0, tokens.shape[1] - part[name].shape[1]), value=-100 if name == "labels" else 0) for part in parts])
+        parts = [
+            continued(teacher.model, part[:, :prompt], tokens.shape[1], beams=beams)
+            for part in bar(tokens.split(batch), desc="the teacher writes", unit="batch")
+        ]
+
+    def whole(name):
+        return torch.cat(
+            [
+                nn.functional.pad(
+                    part[name].cpu(), (0, tokens.shape[1] - part[name].shape[1]), value=-100 if name == "labels" else 0
+                )
+                for part in parts
+            ]
+        )
+
     return Sentences({name: whole(name) for name in parts[0]})

@@ -7,18 +7,25 @@ __all__ = ['spread', 'staying', 'changed', 'trial', 'narrowed', 'shaped', 'fresh
            'unmade', 'proportional', 'nearest_shape', 'students']
 
 # %% ../../nbs/distill/03_students.ipynb #imports
-import math, operator, time, torch
-import pandas as pd
+import math
+import operator
+import time
 from copy import deepcopy
+
+import pandas as pd
+import torch
 from torch import Tensor, nn
+
 from ..core.errors import CompressLabError
-from ..core.layers import blocks as blocks_of, linears, size_of
+from ..core.layers import blocks as blocks_of
+from ..core.layers import linears, size_of
 from ..core.randomness import random_state_kept
 from ..core.recipe import Method, Recipe
 from ..core.settings import seed_number, whole
 from ..core.subjects import Provenance, Subject
 from ..core.tiny import inputs, logits
-from ..core.units import Units, field as field_of, units
+from ..core.units import Units, units
+from ..core.units import field as field_of
 from ..prune.depth import Blocks, one_stack, shallower, shorter
 from ..prune.hidden import Hidden, generates, narrower
 from ..prune.shrink import configuration, going, shapes, with_fields
@@ -29,19 +36,30 @@ def spread(count: int, number: int) -> list[int]:
     "As many numbers from 0 to `count` - 1, spread evenly, the first and the last included."
     return [int(index * (count - 1) / max(1, number - 1) + 0.5) for index in range(number)]
 
+
 def staying(
-    count: int,   # of the teacher's blocks
-    blocks,       # how many stay, their numbers, or a `Blocks` that says how many go
+    count: int,  # of the teacher's blocks
+    blocks,  # how many stay, their numbers, or a `Blocks` that says how many go
 ) -> list[int]:
     "Numbers of the blocks that stay. Raises `CompressLabError` where there are none such."
-    if isinstance(blocks, Blocks): blocks = count - blocks.count
-    try: number = operator.index(blocks)
-    except TypeError: number, kept = None, list(blocks)
+    if isinstance(blocks, Blocks):
+        blocks = count - blocks.count
+    try:
+        number = operator.index(blocks)
+    except TypeError:
+        number, kept = None, list(blocks)
     if number is not None:
-        if not 1 <= number <= count: raise CompressLabError(f"The teacher has {count} blocks, and {number} shall stay.", "student", f"keep 1 to {count}")
+        if not 1 <= number <= count:
+            raise CompressLabError(
+                f"The teacher has {count} blocks, and {number} shall stay.", "student", f"keep 1 to {count}"
+            )
         return spread(count, number)
     if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < count:
-        raise CompressLabError(f"{', '.join(map(str, kept)) or 'None'} are no blocks of {count}, each once and in order.", "student", f"number them from 0 to {count - 1}")
+        raise CompressLabError(
+            f"{', '.join(map(str, kept)) or 'None'} are no blocks of {count}, each once and in order.",
+            "student",
+            f"number them from 0 to {count - 1}",
+        )
     return [operator.index(each) for each in kept]
 
 # %% ../../nbs/distill/03_students.ipynb #shape
@@ -50,30 +68,51 @@ def changed(config, new) -> dict:
     old = vars(config.get_text_config())
     return {name: value for name, value in vars(new.get_text_config()).items() if name not in old or old[name] != value}
 
+
 def trial(model: nn.Module, parts: list[Units], method: Method) -> list[tuple[Units, Tensor]]:
     "Units of every block, of which the first are cut, as many as the method cuts."
     chosen = [part for part in parts if part.kind == method.kind]
-    if len({part.count for part in chosen}) != 1: raise CompressLabError(f"Its blocks have no {method.kind}, or not as many in each.", type(model).__name__, "say nothing of them, or use cl.Neurons or cl.Heads with a share")
+    if len({part.count for part in chosen}) != 1:
+        raise CompressLabError(
+            f"Its blocks have no {method.kind}, or not as many in each.",
+            type(model).__name__,
+            "say nothing of them, or use cl.Neurons or cl.Heads with a share",
+        )
     counts = [how_many(method, part) for part in chosen]
-    return [(part, torch.arange(part.count) % (part.count // groups) < count // groups) for part, (count, groups) in zip(chosen, counts)]
+    return [
+        (part, torch.arange(part.count) % (part.count // groups) < count // groups)
+        for part, (count, groups) in zip(chosen, counts)
+    ]
 
+# %% ../../nbs/distill/03_students.ipynb #shape-2
 def narrowed(
     model: nn.Module,
-    parts: list[Units],        # its units
-    sizes: dict[str, int],     # how many stay, of "width", "neurons" and "heads"
+    parts: list[Units],  # its units
+    sizes: dict[str, int],  # how many stay, of "width", "neurons" and "heads"
 ) -> tuple[dict, dict, list[Method]]:
-    "Fields that say it, the lengths of the sides that change, by parameter, and the Methods that cut so. Raises `CompressLabError` where no configuration says it."
+    """Fields that say it, the lengths of the sides that change, by parameter, and the Methods that cut so.
+
+    Raises `CompressLabError` where no configuration says it.
+    """
     fields, sides, cutting, sizes = {}, {}, [], dict(sizes)
-    def note(stay): [sides.setdefault(name, {}).update({side: int(kept.sum()) for side, kept in each.items()}) for name, each in stay.items()]
+
+    def note(stay):
+        [
+            sides.setdefault(name, {}).update({side: int(kept.sum()) for side, kept in each.items()})
+            for name, each in stay.items()
+        ]
+
     if "width" in sizes:
         plan = narrower(model, sizes["width"], parts)
         fields |= changed(model.config, plan.config)
         note({name: dict.fromkeys(each, torch.ones(sizes["width"])) for name, each in plan.channels.items()})
         note(going([(part, torch.arange(part.count) >= plan.left) for part in plan.heads]))
-        if plan.left and sizes.get("heads", plan.left) == plan.left: sizes.pop("heads", None)   # they go with the channels
+        if plan.left and sizes.get("heads", plan.left) == plan.left:
+            sizes.pop("heads", None)  # they go with the channels
         cutting.append(Hidden(1 - sizes["width"] / field_of(model, "hidden_size")))
     for method in (Neurons, Heads):
-        if not (left := sizes.get(method.kind)): continue
+        if not (left := sizes.get(method.kind)):
+            continue
         count = next((part.count for part in parts if part.kind == method.kind), left + 1)
         stay = going(cuts := trial(model, parts, share := method(1 - left / count)))
         fields |= changed(model.config, configuration(model, cuts, stay))
@@ -84,125 +123,251 @@ def narrowed(
 # %% ../../nbs/distill/03_students.ipynb #shaped
 def shaped(
     model: nn.Module,
-    fields: dict,            # of the configuration, as `narrowed` finds them
-    sides: dict,             # lengths that change, by parameter
-    kept: list[int]|None,    # blocks that stay; None: all
+    fields: dict,  # of the configuration, as `narrowed` finds them
+    sides: dict,  # lengths that change, by parameter
+    kept: list[int] | None,  # blocks that stay; None: all
 ):
     "The configuration of all this together. Raises `CompressLabError` where its class makes other shapes of it."
-    config, source = shallower(model, one_stack(model), kept) if kept is not None and len(kept) < len(blocks_of(model)) else (model.config, str)
-    problem = CompressLabError("No configuration of this class describes these sizes together.", type(model.config).__name__, "change fewer of them")
-    try: found = shapes(model, new := with_fields(model.config, changed(model.config, config) | fields))
-    except Exception as error: raise problem from error
+    config, source = (
+        shallower(model, one_stack(model), kept)
+        if kept is not None and len(kept) < len(blocks_of(model))
+        else (model.config, str)
+    )
+    problem = CompressLabError(
+        "No configuration of this class describes these sizes together.",
+        type(model.config).__name__,
+        "change fewer of them",
+    )
+    try:
+        found = shapes(model, new := with_fields(model.config, changed(model.config, config) | fields))
+    except Exception as error:
+        raise problem from error
     for name, shape in found.items():
         before, sizes = model.get_parameter(source(name)).shape, sides.get(source(name), {})
-        if tuple(shape) != tuple(sizes.get(side, length) for side, length in enumerate(before)): raise problem
+        if tuple(shape) != tuple(sizes.get(side, length) for side, length in enumerate(before)):
+            raise problem
     return new
 
 # %% ../../nbs/distill/03_students.ipynb #student
 def fresh(subject: Subject, config, seed: int) -> Subject:
-    "A Subject of the same class and tokenizer whose weights are drawn as the class draws them. Raises `CompressLabError` where it does not run."
+    """A Subject of the same class and tokenizer whose weights are drawn as the class draws them.
+
+    Raises `CompressLabError` where it does not run.
+    """
     model = subject.model
     with random_state_kept():
         torch.manual_seed(seed)
         new = type(model)._from_config(config, dtype=model.dtype).eval()
     new.generation_config = deepcopy(getattr(model, "generation_config", None))
     new.to(model.device)
-    try: fine = bool(logits(new, inputs(new)).isfinite().all()) and (generates(new) or not generates(model))
-    except Exception: fine = False
-    if not fine: raise CompressLabError("A model of these sizes does not run, or generates nothing.", type(model).__name__, "change fewer of them")
-    return Subject(new, subject.tokenizer, Provenance(f"student of {subject.name}", f"drawn at random with seed {seed}", licence="none, the weights are random", base_model=subject.provenance.base_model or subject.provenance.name))
+    try:
+        fine = bool(logits(new, inputs(new)).isfinite().all()) and (generates(new) or not generates(model))
+    except Exception:
+        fine = False
+    if not fine:
+        raise CompressLabError(
+            "A model of these sizes does not run, or generates nothing.", type(model).__name__, "change fewer of them"
+        )
+    return Subject(
+        new,
+        subject.tokenizer,
+        Provenance(
+            f"student of {subject.name}",
+            f"drawn at random with seed {seed}",
+            licence="none, the weights are random",
+            base_model=subject.provenance.base_model or subject.provenance.name,
+        ),
+    )
+
 
 def copied(subject: Subject, kept: list[int]) -> Subject:
     "The Subject with only some of its blocks."
     began, stack = time.perf_counter(), one_stack(subject.model)
-    small = Subject(shorter(subject.model, stack, kept), subject.tokenizer, subject.provenance, deepcopy(subject.history))
-    small.history += ({"method": "student", "blocks": kept, "touched": 0, "modules": {}, "calibration": None, "seconds": time.perf_counter() - began},)
+    small = Subject(
+        shorter(subject.model, stack, kept), subject.tokenizer, subject.provenance, deepcopy(subject.history)
+    )
+    small.history += (
+        {
+            "method": "student",
+            "blocks": kept,
+            "touched": 0,
+            "modules": {},
+            "calibration": None,
+            "seconds": time.perf_counter() - began,
+        },
+    )
     return small
 
+# %% ../../nbs/distill/03_students.ipynb #student-2
 def wanted(model: nn.Module, parts: list[Units], **sizes) -> dict[str, int]:
     "The sizes that are asked for and not those of the model. Raises `CompressLabError` where it has fewer."
-    for name, left in (known := {name: whole(left, f"student, {name}", 1) for name, left in sizes.items() if left is not None}).items():
-        most = (field_of(model, "hidden_size") if name == "width" else max((part.count for part in parts if part.kind == name), default=None)) or 0
-        if not 1 <= left <= most: raise CompressLabError(f"{name}={left}, and the teacher has {most}.", "student", f"keep 1 to {most}" if most else f"leave {name} out")
+    for name, left in (
+        known := {name: whole(left, f"student, {name}", 1) for name, left in sizes.items() if left is not None}
+    ).items():
+        most = (
+            field_of(model, "hidden_size")
+            if name == "width"
+            else max((part.count for part in parts if part.kind == name), default=None)
+        ) or 0
+        if not 1 <= left <= most:
+            raise CompressLabError(
+                f"{name}={left}, and the teacher has {most}.",
+                "student",
+                f"keep 1 to {most}" if most else f"leave {name} out",
+            )
         sizes[name] = left if left < most else None
     return {name: left for name, left in sizes.items() if left is not None}
 
 # %% ../../nbs/distill/03_students.ipynb #student-api
 def student(
-    subject: Subject,        # the teacher, which stays as it is
+    subject: Subject,  # the teacher, which stays as it is
     *,
-    blocks=None,             # that stay: how many, spread evenly, or their numbers; or a `Blocks` that says which go; None: all
-    width: int|None=None,    # channels of the stream that stay; None: all
-    neurons: int|None=None,  # of each feed-forward layer that stay; None: all
-    heads: int|None=None,    # of each attention layer that stay; None: all, or those the width leaves
-    weights: str="copied",   # from the teacher, or "fresh": drawn anew
-    calibration=None,        # text that says what stays, where weights are copied and more than numbered blocks is chosen
-    seed: int=0,             # of what is drawn
+    blocks=None,  # that stay: how many, spread evenly, or their numbers; or a `Blocks` that says which go; None: all
+    width: int | None = None,  # channels of the stream that stay; None: all
+    neurons: int | None = None,  # of each feed-forward layer that stay; None: all
+    heads: int | None = None,  # of each attention layer that stay; None: all, or those the width leaves
+    weights: str = "copied",  # from the teacher, or "fresh": drawn anew
+    calibration=None,  # text that says what stays, where weights are copied and more than numbered blocks is chosen
+    seed: int = 0,  # of what is drawn
 ) -> Subject:
-    "A smaller model of the teacher's class and tokenizer, to be taught. Raises `CompressLabError` where the class has none of these sizes, or it would be the teacher."
-    if not hasattr(subject.model, "config"): raise CompressLabError(f"A {type(subject.model).__name__} is no transformer, and has no configuration to make smaller.", "student", "build a smaller one yourself; it can be taught all the same")
-    if subject.packed or subject.roundings or subject.streamed: raise CompressLabError("A quantized or streamed model has no students.", "student", "make the student first, and quantize it when it is taught")
-    if weights not in ("copied", "fresh"): raise CompressLabError(f"weights={weights!r} is not known.", "student", 'use "copied" or "fresh"')
+    """A smaller model of the teacher's class and tokenizer, to be taught.
+
+    Raises `CompressLabError` where the class has none of these sizes, or it would be the teacher.
+    """
+    if not hasattr(subject.model, "config"):
+        raise CompressLabError(
+            f"A {type(subject.model).__name__} is no transformer, and has no configuration to make smaller.",
+            "student",
+            "build a smaller one yourself; it can be taught all the same",
+        )
+    if subject.packed or subject.roundings or subject.streamed:
+        raise CompressLabError(
+            "A quantized or streamed model has no students.",
+            "student",
+            "make the student first, and quantize it when it is taught",
+        )
+    if weights not in ("copied", "fresh"):
+        raise CompressLabError(f"weights={weights!r} is not known.", "student", 'use "copied" or "fresh"')
     model, seed = subject.model, seed_number(seed)
     kept = None if blocks is None else staying(len(one_stack(model)), blocks)
     parts = units(model) if any(size is not None for size in (width, neurons, heads)) else []
-    fields, sides, cutting = narrowed(model, parts, sizes) if (sizes := wanted(model, parts, width=width, neurons=neurons, heads=heads)) else ({}, {}, [])
-    if weights == "fresh": return fresh(subject, shaped(model, fields, sides, kept), seed)
+    fields, sides, cutting = (
+        narrowed(model, parts, sizes)
+        if (sizes := wanted(model, parts, width=width, neurons=neurons, heads=heads))
+        else ({}, {}, [])
+    )
+    if weights == "fresh":
+        return fresh(subject, shaped(model, fields, sides, kept), seed)
     chosen = isinstance(blocks, Blocks)
-    if not cutting and (kept is None or len(kept) == len(blocks_of(model))): raise CompressLabError("The student would be the teacher.", "student", 'leave something out, or use weights="fresh"')
+    if not cutting and (kept is None or len(kept) == len(blocks_of(model))):
+        raise CompressLabError(
+            "The student would be the teacher.", "student", 'leave something out, or use weights="fresh"'
+        )
     if (cutting or chosen) and calibration is None:
-        raise CompressLabError(f"{' and '.join(sorted({each.kind for each in cutting}) + ['blocks'] * chosen)} are chosen on text.", "student", 'pass calibration=cl.calibration("wikipedia", subject), number the blocks, or use weights="fresh"')
+        raise CompressLabError(
+            f"{' and '.join(sorted({each.kind for each in cutting}) + ['blocks'] * chosen)} are chosen on text.",
+            "student",
+            'pass calibration=cl.calibration("wikipedia", subject), number the blocks, or use weights="fresh"',
+        )
     shaped(model, fields, sides, None if chosen else kept)
-    if chosen: small = blocks.apply(subject, calibration, seed=seed)
-    else: small = subject if kept is None or len(kept) == len(blocks_of(model)) else copied(subject, kept)
-    return Recipe(tuple(Recipe.of(method).steps[0] for method in cutting)).apply(small, calibration, seed=seed) if cutting else small
+    if chosen:
+        small = blocks.apply(subject, calibration, seed=seed)
+    else:
+        small = subject if kept is None or len(kept) == len(blocks_of(model)) else copied(subject, kept)
+    return (
+        Recipe(tuple(Recipe.of(method).steps[0] for method in cutting)).apply(small, calibration, seed=seed)
+        if cutting
+        else small
+    )
 
 # %% ../../nbs/distill/03_students.ipynb #search
 def worked(model: nn.Module) -> int:
     "Weights that a token is multiplied by: of all linears, the head included."
     return sum(linear.weight.numel() for linear in linears(model))
 
+
 def unmade(model: nn.Module, config) -> nn.Module:
     "A model of the same class without memory."
-    with torch.device("meta"): return type(model)._from_config(config)
+    with torch.device("meta"):
+        return type(model)._from_config(config)
+
 
 def proportional(model: nn.Module, parts: list[Units], width: int) -> list[dict[str, int]]:
     "Sizes to try at this width, neurons and heads in proportion; the first that can be said is the one."
     share, found = width / field_of(model, "hidden_size"), {}
     for kind in ("neurons", "heads"):
-        counts = {(part.count, part.together if kind == "heads" else math.gcd(part.count, 64)) for part in parts if part.kind == kind}
+        counts = {
+            (part.count, part.together if kind == "heads" else math.gcd(part.count, 64))
+            for part in parts
+            if part.kind == kind
+        }
         if len(counts) == 1:
-            (count, step), = counts
+            ((count, step),) = counts
             found[kind] = max(step, round(count * share / step) * step)
     asked = wanted(model, parts, width=width, **found)
-    return [{name: left for name, left in asked.items() if name not in without} for without in ((), ("heads",), ("heads", "neurons"))]
+    return [
+        {name: left for name, left in asked.items() if name not in without}
+        for without in ((), ("heads",), ("heads", "neurons"))
+    ]
 
-def nearest_shape(model: nn.Module, parts: list[Units], width: int, parameters: int) -> dict|None:
+# %% ../../nbs/distill/03_students.ipynb #search-2
+def nearest_shape(model: nn.Module, parts: list[Units], width: int, parameters: int) -> dict | None:
     "The sizes at this width that come nearest to the budget; None where no configuration has this width."
     for sizes in proportional(model, parts, width):
-        try: whole = unmade(model, shaped(model, *(found := narrowed(model, parts, sizes))[:2], None))
-        except CompressLabError: continue
+        try:
+            whole = unmade(model, shaped(model, *(found := narrowed(model, parts, sizes))[:2], None))
+        except CompressLabError:
+            continue
         stack = [size_of(block.module) for block in blocks_of(whole)]
-        counts = {number: size_of(whole) - sum(stack) + sum(stack[index] for index in spread(len(stack), number)) for number in range(1, len(stack) + 1)}
+        counts = {
+            number: size_of(whole) - sum(stack) + sum(stack[index] for index in spread(len(stack), number))
+            for number in range(1, len(stack) + 1)
+        }
         for number in sorted(counts, key=lambda each: abs(counts[each] - parameters)):
-            try: small = unmade(model, shaped(model, *found[:2], spread(len(stack), number)))
-            except CompressLabError: continue
+            try:
+                small = unmade(model, shaped(model, *found[:2], spread(len(stack), number)))
+            except CompressLabError:
+                continue
             neurons = sizes.get("neurons", next((part.count for part in parts if part.kind == "neurons"), None))
-            return {"blocks": number, "width": width, "neurons": neurons, "heads": getattr(small.config.get_text_config(), "num_attention_heads", None),
-                    "parameters": size_of(small), "off budget": size_of(small) / parameters - 1, "predicted speed": worked(model) / worked(small)}
+            return {
+                "blocks": number,
+                "width": width,
+                "neurons": neurons,
+                "heads": getattr(small.config.get_text_config(), "num_attention_heads", None),
+                "parameters": size_of(small),
+                "off budget": size_of(small) / parameters - 1,
+                "predicted speed": worked(model) / worked(small),
+            }
 
 # %% ../../nbs/distill/03_students.ipynb #search-api
 def students(
-    subject: Subject,      # the teacher
-    parameters: int,       # the budget: all of them, tied ones once
+    subject: Subject,  # the teacher
+    parameters: int,  # the budget: all of them, tied ones once
     *,
-    steps: int=8,          # of widths, up to the teacher's
+    steps: int = 8,  # of widths, up to the teacher's
 ) -> pd.DataFrame:
-    "Shapes of students, those nearest to the budget first, each a row of what `student` takes. Raises `CompressLabError` where there are none."
+    """Shapes of students, those nearest to the budget first, each a row of what `student` takes.
+
+    Raises `CompressLabError` where there are none.
+    """
     model, parts, width = subject.model, units(subject.model), field_of(subject.model, "hidden_size") or 0
     whole(steps, "students, steps", 1)
-    if not 0 < whole(parameters, "students, parameters") < size_of(model): raise CompressLabError(f"The teacher has {size_of(model):,} parameters, and the budget is {parameters:,}.", "students", "ask for fewer")
+    if not 0 < whole(parameters, "students, parameters") < size_of(model):
+        raise CompressLabError(
+            f"The teacher has {size_of(model):,} parameters, and the budget is {parameters:,}.",
+            "students",
+            "ask for fewer",
+        )
     one_stack(model)
-    rows = [row for step in range(1, steps + 1) if width * step % steps == 0 and (row := nearest_shape(model, parts, width * step // steps, parameters))]
-    if not rows: raise CompressLabError("No configuration of this class describes smaller models.", type(model.config).__name__, "choose another class for the student")
+    rows = [
+        row
+        for step in range(1, steps + 1)
+        if width * step % steps == 0 and (row := nearest_shape(model, parts, width * step // steps, parameters))
+    ]
+    if not rows:
+        raise CompressLabError(
+            "No configuration of this class describes smaller models.",
+            type(model.config).__name__,
+            "choose another class for the student",
+        )
     return pd.DataFrame(rows).sort_values("off budget", key=abs, kind="stable").reset_index(drop=True)

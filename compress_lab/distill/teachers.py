@@ -6,9 +6,12 @@
 __all__ = ['Ensemble', 'ensemble']
 
 # %% ../../nbs/distill/12_teachers.ipynb #cell-03
-import math, torch
+import math
+
+import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
+
 from ..core.errors import CompressLabError
 from ..core.losses import predictions
 from ..core.subjects import Subject
@@ -16,23 +19,48 @@ from ..core.subjects import Subject
 # %% ../../nbs/distill/12_teachers.ipynb #ensemble-code
 class Ensemble(nn.Module):
     "Predicts the mean of what its members predict."
+
     def __init__(self, members: list[nn.Module]):
         super().__init__()
         self.members = nn.ModuleList(members)
-        if hasattr(members[0], "config"): self.config = members[0].config
+        if hasattr(members[0], "config"):
+            self.config = members[0].config
 
     def forward(self, *args, **batch):
         found = [predictions(member, batch) if batch else member(*args) for member in self.members]
-        if len({each.shape for each in found}) > 1: raise CompressLabError(f"The members of an ensemble predict one of {', '.join(str(each.shape[-1]) for each in found)}.", "ensemble", "give models of the same classes")
+        if len({each.shape for each in found}) > 1:
+            raise CompressLabError(
+                f"The members of an ensemble predict one of {', '.join(str(each.shape[-1]) for each in found)}.",
+                "ensemble",
+                "give models of the same classes",
+            )
         mean = torch.stack([each.float().log_softmax(-1) for each in found]).logsumexp(0) - math.log(len(found))
         return ModelOutput(logits=mean) if batch else mean
 
+
 def ensemble(
-    subjects,   # several, of one vocabulary or the same classes
+    subjects,  # several, of one vocabulary or the same classes
 ) -> Subject:
-    "They together, a Subject; its members are not copied. Raises `CompressLabError` where they predict different things."
+    """They together, a Subject; its members are not copied.
+
+    Raises `CompressLabError` where they predict different things.
+    """
     subjects = list(subjects)
-    def kind(model): return (type(model).__name__, model.config.get_text_config().vocab_size, model.config.num_labels) if hasattr(model, "config") else None
+
+    def kind(model):
+        return (
+            (type(model).__name__, model.config.get_text_config().vocab_size, model.config.num_labels)
+            if hasattr(model, "config")
+            else None
+        )
+
     kinds = {kind(subject.model) for subject in subjects}
-    if len(kinds) != 1: raise CompressLabError(f"These {len(subjects)} models do not all predict the same.", "ensemble", "give at least one, all of one vocabulary and with one kind of head")
-    return Subject(Ensemble([subject.model for subject in subjects]).eval(), subjects[0].tokenizer, subjects[0].provenance)
+    if len(kinds) != 1:
+        raise CompressLabError(
+            f"These {len(subjects)} models do not all predict the same.",
+            "ensemble",
+            "give at least one, all of one vocabulary and with one kind of head",
+        )
+    return Subject(
+        Ensemble([subject.model for subject in subjects]).eval(), subjects[0].tokenizer, subjects[0].provenance
+    )

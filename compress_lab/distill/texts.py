@@ -9,41 +9,64 @@ __all__ = ['varied']
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
 from ..core.errors import CompressLabError
 from ..core.losses import attended
 from ..core.progress import bar
 from ..core.recipe import fits
-from ..core.settings import seed_number, whole as whole_number
+from ..core.settings import seed_number
+from ..core.settings import whole as whole_number
 from .distill import Sentences
 
 # %% ../../nbs/distill/13_texts.ipynb #varied-code
 def varied(
-    table: dict[str, Tensor],  # input_ids, (n, length), and attention_mask where there is padding, on the right; what else there is, labels too, is left out
-    tokenizer,                 # whose special tokens stay where they are
+    table: dict[
+        str, Tensor
+    ],  # input_ids, (n, length), and attention_mask where there is padding, on the right; what else there is, labels too, is left out
+    tokenizer,  # whose special tokens stay where they are
     *,
-    times: int=1,              # texts to make of each
-    joined: float=0.5,         # share of those that are two texts, one after the other, cut to the length of the table; 0 for pairs
-    swapped: float=0.2,        # share of the tokens to swap for any of the table
-    seed: int=0,               # another seed makes other texts
+    times: int = 1,  # texts to make of each
+    joined: float = 0.5,  # share of those that are two texts, one after the other, cut to the length of the table; 0 for pairs
+    swapped: float = 0.2,  # share of the tokens to swap for any of the table
+    seed: int = 0,  # another seed makes other texts
 ) -> Sentences:
-    "The texts of a table, and as many times more that are made of them, to ask a teacher about. Raises `CompressLabError` where a text is empty."
+    """The texts of a table, and as many times more that are made of them, to ask a teacher about.
+
+    Raises `CompressLabError` where a text is empty.
+    """
     for name, share in (("joined", joined), ("swapped", swapped)):
-        if not fits(share, float) or not 0 <= share <= 1: raise CompressLabError(f"{name}={share} is no share.", "varied", "use a number from 0 to 1")
+        if not fits(share, float) or not 0 <= share <= 1:
+            raise CompressLabError(f"{name}={share} is no share.", "varied", "use a number from 0 to 1")
     whole_number(times, "varied, times", 1)
     ids, mask, chance = table["input_ids"], attended(table), torch.Generator().manual_seed(seed_number(seed))
-    if not (mask[:, 1:] <= mask[:, :-1]).all(): raise CompressLabError("There is padding before a text.", "varied", "pad on the right")
-    special = torch.tensor([token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id], dtype=ids.dtype)
+    if not (mask[:, 1:] <= mask[:, :-1]).all():
+        raise CompressLabError("There is padding before a text.", "varied", "pad on the right")
+    special = torch.tensor(
+        [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id], dtype=ids.dtype
+    )
     words = mask & ~torch.isin(ids, special)
-    if not words.any(1).all(): raise CompressLabError(f"{int((~words.any(1)).sum())} of {len(ids)} texts have no words.", "varied", "leave them out")
-    first, last, ends = words.int().argmax(1).tolist(), (words * torch.arange(1, 1 + ids.shape[1])).amax(1).tolist(), mask.sum(1).tolist()
+    if not words.any(1).all():
+        raise CompressLabError(
+            f"{int((~words.any(1)).sum())} of {len(ids)} texts have no words.", "varied", "leave them out"
+        )
+    first, last, ends = (
+        words.int().argmax(1).tolist(),
+        (words * torch.arange(1, 1 + ids.shape[1])).amax(1).tolist(),
+        mask.sum(1).tolist(),
+    )
     texts, pool = [row[one:other] for row, one, other in zip(ids, first, last)], ids[words]
     made = [row[:end] for row, end in zip(ids, ends)]
     for _ in bar(range(times), desc="making texts", unit="round"):
         for i, j in enumerate(torch.randperm(len(ids), generator=chance).tolist()):
-            before, after = ids[i, :first[i]], ids[i, last[i]:ends[i]]
+            before, after = ids[i, : first[i]], ids[i, last[i] : ends[i]]
             text = torch.cat([texts[i], texts[j]]) if torch.rand((), generator=chance) < joined else texts[i]
-            text = text[:ids.shape[1] - len(before) - len(after)]
+            text = text[: ids.shape[1] - len(before) - len(after)]
             drawn = pool[torch.randint(len(pool), (len(text),), generator=chance)]
             swap = (torch.rand(len(text), generator=chance) < swapped) & ~torch.isin(text, special)
             made.append(torch.cat([before, torch.where(swap, drawn, text), after]))
-    return Sentences({"input_ids": pad_sequence(made, batch_first=True, padding_value=tokenizer.pad_token_id or 0), "attention_mask": pad_sequence([torch.ones_like(row) for row in made], batch_first=True)})
+    return Sentences(
+        {
+            "input_ids": pad_sequence(made, batch_first=True, padding_value=tokenizer.pad_token_id or 0),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in made], batch_first=True),
+        }
+    )

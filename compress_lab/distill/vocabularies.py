@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+
 from ..core.errors import CompressLabError
 from ..core.inputs import check_rows, opened
 from ..core.losses import attended, causal, in_pieces
@@ -18,61 +19,104 @@ from ..core.progress import bar
 
 # %% ../../nbs/distill/04_vocabularies.ipynb #loss-code
 def sorted_loss(
-    logits: Tensor,            # of the student, (tokens, vocabulary)
-    teacher: Tensor,           # of the teacher, (tokens, any vocabulary)
-    temperature: float=1.0,    # of both
+    logits: Tensor,  # of the student, (tokens, vocabulary)
+    teacher: Tensor,  # of the teacher, (tokens, any vocabulary)
+    temperature: float = 1.0,  # of both
 ) -> Tensor:
-    "Absolute difference of each token's sorted probabilities, times the temperature, (tokens,). Source: Boizard et al., 2024, section 3."
-    one, other = (each.float().div(temperature).softmax(-1).sort(-1, descending=True).values for each in (logits, teacher))
+    """Absolute difference of each token's sorted probabilities, times the temperature, (tokens,).
+
+    Source: Boizard et al., 2024, section 3.
+    """
+    one, other = (
+        each.float().div(temperature).softmax(-1).sort(-1, descending=True).values for each in (logits, teacher)
+    )
     size = max(one.shape[-1], other.shape[-1])
     return temperature * (pad(one, (0, size - one.shape[-1])) - pad(other, (0, size - other.shape[-1]))).abs().sum(-1)
 
 # %% ../../nbs/distill/04_vocabularies.ipynb #ends-code
 def ends(
-    tokenizer,          # of transformers
+    tokenizer,  # of transformers
     tokens: list[int],  # of a row
-    text: str,          # what the row says
+    text: str,  # what the row says
 ) -> list[int]:
-    "How many characters have been read at the end of each token; 0 where it ends within a character, adds none, or what was read is not how the text begins."
-    read = tokenizer.batch_decode([tokens[:count + 1] for count in range(len(tokens))], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """How many characters have been read at the end of each token; 0 where it ends within a character, adds none, or
+    what was read is not how the text begins.
+    """
+    read = tokenizer.batch_decode(
+        [tokens[: count + 1] for count in range(len(tokens))],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
     found, last = [], 0
     for beginning in read:
-        grown = len(beginning) > last and text.startswith(beginning) and not beginning.endswith("\ufffd")   # what stands for half a character
+        grown = (
+            len(beginning) > last and text.startswith(beginning) and not beginning.endswith("\ufffd")
+        )  # what stands for half a character
         last = len(beginning) if grown else last
         found.append(last if grown else 0)
     return found
 
+
 def places(student: list[int], teacher: list[int]) -> list[int]:
-    "For each token of the student which of the teacher's ends at the same character, -1 where none does, from `ends` of both."
+    """For each token of the student which of the teacher's ends at the same character, -1 where none does, from `ends`
+    of both.
+    """
     at = {end: index for index, end in enumerate(teacher) if end}
     return [at.get(end, -1) for end in student]
 
 # %% ../../nbs/distill/04_vocabularies.ipynb #columns-code
-TOKENS, PLACES = "teacher_tokens", "teacher_places"   # columns: what the teacher reads and its mask, (n, 2, any length), and the places, (n, length)
+TOKENS, PLACES = (
+    "teacher_tokens",
+    "teacher_places",
+)  # columns: what the teacher reads and its mask, (n, 2, any length), and the places, (n, length)
+
 
 def check_readers(student, teacher, table: dict[str, Tensor]):
-    "Raises `CompressLabError` unless both Subjects are causal language models with a tokenizer, and the rows are tokens."
-    if "input_ids" not in table: raise CompressLabError("The rows are no text.", ", ".join(table), 'use another loss than "uld"')
+    """Raises `CompressLabError` unless both Subjects are causal language models with a tokenizer, and the rows are
+    tokens.
+    """
+    if "input_ids" not in table:
+        raise CompressLabError("The rows are no text.", ", ".join(table), 'use another loss than "uld"')
     for name, each in (("student", student), ("teacher", teacher)):
-        if not all(map(causal, getattr(each.model, "members", [each.model]))): raise CompressLabError(f"The {name} does not predict the next token, and what it predicts belongs to its own tokens.", type(each.model).__name__, "compare causal language models")
-        if each.tokenizer is None: raise CompressLabError(f"The {name} has no tokenizer, and a text in common needs both.", each.name, "give the Subject its tokenizer")
+        if not all(map(causal, getattr(each.model, "members", [each.model]))):
+            raise CompressLabError(
+                f"The {name} does not predict the next token, and what it predicts belongs to its own tokens.",
+                type(each.model).__name__,
+                "compare causal language models",
+            )
+        if each.tokenizer is None:
+            raise CompressLabError(
+                f"The {name} has no tokenizer, and a text in common needs both.",
+                each.name,
+                "give the Subject its tokenizer",
+            )
 
+# %% ../../nbs/distill/04_vocabularies.ipynb #columns-code-2
 def teacher_columns(
-    student,                   # a Subject
-    teacher,                   # a Subject, with a tokenizer of its own
+    student,  # a Subject
+    teacher,  # a Subject, with a tokenizer of its own
     table: dict[str, Tensor],  # rows of the student's tokens, (n, length)
 ) -> dict[str, Tensor]:
     "The columns `TOKENS` and `PLACES` for the table. Raises `CompressLabError` where nothing can be compared."
     check_readers(student, teacher, table)
     found, rows = torch.full(table["input_ids"].shape, -1), []
-    for row, (tokens, mask) in enumerate(bar(list(zip(table["input_ids"].cpu(), attended(table).cpu())), desc="the teacher's tokens", unit="row")):
+    for row, (tokens, mask) in enumerate(
+        bar(list(zip(table["input_ids"].cpu(), attended(table).cpu())), desc="the teacher's tokens", unit="row")
+    ):
         ours = tokens[mask].tolist()
         text = student.tokenizer.decode(ours, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         [theirs] = opened(teacher.tokenizer, [text])
-        rows.append(torch.tensor(theirs or [0]))   # a row without text is compared nowhere
-        found[row, mask] = torch.tensor(places(ends(student.tokenizer, ours, text), ends(teacher.tokenizer, theirs, text)))
+        rows.append(torch.tensor(theirs or [0]))  # a row without text is compared nowhere
+        found[row, mask] = torch.tensor(
+            places(ends(student.tokenizer, ours, text), ends(teacher.tokenizer, theirs, text))
+        )
     tokens = pad_sequence(rows, batch_first=True)
-    if not (found >= 0).any(): raise CompressLabError("No token of the student ends where one of the teacher does.", f"{len(rows)} rows", "check that the rows are text of the student's tokenizer, and that both tokenizers keep it as it is")
+    if not (found >= 0).any():
+        raise CompressLabError(
+            "No token of the student ends where one of the teacher does.",
+            f"{len(rows)} rows",
+            "check that the rows are text of the student's tokenizer, and that both tokenizers keep it as it is",
+        )
     check_rows(teacher.model, tokens, "the text in the teacher's tokens")
     mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     return {TOKENS: torch.stack([tokens, mask.long()], 1), PLACES: found}
@@ -80,16 +124,18 @@ def teacher_columns(
 # %% ../../nbs/distill/04_vocabularies.ipynb #reading-code
 def as_teacher_reads(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     "A batch in the teacher's own tokens, where it has some."
-    if TOKENS not in batch: return batch
+    if TOKENS not in batch:
+        return batch
     tokens, mask = batch[TOKENS].unbind(1)
     longest = int(mask.sum(1).max())
     return {"input_ids": tokens[:, :longest], "attention_mask": mask[:, :longest]}
 
+
 def at_places(
-    loss,                # from logits of both, (tokens, a vocabulary each), to (tokens,)
-    logits: Tensor,      # of the student, (rows, length, vocabulary)
-    teacher: Tensor,     # of the teacher, (rows, its length, its vocabulary)
-    found: Tensor,       # the places, (rows, length)
+    loss,  # from logits of both, (tokens, a vocabulary each), to (tokens,)
+    logits: Tensor,  # of the student, (rows, length, vocabulary)
+    teacher: Tensor,  # of the teacher, (rows, its length, its vocabulary)
+    found: Tensor,  # the places, (rows, length)
 ) -> Tensor:
     "The loss of each token that ends where one of the teacher's does, 0 at the others, (rows, length)."
     shared = found >= 0

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
+
 import numpy as np
 import torch
+
 from ..core.progress import bar
 from .perturbations import NEIGHBOURS, OnTexts, answers, class_logprobs, clean_texts
 from .records import Metric, NotMeasured, Records, setting
@@ -22,35 +24,64 @@ from .statistics import quotient
 # %% ../../nbs/evaluate/23_adversarial.ipynb #edits-code
 WORDS = re.compile(r"(?<![\w'’])[^\W\d_]{3,}(?![\w'’])")
 
+
 def edits(
     word: str,  # of three letters or more
 ) -> list[str]:
-    "The word with two letters swapped, one dropped, or one replaced by a key beside it; each once, and never as it was."
+    """The word with two letters swapped, one dropped, or one replaced by a key beside it; each once, and never as it
+    was.
+    """
     inside = range(1, len(word))
-    swaps = [word[:place] + word[place + 1] + word[place] + word[place + 2:] for place in range(1, len(word) - 1)]
-    drops = [word[:place] + word[place + 1:] for place in inside]
-    slips = [word[:place] + NEIGHBOURS[word[place].lower()][0] + word[place + 1:] for place in inside if word[place].lower() in NEIGHBOURS]
+    swaps = [word[:place] + word[place + 1] + word[place] + word[place + 2 :] for place in range(1, len(word) - 1)]
+    drops = [word[:place] + word[place + 1 :] for place in inside]
+    slips = [
+        word[:place] + NEIGHBOURS[word[place].lower()][0] + word[place + 1 :]
+        for place in inside
+        if word[place].lower() in NEIGHBOURS
+    ]
     return [each for each in dict.fromkeys([*swaps, *drops, *slips]) if each != word]
+
 
 class Table(NamedTuple):
     "Whole words of a model's vocabulary and their vectors."
-    words: dict       # word -> row
-    names: list       # row -> word
-    vectors: torch.Tensor  # float32, shape (words, width)
-    unit: torch.Tensor     # the same, of length one
 
+    words: dict  # word -> row
+    names: list  # row -> word
+    vectors: torch.Tensor  # float32, shape (words, width)
+    unit: torch.Tensor  # the same, of length one
+
+# %% ../../nbs/evaluate/23_adversarial.ipynb #edits-code-2
 def table_of(
     subject,  # a model with its tokenizer
 ) -> Table:
     "The words that are one token. Raises `NotMeasured` where the model has no table of embeddings, or there are none."
-    if getattr(subject, "tokenizer", None) is None: raise NotMeasured("Words are replaced by others of the model's own vocabulary, and the subject has no tokenizer.", str(getattr(subject, "name", subject)), "attack characters")
-    names = sorted({word for token in subject.tokenizer.get_vocab() if (word := token.lstrip("Ġ▁")).isalpha() and len(word) >= 3 and word == word.lower()})
+    if getattr(subject, "tokenizer", None) is None:
+        raise NotMeasured(
+            "Words are replaced by others of the model's own vocabulary, and the subject has no tokenizer.",
+            str(getattr(subject, "name", subject)),
+            "attack characters",
+        )
+    names = sorted(
+        {
+            word
+            for token in subject.tokenizer.get_vocab()
+            if (word := token.lstrip("Ġ▁")).isalpha() and len(word) >= 3 and word == word.lower()
+        }
+    )
     tokens = subject.tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"] if names else []
     vectors = subject.model.get_input_embeddings().weight.detach().float().cpu()
-    known = {name: each[0] for name, each in zip(names, tokens) if len(each) == 1 and each[0] < len(vectors)}   # whole words, and no pieces of them
-    if not known: raise NotMeasured("No token of the vocabulary is a whole word.", type(subject.tokenizer).__name__, "attack characters")
+    known = {
+        name: each[0] for name, each in zip(names, tokens) if len(each) == 1 and each[0] < len(vectors)
+    }  # whole words, and no pieces of them
+    if not known:
+        raise NotMeasured(
+            "No token of the vocabulary is a whole word.", type(subject.tokenizer).__name__, "attack characters"
+        )
     names, vectors = list(known), vectors[list(known.values())]
-    return Table({name: row for row, name in enumerate(names)}, names, vectors, torch.nn.functional.normalize(vectors, dim=1))
+    return Table(
+        {name: row for row, name in enumerate(names)}, names, vectors, torch.nn.functional.normalize(vectors, dim=1)
+    )
+
 
 def similar(
     table: Table,
@@ -58,7 +89,8 @@ def similar(
     count: int,  # how many, at most
 ) -> list[str]:
     "The words whose vectors have the smallest angle to that of this one; none where it is not in the table."
-    if word.lower() not in table.words: return []
+    if word.lower() not in table.words:
+        return []
     close = table.unit @ table.unit[table.words[word.lower()]]
     close[table.words[word.lower()]] = -torch.inf
     return [table.names[row] for row in close.topk(min(count, len(close) - 1)).indices.tolist()]
@@ -66,67 +98,94 @@ def similar(
 # %% ../../nbs/evaluate/23_adversarial.ipynb #search-code
 class Attacked(NamedTuple):
     "What an adversary reached."
-    text: str      # as he left it
-    turned: bool   # whether the answer turned
-    queries: int   # texts that the model was asked, and gradients
-    changed: int   # words
 
-def _replaced(text: str, spans: list, place: int, word: str) -> str: return text[:spans[place][0]] + word + text[spans[place][1]:]
+    text: str  # as he left it
+    turned: bool  # whether the answer turned
+    queries: int  # texts that the model was asked, and gradients
+    changed: int  # words
+
+
+def _replaced(text: str, spans: list, place: int, word: str) -> str:
+    return text[: spans[place][0]] + word + text[spans[place][1] :]
+
 
 def by_importance(
-    ask: Callable,      # texts -> log-probabilities, shape (texts, classes)
+    ask: Callable,  # texts -> log-probabilities, shape (texts, classes)
     options: Callable,  # word -> words to put in its place
     text: str,
-    label: int,         # the right class, which the model gives
-    most: int,          # words that may be changed
+    label: int,  # the right class, which the model gives
+    most: int,  # words that may be changed
 ) -> Attacked:
     "Words by how much they matter, each with the option that hurts most, until the answer turns."
     spans = [match.span() for match in WORDS.finditer(text)]
     now, queries, changed = ask([text])[0, label], 1, 0
-    if not spans: return Attacked(text, False, queries, 0)
+    if not spans:
+        return Attacked(text, False, queries, 0)
     order = np.argsort(ask([_replaced(text, spans, place, "") for place in range(len(spans))])[:, label], kind="stable")
     queries += len(spans)
     for place in order:
-        if changed == most: break
+        if changed == most:
+            break
         tried = [_replaced(text, spans, place, each) for each in options(text[slice(*spans[place])])]
-        if not tried: continue
+        if not tried:
+            continue
         said = ask(tried)
         queries, best = queries + len(tried), int(said[:, label].argmin())
-        if said[best, label] >= now: continue
+        if said[best, label] >= now:
+            continue
         shift = len(tried[best]) - len(text)
-        spans = [(start + shift * (start > spans[place][0]), end + shift * (end >= spans[place][1])) for start, end in spans]
+        spans = [
+            (start + shift * (start > spans[place][0]), end + shift * (end >= spans[place][1])) for start, end in spans
+        ]
         text, now, changed = tried[best], said[best, label], changed + 1
-        if said[best].argmax() != label: return Attacked(text, True, queries, changed)
+        if said[best].argmax() != label:
+            return Attacked(text, True, queries, changed)
     return Attacked(text, False, queries, changed)
 
+# %% ../../nbs/evaluate/23_adversarial.ipynb #search-code-2
 def gradient_of(
-    subject,     # an encoder with a classification head and a fast tokenizer
+    subject,  # an encoder with a classification head and a fast tokenizer
     text: str,
     label: int,
 ) -> tuple[np.ndarray, torch.Tensor]:
-    "Where each token stands in the text, shape (tokens, 2), and the gradient of the log-probability of the label by its vector, shape (tokens, width). Raises `NotMeasured` where the model gives none."
+    """Where each token stands in the text, shape (tokens, 2), and the gradient of the log-probability of the label by
+    its vector, shape (tokens, width).
+
+    Raises `NotMeasured` where the model gives none.
+    """
     encoded = subject.tokenizer(text, return_tensors="pt", truncation=True, return_offsets_mapping=True)
     places, weight = encoded.pop("offset_mapping")[0].numpy(), subject.model.get_input_embeddings().weight
     encoded = {name: tensor.to(weight.device) for name, tensor in encoded.items()}
     vectors = weight.detach().clone()[encoded.pop("input_ids")].requires_grad_()
     try:
-        with torch.enable_grad(): subject.model.eval()(inputs_embeds=vectors, **encoded).logits.float().log_softmax(-1)[0, label].backward(inputs=[vectors])
-    except (TypeError, RuntimeError, NotImplementedError) as error: raise NotMeasured(f"The model gives no gradient: {str(error).splitlines()[0]}", type(subject.model).__name__, "attack characters or words") from error
+        with torch.enable_grad():
+            subject.model.eval()(inputs_embeds=vectors, **encoded).logits.float().log_softmax(-1)[0, label].backward(
+                inputs=[vectors]
+            )
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise NotMeasured(
+            f"The model gives no gradient: {str(error).splitlines()[0]}",
+            type(subject.model).__name__,
+            "attack characters or words",
+        ) from error
     return places, vectors.grad[0].float().cpu()
 
 # %% ../../nbs/evaluate/23_adversarial.ipynb #gradient-code
-TRIED = 16   # guesses of the gradient that are asked, at each step
+TRIED = 16  # guesses of the gradient that are asked, at each step
+
 
 def by_gradient(
-    subject,            # an encoder with a classification head and a fast tokenizer
-    ask: Callable,      # texts -> log-probabilities, shape (texts, classes)
+    subject,  # an encoder with a classification head and a fast tokenizer
+    ask: Callable,  # texts -> log-probabilities, shape (texts, classes)
     options: Callable,  # word -> words to put in its place
     table: Table,
     text: str,
-    label: int,         # the right class, which the model gives
-    most: int,          # words that may be changed
+    label: int,  # the right class, which the model gives
+    most: int,  # words that may be changed
 ) -> Attacked:
-    "At each step the words that the gradient promises most of, and of these the one that hurts most, until the answer turns."
+    """At each step the words that the gradient promises most of, and of these the one that hurts most, until the answer
+    turns.
+    """
     now, queries, done = ask([text])[0, label], 1, set()
     while len(done) < most:
         spans = [match.span() for match in WORDS.finditer(text)]
@@ -134,19 +193,26 @@ def by_gradient(
         queries, guesses = queries + 1, []
         for place, (start, end) in enumerate(spans):
             word, token = text[start:end].lower(), np.flatnonzero((places[:, 0] == start) & (places[:, 1] == end))
-            if place in done or word not in table.words or not len(token): continue
+            if place in done or word not in table.words or not len(token):
+                continue
             others = options(word)
-            if not others: continue
-            change = (table.vectors[[table.words[each] for each in others]] - table.vectors[table.words[word]]) @ gradient[token[0]]
+            if not others:
+                continue
+            change = (
+                table.vectors[[table.words[each] for each in others]] - table.vectors[table.words[word]]
+            ) @ gradient[token[0]]
             guesses += [(float(value), place, each) for value, each in zip(change, others)]
         tried = sorted(guesses)[:TRIED]
-        if not tried: break
+        if not tried:
+            break
         said = ask([_replaced(text, spans, place, each) for _, place, each in tried])
         queries, best = queries + len(tried), int(said[:, label].argmin())
-        if said[best, label] >= now: break
+        if said[best, label] >= now:
+            break
         text, now = _replaced(text, spans, tried[best][1], tried[best][2]), said[best, label]
         done.add(tried[best][1])
-        if said[best].argmax() != label: return Attacked(text, True, queries, len(done))
+        if said[best].argmax() != label:
+            return Attacked(text, True, queries, len(done))
     return Attacked(text, False, queries, len(done))
 
 # %% ../../nbs/evaluate/23_adversarial.ipynb #ways-code
@@ -156,37 +222,64 @@ WAYS = ("characters", "words", "gradient")
 @dataclass(frozen=True)
 class Adversarial(OnTexts):
     "Right answers of a text classifier that an adversary turns, each model with its own."
+
     name: ClassVar[str] = "adversarial"
-    metrics: ClassVar[tuple] = (Metric("lost_to_attack", "share", "lower", "lost"), Metric("accuracy_under_attack", "share", "higher", "robust"), Metric("clean_accuracy", "share", "higher", "clean"),
-                                Metric("queries", "", "higher", sums=("queries", "clean"), formula=quotient), Metric("words_changed", "", "higher", sums=("changed", "lost"), formula=quotient))
-    way: str = "characters"                 # or "words", "gradient"
-    words: float = setting(0.2, least=0)    # share of the words that may be changed, one at least
-    similar: int = setting(20, least=1)     # words that may stand for a word
-    n: int|None = setting(100, least=1)     # texts, chosen by the seed; None: all
+    metrics: ClassVar[tuple] = (
+        Metric("lost_to_attack", "share", "lower", "lost"),
+        Metric("accuracy_under_attack", "share", "higher", "robust"),
+        Metric("clean_accuracy", "share", "higher", "clean"),
+        Metric("queries", "", "higher", sums=("queries", "clean"), formula=quotient),
+        Metric("words_changed", "", "higher", sums=("changed", "lost"), formula=quotient),
+    )
+    way: str = "characters"  # or "words", "gradient"
+    words: float = setting(0.2, least=0)  # share of the words that may be changed, one at least
+    similar: int = setting(20, least=1)  # words that may stand for a word
+    n: int | None = setting(100, least=1)  # texts, chosen by the seed; None: all
 
     def __post_init__(self):
         super().__post_init__()
-        if self.way not in WAYS: raise self.wrong("way", f"must be one of {', '.join(WAYS)}")
+        if self.way not in WAYS:
+            raise self.wrong("way", f"must be one of {', '.join(WAYS)}")
 
-    def measure(self,
-        subject,         # a Subject that classifies texts; for characters also an object with `predict` and `fingerprint`
-        original=None,   # not needed
+    def measure(
+        self,
+        subject,  # a Subject that classifies texts; for characters also an object with `predict` and `fingerprint`
+        original=None,  # not needed
         *,
-        seed: int=0,     # which texts
-        items=None,      # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
+        seed: int = 0,  # which texts
+        items=None,  # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
     ) -> Records:
-        "What fell, what it took and how much was changed, by text. Raises `NotMeasured` for a model that gives no classes, or no gradient where one is asked for."
+        """What fell, what it took and how much was changed, by text.
+
+        Raises `NotMeasured` for a model that gives no classes, or no gradient where one is asked for.
+        """
         items, data, key = clean_texts(self, items, seed)
         clean = answers(subject, items, self.tokens)
         table = table_of(subject) if self.way != "characters" else None
         options = edits if table is None else lru_cache(maxsize=None)(lambda word: similar(table, word, self.similar))
-        def ask(texts): return class_logprobs(subject, list(texts), self.tokens)
+
+        def ask(texts):
+            return class_logprobs(subject, list(texts), self.tokens)
+
         found = []
-        for text, label, right in bar(list(zip(items["text"], items["label"], clean["correct"])), desc=self.way, unit="text"):
+        for text, label, right in bar(
+            list(zip(items["text"], items["label"], clean["correct"])), desc=self.way, unit="text"
+        ):
             most = max(1, int(self.words * len(WORDS.findall(text))))
-            if not right: found.append(Attacked(text, False, 0, 0))
-            elif self.way == "gradient": found.append(by_gradient(subject, ask, options, table, text, int(label), most))
-            else: found.append(by_importance(ask, options, text, int(label), most))
+            if not right:
+                found.append(Attacked(text, False, 0, 0))
+            elif self.way == "gradient":
+                found.append(by_gradient(subject, ask, options, table, text, int(label), most))
+            else:
+                found.append(by_importance(ask, options, text, int(label), most))
         right, turned = clean["correct"].to_numpy(float), np.array([each.turned for each in found], dtype=float)
-        frame = clean[["item", "cluster"]].assign(clean=right, lost=turned, robust=right - turned, queries=[float(each.queries) for each in found], changed=[each.changed * float(each.turned) for each in found])
-        return Records(frame, self, subject.fingerprint, {"data": data, "rows": key, "seed": seed, "axis": "robustness"})
+        frame = clean[["item", "cluster"]].assign(
+            clean=right,
+            lost=turned,
+            robust=right - turned,
+            queries=[float(each.queries) for each in found],
+            changed=[each.changed * float(each.turned) for each in found],
+        )
+        return Records(
+            frame, self, subject.fingerprint, {"data": data, "rows": key, "seed": seed, "axis": "robustness"}
+        )

@@ -11,9 +11,11 @@ __all__ = ['BINS', 'COLDEST', 'HOTTEST', 'METRICS', 'DRAWS', 'SCALES', 'GROUPS',
 # %% ../../nbs/evaluate/13_calibration.ipynb #imports
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
+
 from ..core.errors import CompressLabError
 from .records import Difference, Metric, Probe, Records, combined, margin_of, verdict
 from .statistics import FEWEST, cluster_sums, from_left_out, jackknife, same_items, shrinkage
@@ -23,118 +25,192 @@ from .task_probe import TaskProbe
 def distributions(
     frame: pd.DataFrame,  # `label` and `logprobs`
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Normalised log-probabilities of shape (n, options), and the index of the right option, shape (n,). Raises `CompressLabError`."
-    if "logprobs" not in frame: raise CompressLabError("The records hold no log-probabilities.", f"columns {', '.join(map(str, frame.columns[:8]))}", "measure a task with options")
+    """Normalised log-probabilities of shape (n, options), and the index of the right option, shape (n,).
+
+    Raises `CompressLabError`.
+    """
+    if "logprobs" not in frame:
+        raise CompressLabError(
+            "The records hold no log-probabilities.",
+            f"columns {', '.join(map(str, frame.columns[:8]))}",
+            "measure a task with options",
+        )
     rows = [np.asarray(row, dtype=np.float64) for row in frame["logprobs"]]
     logp = np.full((len(rows), max(map(len, rows), default=0)), -np.inf)
-    for line, row in zip(logp, rows): line[:len(row)] = row
+    for line, row in zip(logp, rows):
+        line[: len(row)] = row
     label = frame["label"].to_numpy()
-    wrong = np.array([np.isnan(row).any() or not np.isfinite(row).any() or not (isinstance(given, (int, np.integer)) and 0 <= given < len(row)) for row, given in zip(rows, label)], dtype=bool)
+    wrong = np.array(
+        [
+            np.isnan(row).any()
+            or not np.isfinite(row).any()
+            or not (isinstance(given, (int, np.integer)) and 0 <= given < len(row))
+            for row, given in zip(rows, label)
+        ],
+        dtype=bool,
+    )
     if not len(rows) or wrong.any():
-        where = f"row {int(wrong.argmax())}: label {label[wrong.argmax()]!r}, {rows[wrong.argmax()]}" if len(rows) else "no rows"
-        raise CompressLabError("Log-probabilities must be numbers, one for each option, and the label the index of one of them.", where, "give `logprobs` as arrays and `label` as a whole number from 0")
+        where = (
+            f"row {int(wrong.argmax())}: label {label[wrong.argmax()]!r}, {rows[wrong.argmax()]}"
+            if len(rows)
+            else "no rows"
+        )
+        raise CompressLabError(
+            "Log-probabilities must be numbers, one for each option, and the label the index of one of them.",
+            where,
+            "give `logprobs` as arrays and `label` as a whole number from 0",
+        )
     return special.log_softmax(logp, axis=1), label.astype(int)
 
+# %% ../../nbs/evaluate/13_calibration.ipynb #dist-code-2
 def item_scores(
-    logp: np.ndarray,   # log-probabilities, shape (n, options)
+    logp: np.ndarray,  # log-probabilities, shape (n, options)
     label: np.ndarray,  # index of the right option, shape (n,)
 ) -> pd.DataFrame:
     "Confidence, correctness, Brier score and negative log-likelihood of each item."
     right = np.arange(logp.shape[1]) == label[:, None]
-    return pd.DataFrame({"confidence": np.exp(logp.max(1)), "correct": (logp.argmax(1) == label).astype(float),
-                         "brier": ((np.exp(logp) - right) ** 2).sum(1), "nll": -logp[right]})
+    return pd.DataFrame(
+        {
+            "confidence": np.exp(logp.max(1)),
+            "correct": (logp.argmax(1) == label).astype(float),
+            "brier": ((np.exp(logp) - right) ** 2).sum(1),
+            "nll": -logp[right],
+        }
+    )
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #bins-code
 BINS = 15
 
+
 def equal_mass(
     confidence: np.ndarray,  # shape (n,)
-    bins: int=BINS,          # at most
+    bins: int = BINS,  # at most
 ) -> np.ndarray:
     "The bin of each item, from 0 up, in order of confidence."
     edges = np.sort(confidence)[np.arange(1, bins) * len(confidence) // bins]
     return np.searchsorted(np.unique(edges), confidence, side="right")
 
+
 def reliability(
     frame: pd.DataFrame,  # `label` and `logprobs`
-    bins: int=BINS,       # at most
+    bins: int = BINS,  # at most
 ) -> pd.DataFrame:
     "Items, mean confidence, accuracy and its 95% interval (Wilson) of each bin."
     scores = item_scores(*distributions(frame))
-    table = scores.groupby(equal_mass(scores["confidence"].to_numpy(), bins)).agg(items=("correct", "size"), confidence=("confidence", "mean"), accuracy=("correct", "mean"))
-    ends = [stats.binomtest(round(count * share), count).proportion_ci(method="wilson") for count, share in zip(table["items"], table["accuracy"])]
+    table = scores.groupby(equal_mass(scores["confidence"].to_numpy(), bins)).agg(
+        items=("correct", "size"), confidence=("confidence", "mean"), accuracy=("correct", "mean")
+    )
+    ends = [
+        stats.binomtest(round(count * share), count).proportion_ci(method="wilson")
+        for count, share in zip(table["items"], table["accuracy"])
+    ]
     return table.assign(low=[end.low for end in ends], high=[end.high for end in ends]).reset_index(drop=True)
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #diagram-code
 def reliability_diagram(
-    original: pd.DataFrame,    # `label` and `logprobs`
+    original: pd.DataFrame,  # `label` and `logprobs`
     compressed: pd.DataFrame,  # of the same items
-    bins: int=BINS,            # at most
+    bins: int = BINS,  # at most
 ):
     "A pair of diagrams, accuracy against confidence by bin with its interval, on the same axes."
     from matplotlib import pyplot as plt
+
     figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.2), dpi=100, sharex=True, sharey=True)
     for axis, title, frame in zip(axes, ("original", "compressed"), (original, compressed)):
         table = reliability(frame, bins)
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        axis.errorbar(table["confidence"], table["accuracy"], (table["accuracy"] - table["low"], table["high"] - table["accuracy"]), fmt="o", markersize=4, linewidth=1)
+        axis.errorbar(
+            table["confidence"],
+            table["accuracy"],
+            (table["accuracy"] - table["low"], table["high"] - table["accuracy"]),
+            fmt="o",
+            markersize=4,
+            linewidth=1,
+        )
         gap = (table["items"] * (table["confidence"] - table["accuracy"]).abs()).sum() / table["items"].sum()
         axis.set(title=f"{title}, ECE {gap:.3f}", xlabel="confidence")
     axes[0].set_ylabel("accuracy")
-    figure.tight_layout(); plt.close(figure)
+    figure.tight_layout()
+    plt.close(figure)
     return figure
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #temp-code
 COLDEST, HOTTEST = 0.02, 50.0  # temperatures tried
 
+
 def temperature(
-    logp: np.ndarray,   # log-probabilities, shape (n, options)
+    logp: np.ndarray,  # log-probabilities, shape (n, options)
     label: np.ndarray,  # index of the right option, shape (n,)
 ) -> float:
-    "The temperature that makes the labels likeliest; at the end of the range where the labels are no better than chance."
-    def loss(log_t): return item_scores(rescaled(logp, np.exp(log_t)), label)["nll"].mean()
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=np.log((COLDEST, HOTTEST)), method="bounded", options={"xatol": 1e-6}).x))
+    """The temperature that makes the labels likeliest; at the end of the range where the labels are no better than
+    chance.
+    """
+
+    def loss(log_t):
+        return item_scores(rescaled(logp, np.exp(log_t)), label)["nll"].mean()
+
+    return float(
+        np.exp(
+            optimize.minimize_scalar(
+                loss, bounds=np.log((COLDEST, HOTTEST)), method="bounded", options={"xatol": 1e-6}
+            ).x
+        )
+    )
+
 
 def rescaled(
     logp: np.ndarray,  # log-probabilities, shape (n, options)
-    by,                # temperature, one or one for each item
+    by,  # temperature, one or one for each item
 ) -> np.ndarray:
     "Log-probabilities at the temperature."
     return special.log_softmax(logp / np.reshape(by, (-1, 1)), axis=1)
 
+
 def crossfit(
-    logp: np.ndarray,   # log-probabilities, shape (n, options)
+    logp: np.ndarray,  # log-probabilities, shape (n, options)
     label: np.ndarray,  # index of the right option, shape (n,)
-    clusters=None,      # cluster of each item; None: each its own
-    seed: int=0,        # of the halves
+    clusters=None,  # cluster of each item; None: each its own
+    seed: int = 0,  # of the halves
 ) -> np.ndarray:
-    "The temperature for each item, fitted on the half that holds neither it nor its cluster, shape (n,). Raises `CompressLabError` with a single cluster."
+    """The temperature for each item, fitted on the half that holds neither it nor its cluster, shape (n,).
+
+    Raises `CompressLabError` with a single cluster.
+    """
     index = np.unique(np.arange(len(label)) if clusters is None else np.asarray(clusters), return_inverse=True)[1]
     count = index.max() + 1
-    if count < 2: raise CompressLabError("A temperature needs items to be fitted on and others to be judged by.", f"{count} cluster", "give two clusters or more")
+    if count < 2:
+        raise CompressLabError(
+            "A temperature needs items to be fitted on and others to be judged by.",
+            f"{count} cluster",
+            "give two clusters or more",
+        )
     half = (np.random.default_rng(seed).permutation(count) % 2 == 1)[index]
     found = np.empty(len(label))
-    for side in (half, ~half): found[side] = temperature(logp[~side], label[~side])
+    for side in (half, ~half):
+        found[side] = temperature(logp[~side], label[~side])
     return found
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #aurc-code
 def risk_coverage(
     confidence: np.ndarray,  # shape (n,)
-    correct: np.ndarray,     # 1 or 0, shape (n,)
+    correct: np.ndarray,  # 1 or 0, shape (n,)
 ) -> pd.DataFrame:
     "Share of items answered and share of errors among them, at each confidence, the surest first."
     table = pd.DataFrame({"items": 1.0, "errors": 1.0 - correct}).groupby(-np.asarray(confidence)).sum().cumsum()
-    return pd.DataFrame({"coverage": table["items"] / len(confidence), "risk": table["errors"] / table["items"]}).reset_index(drop=True)
+    return pd.DataFrame(
+        {"coverage": table["items"] / len(confidence), "risk": table["errors"] / table["items"]}
+    ).reset_index(drop=True)
+
 
 def aurc(
-    confidence: np.ndarray,    # shape (n,)
-    correct: np.ndarray,       # 1 or 0, shape (n,)
-    weights: np.ndarray=None,  # how often each item counts, shape (draws, n); None: once
+    confidence: np.ndarray,  # shape (n,)
+    correct: np.ndarray,  # 1 or 0, shape (n,)
+    weights: np.ndarray = None,  # how often each item counts, shape (draws, n); None: once
 ) -> tuple[np.ndarray, np.ndarray]:
     "Mean risk over the items and its excess over that of the best order, each of shape (draws,)."
     weights = np.ones((1, len(confidence))) if weights is None else weights
     order = np.argsort(-confidence, kind="stable")
-    last = np.searchsorted(-confidence[order], -confidence[order], side="right") - 1   # of the items as sure as this one
+    last = np.searchsorted(-confidence[order], -confidence[order], side="right") - 1  # of the items as sure as this one
     weights = weights[:, order].astype(np.float64)
     items, errors = weights.cumsum(1), (weights * (1 - correct[order])).cumsum(1)
     n, wrong = items[:, -1], errors[:, -1]
@@ -144,11 +220,12 @@ def aurc(
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #curve-code
 def risk_coverage_diagram(
-    original: pd.DataFrame,    # `label` and `logprobs`
+    original: pd.DataFrame,  # `label` and `logprobs`
     compressed: pd.DataFrame,  # of the same items
 ):
     "Both risk-coverage curves in one picture."
     from matplotlib import pyplot as plt
+
     figure, axis = plt.subplots(figsize=(5, 3), dpi=100)
     for name, frame in (("original", original), ("compressed", compressed)):
         scores = item_scores(*distributions(frame))
@@ -156,20 +233,34 @@ def risk_coverage_diagram(
         area = aurc(scores["confidence"].to_numpy(), scores["correct"].to_numpy())[0].item()
         axis.step(curve["coverage"], curve["risk"], where="post", label=f"{name}, AURC {area:.3f}")
     axis.set(xlabel="share of items answered, the surest first", ylabel="share of errors", xlim=(0, 1), ylim=(0, None))
-    axis.legend(frameon=False); figure.tight_layout(); plt.close(figure)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    plt.close(figure)
     return figure
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #diff-code
-METRICS = {name: Metric(name, unit, better, reference=0.0, diverges=name == "nll") for name, unit, better in (("overconfidence", "share", None), ("ece", "", "lower"), ("calibration_loss", "", "lower"),
-           ("brier", "", "lower"), ("nll", "nats", "lower"), ("aurc", "", "lower"), ("excess_aurc", "", "lower"))}   # a margin is a number of the metric's own: an ECE of the original may well be 0
+METRICS = {
+    name: Metric(name, unit, better, reference=0.0, diverges=name == "nll")
+    for name, unit, better in (
+        ("overconfidence", "share", None),
+        ("ece", "", "lower"),
+        ("calibration_loss", "", "lower"),
+        ("brier", "", "lower"),
+        ("nll", "nats", "lower"),
+        ("aurc", "", "lower"),
+        ("excess_aurc", "", "lower"),
+    )
+}  # a margin is a number of the metric's own: an ECE of the original may well be 0
+
 
 def bin_columns(
     scores: pd.DataFrame,  # of one model, as from `item_scores`
-    bins: int=BINS,        # at most
+    bins: int = BINS,  # at most
 ) -> np.ndarray:
     "Gap between confidence and correctness, then 1, each in the column of the item's bin, shape (n, 2 * bins)."
     which = np.eye(bins)[equal_mass(scores["confidence"].to_numpy(), bins)]
     return np.hstack([which * (scores["confidence"] - scores["correct"]).to_numpy()[:, None], which])
+
 
 def ece(
     totals: np.ndarray,  # of `bin_columns`, shape (…, 2 * bins)
@@ -178,19 +269,21 @@ def ece(
     gaps, sizes = np.split(totals, 2, axis=-1)
     return np.abs(gaps).sum(-1) / sizes.sum(-1)
 
+
 def calibration_loss(
     totals: np.ndarray,  # of `bin_columns`, shape (…, 2 * bins)
 ) -> np.ndarray:
     "Mean squared gap of the bins, shape (…)."
     gaps, sizes = np.split(totals, 2, axis=-1)
-    return (gaps ** 2 / np.maximum(sizes, 1)).sum(-1) / sizes.sum(-1)
+    return (gaps**2 / np.maximum(sizes, 1)).sum(-1) / sizes.sum(-1)
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #debias-code
-DRAWS, SCALES = 2000, np.r_[0.0, np.geomspace(0.02, 30, 48)]   # of noise; of gaps that are tried
+DRAWS, SCALES = 2000, np.r_[0.0, np.geomspace(0.02, 30, 48)]  # of noise; of gaps that are tried
+
 
 def proportions(
-    gaps: np.ndarray,    # that were seen, shape (bins,)
-    error: np.ndarray,   # their standard errors, shape (bins,)
+    gaps: np.ndarray,  # that were seen, shape (bins,)
+    error: np.ndarray,  # their standard errors, shape (bins,)
 ) -> list[np.ndarray]:
     "Gaps as they were seen, without what noise explains, from the clearest bins alone, and with none close to zero."
     size = np.abs(gaps)
@@ -198,11 +291,12 @@ def proportions(
     others = gaps * np.clip(1 - explained, 0, 1), gaps * (size > 3 * error), np.sign(gaps) * np.maximum(size, error / 2)
     return [gaps, *(each for each in others if each.any())]
 
+
 def from_noise(
-    statistic,           # function from gaps of shape (…, bins) to values of shape (…), 0 without gaps
-    gaps: np.ndarray,    # that were seen, shape (bins,)
-    noise: np.ndarray,   # that they may have, shape (draws, bins)
-    level: float=0.95,   # coverage
+    statistic,  # function from gaps of shape (…, bins) to values of shape (…), 0 without gaps
+    gaps: np.ndarray,  # that were seen, shape (bins,)
+    noise: np.ndarray,  # that they may have, shape (draws, bins)
+    level: float = 0.95,  # coverage
 ) -> tuple[float, float, float]:
     "The true figure that would look this large in half of all studies, and its confidence interval."
     seen, tail = statistic(gaps), (1 - level) / 2
@@ -217,15 +311,22 @@ def from_noise(
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #debias-code-2
 def _combined(first: tuple, second: tuple, together: float) -> tuple[float, float]:
-    "Confidence interval of second - first (Zou and Donner), from each estimate with its interval and the correlation of their noise."
+    """Confidence interval of second - first (Zou and Donner), from each estimate with its interval and the correlation
+    of their noise.
+    """
     (one, low, high), (other, lower, higher) = first, second
-    def reach(down, up): return np.sqrt(max(0.0, down ** 2 + up ** 2 - 2 * together * down * up))
+
+    def reach(down, up):
+        return np.sqrt(max(0.0, down**2 + up**2 - 2 * together * down * up))
+
     below, above = other - one - reach(other - lower, high - one), other - one + reach(higher - other, one - low)
     return min(below, 2 * lower - high), max(above, higher - 2 * low)
+
 
 def _of_gaps(figure, sizes: np.ndarray):
     "A figure of the totals of `bin_columns` as a function of the gaps alone, for bins of these sizes."
     return lambda gaps: figure(np.concatenate([gaps, np.broadcast_to(sizes, gaps.shape)], axis=-1))
+
 
 def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed: int) -> dict:
     "ECE and calibration loss: (original, compressed, low, high) by name."
@@ -248,7 +349,8 @@ def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed
     return found
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #ordered-code
-GROUPS = 50   # of clusters, each of which is left out in turn where the order of all items matters
+GROUPS = 50  # of clusters, each of which is left out in turn where the order of all items matters
+
 
 def _ordered(before: pd.DataFrame, after: pd.DataFrame, clusters, seed: int) -> dict:
     "AURC and its excess: (original, compressed, low, high) by name."
@@ -260,96 +362,159 @@ def _ordered(before: pd.DataFrame, after: pd.DataFrame, clusters, seed: int) -> 
     values, left_out = ([np.array(aurc(*arm, weights)) for arm in arms] for weights in (None, kept))
     found = {}
     for k, name in enumerate(("aurc", "excess_aurc")):
-        spread = from_left_out(float(values[1][k, 0] - values[0][k, 0]), left_out[1][k] - left_out[0][k], np.bincount(group))
+        spread = from_left_out(
+            float(values[1][k, 0] - values[0][k, 0]), left_out[1][k] - left_out[0][k], np.bincount(group)
+        )
         found[name] = values[0][k, 0], values[1][k, 0], *spread.interval()
     return found
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #diff-2-code
 TEMPERATURES = ("given", "refit", "kept")
 
+
 def calibration_differences(
-    original: pd.DataFrame,     # `item`, `label`, `logprobs`, and `cluster` where items are not independent
-    compressed: pd.DataFrame,   # of the same items
+    original: pd.DataFrame,  # `item`, `label`, `logprobs`, and `cluster` where items are not independent
+    compressed: pd.DataFrame,  # of the same items
     *,
-    temperature: str="given",   # "given": as recorded; "refit": each model at its own, cross-fitted; "kept": both at the original's
-    margin: dict|None=None,     # by metric, in the metric's own unit: {"ece": 0.01}
-    same: bool=False,           # whether one model answered twice
-    bins: int=BINS,             # of equal mass, at most, and at most one for ten items
-    seed: int=0,                # of noise, groups and halves
+    temperature: str = "given",  # "given": as recorded; "refit": each model at its own, cross-fitted; "kept": both at the original's
+    margin: dict | None = None,  # by metric, in the metric's own unit: {"ece": 0.01}
+    same: bool = False,  # whether one model answered twice
+    bins: int = BINS,  # of equal mass, at most, and at most one for ten items
+    seed: int = 0,  # of noise, groups and halves
 ) -> list[Difference]:
-    "Overconfidence, ECE, calibration loss, Brier score, NLL and AURC as paired differences. Raises `CompressLabError` where items or labels differ."
-    if temperature not in TEMPERATURES: raise CompressLabError(f"There is no temperature {temperature!r}.", fix=f"take one of {', '.join(TEMPERATURES)}")
+    """Overconfidence, ECE, calibration loss, Brier score, NLL and AURC as paired differences.
+
+    Raises `CompressLabError` where items or labels differ.
+    """
+    if temperature not in TEMPERATURES:
+        raise CompressLabError(
+            f"There is no temperature {temperature!r}.", fix=f"take one of {', '.join(TEMPERATURES)}"
+        )
     first, second = same_items(original, compressed)
-    if (first["label"] != second["label"]).any(): raise CompressLabError("The same items have other labels.", f"{int((first['label'] != second['label']).sum())} of {len(first)} items", "measure both models with one probe")
+    if (first["label"] != second["label"]).any():
+        raise CompressLabError(
+            "The same items have other labels.",
+            f"{int((first['label'] != second['label']).sum())} of {len(first)} items",
+            "measure both models with one probe",
+        )
     clusters = first["cluster"].to_numpy() if "cluster" in first else np.arange(len(first))
     (logp, label), (other, _) = distributions(first), distributions(second)
     if temperature != "given":
         own = crossfit(logp, label, clusters, seed)
-        logp, other = rescaled(logp, own), rescaled(other, own if temperature == "kept" else crossfit(other, label, clusters, seed))
+        logp, other = (
+            rescaled(logp, own),
+            rescaled(other, own if temperature == "kept" else crossfit(other, label, clusters, seed)),
+        )
     before, after = item_scores(logp, label), item_scores(other, label)
     count, found = len(np.unique(clusters)), _means(before, after, clusters)
     if count >= FEWEST:
-        found |= _binned(before, after, clusters, min(bins, max(2, len(before) // 10)), seed) | _ordered(before, after, clusters, seed)
-    if np.array_equal(logp, other):   # two models that answer alike are not shown to be one
+        found |= _binned(before, after, clusters, min(bins, max(2, len(before) // 10)), seed) | _ordered(
+            before, after, clusters, seed
+        )
+    if np.array_equal(logp, other):  # two models that answer alike are not shown to be one
         end = 0.0 if same else np.nan
         found = {name: (*each[:2], end, end) for name, each in found.items()}
     unit = "items" if count == len(first) else "clusters"
     method = f"paired over {count} {unit}" + (f", temperature {temperature}" if temperature != "given" else "")
     return [_difference(name, *found[name], margin, len(first), count, method) for name in METRICS if name in found]
 
+# %% ../../nbs/evaluate/13_calibration.ipynb #diff-2-code-2
 def _means(before, after, clusters) -> dict:
     "Overconfidence, Brier score and NLL: (original, compressed, low, high) by name."
     columns = [(scores["confidence"] - scores["correct"], scores["brier"], scores["nll"]) for scores in (before, after)]
     sums = cluster_sums(np.column_stack([np.ones(len(before)), *columns[0], *columns[1]]), clusters)
-    def of(totals, k): return totals[..., k] / totals[..., 0]
-    def ends(k): return jackknife(sums, lambda t: of(t, k + 3) - of(t, k), sums[:, 0]).interval() if len(sums) >= FEWEST else (np.nan, np.nan)
+
+    def of(totals, k):
+        return totals[..., k] / totals[..., 0]
+
+    def ends(k):
+        return (
+            jackknife(sums, lambda t: of(t, k + 3) - of(t, k), sums[:, 0]).interval()
+            if len(sums) >= FEWEST
+            else (np.nan, np.nan)
+        )
+
     total = sums.sum(0)
-    return {name: (of(total, k), of(total, k + 3), *ends(k)) for k, name in enumerate(("overconfidence", "brier", "nll"), 1)}
+    return {
+        name: (of(total, k), of(total, k + 3), *ends(k)) for k, name in enumerate(("overconfidence", "brier", "nll"), 1)
+    }
+
 
 def _difference(name, first, second, low, high, margin, items, count, method) -> Difference:
     metric, (first, second, low, high) = METRICS[name], map(float, (first, second, low, high))
     ends = (low, high) if np.isfinite([low, high]).all() else None
     bound = margin_of(metric, margin)
     words = verdict(second - first, ends, None, metric, bound, metric.floor)
-    return Difference("calibration", metric, first, second, second - first, ends, None, None, items, count, method if ends else f"no interval, {method}", words, bound)
+    return Difference(
+        "calibration",
+        metric,
+        first,
+        second,
+        second - first,
+        ends,
+        None,
+        None,
+        items,
+        count,
+        method if ends else f"no interval, {method}",
+        words,
+        bound,
+    )
 
 # %% ../../nbs/evaluate/13_calibration.ipynb #probe-code
 @dataclass(frozen=True)
 class CalibrationProbe(TaskProbe):
     "How rightly a model is sure of its answers to a task."
+
     name: ClassVar[str] = "calibration"
-    temperature: str = "given"   # "given"; "refit": each model at its own, cross-fitted; "kept": both at the original's
+    temperature: str = "given"  # "given"; "refit": each model at its own, cross-fitted; "kept": both at the original's
 
     def __post_init__(self):
         super().__post_init__()
-        if self.temperature not in TEMPERATURES: raise self.wrong("temperature", f"is {self.temperature!r}, and must be one of {', '.join(TEMPERATURES)}")
-        if "correct" not in [metric.numerator for metric in self.metrics] or self.file.kind == "completion": raise self.wrong("task", f"is {self.task}, which has no right option among several")
+        if self.temperature not in TEMPERATURES:
+            raise self.wrong("temperature", f"is {self.temperature!r}, and must be one of {', '.join(TEMPERATURES)}")
+        if "correct" not in [metric.numerator for metric in self.metrics] or self.file.kind == "completion":
+            raise self.wrong("task", f"is {self.task}, which has no right option among several")
         object.__setattr__(self, "metrics", tuple(self.named(metric, name) for name, metric in METRICS.items()))
 
-    def named(self, metric: Metric, column: str="") -> Metric:
+    def named(self, metric: Metric, column: str = "") -> Metric:
         "The metric, called after the task."
         return replace(metric, name=f"{self.file.name}.{metric.name}", **({"numerator": column} if column else {}))
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
-        "The answers, and of each item what it adds to overconfidence, Brier score and NLL; the others are of all items together, in `differences`."
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
+        """The answers, and of each item what it adds to overconfidence, Brier score and NLL; the others are of all
+        items together, in `differences`.
+        """
         found = super().measure(subject, seed=seed)
         scores = item_scores(*distributions(found.frame))
-        frame = found.frame.assign(overconfidence=scores["confidence"] - scores["correct"], brier=scores["brier"], nll=scores["nll"])
+        frame = found.frame.assign(
+            overconfidence=scores["confidence"] - scores["correct"], brier=scores["brier"], nll=scores["nll"]
+        )
         return replace(found, frame=frame, meta=found.meta | {"axis": "calibration"})
 
     def difference(self, original: Records, compressed: Records, metric=None, *, margin=None) -> Difference:
         "The paired difference of one figure. Raises `CompressLabError` where there are too few clusters for it."
         metric = self.metric(metric if metric is None or isinstance(metric, str) else metric.name)
         for found in self.differences(original, compressed, margin=margin):
-            if found.metric.name == metric.name: return found
+            if found.metric.name == metric.name:
+                return found
         raise CompressLabError(f"There are too few clusters for {metric.name}.", str(self), "ask more items")
 
     def differences(self, original: Records, compressed: Records, *, margin=None) -> list[Difference]:
         "Each figure's paired difference."
-        Probe.pair(self, original, compressed, Metric("right", "share", "higher", "correct"))   # raises where these are not the same items
-        bare = {name.removeprefix(f"{self.file.name}."): value for name, value in margin.items()} if isinstance(margin, dict) else None
+        Probe.pair(
+            self, original, compressed, Metric("right", "share", "higher", "correct")
+        )  # raises where these are not the same items
+        bare = (
+            {name.removeprefix(f"{self.file.name}."): value for name, value in margin.items()}
+            if isinstance(margin, dict)
+            else None
+        )
         same = original.fingerprint == compressed.fingerprint
-        found = calibration_differences(original.frame, compressed.frame, temperature=self.temperature, margin=bare, same=same)
+        found = calibration_differences(
+            original.frame, compressed.frame, temperature=self.temperature, margin=bare, same=same
+        )
         return [replace(each, metric=self.named(each.metric)) for each in found]
 
-    def spread_over_seeds(self, metric, pairs, each): return combined(each)
+    def spread_over_seeds(self, metric, pairs, each):
+        return combined(each)

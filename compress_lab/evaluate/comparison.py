@@ -9,8 +9,10 @@ __all__ = ['as_probe', 'probe', 'Comparison', 'reads_text', 'tokenizer_for', 'as
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
-from fastcore.basics import patch
+
 import pandas as pd
+from fastcore.basics import patch
+
 from ..core.errors import CompressLabError, visible
 from ..core.settings import only, seed_number
 from .records import Difference, NotMeasured, Probe, Records, html_table, show, show_interval
@@ -18,75 +20,104 @@ from .suites import expanded
 
 # %% ../../nbs/evaluate/05_comparison.ipynb #cell-06
 def as_probe(
-    asked,        # a Probe, the name of one, or a dict with `probe` and settings
-    **settings,   # more settings, over those given
+    asked,  # a Probe, the name of one, or a dict with `probe` and settings
+    **settings,  # more settings, over those given
 ) -> Probe:
     "The probe. Raises `CompressLabError` where there is none of that name or no such setting."
     given = asked.to_dict() if isinstance(asked, Probe) else {"probe": asked} if isinstance(asked, str) else asked
     return Probe.from_dict({**given, **settings} if isinstance(given, dict) else given)
 
+
 def probe(
-    subject,         # the model to measure
-    asked,           # a Probe, or the name of one
+    subject,  # the model to measure
+    asked,  # a Probe, or the name of one
     *,
-    original=None,   # the model it was made from, for probes that need both
-    rows=None,       # rows of tokens to measure on in place of a text, for probes that read text
-    seed: int=0,     # which windows and items are drawn
-    **settings,      # of the probe
+    original=None,  # the model it was made from, for probes that need both
+    rows=None,  # rows of tokens to measure on in place of a text, for probes that read text
+    seed: int = 0,  # which windows and items are drawn
+    **settings,  # of the probe
 ) -> Records:
-    "Records of one probe on one model: value, interval and a row for each item. Raises `CompressLabError`, and `NotMeasured` with the reason."
-    return as_probe(asked, **settings).measure(subject, original, seed=seed_number(seed), **({} if rows is None else {"rows": rows}))
+    """Records of one probe on one model: value, interval and a row for each item.
+
+    Raises `CompressLabError`, and `NotMeasured` with the reason.
+    """
+    return as_probe(asked, **settings).measure(
+        subject, original, seed=seed_number(seed), **({} if rows is None else {"rows": rows})
+    )
 
 # %% ../../nbs/evaluate/05_comparison.ipynb #cell-12
 @dataclass(repr=False)
 class Comparison:
     "What compression did, metric by metric."
-    names: tuple[str, str]                                   # of the original and the compressed model
+
+    names: tuple[str, str]  # of the original and the compressed model
     differences: list[Difference] = field(default_factory=list)  # one for each metric
     not_measured: list[tuple[str, str]] = field(default_factory=list)  # probe, and the reason
-    records: dict[str, tuple] = field(default_factory=dict)  # original's (None where not needed) and compressed records, by name of the probe, or by the probe as text where several have that name
+    records: dict[str, tuple] = field(
+        default_factory=dict
+    )  # original's (None where not needed) and compressed records, by name of the probe, or by the probe as text where several have that name
+
 
 def reads_text(probe: Probe) -> bool:
     "Whether rows of tokens may be given to the probe."
     return "rows" in inspect.signature(probe.measure).parameters
+
 
 def tokenizer_for(
     model,  # of transformers
 ):
     "The tokenizer that stands where the model was loaded from; None where there is none."
     from transformers import AutoTokenizer
+
     name = getattr(getattr(model, "config", None), "name_or_path", "")
-    try: return AutoTokenizer.from_pretrained(name) if name else None
-    except (OSError, ValueError, KeyError): return None
+    try:
+        return AutoTokenizer.from_pretrained(name) if name else None
+    except (OSError, ValueError, KeyError):
+        return None
+
 
 def as_subject(
-    given,           # a Subject, a name or a folder as for `cl.load`, or a model of transformers
+    given,  # a Subject, a name or a folder as for `cl.load`, or a model of transformers
     tokenizer=None,  # of a model of transformers; None: the one that stands where it was loaded from
 ):
     "The Subject. Raises `CompressLabError` where it is none of these."
     from compress_lab.core.subjects import Subject, load
-    if "fingerprint" in dir(given): return given
-    if isinstance(given, (str, Path)): return load(given)
-    if hasattr(given, "parameters"): return Subject(given, tokenizer or tokenizer_for(given))
+
+    if "fingerprint" in dir(given):
+        return given
+    if isinstance(given, (str, Path)):
+        return load(given)
+    if hasattr(given, "parameters"):
+        return Subject(given, tokenizer or tokenizer_for(given))
     fix = "give what cl.load returns, its name or folder, or a model of transformers"
     raise CompressLabError(f"A {type(given).__name__} is no model.", "compare", fix)
 
 # %% ../../nbs/evaluate/05_comparison.ipynb #compare-code
 def compare(
-    original,            # a Subject, a name or a folder as for `cl.load`, or a model of transformers
-    compressed,          # one made from it, given in any of these ways
-    probes=("perplexity", "fidelity", "size", "latency"),  # names of probes or suites, Probes, or dicts with `probe` and settings
+    original,  # a Subject, a name or a folder as for `cl.load`, or a model of transformers
+    compressed,  # one made from it, given in any of these ways
+    probes=(
+        "perplexity",
+        "fidelity",
+        "size",
+        "latency",
+    ),  # names of probes or suites, Probes, or dicts with `probe` and settings
     *,
-    margin=None,         # a share of the original's value one is ready to lose, or a dict from metric names to margins
-    rows=None,           # rows of tokens for the probes that read text
-    seed: int=0,         # which windows and items are drawn
+    margin=None,  # a share of the original's value one is ready to lose, or a dict from metric names to margins
+    rows=None,  # rows of tokens for the probes that read text
+    seed: int = 0,  # which windows and items are drawn
 ) -> Comparison:
-    "The paired differences. What cannot be measured is listed with the reason. Raises `CompressLabError` where a model or setting is none, or where nothing could be measured for an error."
+    """The paired differences.
+
+    What cannot be measured is listed with the reason. Raises `CompressLabError` where a model or setting is none, or
+    where nothing could be measured for an error.
+    """
     original = as_subject(original)
     compressed = as_subject(compressed, getattr(original, "tokenizer", None))
     found, failed = Comparison((original.name, compressed.name)), []
     asked = [as_probe(each) for each in expanded([probes] if isinstance(probes, (str, dict, Probe)) else probes)]
-    if isinstance(margin, dict): only(margin, [metric.name for probe in asked for metric in probe.metrics], "compare, margin")
+    if isinstance(margin, dict):
+        only(margin, [metric.name for probe in asked for metric in probe.metrics], "compare, margin")
     names = [probe.name for probe in asked]
     for probe in asked:
         given = {"seed": seed_number(seed), **({"rows": rows} if rows is not None and reads_text(probe) else {})}
@@ -95,23 +126,54 @@ def compare(
             before = None if probe.paired else probe.measure(original, **given)
             differences = probe.differences(before, after, margin=margin)
         except CompressLabError as reason:
-            if not isinstance(reason, NotMeasured): failed.append(reason)
+            if not isinstance(reason, NotMeasured):
+                failed.append(reason)
             found.not_measured.append((probe.name, reason.what))
         else:
             found.records[probe.name if names.count(probe.name) == 1 else str(probe)] = before, after
             found.differences += differences
-    if failed and not found.records: raise failed[0]
+    if failed and not found.records:
+        raise failed[0]
     return found
 
 # %% ../../nbs/evaluate/05_comparison.ipynb #cell-13
 @patch(as_prop=True)
 def frame(self: Comparison) -> pd.DataFrame:
     "A row for each metric, numbers as they are."
-    columns = ["probe", "metric", "unit", "original", "compressed", "difference", "low", "high", "ratio", "ratio_low", "ratio_high", "verdict", "method"]
-    rows = [(found.probe, found.metric.name, found.metric.unit, found.original, found.compressed, found.value, *(found.interval or (None, None)),
-             found.ratio, *(found.ratio_interval or (None, None)), found.verdict, found.method) for found in self.differences]
+    columns = [
+        "probe",
+        "metric",
+        "unit",
+        "original",
+        "compressed",
+        "difference",
+        "low",
+        "high",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "verdict",
+        "method",
+    ]
+    rows = [
+        (
+            found.probe,
+            found.metric.name,
+            found.metric.unit,
+            found.original,
+            found.compressed,
+            found.value,
+            *(found.interval or (None, None)),
+            found.ratio,
+            *(found.ratio_interval or (None, None)),
+            found.verdict,
+            found.method,
+        )
+        for found in self.differences
+    ]
     return pd.DataFrame(rows, columns=columns)
 
+# %% ../../nbs/evaluate/05_comparison.ipynb #cell-13-2
 @patch
 def table(self: Comparison) -> tuple[tuple, list[tuple]]:
     "Header and rows as people read them."
@@ -119,18 +181,40 @@ def table(self: Comparison) -> tuple[tuple, list[tuple]]:
     for found in self.differences:
         unit, scale = found.metric.unit, found.original
         interval = "exact" if found.method == "exact" else show_interval(found.interval, unit, scale)
-        rows.append((found.metric.name, *(show(value, unit, scale) for value in (found.original, found.compressed, found.value)), interval, show(found.ratio), found.verdict))
+        rows.append(
+            (
+                found.metric.name,
+                *(show(value, unit, scale) for value in (found.original, found.compressed, found.value)),
+                interval,
+                show(found.ratio),
+                found.verdict,
+            )
+        )
     return ("metric", "original", "compressed", "difference", "95% interval", "ratio", "verdict"), rows
+
 
 @patch
 def _repr_html_(self: Comparison) -> str:
     missing = html_table(("not measured", "why"), self.not_measured) if self.not_measured else ""
     return html_table(*self.table(), f"{self.names[0]} → {self.names[1]}") + missing
 
+
 @patch
 def __repr__(self: Comparison) -> str:
     header, rows = self.table()
     cells = [header, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = ["  ".join(f"{cell:<{width}}" if column in (0, len(header) - 1) else f"{cell:>{width}}" for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in cells]
-    return "\n".join([visible(f"{self.names[0]} → {self.names[1]}"), *lines, *(f"not measured: {name}: {reason}" for name, reason in self.not_measured)])
+    lines = [
+        "  ".join(
+            f"{cell:<{width}}" if column in (0, len(header) - 1) else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join(
+        [
+            visible(f"{self.names[0]} → {self.names[1]}"),
+            *lines,
+            *(f"not measured: {name}: {reason}" for name, reason in self.not_measured),
+        ]
+    )

@@ -12,8 +12,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
+
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
 from ..core.settings import seed_number
@@ -23,41 +25,80 @@ from .writing import answers_to
 
 # %% ../../nbs/evaluate/19_factuality.ipynb #read-code
 MASK, FORMS = "[MASK]", ("text", "negated", "misprimed")
-PUBLISHED = {"answer": "obj_label", "text": "masked_sentences", "negated": "masked_negations", "misprimed": "masked_misprimed"}
-LICENCE = "CC BY-NC 4.0"   # of LAMA's T-REx facts, which the published file holds
+PUBLISHED = {
+    "answer": "obj_label",
+    "text": "masked_sentences",
+    "negated": "masked_negations",
+    "misprimed": "masked_misprimed",
+}
+LICENCE = "CC BY-NC 4.0"  # of LAMA's T-REx facts, which the published file holds
 
+# %% ../../nbs/evaluate/19_factuality.ipynb #read-code-2
 def facts(
     path: str,  # of a table, or a JSONL file as Kassner and Schütze have it
 ) -> tuple[pd.DataFrame, DataProvenance]:
-    "`item`, `relation`, `answer` and the forms that are there, and where they come from. Raises `CompressLabError` naming file and row."
+    """`item`, `relation`, `answer` and the forms that are there, and where they come from.
+
+    Raises `CompressLabError` naming file and row.
+    """
     found = task(path)
     frame, known = found.frame.reset_index(drop=True), found.provenance
     if "masked_sentences" in frame and {"relation", "obj_label"} <= {*frame}:
         known = replace(known, licence=LICENCE)
-        frame = pd.DataFrame({"relation": frame["relation"], **{name: frame[column].map(lambda said: said if isinstance(said, str) else next(iter(said), None)) for name, column in PUBLISHED.items() if column in frame}})
-    if missing := [column for column in ("relation", "answer", "text") if column not in frame]: raise CompressLabError(f"The table has no column {missing[0]!r}.", known.source, "the columns are relation, answer and text, and if they are asked negated and misprimed")
+        frame = pd.DataFrame(
+            {
+                "relation": frame["relation"],
+                **{
+                    name: frame[column].map(lambda said: said if isinstance(said, str) else next(iter(said), None))
+                    for name, column in PUBLISHED.items()
+                    if column in frame
+                },
+            }
+        )
+    if missing := [column for column in ("relation", "answer", "text") if column not in frame]:
+        raise CompressLabError(
+            f"The table has no column {missing[0]!r}.",
+            known.source,
+            "the columns are relation, answer and text, and if they are asked negated and misprimed",
+        )
     forms = [form for form in FORMS if form in frame]
     frame["answer"] = [str(each) if isinstance(each, (int, np.integer)) else each for each in frame["answer"]]
     for number, row in enumerate(frame[["relation", "answer", *forms]].to_dict("records")):
-        if wrong := [name for name, text in row.items() if not isinstance(text, str) or not text.strip()]: raise CompressLabError(f"{wrong[0]} is {row[wrong[0]]!r}, and must be a text.", f"{known.source}, row {number}", "correct the row")
-        if wrong := [form for form in forms if row[form].count(MASK) != 1]: raise CompressLabError(f"{wrong[0]} must have one {MASK}.", f"{known.source}, row {number}", "correct the row")
+        if wrong := [name for name, text in row.items() if not isinstance(text, str) or not text.strip()]:
+            raise CompressLabError(
+                f"{wrong[0]} is {row[wrong[0]]!r}, and must be a text.",
+                f"{known.source}, row {number}",
+                "correct the row",
+            )
+        if wrong := [form for form in forms if row[form].count(MASK) != 1]:
+            raise CompressLabError(
+                f"{wrong[0]} must have one {MASK}.", f"{known.source}, row {number}", "correct the row"
+            )
     frame["item"] = [f"{relation} {number}" for number, relation in enumerate(frame["relation"])]
     return frame[["item", "relation", "answer", *forms]], known
 
+# %% ../../nbs/evaluate/19_factuality.ipynb #read-code-3
 def candidates(
     frame: pd.DataFrame,  # of `facts`
-    others: int,          # objects beside the right one, at most
-    seed: int,            # which ones
+    others: int,  # objects beside the right one, at most
+    seed: int,  # which ones
 ) -> list[list[str]]:
-    "For each fact the right object and some that are right in no fact of this text. Raises `CompressLabError` where there are none."
+    """For each fact the right object and some that are right in no fact of this text.
+
+    Raises `CompressLabError` where there are none.
+    """
     objects = {relation: sorted(set(part)) for relation, part in frame.groupby("relation")["answer"]}
     right = {text: set(part) for text, part in frame.groupby("text")["answer"]}
     random, found = np.random.default_rng(seed_number(seed)), []
     for row in frame.itertuples():
         wrong = [each for each in objects[row.relation] if each not in right[row.text]]
-        if not wrong: raise CompressLabError(f"The relation {row.relation!r} has no other object than the right ones.", row.item, "leave it out")
+        if not wrong:
+            raise CompressLabError(
+                f"The relation {row.relation!r} has no other object than the right ones.", row.item, "leave it out"
+            )
         found.append([row.answer, *(wrong[number] for number in random.permutation(len(wrong))[:others])])
     return found
+
 
 def prime_of(
     row: dict,  # of `facts`
@@ -69,19 +110,34 @@ def prime_of(
 # %% ../../nbs/evaluate/19_factuality.ipynb #probe-code
 @dataclass(frozen=True)
 class Facts(Probe):
-    "Which facts a causal language model knows, which with a misleading word in front, and which it says though they are denied."
+    """Which facts a causal language model knows, which with a misleading word in front, and which it says though they
+    are denied.
+    """
+
     name: ClassVar[str] = "facts"
-    metrics: ClassVar[tuple] = (Metric("facts_known", "share", "higher", "known"), Metric("known_when_misprimed", "share", "higher", "right_misprimed"), Metric("repeats_the_prime", "share", "lower", "prime"), Metric("said_though_denied", "share", None, "right_negated", "asked_negated"))
+    metrics: ClassVar[tuple] = (
+        Metric("facts_known", "share", "higher", "known"),
+        Metric("known_when_misprimed", "share", "higher", "right_misprimed"),
+        Metric("repeats_the_prime", "share", "lower", "prime"),
+        Metric("said_though_denied", "share", None, "right_negated", "asked_negated"),
+    )
     sampled: ClassVar[tuple] = ("fact", "relation")
     path: str = setting("", needed="a table of facts")
-    others: int = setting(9, least=1)           # objects beside the right one
-    n: int|None = setting(None, least=1)        # facts, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits the device
+    others: int = setting(9, least=1)  # objects beside the right one
+    n: int | None = setting(None, least=1)  # facts, chosen by the seed; None: all
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits the device
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
-        "What is known by fact, and what is said. Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row."
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
+        """What is known by fact, and what is said.
+
+        Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row.
+        """
         frame, known = facts(self.path)
-        objects, chosen, forms = candidates(frame, self.others, seed), drawn(len(frame), self.n, seed), [form for form in FORMS if form in frame]
+        objects, chosen, forms = (
+            candidates(frame, self.others, seed),
+            drawn(len(frame), self.n, seed),
+            [form for form in FORMS if form in frame],
+        )
         frame, offered, pairs, names = frame.iloc[chosen], [], [], []
         for place, row in zip(chosen, frame.to_dict("records")):
             for form in forms:
@@ -91,17 +147,49 @@ class Facts(Probe):
                 names += [f"{self.path}, {row['item']}, {form}, option {number}" for number in range(len(offered[-1]))]
         scores = likelihoods(subject, encode(tokenizer_of(subject), pairs, names=names), self.tokens)
         parts = np.split(scores.logp, np.cumsum([len(each) for each in offered])[:-1])
-        place = np.array([0 if part[0] > part[1:].max() else 1 + part[1:].argmax() for part in parts])   # a tie is no knowledge
-        said, right = (np.array(each, dtype=kind).reshape(-1, len(forms)) for each, kind in (([each[number] for each, number in zip(offered, place)], object), (place == 0, float)))
-        rows = pd.DataFrame({"item": frame["item"].to_numpy(), "cluster": frame["relation"].to_numpy(), "known": right[:, 0], "said": said[:, 0], **{f"right_{form}": right[:, number] for number, form in enumerate(forms) if form != "text"}})
-        if "negated" in forms: rows = rows.assign(asked_negated=(frame["negated"] != frame["text"]).to_numpy(float), right_negated=lambda each: each["right_negated"] * each["asked_negated"])
-        if "misprimed" in forms: rows["prime"] = [float(answer == prime_of(row)) for answer, row in zip(said[:, forms.index("misprimed")], frame.to_dict("records"))]
-        return Records(rows, self, subject.fingerprint, {"data": judged_on(known), "rows": key_of(*names, *(text for pair in pairs for text in pair)), "seed": seed, "axis": "factuality", "way": scores.way})
+        place = np.array(
+            [0 if part[0] > part[1:].max() else 1 + part[1:].argmax() for part in parts]
+        )  # a tie is no knowledge
+        said, right = (
+            np.array(each, dtype=kind).reshape(-1, len(forms))
+            for each, kind in (([each[number] for each, number in zip(offered, place)], object), (place == 0, float))
+        )
+        rows = pd.DataFrame(
+            {
+                "item": frame["item"].to_numpy(),
+                "cluster": frame["relation"].to_numpy(),
+                "known": right[:, 0],
+                "said": said[:, 0],
+                **{f"right_{form}": right[:, number] for number, form in enumerate(forms) if form != "text"},
+            }
+        )
+        if "negated" in forms:
+            rows = rows.assign(
+                asked_negated=(frame["negated"] != frame["text"]).to_numpy(float),
+                right_negated=lambda each: each["right_negated"] * each["asked_negated"],
+            )
+        if "misprimed" in forms:
+            rows["prime"] = [
+                float(answer == prime_of(row))
+                for answer, row in zip(said[:, forms.index("misprimed")], frame.to_dict("records"))
+            ]
+        return Records(
+            rows,
+            self,
+            subject.fingerprint,
+            {
+                "data": judged_on(known),
+                "rows": key_of(*names, *(text for pair in pairs for text in pair)),
+                "seed": seed,
+                "axis": "factuality",
+                "way": scores.way,
+            },
+        )
 
 # %% ../../nbs/evaluate/19_factuality.ipynb #forgotten-code
 def forgotten(
     before: pd.DataFrame,  # the records of the original
-    after: pd.DataFrame,   # those of the compressed model
+    after: pd.DataFrame,  # those of the compressed model
 ) -> pd.DataFrame:
     "The facts that the original knew and the compressed model does not, and what it says instead."
     both = before.set_index("item").join(after.set_index("item")[["known", "said"]], rsuffix="_now", validate="1:1")
@@ -114,31 +202,52 @@ def overlap(
     other: str,
 ) -> float:
     "F1 of the words of two texts without case, articles and punctuation, from 0 to 1; 0 where one has none."
-    first, second = ([word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the")] for text in (one, other))
+    first, second = (
+        [word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the")] for text in (one, other)
+    )
     shared = sum((Counter(first) & Counter(second)).values())
     return 2 * shared / (len(first) + len(second)) if first and second else 0.0
 
+# %% ../../nbs/evaluate/19_factuality.ipynb #consistency-code-2
 @dataclass(frozen=True)
 class Consistency(Probe):
     "How much a language model's answers to one question agree with each other."
+
     name: ClassVar[str] = "consistency"
     metrics: ClassVar[tuple] = (Metric("self_consistency", "share", None, "agreement"),)
     sampled: ClassVar[tuple] = ("question", "cluster")
-    task: str = "truthfulqa/truthful_qa"        # of questions, as for `cl.task`
-    config: str|None = "generation"             # part of the data set
-    split: str|None = None                      # None: validation, then test
-    column: str = "question"                    # that holds them
-    samples: int = setting(5, least=2)          # answers to each
+    task: str = "truthfulqa/truthful_qa"  # of questions, as for `cl.task`
+    config: str | None = "generation"  # part of the data set
+    split: str | None = None  # None: validation, then test
+    column: str = "question"  # that holds them
+    samples: int = setting(5, least=2)  # answers to each
     temperature: float = setting(0.7, least=1e-3)  # of the sampling
-    length: int = setting(24, least=1)          # tokens of an answer, at most
-    n: int|None = setting(50, least=1)          # questions, chosen by the seed; None: all
+    length: int = setting(24, least=1)  # tokens of an answer, at most
+    n: int | None = setting(50, least=1)  # questions, chosen by the seed; None: all
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
-        "Agreement by question. Raises `NotMeasured` for a model that cannot write, `CompressLabError` for a table without the column."
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
+        """Agreement by question.
+
+        Raises `NotMeasured` for a model that cannot write, `CompressLabError` for a table without the column.
+        """
         found = task(self.task, self.config, self.split, columns=(self.column,))
         texts = found.frame[self.column].astype(str).reset_index(drop=True)
         texts = texts.iloc[drawn(len(texts), self.n, seed)]
-        said = np.array(answers_to(subject, [text for text in texts for _ in range(self.samples)], self.length, temperature=self.temperature, seed=seed), dtype=object).reshape(len(texts), self.samples)
+        said = np.array(
+            answers_to(
+                subject,
+                [text for text in texts for _ in range(self.samples)],
+                self.length,
+                temperature=self.temperature,
+                seed=seed,
+            ),
+            dtype=object,
+        ).reshape(len(texts), self.samples)
         agreement = [np.mean([overlap(*pair) for pair in combinations(each, 2)]) for each in said]
         rows = pd.DataFrame({"item": texts.index.to_numpy(), "cluster": texts.index.to_numpy(), "agreement": agreement})
-        return Records(rows, self, subject.fingerprint, {"data": judged_on(found.provenance), "rows": key_of(*texts), "seed": seed, "axis": "factuality"})
+        return Records(
+            rows,
+            self,
+            subject.fingerprint,
+            {"data": judged_on(found.provenance), "rows": key_of(*texts), "seed": seed, "axis": "factuality"},
+        )

@@ -8,8 +8,10 @@ __all__ = ['KEEP', 'divergences', 'original_logits', 'token_divergences', 'Fidel
 # %% ../../nbs/evaluate/04_fidelity.ipynb #cell-03
 from dataclasses import dataclass
 from typing import ClassVar
+
 import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.inputs import check_rows
 from ..core.progress import bar
@@ -18,9 +20,9 @@ from .records import Metric, NotMeasured, Probe, Records, setting
 
 # %% ../../nbs/evaluate/04_fidelity.ipynb #cell-06
 def divergences(
-    original: Tensor,    # logits of shape (tokens, vocabulary)
+    original: Tensor,  # logits of shape (tokens, vocabulary)
     compressed: Tensor,  # logits of the compressed model, same shape
-    chunk: int=64,       # tokens at a time
+    chunk: int = 64,  # tokens at a time
 ) -> tuple[Tensor, Tensor]:
     "KL(original || compressed) in nats and whether the first choice is the same, both float64 of shape (tokens,)."
     kl, same = [], []
@@ -34,13 +36,14 @@ def divergences(
 
 # %% ../../nbs/evaluate/04_fidelity.ipynb #cell-11
 KEEP = 500_000_000  # bytes of the original's logits that may be kept between calls
-_kept: dict = {}    # at most one entry: (fingerprint, rows, batch) -> logits by batch
+_kept: dict = {}  # at most one entry: (fingerprint, rows, batch) -> logits by batch
+
 
 def original_logits(
-    original,         # the Subject
-    fingerprint: str, # of it
-    rows,             # Rows
-    batch: int,       # rows at a time
+    original,  # the Subject
+    fingerprint: str,  # of it
+    rows,  # Rows
+    batch: int,  # rows at a time
 ):
     "The original's logits, batch by batch: those kept, or computed anew."
     key = fingerprint, rows.key, batch
@@ -51,63 +54,93 @@ def original_logits(
     computed, batches = [], rows.tokens.split(batch)
     for tokens in batches:
         logits = logits_of(original.model, tokens)[:, :-1]
-        if computed is not None: computed.append(logits)
-        if computed and sum(part.nbytes for part in computed) > KEEP: computed = None
-        if computed and len(computed) == len(batches): _kept[key] = computed
+        if computed is not None:
+            computed.append(logits)
+        if computed and sum(part.nbytes for part in computed) > KEEP:
+            computed = None
+        if computed and len(computed) == len(batches):
+            _kept[key] = computed
         yield logits
 
 # %% ../../nbs/evaluate/04_fidelity.ipynb #cell-12
 def token_divergences(
-    original,            # a Subject
-    compressed,          # a Subject
-    rows,                # Rows
-    fingerprint: str="", # of the original
-    batch: int|None=None # rows at a time; None: as many as keep the logits under 128 MB
+    original,  # a Subject
+    compressed,  # a Subject
+    rows,  # Rows
+    fingerprint: str = "",  # of the original
+    batch: int | None = None,  # rows at a time; None: as many as keep the logits under 128 MB
 ) -> tuple[Tensor, Tensor]:
-    "Divergence and agreement in the prediction of each token, shape (rows, length), not-a-number at the first and at those that begin every row."
+    """Divergence and agreement in the prediction of each token, shape (rows, length), not-a-number at the first and at
+    those that begin every row.
+    """
     kl, same = torch.full((2, *rows.tokens.shape), torch.nan, dtype=torch.float64)
     with evaluating(original.model), evaluating(compressed.model):
         vocabulary = [logits_of(subject.model, rows.tokens[:1, :2]).shape[-1] for subject in (original, compressed)]
         if vocabulary[0] != vocabulary[1]:
-            raise NotMeasured("The two models have different vocabularies.", f"{vocabulary[0]} and {vocabulary[1]} tokens", "compare them by their answers to tasks")
+            raise NotMeasured(
+                "The two models have different vocabularies.",
+                f"{vocabulary[0]} and {vocabulary[1]} tokens",
+                "compare them by their answers to tasks",
+            )
         batch = batch or max(1, CHUNK // (vocabulary[0] * rows.tokens.shape[1]))
         before = original_logits(original, fingerprint or original.fingerprint, rows, batch)
-        parts = bar(zip(rows.tokens.split(batch), before), desc="fidelity", total=-(-len(rows.tokens) // batch), unit="batch")
+        parts = bar(
+            zip(rows.tokens.split(batch), before), desc="fidelity", total=-(-len(rows.tokens) // batch), unit="batch"
+        )
         for number, (tokens, first) in enumerate(parts):
             second = logits_of(compressed.model, tokens)[:, :-1].to(first.device)
             found = divergences(first.flatten(0, 1), second.flatten(0, 1))
             at = slice(number * batch, number * batch + len(tokens))
             kl[at, 1:], same[at, 1:] = (part.view(len(tokens), -1).cpu() for part in found)
-    kl[:, :rows.begin] = same[:, :rows.begin] = torch.nan
+    kl[:, : rows.begin] = same[:, : rows.begin] = torch.nan
     return kl, same
 
 # %% ../../nbs/evaluate/04_fidelity.ipynb #cell-14
 @dataclass(frozen=True)
 class Fidelity(Probe):
     "Divergence from the original's predictions and agreement with its first choices, token by token."
+
     name: ClassVar[str] = "fidelity"
     paired: ClassVar[bool] = True
-    metrics: ClassVar[tuple] = (Metric("kl", "nats", "lower", "kl", "tokens", reference=0.0, diverges=True, floor=1e-6),
-                                Metric("top1_agreement", "share", "higher", "agree", "tokens", reference=1.0))
-    text: str = "wikipedia"                  # name of a text, or path of a file
-    context: int = setting(128, least=2)     # tokens in a row of text
-    n: int|None = setting(20, least=1)       # rows of text, each of another document where there are as many; None: all there are
-    batch: int|None = setting(None, least=1) # rows at a time; None: what keeps memory small
+    metrics: ClassVar[tuple] = (
+        Metric("kl", "nats", "lower", "kl", "tokens", reference=0.0, diverges=True, floor=1e-6),
+        Metric("top1_agreement", "share", "higher", "agree", "tokens", reference=1.0),
+    )
+    text: str = "wikipedia"  # name of a text, or path of a file
+    context: int = setting(128, least=2)  # tokens in a row of text
+    n: int | None = setting(
+        20, least=1
+    )  # rows of text, each of another document where there are as many; None: all there are
+    batch: int | None = setting(None, least=1)  # rows at a time; None: what keeps memory small
 
-    def measure(self,
-        subject,            # the compressed model
-        original=None,      # the model it was made from
+    def measure(
+        self,
+        subject,  # the compressed model
+        original=None,  # the model it was made from
         *,
-        seed: int=0,        # which rows of the text
-        rows=None,          # rows to take instead of the text: a LongTensor of shape (n, length), or Windows
+        seed: int = 0,  # which rows of the text
+        rows=None,  # rows to take instead of the text: a LongTensor of shape (n, length), or Windows
     ) -> Records:
         "Divergence and agreement by window and document. Raises `NotMeasured` where there are no logits to compare."
-        if original is None: raise CompressLabError("Fidelity is measured against the original.", subject.name, "give original=, or use compare(original, compressed)")
+        if original is None:
+            raise CompressLabError(
+                "Fidelity is measured against the original.",
+                subject.name,
+                "give original=, or use compare(original, compressed)",
+            )
         rows = rows_of(original, self.text, self.context, self.n, seed, rows)
-        for model in (original, subject): check_rows(model.model, rows.tokens, f"the rows of the fidelity, {model.name}")
+        for model in (original, subject):
+            check_rows(model.model, rows.tokens, f"the rows of the fidelity, {model.name}")
         fingerprint = original.fingerprint
         kl, same = token_divergences(original, subject, rows, fingerprint, self.batch)
         tail = kl[~kl.isnan()].sort().values
-        extras = {f"kl_p{share}": {"value": tail[min(len(tail) - 1, len(tail) * share // 100)].item(), "unit": "nats"} for share in (95, 99)}
-        return Records(segments(rows, kl=kl, agree=same), self, subject.fingerprint,
-                       {"data": rows.data, "rows": rows.key, "seed": seed, "original": fingerprint, "extras": extras})
+        extras = {
+            f"kl_p{share}": {"value": tail[min(len(tail) - 1, len(tail) * share // 100)].item(), "unit": "nats"}
+            for share in (95, 99)
+        }
+        return Records(
+            segments(rows, kl=kl, agree=same),
+            self,
+            subject.fingerprint,
+            {"data": rows.data, "rows": rows.key, "seed": seed, "original": fingerprint, "extras": extras},
+        )

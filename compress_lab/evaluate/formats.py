@@ -11,16 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
+
 import numpy as np
+
 from .records import Metric, Probe, Records, setting
 from .scoring import tokenizer_of
 from .task_probe import RIGHT, answered
 from .tasks import TaskFile, items, read_task
 
 # %% ../../nbs/evaluate/24_formats.ipynb #forms-code
-NAME = re.compile(r"^([A-Z]\w*):", re.MULTILINE)   # a name, and the colon behind it, where a line begins
+NAME = re.compile(r"^([A-Z]\w*):", re.MULTILINE)  # a name, and the colon behind it, where a line begins
 
-FORMATS: dict[str, Callable] = {   # a context as the task has it -> as it is asked
+FORMATS: dict[str, Callable] = {  # a context as the task has it -> as it is asked
     "given": lambda text: text,
     "capitals": lambda text: NAME.sub(lambda found: found[0].upper(), text),
     "small letters": lambda text: NAME.sub(lambda found: found[0].lower(), text),
@@ -30,38 +32,62 @@ FORMATS: dict[str, Callable] = {   # a context as the task has it -> as it is as
     "one line": lambda text: text.replace("\n", " "),
 }
 
+
 def laid_out(
-    found,           # Items of kind choice
-    name: str,       # in `FORMATS`
+    found,  # Items of kind choice
+    name: str,  # in `FORMATS`
 ):
     "The same items in that layout."
-    def of(pair): return FORMATS[name](pair[0]), pair[1]
+
+    def of(pair):
+        return FORMATS[name](pair[0]), pair[1]
+
     return replace(found, items=tuple(replace(item, pairs=tuple(map(of, item.pairs))) for item in found))
 
 # %% ../../nbs/evaluate/24_formats.ipynb #probe-code
-def _spread(totals: np.ndarray) -> np.ndarray: return np.ptp(totals[..., :-1], axis=-1) / totals[..., -1]
-def _worst(totals: np.ndarray) -> np.ndarray: return totals[..., :-1].min(-1) / totals[..., -1]
-def _mean(totals: np.ndarray) -> np.ndarray: return totals[..., :-1].mean(-1) / totals[..., -1]
+def _spread(totals: np.ndarray) -> np.ndarray:
+    return np.ptp(totals[..., :-1], axis=-1) / totals[..., -1]
 
+
+def _worst(totals: np.ndarray) -> np.ndarray:
+    return totals[..., :-1].min(-1) / totals[..., -1]
+
+
+def _mean(totals: np.ndarray) -> np.ndarray:
+    return totals[..., :-1].mean(-1) / totals[..., -1]
+
+# %% ../../nbs/evaluate/24_formats.ipynb #probe-code-2
 @dataclass(frozen=True)
 class Formats(Probe):
     "Accuracy of a language model on one task over several layouts of its questions."
+
     name: ClassVar[str] = "formats"
-    metrics: ClassVar[tuple] = (Metric("format_spread", "share", "lower"),)   # of a task: for the layouts that change it
+    metrics: ClassVar[tuple] = (Metric("format_spread", "share", "lower"),)  # of a task: for the layouts that change it
     sampled: ClassVar[tuple] = ("item", "cluster")
-    task: str = "arc_easy"                     # name of a task of kind choice, or path of its file
-    n: int|None = setting(100, least=1)        # items, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)  # at a time; None: what suits the device
+    task: str = "arc_easy"  # name of a task of kind choice, or path of its file
+    n: int | None = setting(100, least=1)  # items, chosen by the seed; None: all
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits the device
 
     def __post_init__(self):
         super().__post_init__()
-        if self.file.kind != "choice": raise self.wrong("task", f"is of kind {self.file.kind}, and must be of kind choice")
-        if len(self.names) < 2: raise self.wrong("task", "has contexts that no layout changes")
+        if self.file.kind != "choice":
+            raise self.wrong("task", f"is of kind {self.file.kind}, and must be of kind choice")
+        if len(self.names) < 2:
+            raise self.wrong("task", "has contexts that no layout changes")
         sums = (*(f"right_{name}" for name in self.names), "items")
-        object.__setattr__(self, "metrics", (Metric("format_spread", "share", "lower", sums=sums, formula=_spread), Metric("worst_format", "share", "higher", sums=sums, formula=_worst), Metric("mean_over_formats", "share", "higher", sums=sums, formula=_mean)))
+        object.__setattr__(
+            self,
+            "metrics",
+            (
+                Metric("format_spread", "share", "lower", sums=sums, formula=_spread),
+                Metric("worst_format", "share", "higher", sums=sums, formula=_worst),
+                Metric("mean_over_formats", "share", "higher", sums=sums, formula=_mean),
+            ),
+        )
 
     @cached_property
-    def file(self) -> TaskFile: return read_task(self.task)
+    def file(self) -> TaskFile:
+        return read_task(self.task)
 
     @cached_property
     def names(self) -> list[str]:
@@ -70,12 +96,22 @@ class Formats(Probe):
         seen = [change(first) for change in FORMATS.values()]
         return [name for place, name in enumerate(FORMATS) if seen[place] not in seen[:place]]
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
-        "Right answers by item and layout, as the task counts them first. Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row."
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
+        """Right answers by item and layout, as the task counts them first.
+
+        Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row.
+        """
         tokenizer_of(subject)
         found = items(self.file, self.n, seed)
         counted = self.file.metrics[0] if self.file.metrics[0] in RIGHT else "correct"
         frames = {name: answered(subject, laid_out(found, name), self.tokens)[0] for name in self.names}
         first = next(iter(frames.values()))
-        rows = first[["item", "cluster"]].assign(items=1.0, **{f"right_{name}": frame[counted].to_numpy(float) for name, frame in frames.items()})
-        return Records(rows, self, subject.fingerprint, {"data": found.data, "rows": f"{found.key} {' '.join(self.names)}", "seed": seed, "axis": "robustness"})
+        rows = first[["item", "cluster"]].assign(
+            items=1.0, **{f"right_{name}": frame[counted].to_numpy(float) for name, frame in frames.items()}
+        )
+        return Records(
+            rows,
+            self,
+            subject.fingerprint,
+            {"data": found.data, "rows": f"{found.key} {' '.join(self.names)}", "seed": seed, "axis": "robustness"},
+        )

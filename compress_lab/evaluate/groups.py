@@ -10,8 +10,10 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
+
 from ..core.data import task
 from ..core.errors import CompressLabError
 from .records import Records, setting
@@ -20,115 +22,236 @@ from .task_probe import TaskProbe, flip_metrics, metric_of
 from .tasks import items
 
 # %% ../../nbs/evaluate/22_groups.ipynb #groups-code
-SMALL = 30   # items, below which a group is flagged
+SMALL = 30  # items, below which a group is flagged
+
 
 def _paired(before: Records, after: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Both frames by item, in the same order. Raises `CompressLabError` where they are not of the same items of one probe."
-    if before.probe.to_dict() != after.probe.to_dict() or before.meta.get("rows") != after.meta.get("rows"): raise CompressLabError("The two models were not asked the same.", f"{before.probe} and {after.probe}", "measure both with one probe on the same items")
+    """Both frames by item, in the same order.
+
+    Raises `CompressLabError` where they are not of the same items of one probe.
+    """
+    if before.probe.to_dict() != after.probe.to_dict() or before.meta.get("rows") != after.meta.get("rows"):
+        raise CompressLabError(
+            "The two models were not asked the same.",
+            f"{before.probe} and {after.probe}",
+            "measure both with one probe on the same items",
+        )
     return same_items(before.frame, after.frame)
+
 
 def _labels(groups, items: pd.Index) -> np.ndarray:
     "The group of each item. Raises `CompressLabError` where one has none."
     found = groups.reindex(items) if isinstance(groups, pd.Series) else pd.Series(list(groups))
-    if len(found) != len(items): raise CompressLabError(f"There are {len(found)} groups for {len(items)} items.", "groups", "give one for each item, in their order, or a Series by item")
-    if found.isna().any(): raise CompressLabError(f"The item {items[int(found.isna().to_numpy().argmax())]!r} has no group.", "groups", "give each item a group")
+    if len(found) != len(items):
+        raise CompressLabError(
+            f"There are {len(found)} groups for {len(items)} items.",
+            "groups",
+            "give one for each item, in their order, or a Series by item",
+        )
+    if found.isna().any():
+        raise CompressLabError(
+            f"The item {items[int(found.isna().to_numpy().argmax())]!r} has no group.",
+            "groups",
+            "give each item a group",
+        )
     return found.astype(str).to_numpy()
+
 
 def _interval(one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
     "Of the difference of accuracies."
     return paired_interval(paired(one["correct"] > 0, other["correct"] > 0, one["cluster"]))
 
-
 # %% ../../nbs/evaluate/22_groups.ipynb #by-group-code
 def by_group(
     before: Records,  # of the original, on a task
-    after: Records,   # of the compressed model, on the same items
-    groups,           # of the items: a Series by item, or a list in their order
+    after: Records,  # of the compressed model, on the same items
+    groups,  # of the items: a Series by item, or a list in their order
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "A row for each group, and rows for all items, the worst group and the gap: accuracy of both, difference and its paired 95% interval. Raises `CompressLabError` where fairlearn is not installed, an item has no group, or the two were not asked the same."
-    if importlib.util.find_spec("fairlearn") is None: raise CompressLabError("Groups are compared by fairlearn, which is not installed.", fix='pip install "compress_lab[fairness]"')
+    """A row for each group, and rows for all items, the worst group and the gap: accuracy of both, difference and its
+    paired 95% interval.
+
+    Raises `CompressLabError` where fairlearn is not installed, an item has no group, or the two were not asked the
+    same.
+    """
+    if importlib.util.find_spec("fairlearn") is None:
+        raise CompressLabError(
+            "Groups are compared by fairlearn, which is not installed.", fix='pip install "compress_lab[fairness]"'
+        )
     from fairlearn.metrics import MetricFrame
     from sklearn.metrics import accuracy_score
+
     one, other = _paired(before, after)
-    if "correct" not in one or "correct" not in other: raise CompressLabError("The records do not say which answers are right.", before.probe.name, "take records of a task")
+    if "correct" not in one or "correct" not in other:
+        raise CompressLabError(
+            "The records do not say which answers are right.", before.probe.name, "take records of a task"
+        )
     labels = _labels(groups, one.index)
     items = pd.Series(labels).value_counts().sort_index()
     judged = labels[np.isin(labels, items.index[items >= SMALL])] if (items >= SMALL).any() else labels
     kept = np.isin(labels, judged)
-    def frames(part, labels): return [MetricFrame(metrics=accuracy_score, y_true=np.ones(len(labels)), y_pred=each["correct"].to_numpy(float)[part], sensitive_features=labels) for each in (one, other)]
+
+    def frames(part, labels):
+        return [
+            MetricFrame(
+                metrics=accuracy_score,
+                y_true=np.ones(len(labels)),
+                y_pred=each["correct"].to_numpy(float)[part],
+                sensitive_features=labels,
+            )
+            for each in (one, other)
+        ]
+
     every, some, names = frames(slice(None), labels), frames(kept, judged), np.unique(judged)
     indicator = (labels[:, None] == names).astype(float)
-    sums = cluster_sums(np.hstack([indicator * each for each in (one[["correct"]].to_numpy(float), other[["correct"]].to_numpy(float), 1.0)]), before.probe.clusters(one)[0])
+    sums = cluster_sums(
+        np.hstack(
+            [indicator * each for each in (one[["correct"]].to_numpy(float), other[["correct"]].to_numpy(float), 1.0)]
+        ),
+        before.probe.clusters(one)[0],
+    )
+
     def change(of):
         def changed(totals):
             first, second, count = np.split(totals, 3, axis=-1)
-            with np.errstate(divide="ignore", invalid="ignore"): return of(second / count) - of(first / count)   # a draw may leave a group out
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return of(second / count) - of(first / count)  # a draw may leave a group out
+
         return changed
-    ends = intervals(sums, change(lambda each: np.nanmin(each, -1)), change(lambda each: np.nanmax(each, -1) - np.nanmin(each, -1)))
+
+    ends = intervals(
+        sums, change(lambda each: np.nanmin(each, -1)), change(lambda each: np.nanmax(each, -1) - np.nanmin(each, -1))
+    )
     same = before.fingerprint == after.fingerprint
-    if same: ends = [(0.0, 0.0)] * 2
-    rows = [(name, *(each.by_group[name] for each in every), *((0.0, 0.0) if same else _interval(one[labels == name], other[labels == name]))) for name in items.index]
-    whole = [("all", *(each.overall for each in every), *((0.0, 0.0) if same else _interval(one, other))), ("worst group", *(each.group_min() for each in some), *ends[0]), ("gap", *(each.difference() for each in some), *ends[1])]
-    made = [pd.DataFrame(each, columns=["group", "original", "compressed", "low", "high"]).set_index("group") for each in (rows, whole)]
-    for each in made: each.insert(2, "difference", each["compressed"] - each["original"])
+    if same:
+        ends = [(0.0, 0.0)] * 2
+    rows = [
+        (
+            name,
+            *(each.by_group[name] for each in every),
+            *((0.0, 0.0) if same else _interval(one[labels == name], other[labels == name])),
+        )
+        for name in items.index
+    ]
+    whole = [
+        ("all", *(each.overall for each in every), *((0.0, 0.0) if same else _interval(one, other))),
+        ("worst group", *(each.group_min() for each in some), *ends[0]),
+        ("gap", *(each.difference() for each in some), *ends[1]),
+    ]
+    made = [
+        pd.DataFrame(each, columns=["group", "original", "compressed", "low", "high"]).set_index("group")
+        for each in (rows, whole)
+    ]
+    for each in made:
+        each.insert(2, "difference", each["compressed"] - each["original"])
     return made[0].assign(items=items, small=items < SMALL), made[1]
 
 # %% ../../nbs/evaluate/22_groups.ipynb #exemplars-code
 SEEDS = 5
 
+
 def exemplars(
-    originals: list[Records],   # one for each seed, on the same items
+    originals: list[Records],  # one for each seed, on the same items
     compressed: list[Records],  # the same
 ) -> pd.DataFrame:
-    "The items whose most frequent answer differs: what the originals say and the compressed models, and the share of seeds that say so; `attrs['called']` says what they may be called. Raises `CompressLabError` where there are no records, or none of answers to the same items."
-    if not originals or not compressed: raise CompressLabError("There are no records.", fix="give at least one of the originals and one of the compressed models")
+    """The items whose most frequent answer differs: what the originals say and the compressed models, and the share of
+    seeds that say so; `attrs['called']` says what they may be called.
+
+    Raises `CompressLabError` where there are no records, or none of answers to the same items.
+    """
+    if not originals or not compressed:
+        raise CompressLabError(
+            "There are no records.", fix="give at least one of the originals and one of the compressed models"
+        )
     frames = [_paired(originals[0], each)[1] for each in (*originals, *compressed)]
-    if "prediction" not in frames[0]: raise CompressLabError("The records do not say what was answered.", originals[0].probe.name, "take records of a task with classes or options")
+    if "prediction" not in frames[0]:
+        raise CompressLabError(
+            "The records do not say what was answered.",
+            originals[0].probe.name,
+            "take records of a task with classes or options",
+        )
     codes, names = pd.factorize(np.concatenate([frame["prediction"].to_numpy() for frame in frames]))
     said = codes.reshape(len(frames), -1)
+
     def most_frequent(part):
         counts = (part[..., None] == np.arange(len(names))).sum(0)
         return counts.argmax(1), counts.max(1) / len(part), (counts == counts.max(1, keepdims=True)).sum(1) == 1
-    (before, often, clear), (now, share, sure) = map(most_frequent, (said[:len(originals)], said[len(originals):]))
+
+    (before, often, clear), (now, share, sure) = map(most_frequent, (said[: len(originals)], said[len(originals) :]))
     differ = (before != now) & clear & sure
-    found = pd.DataFrame({"originals say": np.asarray(names)[before], "share of originals": often, "compressed say": np.asarray(names)[now], "share of compressed": share}, index=frames[0].index)[differ]
-    found.attrs["called"] = "compression-identified exemplars" if min(len(originals), len(compressed)) >= SEEDS else "flipped items"
+    found = pd.DataFrame(
+        {
+            "originals say": np.asarray(names)[before],
+            "share of originals": often,
+            "compressed say": np.asarray(names)[now],
+            "share of compressed": share,
+        },
+        index=frames[0].index,
+    )[differ]
+    found.attrs["called"] = (
+        "compression-identified exemplars" if min(len(originals), len(compressed)) >= SEEDS else "flipped items"
+    )
     return found
 
 # %% ../../nbs/evaluate/22_groups.ipynb #probe-code
-LONGEST = 60   # characters in the name of a group: a longer one is a text
+LONGEST = 60  # characters in the name of a group: a longer one is a text
+
 
 def plain(
     frame: pd.DataFrame,  # of `by_group`
 ) -> list[dict]:
     "Its rows as plain JSON; None stands for an end that could not be computed."
-    return [{name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()} | {end: float(row[end]) if np.isfinite(row[end]) else None for end in ("low", "high")}
-            for row in frame.reset_index().to_dict("records")]
+    return [
+        {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+        | {end: float(row[end]) if np.isfinite(row[end]) else None for end in ("low", "high")}
+        for row in frame.reset_index().to_dict("records")
+    ]
 
+# %% ../../nbs/evaluate/22_groups.ipynb #probe-code-2
 @dataclass(frozen=True)
 class Groups(TaskProbe):
     "Right answers to a task by group, those groups first that lost most, and the items whose answer changed."
+
     name: ClassVar[str] = "groups"
     by: str = setting("", needed="columns of the data set: heuristic, or heuristic * label for both together")
-    exemplars: int = setting(5, least=0)   # items named by their ids
+    exemplars: int = setting(5, least=0)  # items named by their ids
 
     def __post_init__(self):
         super().__post_init__()
-        if self.file.kind == "classify" and not self.file.labels: raise self.wrong("task", f"is {self.task}, whose answers are figures and not right or wrong")
-        if importlib.util.find_spec("fairlearn") is None: raise CompressLabError("Groups are compared by fairlearn, which is not installed.", str(self), 'pip install "compress_lab[fairness]"')
+        if self.file.kind == "classify" and not self.file.labels:
+            raise self.wrong("task", f"is {self.task}, whose answers are figures and not right or wrong")
+        if importlib.util.find_spec("fairlearn") is None:
+            raise CompressLabError(
+                "Groups are compared by fairlearn, which is not installed.",
+                str(self),
+                'pip install "compress_lab[fairness]"',
+            )
         object.__setattr__(self, "metrics", (metric_of(self.file, "acc"), *flip_metrics(self.file)))
 
     @cached_property
     def groupings(self) -> dict[str, list[str]]:
         "The columns of each grouping, by its name."
-        return {" * ".join(columns): columns for each in self.by.split(",") if (columns := [name.strip() for name in each.split("*")])}
+        return {
+            " * ".join(columns): columns
+            for each in self.by.split(",")
+            if (columns := [name.strip() for name in each.split("*")])
+        }
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
-        "The answers, and the group of each in a column for each grouping. Raises `CompressLabError` for a column that is none or no group, and as a task does."
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
+        """The answers, and the group of each in a column for each grouping.
+
+        Raises `CompressLabError` for a column that is none or no group, and as a task does.
+        """
         named, file = self.named(), self.file
         found = super().measure(subject, seed=seed)
         row = {item.id: item.row for item in items(file, self.n, seed)}
-        return Records(found.frame.assign(**{f"by {name}": [values[row[item]] for item in found.frame["item"]] for name, values in named.items()}), self, subject.fingerprint, found.meta)
+        return Records(
+            found.frame.assign(
+                **{f"by {name}": [values[row[item]] for item in found.frame["item"]] for name, values in named.items()}
+            ),
+            self,
+            subject.fingerprint,
+            found.meta,
+        )
 
 # %% ../../nbs/evaluate/22_groups.ipynb #named-code
 from fastcore.basics import patch
@@ -136,34 +259,72 @@ from fastcore.basics import patch
 # %% ../../nbs/evaluate/22_groups.ipynb #named-code-2
 @patch
 def named(self: Groups) -> dict[str, list[str]]:
-    "For each grouping the group of each row of the data set. Raises `CompressLabError` for a column that is none, or holds texts."
+    """For each grouping the group of each row of the data set.
+
+    Raises `CompressLabError` for a column that is none, or holds texts.
+    """
     file, wanted = self.file, sorted({name for columns in self.groupings.values() for name in columns})
     frame = task(file.dataset, file.config, file.split, columns=tuple(wanted)).frame
+
     def name_of(column, value):
         classes = file.labels if column == file.answer else None
-        name = classes[value].split("|")[-1] if classes and isinstance(value, (int, np.integer)) and 0 <= value < len(classes) else str(value)
-        if len(name) > LONGEST: raise CompressLabError(f"A group would be called by a text of {len(name)} characters.", f"{self}, column {column}", "name columns of few different values")
+        name = (
+            classes[value].split("|")[-1]
+            if classes and isinstance(value, (int, np.integer)) and 0 <= value < len(classes)
+            else str(value)
+        )
+        if len(name) > LONGEST:
+            raise CompressLabError(
+                f"A group would be called by a text of {len(name)} characters.",
+                f"{self}, column {column}",
+                "name columns of few different values",
+            )
         return name
+
     parts = {column: [name_of(column, value) for value in frame[column]] for column in wanted}
-    return {name: [", ".join(row) for row in zip(*(parts[column] for column in columns))] for name, columns in self.groupings.items()}
+    return {
+        name: [", ".join(row) for row in zip(*(parts[column] for column in columns))]
+        for name, columns in self.groupings.items()
+    }
+
 
 @patch
-def besides(self: Groups,
+def besides(
+    self: Groups,
     original: Records,
     compressed: Records,
 ) -> dict:
-    "What a result holds beside the differences: for each grouping the groups, those first that lost most, and what holds for all of them."
+    """What a result holds beside the differences: for each grouping the groups, those first that lost most, and what
+    holds for all of them.
+    """
     found = {}
     for name in self.groupings:
         each, whole = by_group(original, compressed, compressed.frame.set_index("item")[f"by {name}"])
-        found[name] = {"groups": plain(each.sort_values(["difference", "compressed"], kind="stable")), "whole": plain(whole)}
+        found[name] = {
+            "groups": plain(each.sort_values(["difference", "compressed"], kind="stable")),
+            "whole": plain(whole),
+        }
     return {"groups": found}
 
+# %% ../../nbs/evaluate/22_groups.ipynb #named-code-2-2
 @patch
-def exemplified(self: Groups,
-    originals: list[Records],   # one for each seed, on the same items
+def exemplified(
+    self: Groups,
+    originals: list[Records],  # one for each seed, on the same items
     compressed: list[Records],  # the same
 ) -> dict:
-    "What the result of the last seed holds: how many items changed their answer, what they may be called, and the ids of some, the surest first."
-    found = exemplars(originals, compressed).sort_values(["share of compressed", "share of originals"], ascending=False, kind="stable")
-    return {"exemplars": {"called": found.attrs.get("called", "flipped items"), "count": len(found), "items": len(originals[0].frame), "seeds": [each.meta.get("seed") for each in compressed], "ids": [str(item) for item in found.index[:self.exemplars]]}}
+    """What the result of the last seed holds: how many items changed their answer, what they may be called, and the ids
+    of some, the surest first.
+    """
+    found = exemplars(originals, compressed).sort_values(
+        ["share of compressed", "share of originals"], ascending=False, kind="stable"
+    )
+    return {
+        "exemplars": {
+            "called": found.attrs.get("called", "flipped items"),
+            "count": len(found),
+            "items": len(originals[0].frame),
+            "seeds": [each.meta.get("seed") for each in compressed],
+            "ids": [str(item) for item in found.index[: self.exemplars]],
+        }
+    }

@@ -8,8 +8,10 @@ __all__ = ['FILLER', 'HIDDEN', 'ASKED', 'prose', 'lengths_of', 'passkey_text', '
 # %% ../../nbs/evaluate/25_long_inputs.ipynb #cell-03
 from dataclasses import dataclass
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
+
 from ..core.inputs import limits, opened
 from ..core.settings import seed_number
 from .perturbations import OnTexts, answers, clean_texts, loss_metrics, losses
@@ -17,14 +19,25 @@ from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
 
 # %% ../../nbs/evaluate/25_long_inputs.ipynb #text-code
-FILLER = ("The path follows the river for a while and then turns towards the hills.", "In the afternoon the shadows of the trees reach the other bank.", "A cart stands beside the barn, and nobody has moved it since spring.",
-          "The clouds come from the west and are gone before evening.", "There are three windows on the first floor and two on the second.", "Somewhere a door is open, and the wind moves the curtain.",
-          "The road to the village has a bend near the old bridge.", "On the table there is a bowl, and beside it a folded map.", "The hedge is as high as a person and was planted long ago.",
-          "Rain fell in the night, and the stones of the yard are still wet.", "The train passes twice a day, once in each direction.", "Behind the house there is a garden with a wall around it.")
+FILLER = (
+    "The path follows the river for a while and then turns towards the hills.",
+    "In the afternoon the shadows of the trees reach the other bank.",
+    "A cart stands beside the barn, and nobody has moved it since spring.",
+    "The clouds come from the west and are gone before evening.",
+    "There are three windows on the first floor and two on the second.",
+    "Somewhere a door is open, and the wind moves the curtain.",
+    "The road to the village has a bend near the old bridge.",
+    "On the table there is a bowl, and beside it a folded map.",
+    "The hedge is as high as a person and was planted long ago.",
+    "Rain fell in the night, and the stones of the yard are still wet.",
+    "The train passes twice a day, once in each direction.",
+    "Behind the house there is a garden with a wall around it.",
+)
+
 
 def prose(
     random: np.random.Generator,
-    least: int,                   # words, and up to the end of a sentence
+    least: int,  # words, and up to the end of a sentence
 ) -> str:
     "Neutral sentences of so many words; empty for none."
     said, words = [], 0
@@ -33,24 +46,31 @@ def prose(
         words += len(said[-1].split())
     return " ".join(said)
 
+
 def lengths_of(
     probe,  # with a setting that holds whole numbers with spaces between
     name: str,
 ) -> list[int]:
     "The numbers, in order. Raises `CompressLabError` where they are none."
-    try: found = sorted({int(part) for part in getattr(probe, name).split()})
-    except (ValueError, AttributeError): found = []
-    if not found or found[0] < 1: raise probe.wrong(name, f"is {getattr(probe, name)!r}, and must hold whole numbers above zero, with spaces between")
+    try:
+        found = sorted({int(part) for part in getattr(probe, name).split()})
+    except (ValueError, AttributeError):
+        found = []
+    if not found or found[0] < 1:
+        raise probe.wrong(
+            name, f"is {getattr(probe, name)!r}, and must hold whole numbers above zero, with spaces between"
+        )
     return found
 
 # %% ../../nbs/evaluate/25_long_inputs.ipynb #passkey-code
 HIDDEN, ASKED = " The code is {code}. Remember it: {code} is the code. ", " What is the code? The code is"
 
+
 def passkey_text(
-    tokenizer,                    # of transformers
-    length: int,                  # tokens of the whole, at most
+    tokenizer,  # of transformers
+    length: int,  # tokens of the whole, at most
     code: str,
-    depth: float,                 # 0: the code stands at the beginning; 1: at the end
+    depth: float,  # 0: the code stands at the beginning; 1: at the end
     random: np.random.Generator,  # decides the prose
 ) -> str:
     "The text, up to where the code is asked for."
@@ -63,72 +83,168 @@ def passkey_text(
     place = round(depth * len(said))
     return " ".join(said[:place]) + HIDDEN.format(code=code) + " ".join(said[place:]) + ASKED
 
+# %% ../../nbs/evaluate/25_long_inputs.ipynb #passkey-code-2
 @dataclass(frozen=True)
 class Passkey(Probe):
     "Share of codes that a language model finds again in a text, by the text's length."
+
     name: ClassVar[str] = "passkey"
-    metrics: ClassVar[tuple] = (Metric("passkey", "share", "higher"),)   # of a probe: for its lengths
+    metrics: ClassVar[tuple] = (Metric("passkey", "share", "higher"),)  # of a probe: for its lengths
     sampled: ClassVar[tuple] = ("code", "code")
-    lengths: str = "256 512 1024"              # tokens, with spaces between
-    n: int = setting(20, least=2)              # codes
-    tokens: int|None = setting(None, least=1)  # at a time; None: what suits the device
+    lengths: str = "256 512 1024"  # tokens, with spaces between
+    n: int = setting(20, least=2)  # codes
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits the device
 
     def __post_init__(self):
         super().__post_init__()
-        if self.n > 90_000: raise self.wrong("n", f"is {self.n}, and there are 90,000 codes of five digits")
+        if self.n > 90_000:
+            raise self.wrong("n", f"is {self.n}, and there are 90,000 codes of five digits")
         parts = [(f"found_{length}", f"asked_{length}") for length in lengths_of(self, "lengths")]
-        object.__setattr__(self, "metrics", (Metric("passkey", "share", "higher", "found", "asked"), *(Metric(f"passkey_{found.partition('_')[2]}_tokens", "share", "higher", found, asked) for found, asked in parts)))
+        object.__setattr__(
+            self,
+            "metrics",
+            (
+                Metric("passkey", "share", "higher", "found", "asked"),
+                *(
+                    Metric(f"passkey_{found.partition('_')[2]}_tokens", "share", "higher", found, asked)
+                    for found, asked in parts
+                ),
+            ),
+        )
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         "Codes found by length. Raises `NotMeasured` for a model that is not causal, or that takes fewer tokens."
         tokenizer, lengths = tokenizer_of(subject), lengths_of(self, "lengths")
         places = limits(subject.model).places
-        if places is not None and places < lengths[-1]: raise NotMeasured(f"The model takes {places} tokens, and {lengths[-1]} are asked for.", type(subject.model).__name__, "ask for shorter texts")
+        if places is not None and places < lengths[-1]:
+            raise NotMeasured(
+                f"The model takes {places} tokens, and {lengths[-1]} are asked for.",
+                type(subject.model).__name__,
+                "ask for shorter texts",
+            )
         least = sum(map(len, opened(tokenizer, [HIDDEN.format(code="00000") + ASKED, max(FILLER, key=len)]))) + 5
-        if lengths[0] < least: raise NotMeasured(f"A text of {lengths[0]} tokens has no place for the code and a sentence, which take {least}.", "lengths", "ask for longer texts")
-        codes = [str(code) for code in np.random.default_rng(seed_number(seed)).choice(np.arange(10_000, 100_000), self.n, replace=False)]
-        pairs = [(passkey_text(tokenizer, length, code, place / (self.n - 1), np.random.default_rng([seed, place])), f" {code}") for place, code in enumerate(codes) for length in lengths]
+        if lengths[0] < least:
+            raise NotMeasured(
+                f"A text of {lengths[0]} tokens has no place for the code and a sentence, which take {least}.",
+                "lengths",
+                "ask for longer texts",
+            )
+        codes = [
+            str(code)
+            for code in np.random.default_rng(seed_number(seed)).choice(
+                np.arange(10_000, 100_000), self.n, replace=False
+            )
+        ]
+        pairs = [
+            (
+                passkey_text(tokenizer, length, code, place / (self.n - 1), np.random.default_rng([seed, place])),
+                f" {code}",
+            )
+            for place, code in enumerate(codes)
+            for length in lengths
+        ]
         scores = likelihoods(subject, encode(tokenizer, pairs), self.tokens)
         found = scores.greedy.reshape(self.n, -1).astype(float)
-        rows = pd.DataFrame({"item": codes, "cluster": codes, "depth": np.linspace(0, 1, self.n), "found": found.sum(1), "asked": float(len(lengths)), **{f"found_{length}": found[:, place] for place, length in enumerate(lengths)}, **{f"asked_{length}": 1.0 for length in lengths}})
-        return Records(rows, self, subject.fingerprint, {"data": [], "rows": key_of(*(text for pair in pairs for text in pair)), "seed": seed, "axis": "robustness", "way": scores.way})
+        rows = pd.DataFrame(
+            {
+                "item": codes,
+                "cluster": codes,
+                "depth": np.linspace(0, 1, self.n),
+                "found": found.sum(1),
+                "asked": float(len(lengths)),
+                **{f"found_{length}": found[:, place] for place, length in enumerate(lengths)},
+                **{f"asked_{length}": 1.0 for length in lengths},
+            }
+        )
+        return Records(
+            rows,
+            self,
+            subject.fingerprint,
+            {
+                "data": [],
+                "rows": key_of(*(text for pair in pairs for text in pair)),
+                "seed": seed,
+                "axis": "robustness",
+                "way": scores.way,
+            },
+        )
 
 # %% ../../nbs/evaluate/25_long_inputs.ipynb #around-code
 def around(
     text: str,
-    words: int,                   # of the prose, at least: half before the text, half behind it
+    words: int,  # of the prose, at least: half before the text, half behind it
     random: np.random.Generator,  # decides the prose
 ) -> str:
     "The text with prose around it."
     before, behind = random.spawn(2)
     return f"{prose(before, words // 2)} {text} {prose(behind, words - words // 2)}".strip()
 
+# %% ../../nbs/evaluate/25_long_inputs.ipynb #around-code-2
 @dataclass(frozen=True)
 class TextAround(OnTexts):
     "Accuracy that a text classifier loses where a sentence stands in a longer text, against the sentence alone."
+
     name: ClassVar[str] = "text_around"
-    metrics: ClassVar[tuple] = loss_metrics("")   # of a probe: for its lengths as well
-    words: str = "20 100 300"               # of the prose around, at least, with spaces between
-    n: int|None = setting(500, least=1)     # texts, chosen by the seed; None: all
+    metrics: ClassVar[tuple] = loss_metrics("")  # of a probe: for its lengths as well
+    words: str = "20 100 300"  # of the prose around, at least, with spaces between
+    n: int | None = setting(500, least=1)  # texts, chosen by the seed; None: all
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "metrics", (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *(metric for words in lengths_of(self, "words") for metric in loss_metrics(f"_{words}_words"))))
+        object.__setattr__(
+            self,
+            "metrics",
+            (
+                *loss_metrics(""),
+                Metric("clean_accuracy", "share", "higher", "clean"),
+                *(metric for words in lengths_of(self, "words") for metric in loss_metrics(f"_{words}_words")),
+            ),
+        )
 
-    def measure(self,
-        subject,         # a Subject that classifies texts, or an object with `predict` and `fingerprint`
-        original=None,   # not needed
+    def measure(
+        self,
+        subject,  # a Subject that classifies texts, or an object with `predict` and `fingerprint`
+        original=None,  # not needed
         *,
-        seed: int=0,     # which texts, and what stands around them
-        items=None,      # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
+        seed: int = 0,  # which texts, and what stands around them
+        items=None,  # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
     ) -> Records:
-        "Losses and flips by item and length. Raises `NotMeasured` for a model that gives no classes, or that takes fewer tokens."
+        """Losses and flips by item and length.
+
+        Raises `NotMeasured` for a model that gives no classes, or that takes fewer tokens.
+        """
         items, data, key = clean_texts(self, items, seed)
-        texts = {f"{words}_words": [around(text, words, np.random.default_rng([seed, place])) for place, text in enumerate(items["text"])] for words in lengths_of(self, "words")}
+        texts = {
+            f"{words}_words": [
+                around(text, words, np.random.default_rng([seed, place])) for place, text in enumerate(items["text"])
+            ]
+            for words in lengths_of(self, "words")
+        }
         clean = answers(subject, items, self.tokens)
         if not hasattr(subject, "predict"):
-            places = [limit for limit in (subject.tokenizer.model_max_length, limits(subject.model).places) if isinstance(limit, int) and limit > 0]
-            longest = max(len(row) for each in texts.values() for row in subject.tokenizer(each, verbose=False)["input_ids"])
-            if longest > min(places, default=longest): raise NotMeasured(f"The longest text has {longest} tokens, and the model takes {min(places)}.", type(subject.model).__name__, "ask for fewer words")
+            places = [
+                limit
+                for limit in (subject.tokenizer.model_max_length, limits(subject.model).places)
+                if isinstance(limit, int) and limit > 0
+            ]
+            longest = max(
+                len(row) for each in texts.values() for row in subject.tokenizer(each, verbose=False)["input_ids"]
+            )
+            if longest > min(places, default=longest):
+                raise NotMeasured(
+                    f"The longest text has {longest} tokens, and the model takes {min(places)}.",
+                    type(subject.model).__name__,
+                    "ask for fewer words",
+                )
         found = {name: answers(subject, items.assign(text=each), self.tokens) for name, each in texts.items()}
-        return Records(losses(clean, found, {name: np.ones(len(items)) for name in texts}), self, subject.fingerprint, {"data": data, "rows": f"{key} {key_of(*(text for each in texts.values() for text in each))}", "seed": seed, "axis": "robustness"})
+        return Records(
+            losses(clean, found, {name: np.ones(len(items)) for name in texts}),
+            self,
+            subject.fingerprint,
+            {
+                "data": data,
+                "rows": f"{key} {key_of(*(text for each in texts.values() for text in each))}",
+                "seed": seed,
+                "axis": "robustness",
+            },
+        )

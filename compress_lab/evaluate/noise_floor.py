@@ -10,8 +10,10 @@ import functools
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+
 import torch
 import xxhash
+
 from ..core.subjects import Subject
 
 # %% ../../nbs/evaluate/06_noise_floor.ipynb #twice-code
@@ -25,37 +27,72 @@ def other_attention(
         yield
         return
     try:
-        try: model.set_attn_implementation("sdpa" if now == "eager" else "eager")
-        except (ValueError, ImportError): pass   # the model knows only one
+        try:
+            model.set_attn_implementation("sdpa" if now == "eager" else "eager")
+        except (ValueError, ImportError):
+            pass  # the model knows only one
         yield
-    finally: model.set_attn_implementation(now)
+    finally:
+        model.set_attn_implementation(now)
 
+# %% ../../nbs/evaluate/06_noise_floor.ipynb #twice-code-2
 def twice(
     model: torch.nn.Module,
 ) -> torch.nn.Module:
-    "A model that shares the weights and rounds differently: it computes each row twice, with the other attention, and returns one."
+    """A model that shares the weights and rounds differently: it computes each row twice, with the other attention, and
+    returns one.
+    """
     twin, forward = copy(model), model.forward
-    def doubled(value, rows): return torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == rows else value
+
+    def doubled(value, rows):
+        return (
+            torch.cat([value, value])
+            if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == rows
+            else value
+        )
+
     @functools.wraps(forward)
     def read(*args, **options):
-        rows = next((len(value) for value in (*args, *options.values()) if isinstance(value, torch.Tensor) and value.dim() > 1), 0)
-        with other_attention(model): output = forward(*(doubled(value, rows) for value in args), **{name: doubled(value, rows) for name, value in options.items()})
-        if isinstance(output, torch.Tensor): return output[:rows]
+        rows = next(
+            (len(value) for value in (*args, *options.values()) if isinstance(value, torch.Tensor) and value.dim() > 1),
+            0,
+        )
+        with other_attention(model):
+            output = forward(
+                *(doubled(value, rows) for value in args),
+                **{name: doubled(value, rows) for name, value in options.items()},
+            )
+        if isinstance(output, torch.Tensor):
+            return output[:rows]
         output.logits = output.logits[:rows]
         return output
+
     twin.forward = read
     return twin
+
 
 @dataclass(eq=False, repr=False)
 class Again(Subject):
     "A Subject that computes the same function as another with different rounding."
-    made_from: str = ""   # fingerprint of the Subject
+
+    made_from: str = ""  # fingerprint of the Subject
 
     @property
-    def fingerprint(self) -> str: return xxhash.xxh3_128_hexdigest(f"{self.made_from} in another order".encode())   # or its answers would be taken for those that are kept
+    def fingerprint(self) -> str:
+        return xxhash.xxh3_128_hexdigest(
+            f"{self.made_from} in another order".encode()
+        )  # or its answers would be taken for those that are kept
 
+# %% ../../nbs/evaluate/06_noise_floor.ipynb #twice-code-3
 def again(
     subject: Subject,
 ) -> Again:
     "A Subject with the same weights and different rounding, to measure the noise floor."
-    return Again(twice(subject.model), subject.tokenizer, subject.provenance, subject.history, subject.packed, made_from=subject.fingerprint)
+    return Again(
+        twice(subject.model),
+        subject.tokenizer,
+        subject.provenance,
+        subject.history,
+        subject.packed,
+        made_from=subject.fingerprint,
+    )

@@ -11,9 +11,11 @@ import hashlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import ClassVar, NamedTuple
+
 import pandas as pd
 import torch
 from torch import Tensor
+
 from ..core.data import windows
 from ..core.errors import CompressLabError
 from ..core.inputs import check_rows
@@ -28,107 +30,152 @@ def evaluating(model: torch.nn.Module):
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(): yield model
-    finally: model.train(training)
+        with torch.inference_mode():
+            yield model
+    finally:
+        model.train(training)
+
 
 def logits_of(
     model: torch.nn.Module,  # of transformers, or any module that maps tokens to logits
-    tokens: Tensor,          # shape (rows, length)
+    tokens: Tensor,  # shape (rows, length)
 ) -> Tensor:
     "Logits of shape (rows, length, vocabulary). Raises `NotMeasured` where the model gives none."
     output = model(tokens.to(next(model.parameters()).device))
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.shape[:2] != tokens.shape:
-        raise NotMeasured("The model gives no logits for each token.", type(model).__name__, "use a language model; an encoder is measured by its tasks")
+        raise NotMeasured(
+            "The model gives no logits for each token.",
+            type(model).__name__,
+            "use a language model; an encoder is measured by its tasks",
+        )
     return logits
+
 
 def check_causal(model: torch.nn.Module, vocabulary: int):
     "Raises `NotMeasured` where a token changes what the model said before it, as in an encoder."
     tokens = torch.arange(16)[None] % vocabulary
     changed = torch.cat([tokens[:, :-1], (tokens[:, -1:] + 1) % vocabulary], 1)
-    with unrounded(model): first, second = (logits_of(model, row)[:, :-1].float().nan_to_num(0, 0, 0) for row in (tokens, changed))
+    with unrounded(model):
+        first, second = (logits_of(model, row)[:, :-1].float().nan_to_num(0, 0, 0) for row in (tokens, changed))
     if (first - second).abs().max() > 1e-3 * first.abs().max():
-        raise NotMeasured("A causal language model is needed: this one sees the tokens it would predict.", type(model).__name__,
-                          "measure an encoder by its tasks, or by fidelity to the original")
+        raise NotMeasured(
+            "A causal language model is needed: this one sees the tokens it would predict.",
+            type(model).__name__,
+            "measure an encoder by its tasks, or by fidelity to the original",
+        )
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-10
 def spans(
-    length: int,   # tokens in a row
+    length: int,  # tokens in a row
     context: int,  # tokens a window holds at most
-    stride: int,   # from the beginning of a window to that of the next
-    begin: int=0,  # tokens that begin the row, and every window, and are no text
+    stride: int,  # from the beginning of a window to that of the next
+    begin: int = 0,  # tokens that begin the row, and every window, and are no text
 ) -> list[tuple[int, int, int]]:
-    "Begin, end and first counted position of each window's text: every position but those without any context counts once."
+    """Begin, end and first counted position of each window's text: every position but those without any context counts
+    once.
+    """
     found, done = [], begin
     for start in range(begin, length, stride):
         end = min(start + context - begin, length)
         first = max(done, start if begin else start + 1)
-        if first < end: found.append((start, end, first))
+        if first < end:
+            found.append((start, end, first))
         done = end
-        if end == length: break
+        if end == length:
+            break
     return found
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-13
 CHUNK = 1 << 25  # logits handled at a time, to bound memory: 128 MB of float32
 
+
 def token_losses(
     model: torch.nn.Module,
-    tokens: Tensor,         # shape (rows, length)
-    context: int,           # tokens a window holds at most
-    stride: int,            # from one window to the next
-    batch: int|None=None,   # rows at a time; None: as many as keep the logits under 128 MB
-    begin: int=0,           # tokens that begin each row, and are to begin each window
+    tokens: Tensor,  # shape (rows, length)
+    context: int,  # tokens a window holds at most
+    stride: int,  # from one window to the next
+    batch: int | None = None,  # rows at a time; None: as many as keep the logits under 128 MB
+    begin: int = 0,  # tokens that begin each row, and are to begin each window
 ) -> Tensor:
     "Negative log-likelihood of each token, float64 of shape (rows, length); not-a-number where a token does not count."
     losses = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
     stride = min(stride, context - begin)
-    if stride < 1: raise CompressLabError(f"A context of {context} tokens has no place for text behind the {begin} that begin it.", "context", "take a longer one")
+    if stride < 1:
+        raise CompressLabError(
+            f"A context of {context} tokens has no place for text behind the {begin} that begin it.",
+            "context",
+            "take a longer one",
+        )
     with evaluating(model):
         vocabulary = logits_of(model, tokens[:1, :1]).shape[-1]
         check_causal(model, vocabulary)
         batch = batch or max(1, CHUNK // (vocabulary * context))
-        work = [(rows, *span) for rows in range(0, len(tokens), batch) for span in spans(tokens.shape[1], context, stride, begin)]
+        work = [
+            (rows, *span)
+            for rows in range(0, len(tokens), batch)
+            for span in spans(tokens.shape[1], context, stride, begin)
+        ]
         for row, start, end, first in bar(work, desc="perplexity", unit="window"):
-            part = tokens[row:row + batch]
+            part = tokens[row : row + batch]
             logits = logits_of(model, torch.cat([part[:, :begin], part[:, start:end]], 1))
-            shift = start - begin + 1   # what predicts the token at a position stands so many places before it
+            shift = start - begin + 1  # what predicts the token at a position stands so many places before it
             for low in range(first, end, 256):
                 high = min(low + 256, end)
                 targets = part[:, low:high].to(logits.device)
-                found = torch.nn.functional.cross_entropy(logits[:, low - shift:high - shift].float().transpose(1, 2), targets, reduction="none")
-                losses[row:row + batch, low:high] = found.double().nan_to_num(torch.inf, torch.inf).cpu()
+                found = torch.nn.functional.cross_entropy(
+                    logits[:, low - shift : high - shift].float().transpose(1, 2), targets, reduction="none"
+                )
+                losses[row : row + batch, low:high] = found.double().nan_to_num(torch.inf, torch.inf).cpu()
     return losses
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-21
 class Rows(NamedTuple):
     "What is predicted."
-    tokens: Tensor     # shape (rows, length)
-    document: Tensor   # the document each token is from, same shape
-    titles: list       # of the documents; empty where unknown
-    key: str           # identifies all of it
-    data: list         # provenance, as plain JSON
-    begin: int=0       # tokens at the beginning of each row that the tokenizer puts before every text
+
+    tokens: Tensor  # shape (rows, length)
+    document: Tensor  # the document each token is from, same shape
+    titles: list  # of the documents; empty where unknown
+    key: str  # identifies all of it
+    data: list  # provenance, as plain JSON
+    begin: int = 0  # tokens at the beginning of each row that the tokenizer puts before every text
+
 
 def rows_of(
-    subject,        # whose tokenizer reads the text
-    text: str,      # name of a text, or a path
-    context: int,   # tokens that are read at a time
-    n: int|None,    # rows; None: all there are
-    seed: int,      # which rows
-    rows=None,      # rows to take instead: a LongTensor of shape (n, length), or Windows
-    stretch: int=1, # contexts in a row of text
+    subject,  # whose tokenizer reads the text
+    text: str,  # name of a text, or a path
+    context: int,  # tokens that are read at a time
+    n: int | None,  # rows; None: all there are
+    seed: int,  # which rows
+    rows=None,  # rows to take instead: a LongTensor of shape (n, length), or Windows
+    stretch: int = 1,  # contexts in a row of text
 ) -> Rows:
     "The rows of text to measure on. Raises `CompressLabError` where they cannot be had."
     if isinstance(rows, Tensor):
         if rows.dim() != 2 or rows.shape[1] < 2 or not len(rows) or rows.is_floating_point():
-            raise CompressLabError("Rows must be whole numbers of shape (n, length).", f"{rows.dtype} of shape {tuple(rows.shape)}", "stack token ids of equal length")
-        key = hashlib.sha256(f"{tuple(rows.shape)}".encode() + rows.long().contiguous().numpy().tobytes()).hexdigest()[:12]
+            raise CompressLabError(
+                "Rows must be whole numbers of shape (n, length).",
+                f"{rows.dtype} of shape {tuple(rows.shape)}",
+                "stack token ids of equal length",
+            )
+        key = hashlib.sha256(f"{tuple(rows.shape)}".encode() + rows.long().contiguous().numpy().tobytes()).hexdigest()[
+            :12
+        ]
         return Rows(rows.long(), torch.arange(len(rows))[:, None].expand_as(rows), [], f"rows-{key}", [])
     if rows is None:
         if subject.tokenizer is None:
-            raise CompressLabError("The subject has no tokenizer to read text with.", subject.name, "load it with one, or give rows=tokens")
+            raise CompressLabError(
+                "The subject has no tokenizer to read text with.", subject.name, "load it with one, or give rows=tokens"
+            )
         rows = windows(text, subject, context=context, n=n, seed=seed, stretch=stretch)
-    return Rows(rows.tokens, rows.document, list(rows.titles), rows.key, [{**asdict(rows.provenance), "role": "evaluation"}], rows.begin)
+    return Rows(
+        rows.tokens,
+        rows.document,
+        list(rows.titles),
+        rows.key,
+        [{**asdict(rows.provenance), "role": "evaluation"}],
+        rows.begin,
+    )
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-22
 def segments(
@@ -139,39 +186,76 @@ def segments(
     counted = ~next(iter(columns.values())).isnan()
     row = torch.arange(len(rows.tokens))[:, None].expand_as(rows.tokens)[counted].numpy()
     cluster = rows.document[counted].numpy()
-    frame = pd.DataFrame({"window": row, "cluster": cluster, "tokens": 1, **{name: values[counted].numpy() for name, values in columns.items()}})
+    frame = pd.DataFrame(
+        {
+            "window": row,
+            "cluster": cluster,
+            "tokens": 1,
+            **{name: values[counted].numpy() for name, values in columns.items()},
+        }
+    )
     frame = frame.groupby(["window", "cluster"], as_index=False).sum()
     frame.insert(0, "item", [f"{window}/{document}" for window, document in zip(frame["window"], frame["cluster"])])
-    if rows.titles: frame.insert(3, "title", [rows.titles[document] for document in frame["cluster"]])
+    if rows.titles:
+        frame.insert(3, "title", [rows.titles[document] for document in frame["cluster"]])
     return frame
 
 # %% ../../nbs/evaluate/03_perplexity.ipynb #cell-23
 @dataclass(frozen=True)
 class Perplexity(Probe):
     "Perplexity of a causal language model on text it was not calibrated on."
+
     name: ClassVar[str] = "perplexity"
-    metrics: ClassVar[tuple] = (Metric("perplexity", better="lower", numerator="nll", denominator="tokens", transform="exp", diverges=True, floor=1e-6),)
-    text: str = "wikipedia"                  # name of a text, or path of a file
-    context: int = setting(512, least=2)     # tokens the model sees at most
-    stride: int|None = setting(None, least=1)  # from one window to the next; None: as long as the context, no overlap
-    n: int|None = setting(20, least=1)       # rows of text, each one context long, or four where windows overlap; None: all there are
-    batch: int|None = setting(None, least=1) # windows at a time; None: what keeps memory small
+    metrics: ClassVar[tuple] = (
+        Metric(
+            "perplexity",
+            better="lower",
+            numerator="nll",
+            denominator="tokens",
+            transform="exp",
+            diverges=True,
+            floor=1e-6,
+        ),
+    )
+    text: str = "wikipedia"  # name of a text, or path of a file
+    context: int = setting(512, least=2)  # tokens the model sees at most
+    stride: int | None = setting(None, least=1)  # from one window to the next; None: as long as the context, no overlap
+    n: int | None = setting(
+        20, least=1
+    )  # rows of text, each one context long, or four where windows overlap; None: all there are
+    batch: int | None = setting(None, least=1)  # windows at a time; None: what keeps memory small
 
     def __post_init__(self):
         super().__post_init__()
-        if self.stride is not None and self.stride > self.context: raise self.wrong("stride", f"must not be longer than the context of {self.context}")
+        if self.stride is not None and self.stride > self.context:
+            raise self.wrong("stride", f"must not be longer than the context of {self.context}")
 
-    def measure(self,
-        subject,            # a causal language model
-        original=None,      # not needed
+    def measure(
+        self,
+        subject,  # a causal language model
+        original=None,  # not needed
         *,
-        seed: int=0,        # which rows of the text
-        rows=None,          # rows to predict instead of the text: a LongTensor of shape (n, length), or Windows
+        seed: int = 0,  # which rows of the text
+        rows=None,  # rows to predict instead of the text: a LongTensor of shape (n, length), or Windows
     ) -> Records:
         "Losses by window and document. Raises `NotMeasured` for a model that is not causal."
         stride = self.stride or self.context
         rows = rows_of(subject, self.text, self.context, self.n, seed, rows, 1 if stride == self.context else 4)
         check_rows(subject.model, rows.tokens, "the rows of the perplexity", read=self.context)
         losses = token_losses(subject.model, rows.tokens, self.context, stride, self.batch, rows.begin)
-        notes = {"notes": [f"every window begins with the {rows.begin} token{'s' * (rows.begin > 1)} that the tokenizer begins texts with: in the context, not predicted"]} if rows.begin else {}
-        return Records(segments(rows, nll=losses), self, subject.fingerprint, {"data": rows.data, "rows": rows.key, "seed": seed, **notes})
+        notes = (
+            {
+                "notes": [
+                    f"every window begins with the {rows.begin} token{'s' * (rows.begin > 1)} that the tokenizer "
+                    "begins texts with: in the context, not predicted"
+                ]
+            }
+            if rows.begin
+            else {}
+        )
+        return Records(
+            segments(rows, nll=losses),
+            self,
+            subject.fingerprint,
+            {"data": rows.data, "rows": rows.key, "seed": seed, **notes},
+        )

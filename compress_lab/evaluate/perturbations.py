@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import xxhash
 from scipy import special
+
 from ..core.data import task
 from ..core.errors import CompressLabError, nearest
 from ..core.files import MEGABYTE, own_data, read_text
@@ -25,172 +27,354 @@ from .records import Metric, NotMeasured, Probe, Records, drawn, judged_on, key_
 from .task_probe import head_logits
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #machine-code
-WORD = r"(?<![\w'’])[^\W\d_]{%d,}(?![\w'’])"   # letters only, from so many up
+WORD = r"(?<![\w'’])[^\W\d_]{%d,}(?![\w'’])"  # letters only, from so many up
+
 
 @dataclass(frozen=True)
 class Perturbation:
     "One way to change a text."
+
     name: str
-    what: str                           # in words
-    pattern: re.Pattern                 # what may be changed
-    change: Callable                    # (match as text, random generator) -> text
-    rate: float = 1.0                   # share of the matches that are changed
-    same_length: bool = False           # whether texts keep their length
-    undo: Callable|None = None          # text -> text as it was, where that can be done
+    what: str  # in words
+    pattern: re.Pattern  # what may be changed
+    change: Callable  # (match as text, random generator) -> text
+    rate: float = 1.0  # share of the matches that are changed
+    same_length: bool = False  # whether texts keep their length
+    undo: Callable | None = None  # text -> text as it was, where that can be done
+
 
 PERTURBATIONS: dict[str, Perturbation] = {}
+
 
 def register(*args, **kwargs):
     "Adds a perturbation to the table."
     made = Perturbation(*args, **kwargs)
     PERTURBATIONS[made.name] = made
 
+# %% ../../nbs/evaluate/14_perturbations.ipynb #machine-code-2
 def perturb(
-    text: str,               # what is changed
-    name: str,               # of a perturbation, see `PERTURBATIONS`
+    text: str,  # what is changed
+    name: str,  # of a perturbation, see `PERTURBATIONS`
     *,
-    seed: int=0,             # another seed changes other places
-    rate: float|None=None,   # share of the places that are changed, one at least; None: the perturbation's own
-    keep: tuple[str, ...]=(),# words that are left as they are, in any case
+    seed: int = 0,  # another seed changes other places
+    rate: float | None = None,  # share of the places that are changed, one at least; None: the perturbation's own
+    keep: tuple[str, ...] = (),  # words that are left as they are, in any case
 ) -> str:
     "The text, changed; the same text where there is nothing to change. Raises `CompressLabError` for an unknown name."
-    if name not in PERTURBATIONS: raise CompressLabError(f"There is no perturbation {name!r}.", fix=f"take one of {', '.join(nearest(name, PERTURBATIONS) or PERTURBATIONS)}")
+    if name not in PERTURBATIONS:
+        raise CompressLabError(
+            f"There is no perturbation {name!r}.",
+            fix=f"take one of {', '.join(nearest(name, PERTURBATIONS) or PERTURBATIONS)}",
+        )
     kind, kept = PERTURBATIONS[name], {word.lower() for word in keep}
     random = np.random.default_rng(xxhash.xxh3_64_intdigest(f"{seed}\0{name}\0{text}".encode(errors="replace")))
     found = [match for match in kind.pattern.finditer(text) if not kept & set(re.findall(r"\w+", match[0].lower()))]
-    if not found: return text
+    if not found:
+        return text
     chosen = random.uniform(size=len(found)) < (kind.rate if rate is None else rate)
-    if not chosen.any(): chosen[random.integers(len(found))] = True
+    if not chosen.any():
+        chosen[random.integers(len(found))] = True
     parts, done = [], 0
     for match in (match for match, take in zip(found, chosen) if take):
-        parts += [text[done:match.start()], kind.change(match[0], random)]
+        parts += [text[done : match.start()], kind.change(match[0], random)]
         done = match.end()
     return "".join([*parts, text[done:]])
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #typing-code
-KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")   # each row begins half a key to the right of the one above
-NEIGHBOURS = {key: [other for r, line in enumerate(KEYS) for c, other in enumerate(line) if other != key and abs(r - row) <= 1 and abs(c + r / 2 - column - row / 2) <= 1]
-              for row, keys in enumerate(KEYS) for column, key in enumerate(keys)}
+KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # each row begins half a key to the right of the one above
+NEIGHBOURS = {
+    key: [
+        other
+        for r, line in enumerate(KEYS)
+        for c, other in enumerate(line)
+        if other != key and abs(r - row) <= 1 and abs(c + r / 2 - column - row / 2) <= 1
+    ]
+    for row, keys in enumerate(KEYS)
+    for column, key in enumerate(keys)
+}
+
 
 def _typo(word, random):
     at = int(random.integers(1, len(word) - 2))
-    swapped = word[:at] + word[at + 1] + word[at] + word[at + 2:]
-    options = [word[:at] + word[at + 1:], word[:at + 1] + word[at:]] + [swapped] * (swapped != word)
+    swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    options = [word[:at] + word[at + 1 :], word[: at + 1] + word[at:]] + [swapped] * (swapped != word)
     return options[random.integers(len(options))]
+
 
 def _slip(word, random):
     at = int(random.integers(len(word)))
     near = NEIGHBOURS[word[at].lower()]
     key = near[random.integers(len(near))]
-    return word[:at] + (key.upper() if word[at].isupper() else key) + word[at + 1:]
+    return word[:at] + (key.upper() if word[at].isupper() else key) + word[at + 1 :]
+
 
 register("typos", "a letter inside a word swapped with the next, dropped or doubled", re.compile(WORD % 4), _typo, 0.2)
-register("keyboard", "a letter replaced by one beside it on the keyboard", re.compile(r"(?<![\w'’])[A-Za-z]{3,}(?![\w'’])"), _slip, 0.2, same_length=True)
+register(
+    "keyboard",
+    "a letter replaced by one beside it on the keyboard",
+    re.compile(r"(?<![\w'’])[A-Za-z]{3,}(?![\w'’])"),
+    _slip,
+    0.2,
+    same_length=True,
+)
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #case-code
-def _each(word, turn): return "".join(other if len(other := turn(letter)) == 1 else letter for letter in word)
+def _each(word, turn):
+    return "".join(other if len(other := turn(letter)) == 1 else letter for letter in word)
+
 
 def _mixed(word, random):
     turned = random.uniform(size=len(word)) < 0.5
     turned[random.integers(len(word))] = True
     return "".join(_each(letter, str.swapcase) if turn else letter for letter, turn in zip(word, turned))
 
-register("upper", "everything in capitals", re.compile(WORD % 1), lambda word, random: _each(word, str.upper), same_length=True)
-register("lower", "everything in small letters", re.compile(WORD % 1), lambda word, random: _each(word, str.lower), same_length=True)
+
+register(
+    "upper",
+    "everything in capitals",
+    re.compile(WORD % 1),
+    lambda word, random: _each(word, str.upper),
+    same_length=True,
+)
+register(
+    "lower",
+    "everything in small letters",
+    re.compile(WORD % 1),
+    lambda word, random: _each(word, str.lower),
+    same_length=True,
+)
 register("mixed_case", "letters in the other case here and there", re.compile(WORD % 2), _mixed, 0.5, same_length=True)
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #unseen-code
 LOOKALIKES = dict(zip("aceijopsxyABEHIKMOPTXZ", "асеіјорѕхуАВЕНІКМОРТХΖ"))
-INVISIBLE = "\u200b\u200c\u200d\u2060"        # zero width space, non-joiner, joiner; word joiner
-BACKWARDS, BACK = "\u202e", "\u202c"            # right-to-left override, and its end
+INVISIBLE = "\u200b\u200c\u200d\u2060"  # zero width space, non-joiner, joiner; word joiner
+BACKWARDS, BACK = "\u202e", "\u202c"  # right-to-left override, and its end
+
 
 def _lookalike(word, random):
     places = [at for at, letter in enumerate(word) if letter in LOOKALIKES]
     chosen = {places[random.integers(len(places))], *(at for at in places if random.uniform() < 0.3)}
     return "".join(LOOKALIKES[letter] if at in chosen else letter for at, letter in enumerate(word))
 
+
 def _hidden(word, random):
     at = int(random.integers(1, len(word)))
     return word[:at] + INVISIBLE[random.integers(len(INVISIBLE))] + word[at:]
 
-def _without(characters): return lambda text: text.translate(dict.fromkeys(map(ord, characters)))
 
-def _latin(text): return text.translate({ord(other): letter for letter, other in LOOKALIKES.items()})
+def _without(characters):
+    return lambda text: text.translate(dict.fromkeys(map(ord, characters)))
 
-def _forwards(text): return re.sub(f"{BACKWARDS}([^{BACKWARDS}{BACK}]*){BACK}", lambda match: match[1][::-1], text)
 
-register("homoglyphs", "Latin letters replaced by Cyrillic or Greek ones of the same shape", re.compile(r"(?<![\w'’])(?=[^\W\d_]*[%s])[^\W\d_]+(?![\w'’])" % "".join(LOOKALIKES)),
-         _lookalike, 0.2, same_length=True, undo=_latin)
-register("invisible", "a character without width inside a word", re.compile(WORD % 2), _hidden, 0.2, undo=_without(INVISIBLE))
-register("bidi", "a word stored backwards that is shown forwards", re.compile(WORD % 2), lambda word, random: BACKWARDS + word[::-1] + BACK, 0.2, undo=_forwards)
+def _latin(text):
+    return text.translate({ord(other): letter for letter, other in LOOKALIKES.items()})
+
+
+def _forwards(text):
+    return re.sub(f"{BACKWARDS}([^{BACKWARDS}{BACK}]*){BACK}", lambda match: match[1][::-1], text)
+
+
+register(
+    "homoglyphs",
+    "Latin letters replaced by Cyrillic or Greek ones of the same shape",
+    re.compile(r"(?<![\w'’])(?=[^\W\d_]*[%s])[^\W\d_]+(?![\w'’])" % "".join(LOOKALIKES)),
+    _lookalike,
+    0.2,
+    same_length=True,
+    undo=_latin,
+)
+register(
+    "invisible", "a character without width inside a word", re.compile(WORD % 2), _hidden, 0.2, undo=_without(INVISIBLE)
+)
+register(
+    "bidi",
+    "a word stored backwards that is shown forwards",
+    re.compile(WORD % 2),
+    lambda word, random: BACKWARDS + word[::-1] + BACK,
+    0.2,
+    undo=_forwards,
+)
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #variety-code
-SHORT = {"do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't", "was not": "wasn't", "were not": "weren't", "have not": "haven't",
-         "has not": "hasn't", "had not": "hadn't", "cannot": "can't", "could not": "couldn't", "would not": "wouldn't", "should not": "shouldn't", "will not": "won't", "i am": "i'm",
-         "you are": "you're", "we are": "we're", "they are": "they're", "i have": "i've", "we have": "we've", "you have": "you've", "they have": "they've", "i will": "i'll", "we will": "we'll"}
-BRITISH = {"color": "colour", "favor": "favour", "humor": "humour", "honor": "honour", "labor": "labour", "flavor": "flavour", "neighbor": "neighbour", "favorite": "favourite", "center": "centre",
-           "theater": "theatre", "meter": "metre", "realize": "realise", "organize": "organise", "recognize": "recognise", "apologize": "apologise", "analyze": "analyse", "defense": "defence", "offense": "offence",
-           "gray": "grey", "traveler": "traveller", "traveled": "travelled", "canceled": "cancelled", "humorless": "humourless", "colorful": "colourful", "honorable": "honourable", "fulfill": "fulfil",
-           "skillful": "skilful", "jewelry": "jewellery", "pajamas": "pyjamas", "plow": "plough", "skeptical": "sceptical", "catalog": "catalogue"}
-SPOKEN = {"is not": "ain't", "isn't": "ain't", "are not": "ain't", "aren't": "ain't", "am not": "ain't", "doesn't": "don't", "those": "them", "going to": "gonna", "want to": "wanna",
-          "you all": "y'all", "because": "'cause", "have to": "hafta", "very": "right", "isn't it": "innit", "maybe": "mebbe", "nothing": "nothin'", "something": "somethin'", "them": "'em"}
+SHORT = {
+    "do not": "don't",
+    "does not": "doesn't",
+    "did not": "didn't",
+    "is not": "isn't",
+    "are not": "aren't",
+    "was not": "wasn't",
+    "were not": "weren't",
+    "have not": "haven't",
+    "has not": "hasn't",
+    "had not": "hadn't",
+    "cannot": "can't",
+    "could not": "couldn't",
+    "would not": "wouldn't",
+    "should not": "shouldn't",
+    "will not": "won't",
+    "i am": "i'm",
+    "you are": "you're",
+    "we are": "we're",
+    "they are": "they're",
+    "i have": "i've",
+    "we have": "we've",
+    "you have": "you've",
+    "they have": "they've",
+    "i will": "i'll",
+    "we will": "we'll",
+}
+BRITISH = {
+    "color": "colour",
+    "favor": "favour",
+    "humor": "humour",
+    "honor": "honour",
+    "labor": "labour",
+    "flavor": "flavour",
+    "neighbor": "neighbour",
+    "favorite": "favourite",
+    "center": "centre",
+    "theater": "theatre",
+    "meter": "metre",
+    "realize": "realise",
+    "organize": "organise",
+    "recognize": "recognise",
+    "apologize": "apologise",
+    "analyze": "analyse",
+    "defense": "defence",
+    "offense": "offence",
+    "gray": "grey",
+    "traveler": "traveller",
+    "traveled": "travelled",
+    "canceled": "cancelled",
+    "humorless": "humourless",
+    "colorful": "colourful",
+    "honorable": "honourable",
+    "fulfill": "fulfil",
+    "skillful": "skilful",
+    "jewelry": "jewellery",
+    "pajamas": "pyjamas",
+    "plow": "plough",
+    "skeptical": "sceptical",
+    "catalog": "catalogue",
+}
+SPOKEN = {
+    "is not": "ain't",
+    "isn't": "ain't",
+    "are not": "ain't",
+    "aren't": "ain't",
+    "am not": "ain't",
+    "doesn't": "don't",
+    "those": "them",
+    "going to": "gonna",
+    "want to": "wanna",
+    "you all": "y'all",
+    "because": "'cause",
+    "have to": "hafta",
+    "very": "right",
+    "isn't it": "innit",
+    "maybe": "mebbe",
+    "nothing": "nothin'",
+    "something": "somethin'",
+    "them": "'em",
+}
 
+# %% ../../nbs/evaluate/14_perturbations.ipynb #variety-code-2
 def _like(model: str, word: str) -> str:
     "The word in the case of its model."
-    if len(model) > 1 and model.isupper(): return word.upper()
+    if len(model) > 1 and model.isupper():
+        return word.upper()
     return word[0].upper() + word[1:] if model[0].isupper() else word
+
 
 def _table(table: dict) -> tuple[re.Pattern, Callable]:
     "Pattern and change of a table of words."
     known = "|".join(map(re.escape, sorted(table, key=len, reverse=True)))
-    return re.compile(rf"(?<![\w'’])(?:{known})(?![\w'’])", re.I), lambda found, random: _like(found, table[found.lower()])
+    return re.compile(rf"(?<![\w'’])(?:{known})(?![\w'’])", re.I), lambda found, random: _like(
+        found, table[found.lower()]
+    )
 
-def _reverse(table: dict) -> dict: return {other: word for word, other in table.items()}
+
+def _reverse(table: dict) -> dict:
+    return {other: word for word, other in table.items()}
+
 
 def _back(table: dict) -> Callable:
     pattern, change = _table(_reverse(table))
     return lambda text: pattern.sub(lambda match: change(match[0], None), text)
 
+
 register("contract", "do not → don't", *_table(SHORT), undo=_back(SHORT))
 register("expand", "don't → do not", *_table(_reverse(SHORT)), undo=_back(_reverse(SHORT)))
-register("spelling", "American spelling to British and back", *_table(BRITISH | _reverse(BRITISH)), undo=_back(BRITISH | _reverse(BRITISH)))
+register(
+    "spelling",
+    "American spelling to British and back",
+    *_table(BRITISH | _reverse(BRITISH)),
+    undo=_back(BRITISH | _reverse(BRITISH)),
+)
 register("spoken", "features of several spoken varieties: ain't, them for those, gonna", *_table(SPOKEN))
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #answers-code
 def class_logprobs(
-    subject,               # a Subject that classifies texts, or an object with `predict`
+    subject,  # a Subject that classifies texts, or an object with `predict`
     texts: list[str],
-    tokens: int|None=None, # at a time; None: what suits a processor
+    tokens: int | None = None,  # at a time; None: what suits a processor
 ) -> np.ndarray:
-    "Log-probabilities of the classes, float64 of shape (texts, classes). Raises `NotMeasured` where the model gives no classes."
-    if hasattr(subject, "predict"): return special.log_softmax(np.asarray(subject.predict(texts), dtype=np.float64), 1)
-    if subject.tokenizer is None: raise NotMeasured("The subject has no tokenizer to read text with.", subject.name, "load it with one")
+    """Log-probabilities of the classes, float64 of shape (texts, classes).
+
+    Raises `NotMeasured` where the model gives no classes.
+    """
+    if hasattr(subject, "predict"):
+        return special.log_softmax(np.asarray(subject.predict(texts), dtype=np.float64), 1)
+    if subject.tokenizer is None:
+        raise NotMeasured("The subject has no tokenizer to read text with.", subject.name, "load it with one")
     return special.log_softmax(head_logits(subject, [(text,) for text in texts], tokens)[0], 1)
 
+
 def answers(
-    subject,               # as for `class_logprobs`
-    items: pd.DataFrame,   # `item`, `text`, `label`, and `cluster` where items are not independent
-    tokens: int|None=None, # at a time
+    subject,  # as for `class_logprobs`
+    items: pd.DataFrame,  # `item`, `text`, `label`, and `cluster` where items are not independent
+    tokens: int | None = None,  # at a time
 ) -> pd.DataFrame:
     "One row an item: `item`, `cluster`, `label`, `prediction`, `correct`, `logprobs`."
     logp = class_logprobs(subject, items["text"].tolist(), tokens)
     label = items["label"].to_numpy()
-    return pd.DataFrame({"item": items["item"].to_numpy(), "cluster": items["cluster" if "cluster" in items else "item"].to_numpy(), "label": label, "prediction": logp.argmax(1),
-                         "correct": (logp.argmax(1) == label).astype(float), "logprobs": list(logp)})
+    return pd.DataFrame(
+        {
+            "item": items["item"].to_numpy(),
+            "cluster": items["cluster" if "cluster" in items else "item"].to_numpy(),
+            "label": label,
+            "prediction": logp.argmax(1),
+            "correct": (logp.argmax(1) == label).astype(float),
+            "logprobs": list(logp),
+        }
+    )
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #losses-code
 def losses(
-    clean: pd.DataFrame,                 # `item`, `prediction`, a column of right and wrong, and `cluster` where there is one
+    clean: pd.DataFrame,  # `item`, `prediction`, a column of right and wrong, and `cluster` where there is one
     perturbed: dict[str, pd.DataFrame],  # the same of the perturbed items, by perturbation
-    changed: dict[str, np.ndarray],      # whether each item's text was changed, in the order of `clean`
-    column: str="correct",               # of right and wrong answers
+    changed: dict[str, np.ndarray],  # whether each item's text was changed, in the order of `clean`
+    column: str = "correct",  # of right and wrong answers
 ) -> pd.DataFrame:
-    "`clean`, and for each perturbation what was lost, whether the prediction flipped, and whether the item counts. Raises `CompressLabError` where items differ."
-    frame = pd.DataFrame({"item": clean["item"].to_numpy(), "cluster": clean["cluster" if "cluster" in clean else "item"].to_numpy(), "clean": clean[column].to_numpy(float)})
+    """`clean`, and for each perturbation what was lost, whether the prediction flipped, and whether the item counts.
+
+    Raises `CompressLabError` where items differ.
+    """
+    frame = pd.DataFrame(
+        {
+            "item": clean["item"].to_numpy(),
+            "cluster": clean["cluster" if "cluster" in clean else "item"].to_numpy(),
+            "clean": clean[column].to_numpy(float),
+        }
+    )
     for name, other in perturbed.items():
-        if sorted(other["item"]) != sorted(frame["item"]): raise CompressLabError(f"The items of {name} are not those of the clean texts.", name, "measure the same items")
+        if sorted(other["item"]) != sorted(frame["item"]):
+            raise CompressLabError(
+                f"The items of {name} are not those of the clean texts.", name, "measure the same items"
+            )
         other, counts = other.set_index("item").loc[frame["item"]], np.asarray(changed[name], dtype=float)
-        if not counts.any(): continue
+        if not counts.any():
+            continue
         frame[f"lost_{name}"] = (frame["clean"] - other[column].to_numpy(float)) * counts
         frame[f"flip_{name}"] = (clean["prediction"].to_numpy() != other["prediction"].to_numpy()) * counts
         frame[f"changed_{name}"] = counts
@@ -201,124 +385,209 @@ def loss_metrics(
     key: str,  # of the columns of `losses`: empty for all perturbations together, or _ and the name of one
 ) -> tuple:
     "What was lost and what flipped, as metrics."
-    return tuple(Metric(f"{word}{key}", "share", "lower", f"{column}{key}", f"changed{key}") for word, column in (("lost", "lost"), ("flips", "flip")))
+    return tuple(
+        Metric(f"{word}{key}", "share", "lower", f"{column}{key}", f"changed{key}")
+        for word, column in (("lost", "lost"), ("flips", "flip"))
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnTexts(Probe):
     "What probes of text classifiers have in common: labelled texts."
+
     sampled: ClassVar[tuple] = ("text", "cluster")
-    task: str = "nyu-mll/glue"              # as for `cl.task`
-    config: str|None = "sst2"               # which part of it
-    split: str|None = None                  # which split; None: validation, then test
-    text: str = "sentence"                  # column of the texts
-    label: str = "label"                    # column of the labels, whole numbers from 0
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
+    task: str = "nyu-mll/glue"  # as for `cl.task`
+    config: str | None = "sst2"  # which part of it
+    split: str | None = None  # which split; None: validation, then test
+    text: str = "sentence"  # column of the texts
+    label: str = "label"  # column of the labels, whole numbers from 0
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits a processor
+
 
 def clean_texts(
-    probe: OnTexts,           # with `n`, how many of them
-    given: pd.DataFrame|None, # `text`, `label` and perhaps `item` and `cluster` in place of the task; None: the task
-    seed: int,                # which texts
+    probe: OnTexts,  # with `n`, how many of them
+    given: pd.DataFrame | None,  # `text`, `label` and perhaps `item` and `cluster` in place of the task; None: the task
+    seed: int,  # which texts
 ) -> tuple[pd.DataFrame, list, str]:
-    "The texts to perturb with `item`, where they come from, and a key of them. Raises `CompressLabError` where the task has no such columns."
+    """The texts to perturb with `item`, where they come from, and a key of them.
+
+    Raises `CompressLabError` where the task has no such columns.
+    """
     found = task(probe.task, probe.config, probe.split, columns=(probe.text, probe.label)) if given is None else None
-    frame = given if found is None else pd.DataFrame({"text": found.frame[probe.text].astype(str), "label": found.frame[probe.label]})
+    frame = (
+        given
+        if found is None
+        else pd.DataFrame({"text": found.frame[probe.text].astype(str), "label": found.frame[probe.label]})
+    )
     frame = frame if "item" in frame else frame.assign(item=np.arange(len(frame)))
-    if found: frame = frame.iloc[drawn(len(frame), probe.n, seed_number(seed))].reset_index(drop=True)
+    if found:
+        frame = frame.iloc[drawn(len(frame), probe.n, seed_number(seed))].reset_index(drop=True)
     return frame, judged_on(found.provenance) if found else [], f"{key_of(*frame['item'], *frame['text'])}-{seed}"
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #probe-code
 @dataclass(frozen=True)
 class Robustness(OnTexts):
     "Accuracy that a text classifier loses where texts are perturbed, against the same texts clean."
+
     name: ClassVar[str] = "robustness"
-    metrics: ClassVar[tuple] = (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *(metric for kind in PERTURBATIONS for metric in loss_metrics(f"_{kind}")))
-    kinds: str = ""                         # names of perturbations, with spaces between; empty: all
-    keep: str = ""                          # words that are left as they are, with spaces between
-    rate: float|None = setting(None, least=0)   # share of the places that are changed; None: each perturbation's own
-    n: int|None = setting(500, least=1)     # texts, chosen by the seed; None: all
+    metrics: ClassVar[tuple] = (
+        *loss_metrics(""),
+        Metric("clean_accuracy", "share", "higher", "clean"),
+        *(metric for kind in PERTURBATIONS for metric in loss_metrics(f"_{kind}")),
+    )
+    kinds: str = ""  # names of perturbations, with spaces between; empty: all
+    keep: str = ""  # words that are left as they are, with spaces between
+    rate: float | None = setting(None, least=0)  # share of the places that are changed; None: each perturbation's own
+    n: int | None = setting(500, least=1)  # texts, chosen by the seed; None: all
 
     def __post_init__(self):
         super().__post_init__()
         for kind in self.kinds.split():
-            if kind not in PERTURBATIONS: raise self.wrong("kinds", f"names {kind!r}, and must name some of {', '.join(PERTURBATIONS)}")
+            if kind not in PERTURBATIONS:
+                raise self.wrong("kinds", f"names {kind!r}, and must name some of {', '.join(PERTURBATIONS)}")
 
-    def measure(self,
-        subject,         # a Subject that classifies texts, or an object with `predict` and `fingerprint`
-        original=None,   # not needed
+    def measure(
+        self,
+        subject,  # a Subject that classifies texts, or an object with `predict` and `fingerprint`
+        original=None,  # not needed
         *,
-        seed: int=0,     # which texts, and where they are changed
-        items=None,      # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
+        seed: int = 0,  # which texts, and where they are changed
+        items=None,  # a frame of `text`, `label` and perhaps `item` and `cluster` in place of the task
     ) -> Records:
         "Losses and flips by item and perturbation. Raises `NotMeasured` for a model that gives no classes."
         items, data, key = clean_texts(self, items, seed)
         clean = answers(subject, items, self.tokens)
         found, changed = {}, {}
         for kind in self.kinds.split() or PERTURBATIONS:
-            texts = [perturb(text, kind, seed=seed, rate=self.rate, keep=tuple(self.keep.split())) for text in items["text"]]
+            texts = [
+                perturb(text, kind, seed=seed, rate=self.rate, keep=tuple(self.keep.split())) for text in items["text"]
+            ]
             changed[kind] = np.array([new != old for new, old in zip(texts, items["text"])])
             touched = items.assign(text=texts)[changed[kind]]
-            found[kind] = pd.concat([clean[~changed[kind]], answers(subject, touched, self.tokens)]) if len(touched) else clean
+            found[kind] = (
+                pd.concat([clean[~changed[kind]], answers(subject, touched, self.tokens)]) if len(touched) else clean
+            )
         frame = losses(clean, found, changed)
-        if not frame["changed"].any(): raise NotMeasured("None of the texts could be perturbed.", self.kinds, "choose other perturbations, or other texts")
-        return Records(frame, self, subject.fingerprint, {"data": data, "rows": key, "seed": seed, "notes": [f"{kind} changed no text" for kind, any_ in changed.items() if not any_.any()]})
+        if not frame["changed"].any():
+            raise NotMeasured(
+                "None of the texts could be perturbed.", self.kinds, "choose other perturbations, or other texts"
+            )
+        return Records(
+            frame,
+            self,
+            subject.fingerprint,
+            {
+                "data": data,
+                "rows": key,
+                "seed": seed,
+                "notes": [f"{kind} changed no text" for kind, any_ in changed.items() if not any_.any()],
+            },
+        )
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #behaviour-code
 BEHAVIOUR = "behaviour.yml"
 
+
 def templates(
     path: str,  # of a YAML file; empty: the project's own
-    own: str,   # what that is called, among the data of the package
+    own: str,  # what that is called, among the data of the package
 ) -> tuple[dict, str]:
     "What the file says, and its name. Raises `CompressLabError`."
     file = Path(path) if path else own_data(own)
-    try: return read_yaml(read_text(file, MEGABYTE), file.name), file.name
+    try:
+        return read_yaml(read_text(file, MEGABYTE), file.name), file.name
     except CompressLabError as error:
         fix = f"give the path of a file that is laid out as compress_lab/data/{own}, or none for that one"
         raise CompressLabError(f"The templates cannot be read: {error.what}", file.name, fix) from error
 
+# %% ../../nbs/evaluate/14_perturbations.ipynb #behaviour-code-2
 def behaviour_cases(
-    path: str="",  # of a YAML file with `fillers`, `opinions`, `things`, `invariance` and `direction`; empty: the project's own
+    path: str = "",  # of a YAML file with `fillers`, `opinions`, `things`, `invariance` and `direction`; empty: the project's own
 ) -> pd.DataFrame:
-    "One row a case: `item`, `cluster` (the template), `test`, `expect` (same, more or less), `before`, `after`. Raises `CompressLabError`."
+    """One row a case: `item`, `cluster` (the template), `test`, `expect` (same, more or less), `before`, `after`.
+
+    Raises `CompressLabError`.
+    """
     given, name = templates(path, BEHAVIOUR)
     try:
-        cases = [(f"invariance {number}", case["slot"], "same", *(case["text"].format(**{case["slot"]: word}, opinion=opinion) for word in (first, other)))
-                 for number, case in enumerate(given["invariance"]) for opinions in given["opinions"].values() for opinion in opinions
-                 for first, *others in [given["fillers"][case["slot"]]] for other in others]
-        cases += [(f"direction {number}", case["test"], case["expect"], *(case[key].format(thing=thing) for key in ("before", "after")))
-                  for number, case in enumerate(given["direction"]) for thing in given["things"]]
-        if not cases: raise ValueError("no cases")
+        cases = [
+            (
+                f"invariance {number}",
+                case["slot"],
+                "same",
+                *(case["text"].format(**{case["slot"]: word}, opinion=opinion) for word in (first, other)),
+            )
+            for number, case in enumerate(given["invariance"])
+            for opinions in given["opinions"].values()
+            for opinion in opinions
+            for first, *others in [given["fillers"][case["slot"]]]
+            for other in others
+        ]
+        cases += [
+            (
+                f"direction {number}",
+                case["test"],
+                case["expect"],
+                *(case[key].format(thing=thing) for key in ("before", "after")),
+            )
+            for number, case in enumerate(given["direction"])
+            for thing in given["things"]
+        ]
+        if not cases:
+            raise ValueError("no cases")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         fix = "follow compress_lab/data/behaviour.yml"
         raise CompressLabError(f"The templates are not laid out as they should be: {error!r}.", name, fix) from error
     frame = pd.DataFrame(cases, columns=["cluster", "test", "expect", "before", "after"])
-    return frame.assign(item=[f"{cluster}/{number}" for cluster, number in zip(frame["cluster"], frame.groupby("cluster").cumcount())])
+    return frame.assign(
+        item=[f"{cluster}/{number}" for cluster, number in zip(frame["cluster"], frame.groupby("cluster").cumcount())]
+    )
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #behaviour-probe
 @dataclass(frozen=True)
 class Behaviour(Probe):
     "Share of behavioural tests that a sentiment classifier fails."
-    name: ClassVar[str] = "behaviour"
-    metrics: ClassVar[tuple] = (Metric("failures", "share", "lower", "failed"), *(Metric(f"failures_{kind}", "share", "lower", f"failed_{kind}", f"tested_{kind}") for kind in ("name", "number", "place", "direction")))
-    sampled: ClassVar[tuple] = ("case", "template")
-    templates: str = ""                         # path of a YAML file; empty: the project's own
-    positive: int = setting(1, least=0)         # index of the positive class
-    tolerance: float = setting(0.1, least=0)    # how far a probability may go the wrong way
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
+    name: ClassVar[str] = "behaviour"
+    metrics: ClassVar[tuple] = (
+        Metric("failures", "share", "lower", "failed"),
+        *(
+            Metric(f"failures_{kind}", "share", "lower", f"failed_{kind}", f"tested_{kind}")
+            for kind in ("name", "number", "place", "direction")
+        ),
+    )
+    sampled: ClassVar[tuple] = ("case", "template")
+    templates: str = ""  # path of a YAML file; empty: the project's own
+    positive: int = setting(1, least=0)  # index of the positive class
+    tolerance: float = setting(0.1, least=0)  # how far a probability may go the wrong way
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits a processor
+
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         "Failures by case. Raises `NotMeasured` for a model that gives no classes."
         cases = behaviour_cases(self.templates)
         texts = list(dict.fromkeys([*cases["before"], *cases["after"]]))
         logp = class_logprobs(subject, texts, self.tokens)
-        if self.positive >= logp.shape[1]: raise NotMeasured(f"There is no class {self.positive}.", f"{logp.shape[1]} classes", "set positive to the index of the positive class")
+        if self.positive >= logp.shape[1]:
+            raise NotMeasured(
+                f"There is no class {self.positive}.",
+                f"{logp.shape[1]} classes",
+                "set positive to the index of the positive class",
+            )
         place = {text: number for number, text in enumerate(texts)}
         before, after = (logp[[place[text] for text in cases[key]]] for key in ("before", "after"))
         change = np.exp(after[:, self.positive]) - np.exp(before[:, self.positive])
-        wrong = {"same": before.argmax(1) != after.argmax(1), "more": change < -self.tolerance, "less": change > self.tolerance}
-        frame = cases[["item", "cluster", "test", "expect"]].assign(failed=np.select([cases["expect"] == key for key in wrong], list(wrong.values())).astype(float), change=change)
+        wrong = {
+            "same": before.argmax(1) != after.argmax(1),
+            "more": change < -self.tolerance,
+            "less": change > self.tolerance,
+        }
+        frame = cases[["item", "cluster", "test", "expect"]].assign(
+            failed=np.select([cases["expect"] == key for key in wrong], list(wrong.values())).astype(float),
+            change=change,
+        )
         for kind in ("name", "number", "place", "direction"):
             tested = ((frame["expect"] != "same") if kind == "direction" else (frame["test"] == kind)).astype(float)
-            if tested.any(): frame = frame.assign(**{f"failed_{kind}": frame["failed"] * tested, f"tested_{kind}": tested})
+            if tested.any():
+                frame = frame.assign(**{f"failed_{kind}": frame["failed"] * tested, f"tested_{kind}": tested})
         key = key_of(*texts)
         return Records(frame, self, subject.fingerprint, {"data": [], "rows": key, "seed": seed})

@@ -12,174 +12,321 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
+
 from ..core.data import task
 from ..core.errors import CompressLabError
 from ..core.inputs import around, opened
 from ..core.settings import seed_number
 from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
-from .statistics import quotient
 from .scoring import Request, likelihoods, tokenizer_of
+from .statistics import quotient
 from .writing import answers_to
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #scan-code
 PATTERNS = ("EMAIL_ADDRESS", "CREDIT_CARD", "PHONE_NUMBER", "IBAN_CODE", "US_SSN", "IP_ADDRESS")
 SPANS = ("text", "kind", "start", "end", "score")
 
+
 @lru_cache
 def analyzer(
-    model: str="",  # of spaCy, to find names with, where it is installed; empty: patterns alone
+    model: str = "",  # of spaCy, to find names with, where it is installed; empty: patterns alone
 ):
     "Presidio's engine. Raises `CompressLabError` where it or the model is not installed."
-    if importlib.util.find_spec("presidio_analyzer") is None: raise CompressLabError("Personal data is found by presidio, which is not installed.", fix='pip install "compress_lab[privacy]"')
+    if importlib.util.find_spec("presidio_analyzer") is None:
+        raise CompressLabError(
+            "Personal data is found by presidio, which is not installed.", fix='pip install "compress_lab[privacy]"'
+        )
     import spacy
     from presidio_analyzer import AnalyzerEngine
     from presidio_analyzer.nlp_engine import SpacyNlpEngine
-    if model and not spacy.util.is_package(model): raise CompressLabError(f"The spaCy model {model!r} is not installed.", fix=f"python -m spacy download {model}, or leave it out and find patterns alone")
+
+    if model and not spacy.util.is_package(model):
+        raise CompressLabError(
+            f"The spaCy model {model!r} is not installed.",
+            fix=f"python -m spacy download {model}, or leave it out and find patterns alone",
+        )
     engine = SpacyNlpEngine(models=[{"lang_code": "en", "model_name": model or "blank"}])
     engine.nlp = {"en": spacy.load(model) if model else spacy.blank("en")}
     return AnalyzerEngine(nlp_engine=engine, supported_languages=["en"])
+
 
 @contextmanager
 def _offline():
     "Lets tldextract, of which presidio asks what can be the end of an address, use the list that comes with it."
     import tldextract
+
     before = tldextract.tldextract.TLD_EXTRACTOR
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())
-    try: yield
-    finally: tldextract.tldextract.TLD_EXTRACTOR = before
+    try:
+        yield
+    finally:
+        tldextract.tldextract.TLD_EXTRACTOR = before
 
+# %% ../../nbs/evaluate/21_privacy.ipynb #scan-code-2
 def pii(
-    texts: list[str],                 # where to look
+    texts: list[str],  # where to look
     *,
-    kinds: tuple[str, ...]=PATTERNS,  # what to look for, as presidio calls it
-    least: float=0.4,                 # score from which a finding counts, 0 to 1
-    model: str="",                    # as for `analyzer`
+    kinds: tuple[str, ...] = PATTERNS,  # what to look for, as presidio calls it
+    least: float = 0.4,  # score from which a finding counts, 0 to 1
+    model: str = "",  # as for `analyzer`
 ) -> pd.DataFrame:
-    "Where personal data stands: `text`, `kind`, `start`, `end` and `score`, without the words. Raises `CompressLabError` for a kind that is not known, or where presidio is not installed."
+    """Where personal data stands: `text`, `kind`, `start`, `end` and `score`, without the words.
+
+    Raises `CompressLabError` for a kind that is not known, or where presidio is not installed.
+    """
     engine, found = analyzer(model), []
-    if unknown := {*kinds} - {*engine.get_supported_entities()}: raise CompressLabError(f"{sorted(unknown)[0]!r} is no kind of personal data that is known here.", "kinds", f"take some of {', '.join(sorted(engine.get_supported_entities()))}")
-    with _offline(): analyzed = [engine.analyze(str(text), language="en", entities=list(kinds), score_threshold=least) for text in texts]
+    if unknown := {*kinds} - {*engine.get_supported_entities()}:
+        raise CompressLabError(
+            f"{sorted(unknown)[0]!r} is no kind of personal data that is known here.",
+            "kinds",
+            f"take some of {', '.join(sorted(engine.get_supported_entities()))}",
+        )
+    with _offline():
+        analyzed = [
+            engine.analyze(str(text), language="en", entities=list(kinds), score_threshold=least) for text in texts
+        ]
     for number, spans in enumerate(analyzed):
-        inside = [any(one is not other and one.start >= other.start and one.end <= other.end and one.score < other.score for other in spans) for one in spans]
-        found += [(number, span.entity_type, span.start, span.end, span.score) for span, hidden in zip(spans, inside) if not hidden]
+        inside = [
+            any(
+                one is not other and one.start >= other.start and one.end <= other.end and one.score < other.score
+                for other in spans
+            )
+            for one in spans
+        ]
+        found += [
+            (number, span.entity_type, span.start, span.end, span.score)
+            for span, hidden in zip(spans, inside)
+            if not hidden
+        ]
     return pd.DataFrame(found, columns=SPANS).sort_values(["text", "start"], ignore_index=True)
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #agree-code
 def found_of(
     found: pd.DataFrame,  # as `pii` gives it
-    true: pd.DataFrame,   # with text, kind, start and end
+    true: pd.DataFrame,  # with text, kind, start and end
 ) -> pd.DataFrame:
     "Precision and recall by kind; a finding is right where it shares letters with a true one of its kind."
+
     def hits(ones, others):
         spans = {key: part[["start", "end"]].to_numpy() for key, part in others.groupby(["text", "kind"])}
-        return np.array([any(start < each[1] and each[0] < end for each in spans.get((text, kind), ())) for text, kind, start, end in ones[["text", "kind", "start", "end"]].itertuples(index=False)], dtype=bool)
-    rows = {"precision": pd.Series(hits(found, true), dtype=float).groupby(found["kind"].to_numpy()).mean(), "recall": pd.Series(hits(true, found), dtype=float).groupby(true["kind"].to_numpy()).mean(),
-            "found": found["kind"].value_counts(), "true": true["kind"].value_counts()}
+        return np.array(
+            [
+                any(start < each[1] and each[0] < end for each in spans.get((text, kind), ()))
+                for text, kind, start, end in ones[["text", "kind", "start", "end"]].itertuples(index=False)
+            ],
+            dtype=bool,
+        )
+
+    rows = {
+        "precision": pd.Series(hits(found, true), dtype=float).groupby(found["kind"].to_numpy()).mean(),
+        "recall": pd.Series(hits(true, found), dtype=float).groupby(true["kind"].to_numpy()).mean(),
+        "found": found["kind"].value_counts(),
+        "true": true["kind"].value_counts(),
+    }
     return pd.DataFrame(rows).fillna({"found": 0, "true": 0}).astype({"found": int, "true": int})
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #leaks-code
 @dataclass(frozen=True)
 class Leaks(Probe):
     "Share of what a language model writes that holds personal data of a known form."
+
     name: ClassVar[str] = "leaks"
     metrics: ClassVar[tuple] = (Metric("texts_with_pii", "share", "lower", "holds"),)
     sampled: ClassVar[tuple] = ("text", "prompt")
-    path: str = setting("", needed="a table with prompts")   # `prompt`
-    samples: int = setting(1, least=1)          # texts for each prompt
+    path: str = setting("", needed="a table with prompts")  # `prompt`
+    samples: int = setting(1, least=1)  # texts for each prompt
     temperature: float = setting(0.0, least=0)  # of the samples; 0: the likeliest token each time, and one text
-    length: int = setting(64, least=1)          # tokens of a text, at most
-    least: float = setting(0.4, least=0)        # score from which a finding counts
+    length: int = setting(64, least=1)  # tokens of a text, at most
+    least: float = setting(0.4, least=0)  # score from which a finding counts
 
     def __post_init__(self):
         super().__post_init__()
-        if self.samples > 1 and not self.temperature: raise self.wrong("samples", "is more than one, and they would be the same at temperature 0")
+        if self.samples > 1 and not self.temperature:
+            raise self.wrong("samples", "is more than one, and they would be the same at temperature 0")
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
-        "Findings by text. Raises `NotMeasured` for a model that cannot write, `CompressLabError` where presidio is not installed."
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
+        """Findings by text.
+
+        Raises `NotMeasured` for a model that cannot write, `CompressLabError` where presidio is not installed.
+        """
         analyzer("")
         found = task(self.path, columns=("prompt",))
-        prompts = [(number, str(prompt)) for number, prompt in enumerate(found.frame["prompt"]) for _ in range(self.samples)]
-        said = answers_to(subject, [prompt for _, prompt in prompts], self.length, temperature=self.temperature, seed=seed)
+        prompts = [
+            (number, str(prompt)) for number, prompt in enumerate(found.frame["prompt"]) for _ in range(self.samples)
+        ]
+        said = answers_to(
+            subject, [prompt for _, prompt in prompts], self.length, temperature=self.temperature, seed=seed
+        )
         holds = np.zeros(len(said))
         holds[pii(said, least=self.least)["text"].unique().astype(int)] = 1
-        rows = pd.DataFrame({"item": np.arange(len(said)), "cluster": [number for number, _ in prompts], "holds": holds})
-        return Records(rows, self, subject.fingerprint, {"data": judged_on(found.provenance), "rows": key_of(*(prompt for _, prompt in prompts)), "seed": seed, "axis": "security"})
+        rows = pd.DataFrame(
+            {"item": np.arange(len(said)), "cluster": [number for number, _ in prompts], "holds": holds}
+        )
+        return Records(
+            rows,
+            self,
+            subject.fingerprint,
+            {
+                "data": judged_on(found.provenance),
+                "rows": key_of(*(prompt for _, prompt in prompts)),
+                "seed": seed,
+                "axis": "security",
+            },
+        )
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #heart-code
 def texts_of(
     subject,
-    path: str,   # a table with `text`, or what else `cl.task` takes
+    path: str,  # a table with `text`, or what else `cl.task` takes
     least: int,  # tokens a text must have
-    most: int,   # tokens that are kept
-    n: int|None, # texts, chosen by the seed; None: all
+    most: int,  # tokens that are kept
+    n: int | None,  # texts, chosen by the seed; None: all
     seed: int,
 ) -> tuple[list[int], list[np.ndarray], object, int]:
-    "Numbers and tokens, (length,) each, of the texts that are long enough, the set, and how many are too short. Raises `CompressLabError` where none is."
+    """Numbers and tokens, (length,) each, of the texts that are long enough, the set, and how many are too short.
+
+    Raises `CompressLabError` where none is.
+    """
     found = task(path, columns=("text",))
     tokens = [np.array(each[:most]) for each in opened(tokenizer_of(subject), found.frame["text"].astype(str).tolist())]
     long = [number for number, each in enumerate(tokens) if len(each) >= least]
-    if not long: raise CompressLabError(f"No text has {least} tokens.", found.provenance.source, "give longer texts, or ask for fewer tokens")
+    if not long:
+        raise CompressLabError(
+            f"No text has {least} tokens.", found.provenance.source, "give longer texts, or ask for fewer tokens"
+        )
     long = [long[place] for place in drawn(len(long), n, seed_number(seed))]
     return long, [tokens[number] for number in long], found, sum(len(each) < least for each in tokens)
 
-def _short(count: int, least: int) -> list[str]: return [f"{count} texts have fewer than {least} tokens and were not asked"] if count else []
 
+def _short(count: int, least: int) -> list[str]:
+    return [f"{count} texts have fewer than {least} tokens and were not asked"] if count else []
+
+# %% ../../nbs/evaluate/21_privacy.ipynb #heart-code-2
 @dataclass(frozen=True)
 class Extraction(Probe):
     "Share of texts that a language model goes on with, word for word."
+
     name: ClassVar[str] = "extraction"
     metrics: ClassVar[tuple] = (Metric("extractable", "share", "lower", "extracted"),)
     sampled: ClassVar[tuple] = ("text", "cluster")
-    path: str = setting("", needed="a table of texts")   # `text`
-    prefix: int = setting(50, least=1)          # tokens that are given
-    length: int = setting(50, least=1)          # tokens that must follow as they are
-    n: int|None = setting(None, least=1)        # texts, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits the device
+    path: str = setting("", needed="a table of texts")  # `text`
+    prefix: int = setting(50, least=1)  # tokens that are given
+    length: int = setting(50, least=1)  # tokens that must follow as they are
+    n: int | None = setting(None, least=1)  # texts, chosen by the seed; None: all
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits the device
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         "What was extracted by text. Raises `NotMeasured` for a model that is not causal."
         both = self.prefix + self.length
         numbers, tokens, found, short = texts_of(subject, self.path, both, both, self.n, seed)
         scores = likelihoods(subject, [Request(each, self.length) for each in tokens], self.tokens)
-        rows = pd.DataFrame({"item": numbers, "cluster": numbers, "extracted": scores.greedy.astype(float), "nll": -scores.logp / self.length})
-        return Records(rows, self, subject.fingerprint, {"data": judged_on(found.provenance), "rows": key_of(*(each.tobytes() for each in tokens)), "notes": _short(short, both), "seed": seed, "axis": "security", "way": scores.way})
+        rows = pd.DataFrame(
+            {
+                "item": numbers,
+                "cluster": numbers,
+                "extracted": scores.greedy.astype(float),
+                "nll": -scores.logp / self.length,
+            }
+        )
+        return Records(
+            rows,
+            self,
+            subject.fingerprint,
+            {
+                "data": judged_on(found.provenance),
+                "rows": key_of(*(each.tobytes() for each in tokens)),
+                "notes": _short(short, both),
+                "seed": seed,
+                "axis": "security",
+                "way": scores.way,
+            },
+        )
 
 # %% ../../nbs/evaluate/21_privacy.ipynb #member-code
 BINS = 64
 
+
 def area_under(
     totals: np.ndarray,  # counts by bin of the loss, of texts that were seen and then of the others, shape (…, 2 × bins)
 ) -> np.ndarray:
-    "The chance that of two texts the one that was seen has the smaller loss, shape (…); two in one bin count half, and one half where there are none of a kind."
+    """The chance that of two texts the one that was seen has the smaller loss, shape (…); two in one bin count half,
+    and one half where there are none of a kind.
+    """
     seen, other = totals[..., :BINS], totals[..., BINS:]
     above = other.sum(-1, keepdims=True) - other.cumsum(-1) + other / 2
-    return 0.5 + quotient(np.stack([(seen * (above - other.sum(-1, keepdims=True) / 2)).sum(-1), seen.sum(-1) * other.sum(-1)], -1))
+    return 0.5 + quotient(
+        np.stack([(seen * (above - other.sum(-1, keepdims=True) / 2)).sum(-1), seen.sum(-1) * other.sum(-1)], -1)
+    )
 
+# %% ../../nbs/evaluate/21_privacy.ipynb #member-code-2
 @dataclass(frozen=True)
 class Membership(Probe):
     "How well the loss of a language model tells texts it was trained on from others."
-    name: ClassVar[str] = "membership"
-    metrics: ClassVar[tuple] = (Metric("membership_auc", "", "lower", sums=tuple(f"{kind}_{place}" for kind in ("seen", "other") for place in range(BINS)), formula=area_under),)
-    sampled: ClassVar[tuple] = ("text", "cluster")
-    members: str = setting("", needed="a table of texts")   # `text`: what the model was trained on
-    others: str = setting("", needed="a table of texts")    # the same of its kind, but not seen
-    length: int = setting(128, least=2)         # tokens of a text, at most
-    n: int|None = setting(None, least=1)        # texts of each, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits the device
 
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
+    name: ClassVar[str] = "membership"
+    metrics: ClassVar[tuple] = (
+        Metric(
+            "membership_auc",
+            "",
+            "lower",
+            sums=tuple(f"{kind}_{place}" for kind in ("seen", "other") for place in range(BINS)),
+            formula=area_under,
+        ),
+    )
+    sampled: ClassVar[tuple] = ("text", "cluster")
+    members: str = setting("", needed="a table of texts")  # `text`: what the model was trained on
+    others: str = setting("", needed="a table of texts")  # the same of its kind, but not seen
+    length: int = setting(128, least=2)  # tokens of a text, at most
+    n: int | None = setting(None, least=1)  # texts of each, chosen by the seed; None: all
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits the device
+
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         "In which bin of the losses each text is. Raises `NotMeasured` for a model that is not causal."
-        (first, seen, one, few), (second, other, two, fewer) = (texts_of(subject, path, 1 + max(1, len(around(tokenizer_of(subject))[0])), self.length, self.n, seed) for path in (self.members, self.others))
+        (first, seen, one, few), (second, other, two, fewer) = (
+            texts_of(subject, path, 1 + max(1, len(around(tokenizer_of(subject))[0])), self.length, self.n, seed)
+            for path in (self.members, self.others)
+        )
         tokens = [*seen, *other]
-        if both := {each.tobytes() for each in seen} & {each.tobytes() for each in other}: raise CompressLabError(f"{len(both)} texts stand in both tables.", f"{self.members} and {self.others}", "a text was seen, or it was not")
-        begin = max(1, len(around(tokenizer_of(subject))[0]))   # what begins a text is not predicted, nor is a first token with nothing before it
+        if both := {each.tobytes() for each in seen} & {each.tobytes() for each in other}:
+            raise CompressLabError(
+                f"{len(both)} texts stand in both tables.",
+                f"{self.members} and {self.others}",
+                "a text was seen, or it was not",
+            )
+        begin = max(
+            1, len(around(tokenizer_of(subject))[0])
+        )  # what begins a text is not predicted, nor is a first token with nothing before it
         scores = likelihoods(subject, [Request(each, len(each) - begin) for each in tokens], self.tokens)
         losses = -scores.logp / [len(each) - begin for each in tokens]
         bins = np.searchsorted(np.quantile(losses, np.arange(1, BINS) / BINS), losses, side="right")
         member = np.arange(len(tokens)) < len(seen)
-        columns = {f"{kind}_{place}": (bins == place) & (member == (kind == "seen")) for kind in ("seen", "other") for place in range(BINS)}
+        columns = {
+            f"{kind}_{place}": (bins == place) & (member == (kind == "seen"))
+            for kind in ("seen", "other")
+            for place in range(BINS)
+        }
         names = [f"seen {number}" for number in first] + [f"other {number}" for number in second]
-        rows = pd.DataFrame({"item": names, "cluster": names, "loss": losses, **{name: column.astype(float) for name, column in columns.items()}})
-        return Records(rows, self, subject.fingerprint, {"data": judged_on(one.provenance, two.provenance), "rows": key_of(*(each.tobytes() for each in tokens)), "seed": seed, "axis": "security", "way": scores.way, "notes": _short(few + fewer, 2)})
+        rows = pd.DataFrame(
+            {
+                "item": names,
+                "cluster": names,
+                "loss": losses,
+                **{name: column.astype(float) for name, column in columns.items()},
+            }
+        )
+        return Records(
+            rows,
+            self,
+            subject.fingerprint,
+            {
+                "data": judged_on(one.provenance, two.provenance),
+                "rows": key_of(*(each.tobytes() for each in tokens)),
+                "seed": seed,
+                "axis": "security",
+                "way": scores.way,
+                "notes": _short(few + fewer, 2),
+            },
+        )

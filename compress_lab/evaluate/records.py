@@ -9,37 +9,56 @@ __all__ = ['SCALES', 'RISE', 'FALL', 'REGISTRY', 'RULES', 'NUMBER', 'NESTED', 'R
            'stored', 'records_of']
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-03
-import hashlib, json, types, typing
+import hashlib
+import json
+import types
+import typing
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import entry_points
-from typing import Callable, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
+
 import numpy as np
 import pandas as pd
 import xxhash
 from scipy import stats
+
 from ..core.errors import CompressLabError, check_filled, nearest, visible
 from ..core.settings import seed_number, settings_of
 from ..core.store import Cell, Store
 from ..core.tables import Listing, html_table
-from .statistics import FEW, FEWEST, Jackknife, against_bound, cluster_sums, interval, jackknife
-from .statistics import over_seeds, paired, paired_interval, paired_ratio, share
+from compress_lab.evaluate.statistics import (
+    FEW,
+    FEWEST,
+    Jackknife,
+    against_bound,
+    cluster_sums,
+    interval,
+    jackknife,
+    over_seeds,
+    paired,
+    paired_interval,
+    paired_ratio,
+    share,
+)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-06
 @dataclass(frozen=True)
 class Metric:
     "One figure computed from records as a ratio of sums, or as a formula of several."
-    name: str                        # what tables call it
-    unit: str = ""                   # "bytes", "s", "share", "bits", "nats"; "" for a bare number
-    better: str|None = None          # "lower" or "higher" values are better; None: neither
-    numerator: str = ""              # column that is summed
-    denominator: str|int|None = None # column it is divided by; None: the number of rows; 1: nothing (a total)
-    transform: str = "identity"      # or "exp"
-    reference: float|None = None     # what the original scores against itself, where a row already holds both models
-    diverges: bool = False           # whether infinity is a possible outcome rather than a mistake
-    floor: float = 1e-9              # smallest change that is not rounding; relative, or absolute with a `reference`
-    sums: tuple[str, ...] = ()       # columns that are summed instead of these two, for a formula
-    formula: Callable|None = None    # from totals of shape (…, number of sums) to values of shape (…)
+
+    name: str  # what tables call it
+    unit: str = ""  # "bytes", "s", "share", "bits", "nats"; "" for a bare number
+    better: str | None = None  # "lower" or "higher" values are better; None: neither
+    numerator: str = ""  # column that is summed
+    denominator: str | int | None = None  # column it is divided by; None: the number of rows; 1: nothing (a total)
+    transform: str = "identity"  # or "exp"
+    reference: float | None = None  # what the original scores against itself, where a row already holds both models
+    diverges: bool = False  # whether infinity is a possible outcome rather than a mistake
+    floor: float = 1e-9  # smallest change that is not rounding; relative, or absolute with a `reference`
+    sums: tuple[str, ...] = ()  # columns that are summed instead of these two, for a formula
+    formula: Callable | None = None  # from totals of shape (…, number of sums) to values of shape (…)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -48,44 +67,57 @@ class Metric:
 
     def columns(self, frame: pd.DataFrame) -> np.ndarray:
         "What each row adds to the sums, shape (rows, number of sums): numerator and denominator, or `sums`."
-        if self.sums: return frame[list(self.sums)].to_numpy(dtype=np.float64)
+        if self.sums:
+            return frame[list(self.sums)].to_numpy(dtype=np.float64)
         rows, total = len(frame), isinstance(self.denominator, int)
-        below = (np.eye(1, rows)[0] if total else np.ones(rows)) if self.denominator is None or total else frame[self.denominator]
+        below = (
+            (np.eye(1, rows)[0] if total else np.ones(rows))
+            if self.denominator is None or total
+            else frame[self.denominator]
+        )
         return np.column_stack([frame[self.numerator], below]).astype(np.float64)
 
     def of(self, totals: np.ndarray) -> np.ndarray:
         "The value for totals of shape (…, number of sums)."
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            if self.formula: return self.formula(totals)
+            if self.formula:
+                return self.formula(totals)
             value = totals[..., 0] / totals[..., 1]
             return np.exp(value) if self.transform == "exp" else value
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-09
 SCALES = {"bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")), "s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))}
 
+
 def show(
-    value: float|None,       # a figure; None or not-a-number where there is none
-    unit: str="",            # its unit, as in `Metric.unit`
-    like: float|None=None,   # a figure whose scale is used, so that both can be compared at a glance
+    value: float | None,  # a figure; None or not-a-number where there is none
+    unit: str = "",  # its unit, as in `Metric.unit`
+    like: float | None = None,  # a figure whose scale is used, so that both can be compared at a glance
 ) -> str:
     "The figure to four digits in a unit that suits its size."
-    if value is None or value != value: return "–"
-    if np.isinf(value): return "∞" if value > 0 else "−∞"
-    if unit == "share": return f"{100 * value:.4g} %".replace("-", "−")
-    if unit == "count": return f"{value:,.0f}".replace("-", "−")
+    if value is None or value != value:
+        return "–"
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if unit == "share":
+        return f"{100 * value:.4g} %".replace("-", "−")
+    if unit == "count":
+        return f"{value:,.0f}".replace("-", "−")
     size = abs(like if like and np.isfinite(like) else value)
     scales = SCALES.get(unit, ((1, unit),))
     scale, name = next((pair for pair in scales if size >= pair[0]), scales[-1])
     digits = f"{value / scale:.0f}" if 1e4 <= abs(value / scale) < 1e15 else f"{value / scale:.4g}"
     return f"{digits} {name}".strip().replace("-", "−")
 
+
 def show_interval(
-    interval,                # low and high
-    unit: str="",            # their unit
-    like: float|None=None,   # as in `show`
+    interval,  # low and high
+    unit: str = "",  # their unit
+    like: float | None = None,  # as in `show`
 ) -> str:
     "The interval in brackets; a dash where there is none."
-    if interval is None or any(end != end for end in interval): return "–"
+    if interval is None or any(end != end for end in interval):
+        return "–"
     return f"[{show(interval[0], unit, like)}, {show(interval[1], unit, like)}]"
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-12
@@ -95,13 +127,17 @@ def key_of(
     "A short hash of what was measured on: two models were measured on the same where it is the same."
     return xxhash.xxh3_64_hexdigest("\0".join(map(str, parts)).encode(errors="replace"))
 
+
 @dataclass
 class Records:
     "What a probe measured on one model: a row per item, and what it was measured with."
-    frame: pd.DataFrame                        # a row per item; `item` and `cluster` columns where items were sampled
-    probe: "Probe"                             # with its settings
-    fingerprint: str                           # of the model that was measured
-    meta: dict = field(default_factory=dict)   # plain JSON: `data` (provenance), `rows` (key of what was measured on), `extras`, `notes`
+
+    frame: pd.DataFrame  # a row per item; `item` and `cluster` columns where items were sampled
+    probe: "Probe"  # with its settings
+    fingerprint: str  # of the model that was measured
+    meta: dict = field(
+        default_factory=dict
+    )  # plain JSON: `data` (provenance), `rows` (key of what was measured on), `extras`, `notes`
 
     def __post_init__(self):
         for metric in self.metrics:
@@ -110,9 +146,11 @@ class Records:
                 wrong = np.isnan(values) | (np.isinf(values) & (not metric.diverges))
                 if wrong.any():
                     item = self.frame["item" if "item" in self.frame else column].iloc[int(wrong.argmax())]
-                    raise CompressLabError(f"{self.probe.name} recorded a {column} that is not a number.",
+                    raise CompressLabError(
+                        f"{self.probe.name} recorded a {column} that is not a number.",
                         f"item {item}, {int(wrong.sum())} of {len(wrong)} items",
-                        "compare with the uncompressed model; if that is finite, the probe is at fault")
+                        "compare with the uncompressed model; if that is finite, the probe is at fault",
+                    )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -121,12 +159,17 @@ class Records:
 
 # %% ../../nbs/evaluate/01_records.ipynb #drawn-code
 def drawn(
-    count: int,   # items there are
-    n: int|None,  # items to take; None: all
-    seed: int=0,  # which ones
+    count: int,  # items there are
+    n: int | None,  # items to take; None: all
+    seed: int = 0,  # which ones
 ) -> np.ndarray:
     "Places of the items that are taken, in order: all, where there are no more than asked for."
-    return np.arange(count) if n is None or n >= count else np.sort(np.random.default_rng(seed_number(seed)).permutation(count)[:n])
+    return (
+        np.arange(count)
+        if n is None or n >= count
+        else np.sort(np.random.default_rng(seed_number(seed)).permutation(count)[:n])
+    )
+
 
 def judged_on(
     *sources,  # `DataProvenance` of each
@@ -143,15 +186,18 @@ def value(self: Records) -> float:
     "The primary metric."
     return next(iter(self.summary().values()))["value"]
 
+
 @patch(as_prop=True)
-def interval(self: Records) -> tuple[float, float]|None:
+def interval(self: Records) -> tuple[float, float] | None:
     "The 95% interval of the primary metric; None where nothing was sampled."
     return next(iter(self.summary().values()))["interval"]
+
 
 @patch(as_prop=True)
 def values(self: Records) -> dict[str, float]:
     "Every metric and every descriptive extra, by name."
     return {name: entry["value"] for name, entry in self.summary().items()}
+
 
 @patch
 def summary(self: Records) -> dict[str, dict]:
@@ -165,45 +211,60 @@ def to_dict(self: Records) -> dict:
     "All but the frame, as plain JSON."
     return {"probe": self.probe.to_dict(), "fingerprint": self.fingerprint, "meta": self.meta}
 
+
 @patch_to(Records, cls_method=True)
-def from_dict(cls,
+def from_dict(
+    cls,
     frame: pd.DataFrame,  # the rows
-    saved: dict,          # what `to_dict` gave
+    saved: dict,  # what `to_dict` gave
 ) -> Records:
     "The records again."
     return cls(frame, Probe.from_dict(saved["probe"]), saved["fingerprint"], saved.get("meta", {}))
 
+
 @patch
 def __repr__(self: Records) -> str:
-    lines = (f"  {name:<24} {show(entry['value'], entry['unit']):>12}  {'' if entry['interval'] is None else show_interval(entry['interval'], entry['unit'])}"
-             for name, entry in self.summary().items())
-    return "\n".join([f"{self.probe} on {self.fingerprint[:8]}, {len(self.frame)} rows", *(line.rstrip() for line in lines)])
+    lines = (
+        f"  {name:<24} {show(entry['value'], entry['unit']):>12}  "
+        f"{'' if entry['interval'] is None else show_interval(entry['interval'], entry['unit'])}"
+        for name, entry in self.summary().items()
+    )
+    return "\n".join(
+        [f"{self.probe} on {self.fingerprint[:8]}, {len(self.frame)} rows", *(line.rstrip() for line in lines)]
+    )
+
 
 @patch
 def _repr_html_(self: Records) -> str:
-    rows = [(name, show(entry["value"], entry["unit"]), show_interval(entry["interval"], entry["unit"])) for name, entry in self.summary().items()]
-    return html_table(("metric", "value", "95% interval"), rows, f"{self.probe} on {self.fingerprint[:8]}, {len(self.frame)} rows")
+    rows = [
+        (name, show(entry["value"], entry["unit"]), show_interval(entry["interval"], entry["unit"]))
+        for name, entry in self.summary().items()
+    ]
+    return html_table(
+        ("metric", "value", "95% interval"), rows, f"{self.probe} on {self.fingerprint[:8]}, {len(self.frame)} rows"
+    )
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-18
 @dataclass(frozen=True)
 class Difference:
     "What compression did to one metric, with its interval and a verdict in words."
-    probe: str                                  # name of the probe
-    metric: Metric                              # what was compared
-    original: float                             # value of the original
-    compressed: float                           # value of the compressed model
-    value: float                                # compressed - original, in the metric's unit
-    interval: tuple[float, float]|None          # 95%; None where there is none
-    ratio: float|None                           # compressed / original; None where the original is 0
-    ratio_interval: tuple[float, float]|None    # 95% of the ratio; None where there is none
-    n_items: int                                # rows compared
-    n_clusters: int                             # clusters they fall into
-    method: str                                 # how the interval was made, in words
-    verdict: str                                # in words, as from `verdict`
-    margin: float|None = None                   # declared beforehand
-    control: float|None = None                  # ratio of the original to itself, where that was measured
-    control_interval: tuple[float, float]|None = None  # 95% of that ratio
-    p: float|None = None                        # two-sided, against no difference; None where there is no test
+
+    probe: str  # name of the probe
+    metric: Metric  # what was compared
+    original: float  # value of the original
+    compressed: float  # value of the compressed model
+    value: float  # compressed - original, in the metric's unit
+    interval: tuple[float, float] | None  # 95%; None where there is none
+    ratio: float | None  # compressed / original; None where the original is 0
+    ratio_interval: tuple[float, float] | None  # 95% of the ratio; None where there is none
+    n_items: int  # rows compared
+    n_clusters: int  # clusters they fall into
+    method: str  # how the interval was made, in words
+    verdict: str  # in words, as from `verdict`
+    margin: float | None = None  # declared beforehand
+    control: float | None = None  # ratio of the original to itself, where that was measured
+    control_interval: tuple[float, float] | None = None  # 95% of that ratio
+    p: float | None = None  # two-sided, against no difference; None where there is no test
 
     def to_dict(self) -> dict:
         "The difference as plain JSON, the metric by name with its unit and direction."
@@ -211,73 +272,120 @@ class Difference:
 
     def __repr__(self):
         unit, metric = self.metric.unit, self.metric.name
-        words = [f"{metric}: {show(self.original, unit)} → {show(self.compressed, unit, self.original)}", "difference " + show(self.value, unit, self.original)]
-        if self.ratio is not None: words.append("ratio " + show(self.ratio))
-        if self.method != "exact": words[1:] = [f"{word} {show_interval(ends, of, self.original)}" for word, ends, of in zip(words[1:], (self.interval, self.ratio_interval), (unit, ""))]
+        words = [
+            f"{metric}: {show(self.original, unit)} → {show(self.compressed, unit, self.original)}",
+            "difference " + show(self.value, unit, self.original),
+        ]
+        if self.ratio is not None:
+            words.append("ratio " + show(self.ratio))
+        if self.method != "exact":
+            words[1:] = [
+                f"{word} {show_interval(ends, of, self.original)}"
+                for word, ends, of in zip(words[1:], (self.interval, self.ratio_interval), (unit, ""))
+            ]
         return ", ".join(words) + f": {self.verdict} ({self.method})"
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-20
-RISE, FALL = {"lower": "worse", "higher": "better"}, {"lower": "better", "higher": "worse"}   # their names, by `better`
+RISE, FALL = {"lower": "worse", "higher": "better"}, {"lower": "better", "higher": "worse"}  # their names, by `better`
+
 
 def direction(
-    low: float,      # ends of the interval of a difference
+    low: float,  # ends of the interval of a difference
     high: float,
-    better: str|None,# "lower" or "higher" values are better; None: neither
-    floor: float=0.0,# a change up to this is none
+    better: str | None,  # "lower" or "higher" values are better; None: neither
+    floor: float = 0.0,  # a change up to this is none
 ) -> str:
-    "\"better\", \"worse\", or \"higher\", \"lower\" for a metric without a better direction; empty if the interval shows neither."
-    if low > floor: return RISE.get(better, "higher")
-    if high < -floor: return FALL.get(better, "lower")
+    """ "better", "worse", or "higher", "lower" for a metric without a better direction; empty if the interval shows
+    neither.
+    """
+    if low > floor:
+        return RISE.get(better, "higher")
+    if high < -floor:
+        return FALL.get(better, "lower")
     return ""
+
 
 def _told(value: float, low: float, high: float, metric: Metric, floor: float) -> str:
     "What is said of a difference."
     if not np.isfinite(value):
-        if not metric.diverges: return "undefined"
+        if not metric.diverges:
+            return "undefined"
         return {np.inf: "diverged", -np.inf: "the original diverged"}.get(value, "both diverged")
-    if low != low or high != high: return "no interval"
-    if max(abs(value), abs(low), abs(high)) <= floor: return "no difference"
+    if low != low or high != high:
+        return "no interval"
+    if max(abs(value), abs(low), abs(high)) <= floor:
+        return "no difference"
     return direction(low, high, metric.better, floor) or "no difference seen"
 
 # %% ../../nbs/evaluate/01_records.ipynb #verdict-code
 def verdict(
-    value: float,                                # compressed - original
-    interval: tuple[float, float]|None,          # of the difference
-    ratio_interval: tuple[float, float]|None,    # of compressed / original
+    value: float,  # compressed - original
+    interval: tuple[float, float] | None,  # of the difference
+    ratio_interval: tuple[float, float] | None,  # of compressed / original
     metric: Metric,
-    margin: float|None=None,                     # declared beforehand, see `margin_of`
-    floor: float=0.0,                            # a change up to this is none
+    margin: float | None = None,  # declared beforehand, see `margin_of`
+    floor: float = 0.0,  # a change up to this is none
 ) -> str:
     "The verdict in words, first on the difference and then on the margin."
     low, high = interval or (np.nan, np.nan)
     words = _told(value, low, high, metric, floor)
-    if margin is None or metric.better is None: return words
-    bounded, bound = (interval, margin) if metric.reference == 0 else (ratio_interval, 1 + margin if metric.better == "lower" else 1 - margin)
-    settled = "outside" if words == "diverged" else "open" if words.endswith("diverged") else against_bound(bounded or (np.nan, np.nan), bound, metric.better)
+    if margin is None or metric.better is None:
+        return words
+    bounded, bound = (
+        (interval, margin)
+        if metric.reference == 0
+        else (ratio_interval, 1 + margin if metric.better == "lower" else 1 - margin)
+    )
+    settled = (
+        "outside"
+        if words == "diverged"
+        else "open"
+        if words.endswith("diverged")
+        else against_bound(bounded or (np.nan, np.nan), bound, metric.better)
+    )
     allowed = show(margin, metric.unit) if metric.reference == 0 else f"{100 * margin:g} %"
-    return words + {"within": f", within the margin of {allowed}", "outside": f", outside the margin of {allowed}",
-                    "open": f", margin of {allowed} not settled"}[settled]
+    return (
+        words
+        + {
+            "within": f", within the margin of {allowed}",
+            "outside": f", outside the margin of {allowed}",
+            "open": f", margin of {allowed} not settled",
+        }[settled]
+    )
 
+# %% ../../nbs/evaluate/01_records.ipynb #verdict-code-2
 def margin_of(
     metric: Metric,
-    margin,         # a share for every metric that has one, or a dict from metric names to margins, or None
-) -> float|None:
-    "The margin that applies to the metric, None where none does. Raises `CompressLabError` where it is not a number from 0 up."
-    if isinstance(margin, dict): margin = margin.get(metric.name)
-    elif metric.reference == 0: return None
-    if margin is None: return None
+    margin,  # a share for every metric that has one, or a dict from metric names to margins, or None
+) -> float | None:
+    """The margin that applies to the metric, None where none does.
+
+    Raises `CompressLabError` where it is not a number from 0 up.
+    """
+    if isinstance(margin, dict):
+        margin = margin.get(metric.name)
+    elif metric.reference == 0:
+        return None
+    if margin is None:
+        return None
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < np.inf:
-        raise CompressLabError("A margin must be a number from 0 up.", repr(margin), "give a share such as 0.05, or a dict from metric names to margins")
+        raise CompressLabError(
+            "A margin must be a number from 0 up.",
+            repr(margin),
+            "give a share such as 0.05, or a dict from metric names to margins",
+        )
     return float(margin)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-24
 class NotMeasured(CompressLabError):
     "What was asked cannot be measured honestly here; the message says why."
 
+
 REGISTRY: dict[str, type] = {}
 
+
 def probe_row(
-    name: str,   # of a probe
+    name: str,  # of a probe
     kind: type,  # its class
 ) -> tuple[str, ...]:
     "Its row of the table of probes: name, what it is, settings, what it needs, metrics."
@@ -285,52 +393,83 @@ def probe_row(
     metrics = ", ".join(metric.name for metric in kind.metrics)
     return name, what, settings_of(kind), "both models" if kind.paired else "one model", metrics
 
+
 def probes() -> dict[str, type]:
     "All probes by name, from this package and from entry points `compress_lab.probes` of others; displayed as a table."
     for entry in entry_points(group="compress_lab.probes"):
-        try: entry.load()
+        try:
+            entry.load()
         except ImportError as error:
-            raise CompressLabError(f"The probe module {entry.value} cannot be imported: {error}.", entry.value,
-                                   "install what it needs, or remove the package that offers it") from error
+            raise CompressLabError(
+                f"The probe module {entry.value} cannot be imported: {error}.",
+                entry.value,
+                "install what it needs, or remove the package that offers it",
+            ) from error
     return Listing(sorted(REGISTRY.items()), ("probe", "what", "settings", "needs", "metrics"), probe_row)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-25
 class Probe:
     "Base of all probes: subclasses are frozen dataclasses of settings that name themselves and measure."
-    name: ClassVar[str] = ""                             # what study files call it
-    version: ClassVar[int] = 1                           # raised when the same settings would give other records
-    metrics: ClassVar[tuple[Metric, ...]] = ()           # the first is the primary one
-    paired: ClassVar[bool] = False                       # whether one measurement needs both models
-    sampled: ClassVar[tuple[str, str]|None] = ("window", "document")  # what a row and a cluster are called; None: exact
-    fewest: ClassVar[int] = FEWEST                       # clusters below which an unbounded metric gets no interval
+
+    name: ClassVar[str] = ""  # what study files call it
+    version: ClassVar[int] = 1  # raised when the same settings would give other records
+    metrics: ClassVar[tuple[Metric, ...]] = ()  # the first is the primary one
+    paired: ClassVar[bool] = False  # whether one measurement needs both models
+    sampled: ClassVar[tuple[str, str] | None] = (
+        "window",
+        "document",
+    )  # what a row and a cluster are called; None: exact
+    fewest: ClassVar[int] = FEWEST  # clusters below which an unbounded metric gets no interval
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "name" in vars(cls): REGISTRY[cls.name] = cls
+        if "name" in vars(cls):
+            REGISTRY[cls.name] = cls
 
     def __post_init__(self):
         check_filled(type(self))
         hints = typing.get_type_hints(type(self))
         for setting in fields(self):
             value, allowed = getattr(self, setting.name), typing.get_args(hints[setting.name]) or (hints[setting.name],)
-            if not isinstance(value, allowed) and not (type(value) is int and float in allowed) or isinstance(value, bool) and bool not in allowed:
-                raise self.wrong(setting.name, f"must be {' or '.join('empty' if kind is types.NoneType else kind.__name__ for kind in allowed)}")
-            if setting.metadata.get("needed") and not value: raise self.wrong(setting.name, f"is empty, and must name {setting.metadata['needed']}")
-            if setting.metadata.get("least") is not None and value is not None and not value >= setting.metadata["least"]:
+            if (
+                not isinstance(value, allowed)
+                and not (type(value) is int and float in allowed)
+                or isinstance(value, bool)
+                and bool not in allowed
+            ):
+                raise self.wrong(
+                    setting.name,
+                    f"must be {' or '.join('empty' if kind is types.NoneType else kind.__name__ for kind in allowed)}",
+                )
+            if setting.metadata.get("needed") and not value:
+                raise self.wrong(setting.name, f"is empty, and must name {setting.metadata['needed']}")
+            if (
+                setting.metadata.get("least") is not None
+                and value is not None
+                and not value >= setting.metadata["least"]
+            ):
                 raise self.wrong(setting.name, f"must be at least {setting.metadata['least']}")
 
     def wrong(self, setting: str, what: str) -> CompressLabError:
         "The error for a setting that cannot be."
-        return CompressLabError(f"The setting {setting} of {self.name} {what}.", f"{setting}={getattr(self, setting)!r}", "change it in the study file or the call")
+        return CompressLabError(
+            f"The setting {setting} of {self.name} {what}.",
+            f"{setting}={getattr(self, setting)!r}",
+            "change it in the study file or the call",
+        )
 
     @abstractmethod
-    def measure(self, subject, original=None, *, seed: int=0) -> Records:
-        "Records of the subject; `original` is needed where `paired`. Raises `NotMeasured` where it cannot be done honestly."
+    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
+        """Records of the subject; `original` is needed where `paired`.
 
+        Raises `NotMeasured` where it cannot be done honestly.
+        """
+
+# %% ../../nbs/evaluate/01_records.ipynb #cell-25-2
 def setting(
-    default,         # its value where none is given
-    least=None,      # the smallest value that makes sense
-    needed: str="",  # what a text must name, which may not be empty
+    default,  # its value where none is given
+    least=None,  # the smallest value that makes sense
+    needed: str = "",  # what a text must name, which may not be empty
 ):
     "A dataclass field for a number that has a smallest value, or a text that must be given."
     return field(default=default, metadata={"least": least, "needed": needed})
@@ -341,24 +480,32 @@ def settings(self: Probe) -> dict:
     "The settings as plain values."
     return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
+
 @patch
 def to_dict(self: Probe) -> dict:
     "Name and settings, for YAML and JSON."
     return {"probe": self.name, **self.settings()}
+
 
 @patch(as_prop=True)
 def key(self: Probe) -> str:
     "A short hash of name, version and settings: the same records are expected under the same key."
     return hashlib.sha256(json.dumps([self.version, self.to_dict()], sort_keys=True).encode()).hexdigest()[:12]
 
+
 @patch_to(Probe, cls_method=True)
-def from_dict(cls,
+def from_dict(
+    cls,
     given,  # a probe's name, or a dict with `probe` and settings
 ) -> Probe:
     "The probe. Raises `CompressLabError` where it or a setting does not exist, with the nearest names."
     given = {"probe": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not isinstance(given.get("probe"), str):
-        raise CompressLabError("A probe is a name, or a mapping with the key `probe`.", repr(given)[:200], "write for instance {probe: perplexity, n: 8}")
+        raise CompressLabError(
+            "A probe is a name, or a mapping with the key `probe`.",
+            repr(given)[:200],
+            "write for instance {probe: perplexity, n: 8}",
+        )
     name = given["probe"]
     known = REGISTRY if name in REGISTRY else probes()
     if name not in known:
@@ -366,7 +513,10 @@ def from_dict(cls,
         fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(known)}."
         fix += " One of your own: define its class first, or --import its file"
         raise CompressLabError(f"There is no probe {name!r}.", fix=fix)
-    settings, names = {key: value for key, value in given.items() if key != "probe"}, [setting.name for setting in fields(known[name])]
+    settings, names = (
+        {key: value for key, value in given.items() if key != "probe"},
+        [setting.name for setting in fields(known[name])],
+    )
     for unknown in (key for key in settings if key not in names):
         close = nearest(unknown, names)
         fix = f"did you mean {' or '.join(close)}?" if close else f"its settings are {', '.join(names) or 'none'}"
@@ -375,7 +525,8 @@ def from_dict(cls,
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-33
 @patch
-def clusters(self: Probe,
+def clusters(
+    self: Probe,
     frame: pd.DataFrame,  # with `item` and `cluster`
 ) -> tuple[np.ndarray, str]:
     "The label of the unit that was sampled, for each row, and the units in words."
@@ -384,12 +535,16 @@ def clusters(self: Probe,
     unit = row if count == len(frame) else cluster
     return labels, f"{count} {unit}{'s' * (count != 1)}"
 
+
 def _counted(
     metric: Metric,
     columns: np.ndarray,  # of one model or of both, shape (rows, k)
 ) -> np.ndarray:
-    "Which rows the metric is about: where it is divided by a column, those that are not zero throughout, shape (rows,)."
+    """Which rows the metric is about: where it is divided by a column, those that are not zero throughout, shape
+    (rows,).
+    """
     return columns.any(1) if isinstance(metric.denominator, str) else np.ones(len(columns), dtype=bool)
+
 
 def _bounds(
     metric: Metric,
@@ -397,9 +552,12 @@ def _bounds(
 ) -> tuple[float, float]:
     "The possible values: of shares 0 to 1, or -1 to 1 if some rows count negatively; of divergences 0 and above."
     divergence = metric.reference == 0 and bool(metric.numerator) and (columns[:, 0] >= 0).all()
-    if metric.unit != "share": return (0.0 if divergence else -np.inf), np.inf
-    if metric.formula: return 0.0, 1.0
-    if not (np.abs(columns[:, 0]) <= columns[:, 1]).all(): return -np.inf, np.inf
+    if metric.unit != "share":
+        return (0.0 if divergence else -np.inf), np.inf
+    if metric.formula:
+        return 0.0, 1.0
+    if not (np.abs(columns[:, 0]) <= columns[:, 1]).all():
+        return -np.inf, np.inf
     return 0.0 if (columns[:, 0] >= 0).all() else -1.0, 1.0
 
 # %% ../../nbs/evaluate/01_records.ipynb #estimate-code
@@ -407,22 +565,29 @@ def _is_share(metric: Metric, columns: np.ndarray) -> bool:
     "Whether the metric is a share of a whole, by the columns of one model."
     return metric.unit == "share" and not metric.formula and _bounds(metric, columns) == (0.0, 1.0)
 
+
 def _sizes(metric: Metric, columns: np.ndarray, labels: np.ndarray) -> np.ndarray:
     "The weight of each cluster: its share of the denominator, or its number of rows."
     weights = np.ones(len(columns)) if metric.formula or isinstance(metric.denominator, int) else columns[:, 1]
     return cluster_sums(np.abs(weights[:, None]), labels)[:, 0]
 
+
 def _single(metric: Metric, columns: np.ndarray, labels: np.ndarray, fewest: int) -> tuple[float, float]:
     "Confidence interval of one model's value; NaN with too few clusters."
     sums, sizes = cluster_sums(columns, labels), _sizes(metric, columns, labels)
-    if _is_share(metric, columns): return share(sums)
-    if len(sums) < fewest: return np.nan, np.nan
-    if metric.transform != "exp": return jackknife(sums, metric.of, sizes).interval()
+    if _is_share(metric, columns):
+        return share(sums)
+    if len(sums) < fewest:
+        return np.nan, np.nan
+    if metric.transform != "exp":
+        return jackknife(sums, metric.of, sizes).interval()
     low, high = jackknife(sums, lambda totals: np.log(metric.of(totals)), sizes).interval()
     return float(np.exp(low)), float(np.exp(high))
 
+
 @patch
-def estimate(self: Probe,
+def estimate(
+    self: Probe,
     records: Records,
     metric: Metric,
 ) -> dict:
@@ -438,31 +603,57 @@ def estimate(self: Probe,
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-39
 @patch
-def metric(self: Probe,
-    name: str|None=None,  # None: the primary one
+def metric(
+    self: Probe,
+    name: str | None = None,  # None: the primary one
 ) -> Metric:
     "The metric of that name. Raises `CompressLabError` where the probe has none such."
     known = {metric.name: metric for metric in self.metrics}
-    if name is None: return self.metrics[0]
-    if name not in known: raise CompressLabError(f"{self.name} has no metric {name!r}.", fix=f"use one of {', '.join(known)}")
+    if name is None:
+        return self.metrics[0]
+    if name not in known:
+        raise CompressLabError(f"{self.name} has no metric {name!r}.", fix=f"use one of {', '.join(known)}")
     return known[name]
 
+# %% ../../nbs/evaluate/01_records.ipynb #cell-39-2
 @patch
-def pair(self: Probe,
-    original: Records|None,
+def pair(
+    self: Probe,
+    original: Records | None,
     compressed: Records,
     metric: Metric,
 ) -> np.ndarray:
-    "Columns of both models, side by side, shape (rows, 2 × number of sums). Raises `CompressLabError` where they were not measured on the same items."
+    """Columns of both models, side by side, shape (rows, 2 × number of sums).
+
+    Raises `CompressLabError` where they were not measured on the same items.
+    """
     after = metric.columns(compressed.frame)
-    if metric.reference is not None: return np.column_stack([np.full(len(after), metric.reference), np.ones((len(after), after.shape[1] - 1)), after])
-    if original is None: raise CompressLabError(f"{self.name} of the original is needed for a difference.", fix="measure the original with the same probe first")
-    if original.probe.to_dict() != compressed.probe.to_dict() or original.meta.get("rows") != compressed.meta.get("rows"):
-        raise CompressLabError("The two models were not measured on the same rows.", f"{original.probe} and {compressed.probe}", "measure both with one probe on the same text")
-    if not self.sampled: return np.concatenate([metric.columns(original.frame).sum(0), after.sum(0)])[None]
+    if metric.reference is not None:
+        return np.column_stack(
+            [np.full(len(after), metric.reference), np.ones((len(after), after.shape[1] - 1)), after]
+        )
+    if original is None:
+        raise CompressLabError(
+            f"{self.name} of the original is needed for a difference.",
+            fix="measure the original with the same probe first",
+        )
+    if original.probe.to_dict() != compressed.probe.to_dict() or original.meta.get("rows") != compressed.meta.get(
+        "rows"
+    ):
+        raise CompressLabError(
+            "The two models were not measured on the same rows.",
+            f"{original.probe} and {compressed.probe}",
+            "measure both with one probe on the same text",
+        )
+    if not self.sampled:
+        return np.concatenate([metric.columns(original.frame).sum(0), after.sum(0)])[None]
     before = original.frame.set_index("item")
     if not before.index.is_unique or sorted(before.index) != sorted(compressed.frame["item"]):
-        raise CompressLabError("The two models were not measured on the same items.", f"{len(before)} and {len(after)} rows", "measure both with one probe on the same text")
+        raise CompressLabError(
+            "The two models were not measured on the same items.",
+            f"{len(before)} and {len(after)} rows",
+            "measure both with one probe on the same text",
+        )
     return np.hstack([metric.columns(before.loc[compressed.frame["item"]]), after])
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-40
@@ -472,22 +663,28 @@ def _limits(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     "What change and ratio can be at all, by what the metric can be for each model."
     before, after = (_bounds(metric, side) for side in np.split(columns, 2, axis=1))
-    if metric.reference is not None: before = metric.reference, metric.reference
-    ratio = (0.0, after[1] / before[0] if before[0] > 0 else np.inf) if min(before[0], after[0]) >= 0 else (-np.inf, np.inf)
+    if metric.reference is not None:
+        before = metric.reference, metric.reference
+    ratio = (
+        (0.0, after[1] / before[0] if before[0] > 0 else np.inf) if min(before[0], after[0]) >= 0 else (-np.inf, np.inf)
+    )
     return (after[0] - before[1], after[1] - before[0]), ratio
 
+
 @patch
-def difference(self: Probe,
-    original: Records|None,        # None where the compressed records hold both models
+def difference(
+    self: Probe,
+    original: Records | None,  # None where the compressed records hold both models
     compressed: Records,
-    metric: Metric|str|None=None,  # default: the primary one
+    metric: Metric | str | None = None,  # default: the primary one
     *,
-    margin=None,                   # a share of the original's value one is ready to lose, or a dict of margins by metric
+    margin=None,  # a share of the original's value one is ready to lose, or a dict of margins by metric
 ) -> Difference:
     "The paired difference of one metric with its 95% interval and verdict."
     metric = metric if isinstance(metric, Metric) else self.metric(metric)
     columns, frame = self.pair(original, compressed, metric), compressed.frame
-    if self.sampled: columns, frame = columns[_counted(metric, columns)], frame[_counted(metric, columns)]
+    if self.sampled:
+        columns, frame = columns[_counted(metric, columns)], frame[_counted(metric, columns)]
     ends = [float(metric.of(side)) for side in np.split(columns.sum(0), 2)]
     found = self.spread(metric, frame, columns, ends, _one_model(original, compressed))
     margin = margin_of(metric, margin) if self.sampled or isinstance(margin, dict) else None
@@ -495,31 +692,50 @@ def difference(self: Probe,
 
 # %% ../../nbs/evaluate/01_records.ipynb #judged-code
 @patch
-def judged(self: Probe,
+def judged(
+    self: Probe,
     metric: Metric,
     ends: tuple[float, float],  # values of the original and of the compressed model
-    found: "Spread",            # intervals of their difference and their ratio
-    items: int,                 # rows compared
-    margin: float|None,
+    found: "Spread",  # intervals of their difference and their ratio
+    items: int,  # rows compared
+    margin: float | None,
 ) -> Difference:
     "The difference with its verdict."
     before, after = ends
-    with np.errstate(invalid="ignore"): value = float(np.subtract(after, before))
+    with np.errstate(invalid="ignore"):
+        value = float(np.subtract(after, before))
     ratio = after / before if before and np.isfinite(before) and np.isfinite(after) else None
     known = lambda ends: None if ends is None or np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
     spreads = known(found.change), None if ratio is None else known(found.ratio)
     floor = metric.floor * (abs(before) if metric.reference is None and np.isfinite(before) and before else 1.0)
     words = verdict(value, *spreads, metric, margin, floor)
     p = _told_p(found.p, spreads[0], floor)
-    return Difference(self.name, metric, before, after, value, spreads[0], ratio, spreads[1], items, found.units,
-                      found.method, words, margin, p=p)
+    return Difference(
+        self.name,
+        metric,
+        before,
+        after,
+        value,
+        spreads[0],
+        ratio,
+        spreads[1],
+        items,
+        found.units,
+        found.method,
+        words,
+        margin,
+        p=p,
+    )
 
-def _told_p(p: float|None, interval: tuple[float, float]|None, floor: float) -> float|None:
+
+def _told_p(p: float | None, interval: tuple[float, float] | None, floor: float) -> float | None:
     "The p value; None if the change is significant but below the floor of measurement."
-    if p is None or not p == p or interval is None: return None
+    if p is None or not p == p or interval is None:
+        return None
     return None if p <= 0.05 and not direction(*interval, None, floor) else p
 
-def _one_model(original: Records|None, compressed: Records) -> bool:
+
+def _one_model(original: Records | None, compressed: Records) -> bool:
     "Whether both records are of the same model."
     before = compressed.meta.get("original") if original is None else original.fingerprint
     return before == compressed.fingerprint
@@ -527,57 +743,80 @@ def _one_model(original: Records|None, compressed: Records) -> bool:
 # %% ../../nbs/evaluate/01_records.ipynb #spread-code
 class Spread(NamedTuple):
     "Intervals of a difference and of a ratio, and how they were computed."
-    change: tuple[float, float]|None = None
-    ratio: tuple[float, float]|None = None
-    p: float|None = None
-    method: str = "exact"   # in words
-    units: int = 1          # clusters they rest on
+
+    change: tuple[float, float] | None = None
+    ratio: tuple[float, float] | None = None
+    p: float | None = None
+    method: str = "exact"  # in words
+    units: int = 1  # clusters they rest on
+
 
 def _views(metric: Metric, half: int) -> tuple:
-    "Difference and ratio of the metric as functions of both models' totals; for positive metrics the logarithm of the ratio."
-    def change(totals): return metric.of(totals[..., half:]) - metric.of(totals[..., :half])
-    def ratio(totals): return metric.of(totals[..., half:]) / metric.of(totals[..., :half])
+    """Difference and ratio of the metric as functions of both models' totals; for positive metrics the logarithm of the
+    ratio.
+    """
+
+    def change(totals):
+        return metric.of(totals[..., half:]) - metric.of(totals[..., :half])
+
+    def ratio(totals):
+        return metric.of(totals[..., half:]) / metric.of(totals[..., :half])
+
     return change, (lambda totals: np.log(ratio(totals))) if metric.transform == "exp" else ratio
+
 
 def _joined(metric: Metric, change: Jackknife, ratio: Jackknife, method: str, units: int) -> Spread:
     "Intervals of difference and ratio that contain no change both or neither, with the p value of both."
     none = 0.0 if metric.transform == "exp" else 1.0
     p = max(change.p(), ratio.p(none)) if ratio.error > 0 else change.p()
     ends, others = change.interval(), ratio.interval()
-    if p > 0.05: ends, others = (min(ends[0], 0.0), max(ends[1], 0.0)), (min(others[0], none), max(others[1], none))
+    if p > 0.05:
+        ends, others = (min(ends[0], 0.0), max(ends[1], 0.0)), (min(others[0], none), max(others[1], none))
     return Spread(ends, tuple(np.exp(others).tolist()) if metric.transform == "exp" else others, p, method, units)
 
 # %% ../../nbs/evaluate/01_records.ipynb #spread-code-1
 @patch
-def spread(self: Probe,
+def spread(
+    self: Probe,
     metric: Metric,
-    frame: pd.DataFrame,   # with `item` and `cluster`
-    columns: np.ndarray,   # of both models, side by side, shape (rows, 2 × number of sums)
-    ends: tuple,           # values of the original and of the compressed model
-    same: bool=False,      # whether both are the same model
+    frame: pd.DataFrame,  # with `item` and `cluster`
+    columns: np.ndarray,  # of both models, side by side, shape (rows, 2 × number of sums)
+    ends: tuple,  # values of the original and of the compressed model
+    same: bool = False,  # whether both are the same model
 ) -> Spread:
     "Intervals of the difference and the ratio, and the method; no interval with too few clusters."
     diverged = [arm for arm, end in zip(("the original", "the compressed model"), ends) if not np.isfinite(end)]
-    if diverged: return Spread(method=f"no interval: {' and '.join(diverged)} {'diverged' if metric.diverges else 'undefined'}",
-                               units=0)
-    if not self.sampled: return Spread((ends[1] - ends[0],) * 2, (ends[1] / ends[0],) * 2 if ends[0] else None)
+    if diverged:
+        return Spread(
+            method=f"no interval: {' and '.join(diverged)} {'diverged' if metric.diverges else 'undefined'}", units=0
+        )
+    if not self.sampled:
+        return Spread((ends[1] - ends[0],) * 2, (ends[1] / ends[0],) * 2 if ends[0] else None)
     labels, words = self.clusters(frame)
     count, (before, after) = len(np.unique(labels)), np.split(columns, 2, axis=1)
     equal = (before == after).all() if metric.reference is None else ends[0] == ends[1]
-    if same and equal: return Spread((0.0, 0.0), (1.0, 1.0), None, f"one model twice over {words}", count)
+    if same and equal:
+        return Spread((0.0, 0.0), (1.0, 1.0), None, f"one model twice over {words}", count)
     if metric.reference is not None and _is_share(metric, after):
         found = _against_reference(metric, after, labels, words)
     elif _is_answers(metric, before) and _is_answers(metric, after):
         found = _paired_answers(before, after, labels, words)
-    elif count < self.fewest: found = Spread(method=_too_few(words, self.fewest), units=count)
-    else: found = _jackknifed(metric, columns, labels, words)
+    elif count < self.fewest:
+        found = Spread(method=_too_few(words, self.fewest), units=count)
+    else:
+        found = _jackknifed(metric, columns, labels, words)
     return _limited(found, _limits(metric, columns))
 
-def _too_few(words: str, needed: int) -> str: return f"no interval from {words}: at least {needed} are needed"
+
+def _too_few(words: str, needed: int) -> str:
+    return f"no interval from {words}: at least {needed} are needed"
+
 
 def _limited(found: Spread, limits: tuple) -> Spread:
     "The intervals within the possible values."
-    change, ratio = (each and tuple(np.clip(each, *ends).tolist()) for each, ends in zip((found.change, found.ratio), limits))
+    change, ratio = (
+        each and tuple(np.clip(each, *ends).tolist()) for each, ends in zip((found.change, found.ratio), limits)
+    )
     return found._replace(change=change, ratio=ratio)
 
 # %% ../../nbs/evaluate/01_records.ipynb #spread-code-2
@@ -585,37 +824,45 @@ def _is_answers(metric: Metric, columns: np.ndarray) -> bool:
     "Whether each row is one answer, right or wrong."
     return _is_share(metric, columns) and bool(np.isin(columns[:, 0], (0, 1)).all() and (columns[:, 1] == 1).all())
 
+
 def _paired_answers(before: np.ndarray, after: np.ndarray, labels: np.ndarray, words: str) -> Spread:
     "The intervals of answers that are right or wrong, with the number of flips."
     pairs = paired(before[:, 0], after[:, 0], labels)
     count = len(pairs.sums)
-    if pairs.too_few: return Spread(method=_too_few(words, FEW), units=count)
+    if pairs.too_few:
+        return Spread(method=_too_few(words, FEW), units=count)
     _, lost, gained, _ = pairs.counts
     p, kind = pairs.p(), "exact" if pairs.independent else "by cluster"
     flips = f"{lost:.0f} went wrong, {gained:.0f} came right, McNemar p {p:.2g} ({kind})"
     method = f"Tango's score interval over {words}; {flips}"
     return Spread(paired_interval(pairs), paired_ratio(pairs), p, method, count)
 
+
 def _against_reference(metric: Metric, after: np.ndarray, labels: np.ndarray, words: str) -> Spread:
     "The intervals of a share that already compares both models."
     sums = cluster_sums(after, labels)
     low, high = share(sums)
-    if low != low: return Spread(method=_too_few(words, FEW), units=len(sums))
+    if low != low:
+        return Spread(method=_too_few(words, FEW), units=len(sums))
     reference = metric.reference
     ratio = (low / reference, high / reference) if reference else None
     return Spread((low - reference, high - reference), ratio, None, f"exact interval over {words}", len(sums))
+
 
 def _jackknifed(metric: Metric, columns: np.ndarray, labels: np.ndarray, words: str) -> Spread:
     "The jackknife's intervals of the difference and the ratio."
     half = columns.shape[1] // 2
     sums, sizes = cluster_sums(columns, labels), _sizes(metric, columns[:, half:], labels)
     change, ratio = (jackknife(sums, view, sizes) for view in _views(metric, half))
-    if not change.error > 0: return Spread(method=f"no interval: all of {words} differ alike", units=len(sums))
+    if not change.error > 0:
+        return Spread(method=f"no interval: all of {words} differ alike", units=len(sums))
     return _joined(metric, change, ratio, f"paired jackknife over {words}", len(sums))
 
+
 @patch
-def differences(self: Probe,
-    original: Records|None,
+def differences(
+    self: Probe,
+    original: Records | None,
     compressed: Records,
     *,
     margin=None,  # as in `difference`
@@ -625,11 +872,12 @@ def differences(self: Probe,
 
 # %% ../../nbs/evaluate/01_records.ipynb #seeds-code
 @patch
-def over_seeds(self: Probe,
-    pairs: list,                   # for each seed the records of the original, or None, and of the compressed model
-    metric: Metric|str|None=None,  # default: the primary one
+def over_seeds(
+    self: Probe,
+    pairs: list,  # for each seed the records of the original, or None, and of the compressed model
+    metric: Metric | str | None = None,  # default: the primary one
     *,
-    margin=None,                   # as in `difference`
+    margin=None,  # as in `difference`
 ) -> Difference:
     "The mean difference over seeds; seeds and clusters are random factors."
     metric = metric if isinstance(metric, Metric) else self.metric(metric)
@@ -639,34 +887,41 @@ def over_seeds(self: Probe,
         found = Spread(method="no interval: a seed diverged", units=0)
     elif all(one.value == 0 and one.interval == (0, 0) for one in each):
         found = Spread((0.0, 0.0), (1.0, 1.0), None, each[0].method, each[0].n_clusters)
-    else: found = self.spread_over_seeds(metric, pairs, each)
+    else:
+        found = self.spread_over_seeds(metric, pairs, each)
     return self.judged(metric, ends, found, sum(one.n_items for one in each), each[0].margin)
 
+
 @patch
-def spread_over_seeds(self: Probe,
+def spread_over_seeds(
+    self: Probe,
     metric: Metric,
-    pairs: list,    # as in `over_seeds`
-    each: list,     # the difference of each seed
+    pairs: list,  # as in `over_seeds`
+    each: list,  # the difference of each seed
 ) -> Spread:
     "Intervals of the mean difference and ratio over seeds; for exact figures Student's t interval."
-    if not self.sampled: return _of_figures([one.value for one in each], [one.ratio for one in each])
+    if not self.sampled:
+        return _of_figures([one.value for one in each], [one.ratio for one in each])
     parts, limits = zip(*(self._by_cluster(metric, *pair) for pair in pairs))
     count = len({label for labels, _, _ in parts for label in labels})
     words = f"{len(pairs)} seeds and {count} {self.sampled[1]}s"
-    if count < self.fewest: return Spread(method=_too_few(words, self.fewest), units=count)
+    if count < self.fewest:
+        return Spread(method=_too_few(words, self.fewest), units=count)
     change, ratio = (over_seeds(parts, view) for view in _views(metric, parts[0][1].shape[1] // 2))
-    if not change.error > 0: return Spread(method=f"no interval: {words} differ alike", units=count)
+    if not change.error > 0:
+        return Spread(method=f"no interval: {words} differ alike", units=count)
     return _limited(_joined(metric, change, ratio, f"mean over {words}, both as random factors", count), limits[0])
 
 # %% ../../nbs/evaluate/01_records.ipynb #seeds-code-2
 @patch
-def _by_cluster(self: Probe, metric: Metric, original: Records|None, compressed: Records) -> tuple[tuple, tuple]:
+def _by_cluster(self: Probe, metric: Metric, original: Records | None, compressed: Records) -> tuple[tuple, tuple]:
     "Labels, both models' sums and sizes of the clusters of one seed; then the limits of difference and ratio."
     columns = self.pair(original, compressed, metric)
     counted = _counted(metric, columns)
     columns, labels = columns[counted], self.clusters(compressed.frame[counted])[0]
-    sizes = _sizes(metric, columns[:, columns.shape[1] // 2:], labels)
+    sizes = _sizes(metric, columns[:, columns.shape[1] // 2 :], labels)
     return (np.unique(labels), cluster_sums(columns, labels), sizes), _limits(metric, columns)
+
 
 def _of_figures(values: list, ratios: list) -> Spread:
     "Student's t intervals over seeds, of figures that are exact for each seed."
@@ -676,46 +931,101 @@ def _of_figures(values: list, ratios: list) -> Spread:
     method = "exact" if alike else f"Student's interval over {seeds} seeds"
     return Spread(ends(values), ends(ratios), None, method, seeds)
 
+
 def combined(
     each: list,  # the difference of each seed, with an interval
 ) -> Spread:
-    "Conservative intervals over seeds, for probes that compute their own: variance between seeds plus mean variance within."
+    """Conservative intervals over seeds, for probes that compute their own: variance between seeds plus mean variance
+    within.
+    """
     seeds = len(each)
-    if any(one.interval is None for one in each): return Spread(method="no interval: a seed has none", units=seeds)
+    if any(one.interval is None for one in each):
+        return Spread(method="no interval: a seed has none", units=seeds)
+
     def joined(values, ends, none):
         within = np.mean([((high - low) / 2) ** 2 for low, high in ends])
         half = np.sqrt(stats.t.ppf(0.975, seeds - 1) ** 2 * np.var(values, ddof=1) / seeds + within)
         low, high = float(np.mean(values) - half), float(np.mean(values) + half)
-        unseen = any(one.verdict.startswith("no difference seen") for one in each)   # by a control, for instance
+        unseen = any(one.verdict.startswith("no difference seen") for one in each)  # by a control, for instance
         return (min(low, none), max(high, none)) if unseen else (low, high)
+
     change, ratio = joined([one.value for one in each], [one.interval for one in each], 0.0), None
     if all(one.ratio_interval is not None for one in each):
         ratio = joined([one.ratio for one in each], [one.ratio_interval for one in each], 1.0)
     return Spread(change, ratio, None, f"mean of {seeds} seeds and the intervals of each", seeds)
 
 # %% ../../nbs/evaluate/01_records.ipynb #layout-code
-RULES = 2   # of intervals and verdicts: what was stored under earlier ones is computed again from its records
+RULES = 2  # of intervals and verdicts: what was stored under earlier ones is computed again from its records
 NUMBER, NESTED = (int, float), 40  # what JSON's numbers become; levels of nesting in a result
-RESULT = {"recipe": str, "probe": str, "recipe_hash": str, "copy": str, "steps": (list, dict), "settings": dict, "seed": int, "status": str, "reason": str, "values": dict,
-          "differences": list, "records": dict, "fingerprint": str, "history": list, "provenance": dict, "simulated": bool, "retry": bool, "backend": str, "why": str,
-          "created": str, "seconds": NUMBER, "rules": int}
+RESULT = {
+    "recipe": str,
+    "probe": str,
+    "recipe_hash": str,
+    "copy": str,
+    "steps": (list, dict),
+    "settings": dict,
+    "seed": int,
+    "status": str,
+    "reason": str,
+    "values": dict,
+    "differences": list,
+    "records": dict,
+    "fingerprint": str,
+    "history": list,
+    "provenance": dict,
+    "simulated": bool,
+    "retry": bool,
+    "backend": str,
+    "why": str,
+    "created": str,
+    "seconds": NUMBER,
+    "rules": int,
+}
 VALUE = {"value": NUMBER, "unit": str, "better": str, "interval": "interval", "bounds": "interval"}
-DIFFERENCE = {"metric": str, "original": NUMBER, "compressed": NUMBER, "value": NUMBER, "ratio": NUMBER, "margin": NUMBER, "control": NUMBER, "p": NUMBER, "n_items": NUMBER, "n_clusters": NUMBER,
-              "interval": "interval", "ratio_interval": "interval", "control_interval": "interval", "method": str, "verdict": str, "unit": str, "better": str, "probe": str}
+DIFFERENCE = {
+    "metric": str,
+    "original": NUMBER,
+    "compressed": NUMBER,
+    "value": NUMBER,
+    "ratio": NUMBER,
+    "margin": NUMBER,
+    "control": NUMBER,
+    "p": NUMBER,
+    "n_items": NUMBER,
+    "n_clusters": NUMBER,
+    "interval": "interval",
+    "ratio_interval": "interval",
+    "control_interval": "interval",
+    "method": str,
+    "verdict": str,
+    "unit": str,
+    "better": str,
+    "probe": str,
+}
 
+# %% ../../nbs/evaluate/01_records.ipynb #layout-code-2
 def _fits(value, kind) -> bool:
     "Whether a value from JSON is of that kind, and a whole number fits 64 bits."
-    if kind == "interval": return isinstance(value, list) and len(value) == 2 and all(end is None or _fits(end, NUMBER) for end in value)
-    if isinstance(value, bool): return kind is bool
+    if kind == "interval":
+        return isinstance(value, list) and len(value) == 2 and all(end is None or _fits(end, NUMBER) for end in value)
+    if isinstance(value, bool):
+        return kind is bool
     return isinstance(value, kind) and not (isinstance(value, int) and value.bit_length() > 63)
 
-def _misfit(entry, layout: dict, where: str, empty: bool=True) -> str:
+
+def _misfit(entry, layout: dict, where: str, empty: bool = True) -> str:
     "What in an entry is not as the layout has it, in words; nothing where all is. A value may be empty."
-    if not isinstance(entry, dict): return f"{where} is no mapping"
-    wrong = (name for name, kind in layout.items() if name in entry and not (_fits(entry[name], kind) or empty and entry[name] is None))
+    if not isinstance(entry, dict):
+        return f"{where} is no mapping"
+    wrong = (
+        name
+        for name, kind in layout.items()
+        if name in entry and not (_fits(entry[name], kind) or empty and entry[name] is None)
+    )
     return next((f"{where}{name} is of another type" for name in wrong), "")
 
-def _deep(value, levels: int=NESTED) -> bool:
+
+def _deep(value, levels: int = NESTED) -> bool:
     "Whether a value is nested more than so many levels."
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_deep(each, levels - 1) for each in inner)
@@ -725,50 +1035,88 @@ def _parts(result: dict) -> list[tuple]:
     "The mappings inside a result, each with its layout and where it stands."
     provenance, steps = result.get("provenance", {}), result.get("steps", [])
     data = provenance.get("data") or []
-    lists = {"differences": (DIFFERENCE, result.get("differences", [])), "history": ({"method": str, "modules": dict}, result.get("history", [])),
-             "steps": ({"method": str}, steps if isinstance(steps, list) else []), "data": ({}, data if isinstance(data, list) else [data])}
-    return [*((VALUE, f"values, {name}: ", each) for name, each in result.get("values", {}).items()),
-            *((layout, f"{name}, {number}: ", each) for name, (layout, entries) in lists.items() for number, each in enumerate(entries)),
-            *(({}, f"{name}: ", provenance[name]) for name in ("subject", "environment") if provenance.get(name) is not None),
-            ({"meta": dict, "probe": dict, "fingerprint": str}, "records: ", result.get("records", {}))]
+    lists = {
+        "differences": (DIFFERENCE, result.get("differences", [])),
+        "history": ({"method": str, "modules": dict}, result.get("history", [])),
+        "steps": ({"method": str}, steps if isinstance(steps, list) else []),
+        "data": ({}, data if isinstance(data, list) else [data]),
+    }
+    return [
+        *((VALUE, f"values, {name}: ", each) for name, each in result.get("values", {}).items()),
+        *(
+            (layout, f"{name}, {number}: ", each)
+            for name, (layout, entries) in lists.items()
+            for number, each in enumerate(entries)
+        ),
+        *(
+            ({}, f"{name}: ", provenance[name])
+            for name in ("subject", "environment")
+            if provenance.get(name) is not None
+        ),
+        ({"meta": dict, "probe": dict, "fingerprint": str}, "records: ", result.get("records", {})),
+    ]
 
+# %% ../../nbs/evaluate/01_records.ipynb #flaw-code-2
 def flaw(
     result,  # of a cell, as it was read
 ) -> str:
     "What in a result no study writes, in words; empty where it is sound."
-    if _deep(result): return "it is nested too deeply"
-    wrong = _misfit(result, RESULT, "", empty=False) or next((f"it has no {name}" for name in ("recipe", "probe") if name not in result), "")
-    if wrong: return wrong
-    if result.get("status", "measured") not in ("measured", "not measured"): return "its status is unknown"
-    if wrong := next((wrong for layout, where, each in _parts(result) if (wrong := _misfit(each, layout, where))), ""): return wrong
-    if any("metric" not in each for each in result.get("differences", [])): return "a difference names no metric"
-    modules = ((name, errors) for step in result.get("history", []) for name, errors in (step.get("modules") or {}).items())
-    numbers = lambda errors: isinstance(errors, dict) and all(each is None or _fits(each, NUMBER) for name, each in errors.items() if name.endswith("_error"))
+    if _deep(result):
+        return "it is nested too deeply"
+    wrong = _misfit(result, RESULT, "", empty=False) or next(
+        (f"it has no {name}" for name in ("recipe", "probe") if name not in result), ""
+    )
+    if wrong:
+        return wrong
+    if result.get("status", "measured") not in ("measured", "not measured"):
+        return "its status is unknown"
+    if wrong := next((wrong for layout, where, each in _parts(result) if (wrong := _misfit(each, layout, where))), ""):
+        return wrong
+    if any("metric" not in each for each in result.get("differences", [])):
+        return "a difference names no metric"
+    modules = (
+        (name, errors) for step in result.get("history", []) for name, errors in (step.get("modules") or {}).items()
+    )
+    numbers = lambda errors: (
+        isinstance(errors, dict)
+        and all(each is None or _fits(each, NUMBER) for name, each in errors.items() if name.endswith("_error"))
+    )
     return next((f"the errors of {name} are no numbers" for name, errors in modules if not numbers(errors)), "")
 
 # %% ../../nbs/evaluate/01_records.ipynb #stored-code
 def stored(
-    store: Store,        # a run folder
-    key: str,            # of a cell
-    probe: Probe|None=None,  # that is to go on from the cell's records; None: they are not needed
-) -> Cell|None:
-    "The cell of a measurement; None where it is not there or not finished. Raises `DamagedCell` where it is not what a study writes."
+    store: Store,  # a run folder
+    key: str,  # of a cell
+    probe: Probe | None = None,  # that is to go on from the cell's records; None: they are not needed
+) -> Cell | None:
+    """The cell of a measurement; None where it is not there or not finished.
+
+    Raises `DamagedCell` where it is not what a study writes.
+    """
     cell = store.get(key)
-    if cell is None: return None
-    if why := flaw(cell.result): raise store.damaged(key, f"result.json is not what a study writes ({why})")
+    if cell is None:
+        return None
+    if why := flaw(cell.result):
+        raise store.damaged(key, f"result.json is not what a study writes ({why})")
     if probe is not None and cell.result.get("status", "measured") == "measured":
         missing = {"recipe", "probe", "status", "values", "differences", "records"} - cell.result.keys()
-        if missing or cell.frame is None: raise store.damaged(key, f"it has no {min(missing, default='records')}")
-        try: records_of(cell, probe)
+        if missing or cell.frame is None:
+            raise store.damaged(key, f"it has no {min(missing, default='records')}")
+        try:
+            records_of(cell, probe)
         except (CompressLabError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise store.damaged(key, f"its records are not those of {probe.name} ({type(error).__name__})") from error
     return cell
 
+
 def records_of(
-    cell: Cell,    # of a measurement
+    cell: Cell,  # of a measurement
     probe: Probe,  # that measured it
 ) -> Records:
-    "The Records in a cell. Raises `CompressLabError` where they lack a column, `ValueError` or `TypeError` where one holds something else."
+    """The Records in a cell.
+
+    Raises `CompressLabError` where they lack a column, `ValueError` or `TypeError` where one holds something else.
+    """
     saved = cell.result["records"]
     found = Records(cell.frame, probe, saved["fingerprint"], saved.get("meta") or {})
     told = {metric.name for metric in probe.metrics} & cell.result["values"].keys()

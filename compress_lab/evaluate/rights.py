@@ -9,18 +9,25 @@ __all__ = ['USES', 'licences', 'named', 'parts', 'verdict_on', 'rights']
 import re
 from functools import lru_cache
 from importlib.resources import files
+
 import pandas as pd
 import yaml
+
 from ..core.errors import CompressLabError, nearest
 
 # %% ../../nbs/evaluate/20_rights.ipynb #table-code
 USES = ("research", "commercial", "redistribution")
 
+
 @lru_cache
 def licences() -> dict[str, dict]:
     "What each known licence allows and on which terms, by its name as `named` writes it."
     said = yaml.safe_load(files("compress_lab.evaluate").joinpath("licences.yaml").read_text(encoding="utf-8"))
-    return {named(name): {"name": name, "allows": tuple(each["allows"]), "terms": each.get("terms", "")} for name, each in said.items()}
+    return {
+        named(name): {"name": name, "allows": tuple(each["allows"]), "terms": each.get("terms", "")}
+        for name, each in said.items()
+    }
+
 
 def named(
     licence: str,  # as somebody wrote it
@@ -28,8 +35,10 @@ def named(
     "The name in small letters with hyphens, without the version of a Creative Commons licence."
     name = re.sub(r"[\s_]+", "-", licence.strip().lower().removeprefix("licence:").removeprefix("license:").strip())
     name = re.sub(r"^creative-commons-", "cc-", name)
-    if name.startswith("research-use"): return "research-use"
+    if name.startswith("research-use"):
+        return "research-use"
     return re.sub(r"^(cc-by(?:-nc)?(?:-sa|-nd)?)-\d(\.\d)?$", r"\1", name)
+
 
 def parts(
     licence: str,  # one, or several joined by a comma, "and", "AND", or "+"
@@ -40,29 +49,50 @@ def parts(
 # %% ../../nbs/evaluate/20_rights.ipynb #verdict-code
 def verdict_on(
     licence: str,  # as the provenance has it
-    use: str,      # one of `USES`
+    use: str,  # one of `USES`
 ) -> tuple[str, str]:
     "`allowed`, `allowed, with terms`, `not allowed` or `unclear`, and why."
     known = [licences().get(name) for name in parts(licence)]
     for each in known:
-        if each and use not in each["allows"]: return "not allowed", f"{each['name']} does not allow {use}" + (f": {each['terms']}" if each["terms"] else "")
-    if not known or not all(known): return "unclear", f"the licence is {licence!r}: look it up at the source"
+        if each and use not in each["allows"]:
+            return "not allowed", f"{each['name']} does not allow {use}" + (
+                f": {each['terms']}" if each["terms"] else ""
+            )
+    if not known or not all(known):
+        return "unclear", f"the licence is {licence!r}: look it up at the source"
     terms = "; ".join(dict.fromkeys(each["terms"] for each in known if each["terms"]))
     return ("allowed, with terms", terms) if terms else ("allowed", f"{known[0]['name']} asks for nothing")
 
+
 def rights(
     sources: list[dict],  # provenances: `name`, `licence`, and `role`: "model", "calibration" or "evaluation"
-    use: str,             # one of `USES`
+    use: str,  # one of `USES`
 ) -> pd.DataFrame:
-    "A row for each model and text: what, role, licence, verdict and reason, the worst first. Raises `CompressLabError` for a use that is none."
-    if use not in USES: raise CompressLabError(f"There is no use {use!r}.", "use", f"take one of {', '.join(nearest(str(use), USES) or USES)}")
+    """A row for each model and text: what, role, licence, verdict and reason, the worst first.
+
+    Raises `CompressLabError` for a use that is none.
+    """
+    if use not in USES:
+        raise CompressLabError(
+            f"There is no use {use!r}.", "use", f"take one of {', '.join(nearest(str(use), USES) or USES)}"
+        )
     rows = []
     for source in sources:
         role, licence = str(source.get("role") or "model"), str(source.get("licence") or "unknown")
         verdict, reason = verdict_on(licence, "research" if role == "evaluation" and use == "redistribution" else use)
-        if role == "calibration" and use == "redistribution" and verdict != "allowed": reason += "; whether this reaches a model that was fitted to it is not settled"
-        if role == "evaluation" and use == "redistribution": reason += "; used to judge by, and not passed on"
-        rows.append({"what": str(source.get("name") or source.get("source") or "?"), "role": role, "licence": licence, "verdict": verdict, "reason": reason})
+        if role == "calibration" and use == "redistribution" and verdict != "allowed":
+            reason += "; whether this reaches a model that was fitted to it is not settled"
+        if role == "evaluation" and use == "redistribution":
+            reason += "; used to judge by, and not passed on"
+        rows.append(
+            {
+                "what": str(source.get("name") or source.get("source") or "?"),
+                "role": role,
+                "licence": licence,
+                "verdict": verdict,
+                "reason": reason,
+            }
+        )
     order = {"not allowed": 0, "unclear": 1, "allowed, with terms": 2, "allowed": 3}
     frame = pd.DataFrame(rows, columns=["what", "role", "licence", "verdict", "reason"]).drop_duplicates()
     return frame.sort_values("verdict", key=lambda each: each.map(order), kind="stable").reset_index(drop=True)

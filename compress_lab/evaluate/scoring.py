@@ -10,8 +10,10 @@ __all__ = ['WAYS', 'CHOSEN', 'PACK', 'Request', 'divided', 'encode', 'shared', '
 # %% ../../nbs/evaluate/11_scoring.ipynb #cell-03
 import inspect
 from typing import NamedTuple
+
 import numpy as np
 import torch
+
 from ..core.errors import CompressLabError
 from ..core.inputs import around, check_rows
 from ..core.progress import bar
@@ -22,69 +24,105 @@ from .records import NotMeasured
 # %% ../../nbs/evaluate/11_scoring.ipynb #cell-06
 class Request(NamedTuple):
     "An option behind its context, as tokens."
+
     tokens: np.ndarray  # of the context, then of the option
-    option: int         # how many of them are the option's
-    cut: int = 0        # tokens of the context that were dropped at its beginning, because the model has no place for them
+    option: int  # how many of them are the option's
+    cut: int = 0  # tokens of the context that were dropped at its beginning, because the model has no place for them
+
 
 def _spelled(tokenizer, tokens: list[int], context: str) -> int:
-    "How many of a text's tokens are the context's, for a tokenizer that does not say where they stand: as many as spell it."
+    """How many of a text's tokens are the context's, for a tokenizer that does not say where they stand: as many as
+    spell it.
+    """
     own = tokenizer(context, add_special_tokens=False, verbose=False)["input_ids"]
     count = shared(np.array(own, dtype=int), np.array(tokens, dtype=int))
     spelled = len(tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False))
     for more in range(count + 1, len(tokens) + 1):
         said = tokenizer.decode(tokens[:more], clean_up_tokenization_spaces=False)
-        if len(said) > len(context): break
-        if len(said) > spelled and context.startswith(said): count, spelled = more, len(said)
+        if len(said) > len(context):
+            break
+        if len(said) > spelled and context.startswith(said):
+            count, spelled = more, len(said)
     return count
 
+
 def divided(
-    tokenizer,                     # of transformers
+    tokenizer,  # of transformers
     pairs: list[tuple[str, str]],  # context and option
 ) -> list[tuple[list[int], int]]:
     "The tokens of each text without those that begin and end texts, and how many of them are the context's."
-    fast, texts = getattr(tokenizer, "is_fast", False), list(dict.fromkeys(context + option for context, option in pairs))
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False, **({"return_offsets_mapping": True} if fast else {}))
+    fast, texts = (
+        getattr(tokenizer, "is_fast", False),
+        list(dict.fromkeys(context + option for context, option in pairs)),
+    )
+    encoded = tokenizer(
+        texts, add_special_tokens=False, verbose=False, **({"return_offsets_mapping": True} if fast else {})
+    )
     number, found = {text: number for number, text in enumerate(texts)}, []
     for context, option in pairs:
         place = number[context + option]
         tokens, count = encoded["input_ids"][place], 0
-        if context and fast: count = next((count for count, (_, end) in enumerate(encoded["offset_mapping"][place]) if end > len(context)), len(tokens))
-        elif context: count = _spelled(tokenizer, tokens, context)
+        if context and fast:
+            count = next(
+                (count for count, (_, end) in enumerate(encoded["offset_mapping"][place]) if end > len(context)),
+                len(tokens),
+            )
+        elif context:
+            count = _spelled(tokenizer, tokens, context)
         found.append((tokens, count))
     return found
 
 # %% ../../nbs/evaluate/11_scoring.ipynb #encode-code
 def encode(
-    tokenizer,                             # of transformers
-    pairs: list[tuple[str, str]],          # context and option
+    tokenizer,  # of transformers
+    pairs: list[tuple[str, str]],  # context and option
     *,
-    longest: int|None=None,                # tokens the model takes; None: any number
-    names: list[str]|None=None,            # what error messages call the pairs
+    longest: int | None = None,  # tokens the model takes; None: any number
+    names: list[str] | None = None,  # what error messages call the pairs
 ) -> list[Request]:
-    "The pairs as tokens. Raises `CompressLabError` for what is no text, an option of no tokens, or one of more than the model takes."
+    """The pairs as tokens.
+
+    Raises `CompressLabError` for what is no text, an option of no tokens, or one of more than the model takes.
+    """
     names = names or [f"pair {number}" for number in range(len(pairs))]
     for pair, where in zip(pairs, names):
-        if not all(isinstance(part, str) for part in pair): raise CompressLabError(f"Context and option are {' and '.join(map(repr, pair))}, and must be texts.", where, "correct the row")
-        if not pair[1]: raise CompressLabError("The option is empty.", where, "give an option of some characters")
+        if not all(isinstance(part, str) for part in pair):
+            raise CompressLabError(
+                f"Context and option are {' and '.join(map(repr, pair))}, and must be texts.", where, "correct the row"
+            )
+        if not pair[1]:
+            raise CompressLabError("The option is empty.", where, "give an option of some characters")
     before, ends = around(tokenizer)[0], (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    stand_in = next((token for token in ends if token is not None), None)   # where a tokenizer begins no text
-    moved = [(context.rstrip(), context[len(context.rstrip()):] + option) for context, option in pairs]
+    stand_in = next((token for token in ends if token is not None), None)  # where a tokenizer begins no text
+    moved = [(context.rstrip(), context[len(context.rstrip()) :] + option) for context, option in pairs]
     found = []
     for (tokens, count), where in zip(divided(tokenizer, moved), names):
         begin = before
-        if not begin and not count and stand_in is not None and tokens[:1] != [stand_in]: begin = [stand_in]
-        elif not begin: count = max(count, 1)   # the first token has nothing before it that could predict it
+        if not begin and not count and stand_in is not None and tokens[:1] != [stand_in]:
+            begin = [stand_in]
+        elif not begin:
+            count = max(count, 1)  # the first token has nothing before it that could predict it
         option = len(tokens) - count
-        if option < 1: raise CompressLabError("The option has no token of its own behind its context.", where, "give an option of more characters, or a context")
+        if option < 1:
+            raise CompressLabError(
+                "The option has no token of its own behind its context.",
+                where,
+                "give an option of more characters, or a context",
+            )
         room = longest + 1 - option if longest else len(begin) + count
-        if room < max(1, len(begin)): raise CompressLabError(f"The option has {option} tokens, and the model takes {longest}.", where, "leave the item out, or take a model with more places")
+        if room < max(1, len(begin)):
+            raise CompressLabError(
+                f"The option has {option} tokens, and the model takes {longest}.",
+                where,
+                "leave the item out, or take a model with more places",
+            )
         cut = max(0, count - (room - len(begin)))
         found.append(Request(np.array([*begin, *tokens[cut:]]), option, cut))
     return found
 
 # %% ../../nbs/evaluate/11_scoring.ipynb #cell-11
 def shared(
-    first: np.ndarray,   # tokens
+    first: np.ndarray,  # tokens
     second: np.ndarray,  # tokens
 ) -> int:
     "How many tokens both have at their beginning."
@@ -92,11 +130,13 @@ def shared(
     differ = np.flatnonzero(first[:length] != second[:length])
     return int(differ[0]) if len(differ) else length
 
+
 def inputs(
     request: Request,
 ) -> np.ndarray:
     "The tokens that the model reads: all but the last, which is only predicted."
     return request.tokens[:-1]
+
 
 def in_order(
     requests: list[Request],
@@ -104,9 +144,10 @@ def in_order(
     "Their numbers, so that those that begin alike are neighbours and the shorter of them come first."
     return sorted(range(len(requests)), key=lambda number: inputs(requests[number]).astype(">u4").tobytes())
 
+
 def packs(
     requests: list[Request],
-    budget: int,              # tokens a pack holds at most, unless it is one request, or a cut would cost more than a quarter of it
+    budget: int,  # tokens a pack holds at most, unless it is one request, or a cut would cost more than a quarter of it
 ) -> list[list[int]]:
     "The requests' numbers, by pack."
     found, size, last = [], 0, None
@@ -114,7 +155,8 @@ def packs(
         tokens = inputs(requests[number])
         same = shared(last, tokens) if found else 0
         new = len(tokens) - same
-        if not found or size + new > max(budget, 4 * same): found, size, new = [*found, []], 0, len(tokens)
+        if not found or size + new > max(budget, 4 * same):
+            found, size, new = [*found, []], 0, len(tokens)
         found[-1].append(number)
         size, last = size + new, tokens
     return found
@@ -122,16 +164,18 @@ def packs(
 # %% ../../nbs/evaluate/11_scoring.ipynb #cell-12
 class Tree(NamedTuple):
     "Requests as one row of tokens."
-    tokens: np.ndarray   # each token of each branch once
-    depth: np.ndarray    # position of each token in its own request
-    seen: np.ndarray     # whether a token (row) sees another (column): its ancestors and itself
-    nodes: np.ndarray    # for each token of each option, the token that predicts it
+
+    tokens: np.ndarray  # each token of each branch once
+    depth: np.ndarray  # position of each token in its own request
+    seen: np.ndarray  # whether a token (row) sees another (column): its ancestors and itself
+    nodes: np.ndarray  # for each token of each option, the token that predicts it
     targets: np.ndarray  # the token that is predicted
-    owner: np.ndarray    # the request it belongs to
+    owner: np.ndarray  # the request it belongs to
+
 
 def grow(
     requests: list[Request],
-    pack: list[int],          # numbers of those that make the tree, in order
+    pack: list[int],  # numbers of those that make the tree, in order
 ) -> Tree:
     "The tree of a pack."
     path, last, size, parts, branches = np.empty(0, int), np.empty(0, int), 0, [], []
@@ -141,7 +185,15 @@ def grow(
         new = np.arange(size, size + len(tokens) - same)
         path, last, size = np.concatenate([path[:same], new]), tokens, size + len(new)
         branches.append((path[:same], new))
-        parts.append((tokens[same:], np.arange(same, len(tokens)), path[-option:], requests[number].tokens[-option:], np.full(option, number)))
+        parts.append(
+            (
+                tokens[same:],
+                np.arange(same, len(tokens)),
+                path[-option:],
+                requests[number].tokens[-option:],
+                np.full(option, number),
+            )
+        )
     seen = np.zeros((size, size), dtype=bool)
     for stem, new in branches:
         seen[np.ix_(new, stem)] = True
@@ -151,51 +203,79 @@ def grow(
 
 # %% ../../nbs/evaluate/11_scoring.ipynb #cell-17
 def read(
-    logits: torch.Tensor,   # shape (nodes, vocabulary)
-    nodes: np.ndarray,      # which row predicts each target
+    logits: torch.Tensor,  # shape (nodes, vocabulary)
+    nodes: np.ndarray,  # which row predicts each target
     targets: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The log-probability of each target, minus infinity where the model says nothing, and whether it is the model's first choice."
+    """The log-probability of each target, minus infinity where the model says nothing, and whether it is the model's
+    first choice.
+    """
     nodes, targets = (torch.from_numpy(part).to(logits.device) for part in (nodes, targets))
     logits = logits.float()
     found = logits[nodes, targets].double() - logits.logsumexp(-1).double()[nodes]
-    return found.nan_to_num(-torch.inf, -torch.inf, -torch.inf).cpu().numpy(), (logits.argmax(-1)[nodes] == targets).cpu().numpy()
+    return found.nan_to_num(-torch.inf, -torch.inf, -torch.inf).cpu().numpy(), (
+        logits.argmax(-1)[nodes] == targets
+    ).cpu().numpy()
+
 
 def packed(model, requests: list[Request], budget: int):
-    "Owner, log-probability and first choice of the options' tokens, pack by pack; every token of a pack is computed once."
-    known, weight = inspect.signature(model.forward).parameters, next(weight for weight in model.parameters() if weight.is_floating_point())
+    """Owner, log-probability and first choice of the options' tokens, pack by pack; every token of a pack is computed
+    once.
+    """
+    known, weight = (
+        inspect.signature(model.forward).parameters,
+        next(weight for weight in model.parameters() if weight.is_floating_point()),
+    )
     for pack in packs(requests, budget):
         tree = grow(requests, pack)
         kept, rows = np.unique(tree.nodes, return_inverse=True)
-        tokens, depth, seen, kept = (torch.from_numpy(part).to(weight.device) for part in (tree.tokens, tree.depth, tree.seen, kept))
-        mask = torch.zeros(seen.shape, dtype=weight.dtype, device=weight.device).masked_fill_(~seen, torch.finfo(weight.dtype).min)
+        tokens, depth, seen, kept = (
+            torch.from_numpy(part).to(weight.device) for part in (tree.tokens, tree.depth, tree.seen, kept)
+        )
+        mask = torch.zeros(seen.shape, dtype=weight.dtype, device=weight.device).masked_fill_(
+            ~seen, torch.finfo(weight.dtype).min
+        )
         given = {"use_cache": False, "logits_to_keep": kept}
-        logits = model(tokens[None], attention_mask=mask[None, None], position_ids=depth[None], **{name: value for name, value in given.items() if name in known}).logits[0]
+        logits = model(
+            tokens[None],
+            attention_mask=mask[None, None],
+            position_ids=depth[None],
+            **{name: value for name, value in given.items() if name in known},
+        ).logits[0]
         yield tree.owner, *read(logits if "logits_to_keep" in known else logits[kept], rows, tree.targets)
 
+# %% ../../nbs/evaluate/11_scoring.ipynb #cell-17-2
 def padded(model, requests: list[Request], budget: int):
     "The same from rows padded on the right, in which a request that begins another one shares its row."
     leaves = []
     for number in in_order(requests):
-        begins = leaves and shared(inputs(requests[leaves[-1][-1]]), inputs(requests[number])) == len(inputs(requests[leaves[-1][-1]]))
-        if begins: leaves[-1].append(number)
-        else: leaves.append([number])
+        begins = leaves and shared(inputs(requests[leaves[-1][-1]]), inputs(requests[number])) == len(
+            inputs(requests[leaves[-1][-1]])
+        )
+        if begins:
+            leaves[-1].append(number)
+        else:
+            leaves.append([number])
     leaves.sort(key=lambda leaf: -len(inputs(requests[leaf[-1]])))
     while leaves:
         width = len(inputs(requests[leaves[0][-1]]))
-        batch, leaves = leaves[:max(1, budget // width)], leaves[max(1, budget // width):]
+        batch, leaves = leaves[: max(1, budget // width)], leaves[max(1, budget // width) :]
         rows = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, leaf in zip(rows, batch): row[:len(inputs(requests[leaf[-1]]))] = torch.from_numpy(inputs(requests[leaf[-1]]))
+        for row, leaf in zip(rows, batch):
+            row[: len(inputs(requests[leaf[-1]]))] = torch.from_numpy(inputs(requests[leaf[-1]]))
         for logits, leaf in zip(logits_of(model, rows), batch):
             for number in leaf:
                 tokens, option = requests[number].tokens, requests[number].option
                 nodes = np.arange(len(tokens) - 1 - option, len(tokens) - 1)
                 yield np.full(option, number), *read(logits[nodes], np.arange(option), tokens[-option:])
 
-def alone(model, requests: list[Request], budget: int=1):
+
+def alone(model, requests: list[Request], budget: int = 1):
     "The same, each request by itself."
     for number, request in enumerate(requests):
-        for owner, *found in padded(model, [request], 1): yield owner + number, *found
+        for owner, *found in padded(model, [request], 1):
+            yield owner + number, *found
+
 
 WAYS = {"packed": packed, "padded": padded, "alone": alone}
 
@@ -208,100 +288,143 @@ def added_up(parts, count: int) -> tuple[np.ndarray, np.ndarray]:
         np.logical_and.at(greedy, owner, first)
     return total, greedy
 
+
 def size_of(
     requests: list[Request],
-    pack: list[int],          # numbers of those that make a tree, in order
+    pack: list[int],  # numbers of those that make a tree, in order
 ) -> int:
     "Tokens of their tree."
     rows = [inputs(requests[number]) for number in pack]
     return len(rows[0]) + sum(len(row) - shared(before, row) for before, row in zip(rows, rows[1:]))
 
+
 def siblings(
     request: Request,
-    size: int,        # tokens that they add to its tree, about
+    size: int,  # tokens that they add to its tree, about
 ) -> list[Request]:
     "Made-up requests that part from this one half-way, and stand between its halves in a tree."
     tokens, random = inputs(request), np.random.default_rng(0)
-    places = [place for place in range(1, len(tokens)) if tokens[place] > 0]   # with a smaller token they come before it
-    if not places: return []
+    places = [place for place in range(1, len(tokens)) if tokens[place] > 0]  # with a smaller token they come before it
+    if not places:
+        return []
     place = min(places, key=lambda place: abs(place - len(tokens) / 2))
-    def tail(): return [random.integers(tokens[place]), *random.choice(tokens, len(tokens) - place)]   # the last is only predicted
+
+    def tail():
+        return [
+            random.integers(tokens[place]),
+            *random.choice(tokens, len(tokens) - place),
+        ]  # the last is only predicted
+
     return [Request(np.array([*tokens[:place], *tail()]), 1) for _ in range(-(-size // (len(tokens) - place)))]
+
 
 def beginnings(
     request: Request,
 ) -> list[Request]:
     "Made-up requests that this one begins with, a quarter, half and three quarters as long."
     length = len(request.tokens)
-    return [Request(request.tokens[:part], 1) for part in sorted({length // 4, length // 2, length * 3 // 4}) if part > 1]
+    return [
+        Request(request.tokens[:part], 1) for part in sorted({length // 4, length // 2, length * 3 // 4}) if part > 1
+    ]
 
 # %% ../../nbs/evaluate/11_scoring.ipynb #exact-code
-CHOSEN = ("index_topk", "indexer_budget")   # what configs call the number of tokens that a small indexer lets a layer attend to
+CHOSEN = (
+    "index_topk",
+    "indexer_budget",
+)  # what configs call the number of tokens that a small indexer lets a layer attend to
+
 
 def trials(
     requests: list[Request],
-    budget: int,              # tokens at a time
+    budget: int,  # tokens at a time
 ) -> tuple[list[tuple[list[Request], int]], bool]:
-    "Requests to try a way on, each time with how many of them, from the first, to compare; and whether any two of all requests part ways."
+    """Requests to try a way on, each time with how many of them, from the first, to compare; and whether any two of all
+    requests part ways.
+    """
     length, order, found = [len(inputs(request)) for request in requests], in_order(requests), packs(requests, budget)
     longest, shortest = int(np.argmax(length)), sorted(order, key=lambda number: length[number])[:4]
     same = [shared(inputs(requests[longest]), inputs(request)) for request in requests]
     others = [number for number in order if same[number] < min(length[number], length[longest])]
     stranger = min(others, key=lambda number: (same[number], length[number]), default=longest)
     mates, largest = next(pack for pack in found if longest in pack), max(found, key=len)
+
     def trial(part, *wanted, more=()):
         spread = [part[place] for place in np.linspace(0, len(part) - 1, 4, dtype=int)]
         first = list(dict.fromkeys([*wanted, *spread]))
-        return [*begun, *(requests[number] for number in dict.fromkeys([*first, *part])), *more], len(begun) + len(first)
-    begun, between = beginnings(requests[longest]), siblings(requests[longest], max(size_of(requests, pack) for pack in found))
+        return [*begun, *(requests[number] for number in dict.fromkeys([*first, *part])), *more], len(begun) + len(
+            first
+        )
+
+    begun, between = (
+        beginnings(requests[longest]),
+        siblings(requests[longest], max(size_of(requests, pack) for pack in found)),
+    )
     with_longest = trial(mates, longest, mates[max(0, mates.index(longest) - 1)], stranger, more=between)
     return [with_longest, trial(largest), trial(shortest, *shortest, longest)], bool(others)
 
+# %% ../../nbs/evaluate/11_scoring.ipynb #exact-code-2
 def exact_way(
     model: torch.nn.Module,
     requests: list[Request],
-    budget: int,              # tokens at a time
+    budget: int,  # tokens at a time
 ) -> str:
     "The fastest way that gives what each request gives alone."
     config = getattr(model, "config", None)
     chosen = min((value for name in CHOSEN if isinstance(value := getattr(config, name, None), int)), default=None)
-    if chosen is not None and max(len(request.tokens) for request in requests) > chosen: return "alone"
+    if chosen is not None and max(len(request.tokens) for request in requests) > chosen:
+        return "alone"
     tried, parting = trials(requests, budget)
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
     near = {"rtol": 1e-6, "atol": max(1e-4, 8 * torch.finfo(dtype).eps), "equal_nan": True}
     with unrounded(model):
         right = [added_up(alone(model, given[:count]), count)[0] for given, count in tried]
+
         def agrees(name, given, count, expected):
-            whole = sum(len(request.tokens) for request in given)   # all of them in one tree
-            try: found, _ = added_up(WAYS[name](model, given, whole if name == "packed" else budget), len(given))
-            except Exception: return False   # the model takes no such call: the next way asks for less
+            whole = sum(len(request.tokens) for request in given)  # all of them in one tree
+            try:
+                found, _ = added_up(WAYS[name](model, given, whole if name == "packed" else budget), len(given))
+            except Exception:
+                return False  # the model takes no such call: the next way asks for less
             return np.allclose(found[:count], expected, **near)
+
         for name in ("packed", "padded") if parting else ("padded",):
-            if all(agrees(name, *each, expected) for each, expected in zip(tried, right)): return name
+            if all(agrees(name, *each, expected) for each, expected in zip(tried, right)):
+                return name
     return "alone"
 
 # %% ../../nbs/evaluate/11_scoring.ipynb #cell-20
 PACK = 384  # tokens at a time on a processor: more makes the mask dear and saves nothing
 
+
 class Scores(NamedTuple):
     "What a model thinks of each request."
-    logp: np.ndarray    # log-likelihood of the option in nats, float64
+
+    logp: np.ndarray  # log-likelihood of the option in nats, float64
     greedy: np.ndarray  # whether the model would have said it itself
-    way: str            # how it was computed: "packed", "padded" or "alone"
+    way: str  # how it was computed: "packed", "padded" or "alone"
+
 
 def score(
     model: torch.nn.Module,
     requests: list[Request],
     *,
-    budget: int|None=None,    # tokens at a time; None: what suits the device and keeps the logits under 128 MB
-    way: str|None=None,       # "packed", "padded" or "alone"; None: the first of these that is exact on this model
+    budget: int | None = None,  # tokens at a time; None: what suits the device and keeps the logits under 128 MB
+    way: str | None = None,  # "packed", "padded" or "alone"; None: the first of these that is exact on this model
 ) -> Scores:
-    "Log-likelihoods of all requests. Raises `NotMeasured` for a model that is not causal, `CompressLabError` for a request that it cannot read."
+    """Log-likelihoods of all requests.
+
+    Raises `NotMeasured` for a model that is not causal, `CompressLabError` for a request that it cannot read.
+    """
     every = torch.from_numpy(np.concatenate([request.tokens for request in requests]))
     check_rows(model, every[None], "the texts to be scored", read=max(len(request.tokens) for request in requests) - 1)
     with evaluating(model):
         vocabulary = logits_of(model, every[None, :1]).shape[-1]
-        if every.max() >= vocabulary: raise CompressLabError(f"Token {every.max()} is none of the {vocabulary} that the model predicts.", type(model).__name__, "use the model's own tokenizer")
+        if every.max() >= vocabulary:
+            raise CompressLabError(
+                f"Token {every.max()} is none of the {vocabulary} that the model predicts.",
+                type(model).__name__,
+                "use the model's own tokenizer",
+            )
         check_causal(model, vocabulary)
         cpu = all(weight.device.type == "cpu" for weight in model.parameters())
         budget = budget or (min(PACK, max(1, CHUNK // vocabulary)) if cpu else max(1, 8 * CHUNK // vocabulary))
@@ -309,17 +432,25 @@ def score(
         parts = WAYS[way](model, requests, budget)
         return Scores(*added_up(bar(parts, desc="options", unit="batch"), len(requests)), way)
 
+
 def tokenizer_of(subject):
     "The subject's tokenizer. Raises `CompressLabError` where it has none."
-    if subject.tokenizer is None: raise CompressLabError("The subject has no tokenizer to read with.", subject.name, "load it with one")
+    if subject.tokenizer is None:
+        raise CompressLabError("The subject has no tokenizer to read with.", subject.name, "load it with one")
     return subject.tokenizer
 
+# %% ../../nbs/evaluate/11_scoring.ipynb #cell-20-2
 def likelihoods(
-    subject,              # a causal language model
+    subject,  # a causal language model
     requests: list[Request],
-    budget: int|None,     # as for `score`
+    budget: int | None,  # as for `score`
 ) -> Scores:
     "The scores, all of them numbers. Raises `NotMeasured` where they are not, and as `score` does."
     scores = score(subject.model, requests, budget=budget)
-    if not np.isfinite(scores.logp).all(): raise NotMeasured("The model's likelihoods are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
+    if not np.isfinite(scores.logp).all():
+        raise NotMeasured(
+            "The model's likelihoods are not numbers.",
+            type(subject.model).__name__,
+            "compare with the uncompressed model",
+        )
     return scores

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
+
 import pandas as pd
+
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError
 from ..core.files import read_text
@@ -22,70 +24,132 @@ from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
 
 # %% ../../nbs/evaluate/16_shift.ipynb #read-code
 COLUMNS = ("item", "kind", "text", "label")
-LICENCES = {"a68dbbad0913dfaed7bc388abb3e40900f7011d4d827d800b082e7ff51ed733e": "CC BY-SA 4.0"}   # DecodingTrust's file, by its sha256
+LICENCES = {
+    "a68dbbad0913dfaed7bc388abb3e40900f7011d4d827d800b082e7ff51ed733e": "CC BY-SA 4.0"
+}  # DecodingTrust's file, by its sha256
 
+# %% ../../nbs/evaluate/16_shift.ipynb #read-code-2
 def variants(
-    path: str|Path,      # a table, or a JSON file as DecodingTrust has it
+    path: str | Path,  # a table, or a JSON file as DecodingTrust has it
 ) -> tuple[pd.DataFrame, DataProvenance]:
-    "`item`, `kind`, `text` and `label`, each item once in each of its kinds, and where it comes from. Raises `CompressLabError` naming file and row."
+    """`item`, `kind`, `text` and `label`, each item once in each of its kinds, and where it comes from.
+
+    Raises `CompressLabError` naming file and row.
+    """
     path, where = local(path), str(path)
-    try: said = json.loads(read_text(path, limit=None)) if path.suffix == ".json" else None
-    except CompressLabError as error: raise CompressLabError(f"The file of kinds cannot be read: {error.what}", where, error.fix) from error
-    except (ValueError, RecursionError) as error: raise CompressLabError(f"The file of kinds cannot be read: {error}", where, "give a JSON file or a table") from error
+    try:
+        said = json.loads(read_text(path, limit=None)) if path.suffix == ".json" else None
+    except CompressLabError as error:
+        raise CompressLabError(f"The file of kinds cannot be read: {error.what}", where, error.fix) from error
+    except (ValueError, RecursionError) as error:
+        raise CompressLabError(
+            f"The file of kinds cannot be read: {error}", where, "give a JSON file or a table"
+        ) from error
     if isinstance(said, dict) and isinstance(said.get("dev"), dict):
         rows = [(kind, number, row) for kind, listed in said["dev"].items() for number, row in enumerate(listed)]
         for kind, number, row in rows:
-            if not isinstance(row, dict) or not {"sentence", "label"} <= row.keys(): raise CompressLabError("A row has no sentence, or no label.", f"{where}, {kind}, row {number}", "correct the row")
-        frame, known = pd.DataFrame([(number, kind, row["sentence"], row["label"]) for kind, number, row in rows], columns=COLUMNS), DataProvenance(path.stem, where, "", LICENCES.get(digest := sha256(path), "unknown"), digest)
+            if not isinstance(row, dict) or not {"sentence", "label"} <= row.keys():
+                raise CompressLabError(
+                    "A row has no sentence, or no label.", f"{where}, {kind}, row {number}", "correct the row"
+                )
+        frame, known = (
+            pd.DataFrame(
+                [(number, kind, row["sentence"], row["label"]) for kind, number, row in rows], columns=COLUMNS
+            ),
+            DataProvenance(path.stem, where, "", LICENCES.get(digest := sha256(path), "unknown"), digest),
+        )
     else:
         found = task(path, columns=COLUMNS)
         frame, known = found.frame[list(COLUMNS)], found.provenance
-    frame["label"] = [int(label) if isinstance(label, str) and label.strip().isdigit() else label for label in frame["label"]]
+    frame["label"] = [
+        int(label) if isinstance(label, str) and label.strip().isdigit() else label for label in frame["label"]
+    ]
     for number, (text, label) in enumerate(zip(frame["text"], frame["label"])):
-        if not isinstance(text, str) or isinstance(label, (bool, str)) or not float(label).is_integer() or label < 0: raise CompressLabError(f"The text must be one, and the label a whole number from 0; here they are a {type(text).__name__} and {label!r}.", f"{where}, row {number}", "correct the row")
-    if (twice := frame.duplicated(["item", "kind"])).any(): raise CompressLabError(f"The item {frame['item'][twice].iloc[0]} stands twice in one kind.", where, "keep one of them")
+        if not isinstance(text, str) or isinstance(label, (bool, str)) or not float(label).is_integer() or label < 0:
+            raise CompressLabError(
+                f"The text must be one, and the label a whole number from 0; here they are a {type(text).__name__} "
+                f"and {label!r}.",
+                f"{where}, row {number}",
+                "correct the row",
+            )
+    if (twice := frame.duplicated(["item", "kind"])).any():
+        raise CompressLabError(
+            f"The item {frame['item'][twice].iloc[0]} stands twice in one kind.", where, "keep one of them"
+        )
     return frame.reset_index(drop=True), known
 
 # %% ../../nbs/evaluate/16_shift.ipynb #probe-code
 @dataclass(frozen=True)
 class Shift(Probe):
     "Accuracy that a text classifier loses where the same items come in another kind, against the clean ones."
+
     name: ClassVar[str] = "shift"
-    metrics: ClassVar[tuple] = (Metric("lost", "share", "lower"),)   # of a file: for all of its kinds, and for each
+    metrics: ClassVar[tuple] = (Metric("lost", "share", "lower"),)  # of a file: for all of its kinds, and for each
     sampled: ClassVar[tuple] = ("item", "cluster")
     path: str = setting("", needed="a file of kinds")
-    clean: str = ""                             # the kind that the others are compared with; empty: the first
-    n: int|None = setting(None, least=1)        # items, chosen by the seed; None: all
-    tokens: int|None = setting(None, least=1)   # at a time; None: what suits a processor
+    clean: str = ""  # the kind that the others are compared with; empty: the first
+    n: int | None = setting(None, least=1)  # items, chosen by the seed; None: all
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits a processor
 
     def __post_init__(self):
         super().__post_init__()
         kinds = list(dict.fromkeys(self.file[0]["kind"]))
-        if self.clean and self.clean not in kinds: raise self.wrong("clean", f"is {self.clean!r}, and must be one of {', '.join(map(str, kinds))}")
-        if len(kinds) < 2: raise self.wrong("path", "names a file of one kind, and two are needed")
+        if self.clean and self.clean not in kinds:
+            raise self.wrong("clean", f"is {self.clean!r}, and must be one of {', '.join(map(str, kinds))}")
+        if len(kinds) < 2:
+            raise self.wrong("path", "names a file of one kind, and two are needed")
         first = self.clean or kinds[0]
         each = [metric for kind in kinds if kind != first for metric in loss_metrics(f"_{kind}")]
-        object.__setattr__(self, "metrics", (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *each))
+        object.__setattr__(
+            self, "metrics", (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *each)
+        )
 
     @cached_property
-    def file(self) -> tuple[pd.DataFrame, DataProvenance]: return variants(self.path)
+    def file(self) -> tuple[pd.DataFrame, DataProvenance]:
+        return variants(self.path)
 
-    def measure(self,
-        subject,         # a Subject that classifies texts, or an object with `predict` and `fingerprint`
-        original=None,   # not needed
+    def measure(
+        self,
+        subject,  # a Subject that classifies texts, or an object with `predict` and `fingerprint`
+        original=None,  # not needed
         *,
-        seed: int=0,     # which items
+        seed: int = 0,  # which items
     ) -> Records:
-        "Losses and flips by item and kind. Raises `NotMeasured` for a model that gives no classes, `CompressLabError` for a label it cannot give."
+        """Losses and flips by item and kind.
+
+        Raises `NotMeasured` for a model that gives no classes, `CompressLabError` for a label it cannot give.
+        """
         frame, known = self.file
         kinds = list(dict.fromkeys(frame["kind"]))
         first = self.clean or kinds[0]
         base = frame[frame["kind"] == first].set_index("item")
         base = base.iloc[drawn(len(base), self.n, seed)]
-        said = {kind: answers(subject, part.reset_index(drop=True), self.tokens) for kind, part in frame[frame["item"].isin(base.index)].groupby("kind", sort=False)}
+        said = {
+            kind: answers(subject, part.reset_index(drop=True), self.tokens)
+            for kind, part in frame[frame["item"].isin(base.index)].groupby("kind", sort=False)
+        }
         for kind, found in said.items():
-            if (wrong := found["label"] >= len(found["logprobs"].iloc[0])).any(): raise CompressLabError(f"The label {found['label'][wrong].iloc[0]} is none of the model's classes.", f"{self.path}, {kind}, item {found['item'][wrong].iloc[0]}", "use a model with these classes")
-        other = {kind: pd.concat([found, said[first][~said[first]["item"].isin(found["item"])]]) for kind, found in said.items() if kind != first}
+            if (wrong := found["label"] >= len(found["logprobs"].iloc[0])).any():
+                raise CompressLabError(
+                    f"The label {found['label'][wrong].iloc[0]} is none of the model's classes.",
+                    f"{self.path}, {kind}, item {found['item'][wrong].iloc[0]}",
+                    "use a model with these classes",
+                )
+        other = {
+            kind: pd.concat([found, said[first][~said[first]["item"].isin(found["item"])]])
+            for kind, found in said.items()
+            if kind != first
+        }
         texts = frame.pivot(index="item", columns="kind", values="text").loc[base.index]
         changed = {kind: (texts[kind].notna() & (texts[kind] != texts[first])).to_numpy() for kind in other}
-        return Records(losses(said[first], other, changed), self, subject.fingerprint, {"data": judged_on(known), "rows": key_of(first, *base.index, *frame["text"]), "seed": seed, "axis": "robustness"})
+        return Records(
+            losses(said[first], other, changed),
+            self,
+            subject.fingerprint,
+            {
+                "data": judged_on(known),
+                "rows": key_of(first, *base.index, *frame["text"]),
+                "seed": seed,
+                "axis": "robustness",
+            },
+        )

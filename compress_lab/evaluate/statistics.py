@@ -9,17 +9,19 @@ __all__ = ['FEWEST', 'LONGEST', 'FEW', 'FLIPS', 'SHARES', 'cluster_sums', 'effec
            'flips', 'holm', 'together', 'against_bound', 'non_inferior', 'power', 'detectable']
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #cell-03
-import numpy as np
-import pandas as pd
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
 from scipy import optimize, stats
+
 from ..core.errors import CompressLabError
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #cell-06
 def cluster_sums(
-    columns,   # values of shape (rows, k)
+    columns,  # values of shape (rows, k)
     clusters,  # cluster of each row: any hashable labels, shape (rows,)
 ) -> np.ndarray:
     "The sums of each column over each cluster, float64 of shape (clusters, k), clusters in sorted order."
@@ -29,46 +31,53 @@ def cluster_sums(
     return sums
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #jackknife-code
-FEWEST = 20    # clusters below which an unbounded figure gets no interval
+FEWEST = 20  # clusters below which an unbounded figure gets no interval
 LONGEST = 5.0  # the longer side of an interval, at most, in half-widths of Student's t interval
+
 
 def effective(
     sizes,  # of clusters, shape (clusters,)
 ) -> float:
     "Kish's effective number of clusters: the number of equal clusters with the same variance."
     sizes = np.asarray(sizes, dtype=np.float64)
-    return float(sizes.sum() ** 2 / (sizes ** 2).sum())
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
 
 class Jackknife(NamedTuple):
     "A statistic with its jackknife standard error and what its interval needs."
+
     value: float
-    error: float    # standard error; 0 if no cluster changes the statistic
-    skew: float     # skewness of the clusters' contributions, divided by the square root of their number
+    error: float  # standard error; 0 if no cluster changes the statistic
+    skew: float  # skewness of the clusters' contributions, divided by the square root of their number
     degrees: float  # of freedom
 
     def sides(self) -> tuple[float, float]:
         "Lengths of the lower and the upper side, as multiples of the half-width of Student's t interval."
-        longer = min(1 + 4 * self.skew ** 2 + 16 * abs(self.skew) ** 3, LONGEST)
+        longer = min(1 + 4 * self.skew**2 + 16 * abs(self.skew) ** 3, LONGEST)
         return (longer, 1.0) if self.skew < 0 else (1.0, longer)
 
-    def interval(self, level: float=0.95) -> tuple[float, float]:
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
         "Confidence interval; NaN if no cluster changes the statistic."
-        if not self.error > 0: return np.nan, np.nan
+        if not self.error > 0:
+            return np.nan, np.nan
         below, above = self.sides()
         half = stats.t.ppf((1 + level) / 2, self.degrees) * self.error
         return float(self.value - below * half), float(self.value + above * half)
 
-    def p(self, null: float=0.0) -> float:
-        "Two-sided p value, at most 5% exactly if the 95% interval excludes `null`; NaN if no cluster changes the statistic."
-        if not self.error > 0: return np.nan
+    def p(self, null: float = 0.0) -> float:
+        """Two-sided p value, at most 5% exactly if the 95% interval excludes `null`; NaN if no cluster changes the
+        statistic.
+        """
+        if not self.error > 0:
+            return np.nan
         side = self.sides()[int(null > self.value)]
         return float(2 * stats.t.sf(abs(null - self.value) / (side * self.error), self.degrees))
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #jackknife-code-2
 def jackknife(
     sums: np.ndarray,  # sums by cluster, shape (clusters, k)
-    statistic,         # function from column totals of shape (…, k) to values of shape (…)
-    sizes=None,        # weight of each cluster, shape (clusters,); None: all equal
+    statistic,  # function from column totals of shape (…, k) to values of shape (…)
+    sizes=None,  # weight of each cluster, shape (clusters,); None: all equal
 ) -> Jackknife:
     "The statistic with its jackknife standard error, leaving out one cluster at a time."
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -76,35 +85,39 @@ def jackknife(
         value, left_out = float(statistic(total)), np.asarray(statistic(total - sums), dtype=np.float64)
     return from_left_out(value, left_out, sizes)
 
+
 def from_left_out(
-    value: float,          # of all clusters
+    value: float,  # of all clusters
     left_out: np.ndarray,  # without each of them in turn, shape (clusters,)
-    sizes=None,            # weight of each cluster, shape (clusters,); None: all equal
+    sizes=None,  # weight of each cluster, shape (clusters,); None: all equal
 ) -> Jackknife:
     "The same, from the statistic without each cluster."
     count = len(left_out)
     with np.errstate(invalid="ignore"):
         away = left_out.mean() - left_out
-        error = float(np.sqrt((count - 1) / count * (away ** 2).sum()))
-        if error <= 1e-12 * np.abs(left_out).max(): error = 0.0   # rounding
-        skew = float(stats.skew(away, bias=False)) / count ** 0.5 if count > 2 and error > 0 else 0.0
+        error = float(np.sqrt((count - 1) / count * (away**2).sum()))
+        if error <= 1e-12 * np.abs(left_out).max():
+            error = 0.0  # rounding
+        skew = float(stats.skew(away, bias=False)) / count**0.5 if count > 2 and error > 0 else 0.0
     degrees = max(effective(np.ones(count) if sizes is None else sizes) - 1, 1.0)
     return Jackknife(value, error, skew, degrees)
 
+
 def intervals(
-    sums: np.ndarray,    # sums by cluster, shape (clusters, k)
-    *statistics,         # functions from column totals of shape (…, k) to values of shape (…)
-    sizes=None,          # weight of each cluster, shape (clusters,); None: all equal
-    level: float=0.95,   # coverage
+    sums: np.ndarray,  # sums by cluster, shape (clusters, k)
+    *statistics,  # functions from column totals of shape (…, k) to values of shape (…)
+    sizes=None,  # weight of each cluster, shape (clusters,); None: all equal
+    level: float = 0.95,  # coverage
 ) -> list[tuple[float, float]]:
     "A confidence interval for each statistic; NaN with fewer than `FEWEST` clusters, or if no cluster changes it."
-    if len(sums) < FEWEST: return [(np.nan, np.nan)] * len(statistics)
+    if len(sums) < FEWEST:
+        return [(np.nan, np.nan)] * len(statistics)
     return [jackknife(sums, statistic, sizes).interval(level) for statistic in statistics]
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #seeds-code
 def over_seeds(
-    parts: list,   # for each seed: labels, sums and sizes of its clusters, shapes (clusters,), (clusters, k), (clusters,)
-    statistic,     # function from column totals of shape (…, k) to values of shape (…)
+    parts: list,  # for each seed: labels, sums and sizes of its clusters, shapes (clusters,), (clusters, k), (clusters,)
+    statistic,  # function from column totals of shape (…, k) to values of shape (…)
 ) -> Jackknife:
     "The mean over seeds with its standard error; seeds and clusters are crossed random factors."
     labels = sorted({label for each, _, _ in parts for label in each}, key=str)
@@ -118,35 +131,44 @@ def over_seeds(
             row[columns] = (left_out.mean() - left_out) * ((len(sums) - 1) / len(sums)) ** 0.5
             sizes[columns] += size
         of_seeds, shared = values.var(ddof=1) / seeds, (contributions.mean(0) ** 2).sum()
-        of_clusters = max(0.0, seeds / (seeds - 1) * (shared - (contributions ** 2).sum() / seeds ** 2))
+        of_clusters = max(0.0, seeds / (seeds - 1) * (shared - (contributions**2).sum() / seeds**2))
     variance = max(of_seeds + of_clusters, shared)
-    if not 0 < variance < np.inf: return Jackknife(float(values.mean()), 0.0 if variance == 0 else np.nan, 0.0, 1.0)
+    if not 0 < variance < np.inf:
+        return Jackknife(float(values.mean()), 0.0 if variance == 0 else np.nan, 0.0, 1.0)
     among_seeds, among_clusters = _quantile(seeds - 1) ** 2, _quantile(max(effective(sizes) - 1, 1.0)) ** 2
     half = max(among_seeds * of_seeds + among_clusters * of_clusters, among_clusters * shared) ** 0.5
     skew = stats.skew(contributions.mean(0), bias=False) / len(labels) ** 0.5 if len(labels) > 2 and shared > 0 else 0.0
-    return Jackknife(float(values.mean()), float(variance ** 0.5), float(skew), _degrees(half / variance ** 0.5))
+    return Jackknife(float(values.mean()), float(variance**0.5), float(skew), _degrees(half / variance**0.5))
 
-def _quantile(degrees: float) -> float: return float(stats.t.ppf(0.975, degrees))
+
+def _quantile(degrees: float) -> float:
+    return float(stats.t.ppf(0.975, degrees))
+
 
 def _degrees(quantile: float) -> float:
     "The degrees of freedom with that 97.5% quantile of Student's t."
-    if quantile >= _quantile(1): return 1.0
-    if quantile <= _quantile(1e7): return 1e7
+    if quantile >= _quantile(1):
+        return 1.0
+    if quantile <= _quantile(1e7):
+        return 1e7
     return float(np.exp(optimize.brentq(lambda log: _quantile(np.exp(log)) - quantile, 0.0, np.log(1e7))))
 
+# %% ../../nbs/evaluate/02_statistics.ipynb #seeds-code-2
 def interval(
-    values,             # a figure for each seed, shape (n,)
-    level: float=0.95,  # coverage
+    values,  # a figure for each seed, shape (n,)
+    level: float = 0.95,  # coverage
 ) -> tuple[float, float, float]:
     "The mean and Student's t interval over seeds, which says nothing about other items; NaN ends for a single value."
     values = np.asarray(values, dtype=np.float64)
     count, middle = len(values), float(values.mean())
-    if count < 2: return middle, np.nan, np.nan
+    if count < 2:
+        return middle, np.nan, np.nan
     reach = float(stats.t.ppf((1 + level) / 2, count - 1) * stats.sem(values))
     return middle, middle - reach, middle + reach
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #share-code
 FEW = 5  # clusters of several items below which a share gets no interval
+
 
 def quotient(
     totals: np.ndarray,  # dividend and divisor, shape (…, 2)
@@ -154,9 +176,10 @@ def quotient(
     "The first sum divided by the second, shape (…); 0 if the second is 0."
     return np.divide(totals[..., 0], totals[..., 1], out=np.zeros(totals.shape[:-1]), where=totals[..., 1] != 0)
 
+
 def exact(
     found: float,  # what is counted; need not be whole
-    of: float,     # out of how many
+    of: float,  # out of how many
     level: float,  # coverage, at least
 ) -> tuple[float, float]:
     "Clopper and Pearson's interval."
@@ -165,12 +188,14 @@ def exact(
     high = stats.beta.isf(tail, found + 1, of - found) if found < of else 1.0
     return float(low), float(high)
 
+
 def shrinkage(
     degrees: float,  # of freedom
-    level: float,    # coverage
+    level: float,  # coverage
 ) -> float:
     "The squared ratio of Student's t quantile to the normal quantile."
     return float((stats.t.ppf((1 + level) / 2, degrees) / stats.norm.ppf((1 + level) / 2)) ** 2)
+
 
 def widened(
     ends: tuple[float, float],
@@ -178,52 +203,60 @@ def widened(
     level: float,  # coverage of both
 ) -> tuple[float, float]:
     "The smallest interval that contains `ends` and that of the jackknife, if it has one."
-    if not spread.error > 0: return ends
+    if not spread.error > 0:
+        return ends
     low, high = spread.interval(level)
     return min(ends[0], low), max(ends[1], high)
 
+# %% ../../nbs/evaluate/02_statistics.ipynb #share-code-2
 def share(
-    sums: np.ndarray,   # what is counted, and out of how many, by cluster, shape (clusters, 2)
-    level: float=0.95,  # coverage, at least
+    sums: np.ndarray,  # what is counted, and out of how many, by cluster, shape (clusters, 2)
+    level: float = 0.95,  # coverage, at least
 ) -> tuple[float, float]:
     "Confidence interval of a share; NaN with fewer than `FEW` clusters of several items."
     found, of = sums.sum(0)
-    if (sums[:, 1] == 1).all(): return exact(found, of, level)
-    if len(sums) < FEW: return np.nan, np.nan
+    if (sums[:, 1] == 1).all():
+        return exact(found, of, level)
+    if len(sums) < FEW:
+        return np.nan, np.nan
     spread, rate = jackknife(sums, quotient, sums[:, 1]), found / of
-    items = min(of, rate * (1 - rate) / spread.error ** 2) if spread.error > 0 else effective(sums[:, 1])
+    items = min(of, rate * (1 - rate) / spread.error**2) if spread.error > 0 else effective(sums[:, 1])
     items /= shrinkage(spread.degrees, level)
     low, high = widened(exact(rate * items, items, level), spread, level)
     return max(0.0, low), min(1.0, high)
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #score-code
 def score(
-    lost,        # items that went wrong, a count or an array of counts
-    gained,      # items that came right
-    n,           # items
+    lost,  # items that went wrong, a count or an array of counts
+    gained,  # items that came right
+    n,  # items
     difference,  # hypothesis: accuracy of the compressed model less that of the original, in (-1, 1)
 ) -> np.ndarray:
     "Tango's z score under the hypothesis, positive if the compressed model did better."
-    lost, gained, n, by = (np.asarray(value, dtype=np.float64) for value in np.broadcast_arrays(lost, gained, n, difference))
+    lost, gained, n, by = (
+        np.asarray(value, dtype=np.float64) for value in np.broadcast_arrays(lost, gained, n, difference)
+    )
     half = lost + gained - by * (2 * n + lost - gained)
-    rate = (half + np.sqrt(np.maximum(half ** 2 + 8 * n * lost * by * (1 - by), 0))) / (4 * n)   # of going wrong
-    return _z(gained - lost - n * by, n * (2 * rate + by - by ** 2))
+    rate = (half + np.sqrt(np.maximum(half**2 + 8 * n * lost * by * (1 - by), 0))) / (4 * n)  # of going wrong
+    return _z(gained - lost - n * by, n * (2 * rate + by - by**2))
+
 
 def ratio_score(
-    right,   # items right before and after, a count or an array of counts
-    lost,    # items that went wrong
+    right,  # items right before and after, a count or an array of counts
+    lost,  # items that went wrong
     gained,  # items that came right
-    n,       # items
-    ratio,   # hypothesis: accuracy of the compressed model divided by that of the original, above 0
+    n,  # items
+    ratio,  # hypothesis: accuracy of the compressed model divided by that of the original, above 0
 ) -> np.ndarray:
     "Nam and Blackwelder's z score under the hypothesis, positive if the compressed model did better."
     given = np.broadcast_arrays(right, lost, gained, n, ratio)
     right, lost, gained, n, by = (np.asarray(value, dtype=np.float64) for value in given)
     before, after = (right + lost) / n, (right + gained) / n
-    below = np.sqrt(np.maximum((after - by ** 2 * before) ** 2 + 4 * by ** 2 * lost * gained / n ** 2, 0))
-    came = (by ** 2 * (before + 2 * gained / n) - after + below) / (2 * by * (by + 1))   # rate of coming right
+    below = np.sqrt(np.maximum((after - by**2 * before) ** 2 + 4 * by**2 * lost * gained / n**2, 0))
+    came = (by**2 * (before + 2 * gained / n) - after + below) / (2 * by * (by + 1))  # rate of coming right
     went = by * came - (by - 1) * (right + lost + gained) / n
     return _z(n * (after - by * before), n * by * np.maximum(went + came, 0))
+
 
 def _z(above: np.ndarray, variance: np.ndarray) -> np.ndarray:
     "The excess over the hypothesis divided by its standard error; infinite if that is 0."
@@ -234,86 +267,111 @@ def _z(above: np.ndarray, variance: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Pairs:
     "Answers of two models to the same items, by cluster: right twice, lost, gained, and all items."
+
     sums: np.ndarray  # shape (clusters, 4)
 
     @cached_property
-    def counts(self) -> np.ndarray: return self.sums.sum(0)
+    def counts(self) -> np.ndarray:
+        return self.sums.sum(0)
 
     @property
-    def independent(self) -> bool: return bool((self.sums[:, 3] == 1).all())   # each item is a cluster of its own
+    def independent(self) -> bool:
+        return bool((self.sums[:, 3] == 1).all())  # each item is a cluster of its own
 
     @property
-    def too_few(self) -> bool: return not self.independent and len(self.sums) < FEW
+    def too_few(self) -> bool:
+        return not self.independent and len(self.sums) < FEW
 
     @cached_property
     def difference(self) -> Jackknife:
-        def of(totals): return (totals[..., 2] - totals[..., 1]) / totals[..., 3]
+        def of(totals):
+            return (totals[..., 2] - totals[..., 1]) / totals[..., 3]
+
         return jackknife(self.sums, of, self.sums[:, 3])
 
     @cached_property
     def ratio(self) -> Jackknife:
-        def of(totals): return (totals[..., 0] + totals[..., 2]) / (totals[..., 0] + totals[..., 1])
+        def of(totals):
+            return (totals[..., 0] + totals[..., 2]) / (totals[..., 0] + totals[..., 1])
+
         return jackknife(self.sums, of, self.sums[:, 3])
 
     @cached_property
     def design_effect(self) -> float:
         "Variance of the difference relative to that of independent items, at least 1."
-        if self.independent: return 1.0
+        if self.independent:
+            return 1.0
         _, lost, gained, n = self.counts
         plain = ((lost + gained) / n - ((gained - lost) / n) ** 2) / n
-        if not (self.difference.error > 0 and plain > 0): return n / effective(self.sums[:, 3])
-        return max(1.0, self.difference.error ** 2 / plain)
+        if not (self.difference.error > 0 and plain > 0):
+            return n / effective(self.sums[:, 3])
+        return max(1.0, self.difference.error**2 / plain)
 
     def p(self) -> float:
         "Two-sided p value against no difference; NaN with too few clusters."
         _, lost, gained, n = self.counts
-        if self.too_few: return np.nan
-        if not lost + gained: return 1.0
-        if self.independent: return float(stats.binomtest(int(lost), int(lost + gained)).pvalue)
-        z = abs(score(lost, gained, n, 0)) / self.design_effect ** 0.5
+        if self.too_few:
+            return np.nan
+        if not lost + gained:
+            return 1.0
+        if self.independent:
+            return float(stats.binomtest(int(lost), int(lost + gained)).pvalue)
+        z = abs(score(lost, gained, n, 0)) / self.design_effect**0.5
         jackknifed = [view.p(null) for view, null in ((self.difference, 0.0), (self.ratio, 1.0)) if view.error > 0]
         return max(float(2 * stats.t.sf(z, self.difference.degrees)), *jackknifed, 0.0)
 
     def effective_counts(self, level: float) -> np.ndarray:
         "The counts of as many independent items as would have the same variance."
-        if self.independent: return self.counts
+        if self.independent:
+            return self.counts
         return self.counts / self.design_effect / shrinkage(self.difference.degrees, level)
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #pairs-code-2
 def _ends(z, start: float, stop: float, level: float) -> tuple[float, float]:
     "Where the falling function z has both normal quantiles; `start` or `stop` where it never has."
+
     def end(limit):
         first, last = (float(z(at)) - limit for at in (start, stop))
-        if first <= 0: return start
-        if last >= 0: return stop
+        if first <= 0:
+            return start
+        if last >= 0:
+            return stop
         return float(optimize.brentq(lambda at: float(z(at)) - limit, start, stop))
+
     limit = float(stats.norm.ppf((1 + level) / 2))
     return end(limit), end(-limit)
 
+
 def paired_interval(
     pairs: Pairs,
-    level: float=0.95,  # coverage
+    level: float = 0.95,  # coverage
 ) -> tuple[float, float]:
     "Confidence interval of the difference of the accuracies; NaN with too few clusters."
-    if pairs.too_few: return np.nan, np.nan
+    if pairs.too_few:
+        return np.nan, np.nan
     _, lost, gained, n = pairs.effective_counts(level)
     edge = 1 - 1e-12
     found = _ends(lambda by: score(lost, gained, n, by), -edge, edge, level)
     low, high = (round(end) if abs(end) == edge else end for end in found)
-    if not pairs.independent: low, high = widened((low, high), pairs.difference, level)
+    if not pairs.independent:
+        low, high = widened((low, high), pairs.difference, level)
     return _with_null(max(-1.0, low), min(1.0, high), 0.0, pairs, level)
+
 
 def paired_ratio(
     pairs: Pairs,
-    level: float=0.95,  # coverage
+    level: float = 0.95,  # coverage
 ) -> tuple[float, float]:
     "Confidence interval of the ratio of the accuracies; NaN with too few clusters, or if the original is never right."
-    if pairs.too_few or not pairs.counts[:2].sum() > 0: return np.nan, np.nan
+    if pairs.too_few or not pairs.counts[:2].sum() > 0:
+        return np.nan, np.nan
     right, lost, gained, n = pairs.effective_counts(level)
     ends = _ends(lambda by: ratio_score(right, lost, gained, n, np.exp(by)), -16.0, 16.0, level)
     low, high = (0.0 if end == -16 else np.inf if end == 16 else float(np.exp(end)) for end in ends)
-    if not pairs.independent: low, high = widened((low, high), pairs.ratio, level)
+    if not pairs.independent:
+        low, high = widened((low, high), pairs.ratio, level)
     return _with_null(max(0.0, low), high, 1.0, pairs, level)
+
 
 def _with_null(low: float, high: float, null: float, pairs: Pairs, level: float) -> tuple[float, float]:
     "The interval, extended to no change if the test does not rule that out."
@@ -321,8 +379,8 @@ def _with_null(low: float, high: float, null: float, pairs: Pairs, level: float)
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #mcnemar-code
 def paired(
-    original,       # right (1) or wrong (0) for each item, shape (n,)
-    compressed,     # the same items answered by the compressed model, shape (n,)
+    original,  # right (1) or wrong (0) for each item, shape (n,)
+    compressed,  # the same items answered by the compressed model, shape (n,)
     clusters=None,  # of each item, shape (n,); None: items are independent
 ) -> Pairs:
     "Both models' answers, summed by cluster."
@@ -330,9 +388,10 @@ def paired(
     kinds = original & compressed, original & ~compressed, ~original & compressed, np.ones(len(original))
     return Pairs(cluster_sums(np.column_stack(kinds), np.arange(len(original)) if clusters is None else clusters))
 
+
 def mcnemar(
-    original,       # right (1) or wrong (0) for each item, shape (n,)
-    compressed,     # the same items answered by the compressed model, shape (n,)
+    original,  # right (1) or wrong (0) for each item, shape (n,)
+    compressed,  # the same items answered by the compressed model, shape (n,)
     clusters=None,  # of each item, shape (n,); None: items are independent
 ) -> tuple[int, int, float]:
     "Items that went wrong, items that came right, and the two-sided p value: exact for independent items."
@@ -341,67 +400,120 @@ def mcnemar(
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #flips-code
 FLIPS = {  # functions of the totals: lost, gained, changed, items
-    "went wrong": lambda t: t[..., 0] / t[..., 3], "came right": lambda t: t[..., 1] / t[..., 3], "net change": lambda t: (t[..., 1] - t[..., 0]) / t[..., 3],
-    "flips": lambda t: (t[..., 0] + t[..., 1]) / t[..., 3], "churn": lambda t: 2 * np.minimum(t[..., 0], t[..., 1]) / t[..., 3],
-    "changed": lambda t: t[..., 2] / t[..., 3], "agreement": lambda t: 1 - t[..., 2] / t[..., 3]}
+    "went wrong": lambda t: t[..., 0] / t[..., 3],
+    "came right": lambda t: t[..., 1] / t[..., 3],
+    "net change": lambda t: (t[..., 1] - t[..., 0]) / t[..., 3],
+    "flips": lambda t: (t[..., 0] + t[..., 1]) / t[..., 3],
+    "churn": lambda t: 2 * np.minimum(t[..., 0], t[..., 1]) / t[..., 3],
+    "changed": lambda t: t[..., 2] / t[..., 3],
+    "agreement": lambda t: 1 - t[..., 2] / t[..., 3],
+}
+
 
 def same_items(
-    first: pd.DataFrame,   # with `item`
+    first: pd.DataFrame,  # with `item`
     second: pd.DataFrame,  # with `item`, in any order
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Both by item, in the order of the first. Raises `CompressLabError` where they are not the same items, each once."
     first, second = first.set_index("item"), second.set_index("item")
     if not first.index.is_unique or len(first) != len(second) or not first.index.isin(second.index).all():
-        raise CompressLabError("The answers are not to the same items.", f"{len(first)} and {len(second)} items", "measure both models with one probe on the same items")
+        raise CompressLabError(
+            "The answers are not to the same items.",
+            f"{len(first)} and {len(second)} items",
+            "measure both models with one probe on the same items",
+        )
     return first, second.loc[first.index]
 
+# %% ../../nbs/evaluate/02_statistics.ipynb #flips-code-3
 def changes(
-    original: pd.DataFrame,    # `item`, a column of right and wrong, and `prediction` where there is one
+    original: pd.DataFrame,  # `item`, a column of right and wrong, and `prediction` where there is one
     compressed: pd.DataFrame,  # the same items answered by the compressed model
-    column: str="correct",     # of right and wrong answers
+    column: str = "correct",  # of right and wrong answers
 ) -> pd.DataFrame:
-    "A row for each item: right before and after, lost, gained, flipped, and whether the answer is another one. Raises `CompressLabError` where items differ."
+    """A row for each item: right before and after, lost, gained, flipped, and whether the answer is another one.
+
+    Raises `CompressLabError` where items differ.
+    """
     first, second = same_items(original, compressed)
     before, after = first[column].to_numpy(bool), second[column].to_numpy(bool)
-    changed = first["prediction"].to_numpy() != second["prediction"].to_numpy() if "prediction" in first else before != after
-    return pd.DataFrame({"item": first.index, "cluster": first["cluster"].to_numpy() if "cluster" in first else np.arange(len(first)), "before": before, "after": after,
-                         "lost": before & ~after, "gained": ~before & after, "flipped": before != after, "changed": changed, "n": 1})
+    changed = (
+        first["prediction"].to_numpy() != second["prediction"].to_numpy() if "prediction" in first else before != after
+    )
+    return pd.DataFrame(
+        {
+            "item": first.index,
+            "cluster": first["cluster"].to_numpy() if "cluster" in first else np.arange(len(first)),
+            "before": before,
+            "after": after,
+            "lost": before & ~after,
+            "gained": ~before & after,
+            "flipped": before != after,
+            "changed": changed,
+            "n": 1,
+        }
+    )
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #flips-code-2
-SHARES = {"went wrong": "lost", "came right": "gained", "flips": "flipped", "changed": "changed"}   # columns of `changes`
+SHARES = {
+    "went wrong": "lost",
+    "came right": "gained",
+    "flips": "flipped",
+    "changed": "changed",
+}  # columns of `changes`
+
 
 def _flip_interval(name: str, found: pd.DataFrame) -> tuple[float, float]:
     "The interval of one of `FLIPS`."
-    def of(column): return share(cluster_sums(np.column_stack([column, np.ones(len(found))]), found["cluster"]))
-    if name in SHARES: return of(found[SHARES[name]])
-    if name == "agreement": return of(~found["changed"])
-    if name == "net change": return paired_interval(paired(found["before"], found["after"], found["cluster"]))
-    rarer = of(min(found["lost"], found["gained"], key=np.sum))
-    return tuple(np.minimum(1.0, np.multiply(2, rarer)).tolist())   # churn
 
+    def of(column):
+        return share(cluster_sums(np.column_stack([column, np.ones(len(found))]), found["cluster"]))
+
+    if name in SHARES:
+        return of(found[SHARES[name]])
+    if name == "agreement":
+        return of(~found["changed"])
+    if name == "net change":
+        return paired_interval(paired(found["before"], found["after"], found["cluster"]))
+    rarer = of(min(found["lost"], found["gained"], key=np.sum))
+    return tuple(np.minimum(1.0, np.multiply(2, rarer)).tolist())  # churn
+
+# %% ../../nbs/evaluate/02_statistics.ipynb #flips-code-2-2
 def flips(
-    original: pd.DataFrame,         # `item`, `prediction`, a column of right and wrong, and `cluster` where items are not independent
-    compressed: pd.DataFrame,       # the same items answered by the compressed model
-    again: pd.DataFrame|None=None,  # and by the original once more, under another batch size, thread count or precision
+    original: pd.DataFrame,  # `item`, `prediction`, a column of right and wrong, and `cluster` where items are not independent
+    compressed: pd.DataFrame,  # the same items answered by the compressed model
+    again: pd.DataFrame
+    | None = None,  # and by the original once more, under another batch size, thread count or precision
     *,
-    column: str="correct",          # of right and wrong answers
+    column: str = "correct",  # of right and wrong answers
 ) -> pd.DataFrame:
-    "Each share of items with its 95% interval, its noise floor, and how far it is above that. Raises `CompressLabError` where items differ."
+    """Each share of items with its 95% interval, its noise floor, and how far it is above that.
+
+    Raises `CompressLabError` where items differ.
+    """
     counted = ["lost", "gained", "changed", "n"]
     found, other = changes(original, compressed, column), None if again is None else changes(original, again, column)
     table = {}
     for name, of in FLIPS.items():
         low, high = _flip_interval(name, found)
         table[name] = {"share": float(of(found[counted].to_numpy(float).sum(0))), "low": low, "high": high}
-        if other is None: continue
+        if other is None:
+            continue
         floor, (above_low, above_high) = float(of(other[counted].to_numpy(float).sum(0))), _above(name, found, other)
-        table[name] |= {"floor": floor, "above": table[name]["share"] - floor, "above_low": above_low, "above_high": above_high}
+        table[name] |= {
+            "floor": floor,
+            "above": table[name]["share"] - floor,
+            "above_low": above_low,
+            "above_high": above_high,
+        }
     return pd.DataFrame(table).T
+
 
 def _above(name: str, found: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
     "The interval of one of `FLIPS` less the same between two runs of the original."
-    if name in SHARES: return paired_interval(paired(other[SHARES[name]], found[SHARES[name]], found["cluster"]))
-    if name == "agreement": return paired_interval(paired(~other["changed"], ~found["changed"], found["cluster"]))
+    if name in SHARES:
+        return paired_interval(paired(other[SHARES[name]], found[SHARES[name]], found["cluster"]))
+    if name == "agreement":
+        return paired_interval(paired(~other["changed"], ~found["changed"], found["cluster"]))
     counted = [each[["lost", "gained", "changed", "n"]].to_numpy(float) for each in (found, other)]
     sums = cluster_sums(np.hstack(counted), found["cluster"])
     return intervals(sums, lambda t: FLIPS[name](t) - FLIPS[name](t[..., 4:]), sizes=sums[:, 3])[0]
@@ -420,9 +532,9 @@ def holm(
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #together-code
 def together(
-    values,             # differences of independent tasks, shape (n,)
-    ends,               # their 95% intervals, shape (n, 2)
-    level: float=0.95,  # coverage
+    values,  # differences of independent tasks, shape (n,)
+    ends,  # their 95% intervals, shape (n, 2)
+    level: float = 0.95,  # coverage
 ) -> tuple[float, float, float, float]:
     "The mean difference, its confidence interval and two-sided p value; NaN if a task has no interval."
     ends = np.asarray(ends, dtype=np.float64).reshape(-1, 2)
@@ -435,45 +547,51 @@ def together(
 # %% ../../nbs/evaluate/02_statistics.ipynb #cell-36
 def against_bound(
     interval: tuple[float, float],  # interval of the figure that is bounded
-    bound: float,                   # the worst value that is still good enough
-    better: str,                    # "lower" or "higher" values are better
+    bound: float,  # the worst value that is still good enough
+    better: str,  # "lower" or "higher" values are better
 ) -> str:
-    "\"within\" where the whole interval is good enough, \"outside\" where none of it is, \"open\" otherwise."
+    '"within" where the whole interval is good enough, "outside" where none of it is, "open" otherwise.'
     low, high = interval if better == "lower" else (-interval[1], -interval[0])
     bound = bound if better == "lower" else -bound
     return "within" if high <= bound else "outside" if low > bound else "open"
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #non-inferior-code
 def non_inferior(
-    pairs: Pairs, # right and wrong answers of both models to the same items
+    pairs: Pairs,  # right and wrong answers of both models to the same items
     loss: float,  # of accuracy that is acceptable, as a share of the items, declared beforehand
 ) -> float:
     "One-sided p value against that loss or a larger one: small if the loss is smaller."
     _, lost, gained, n = pairs.counts
-    z = float(score(lost, gained, n, -loss)) / pairs.design_effect ** 0.5
+    z = float(score(lost, gained, n, -loss)) / pairs.design_effect**0.5
     return float(stats.norm.sf(z) if pairs.independent else stats.t.sf(z, pairs.difference.degrees))
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #power-code
 def power(
-    n: int,              # items
+    n: int,  # items
     discordance: float,  # share of items that flip, in (0, 1]
-    effect: float,       # true difference of the accuracies; at most the discordance
-    level: float=0.05,   # of the two-sided test
+    effect: float,  # true difference of the accuracies; at most the discordance
+    level: float = 0.05,  # of the two-sided test
 ) -> float:
     "The chance that McNemar's exact test finds the difference."
     pairs = np.arange(int(stats.binom.ppf(1e-12, n, discordance)), int(stats.binom.isf(1e-12, n, discordance)) + 1)
     most = stats.binom.ppf(level / 2, pairs, 0.5)
-    most -= stats.binom.cdf(most, pairs, 0.5) > level / 2   # the largest number of rarer flips that is still significant
+    most -= stats.binom.cdf(most, pairs, 0.5) > level / 2  # the largest number of rarer flips that is still significant
     rarer = (discordance - abs(effect)) / (2 * discordance)
     found = stats.binom.cdf(most, pairs, rarer) + stats.binom.cdf(most, pairs, 1 - rarer)
     return float(stats.binom.pmf(pairs, n, discordance) @ found)
 
+
 def detectable(
-    n: int,              # items
+    n: int,  # items
     discordance: float,  # share of items that flip, in (0, 1]
-    chance: float=0.8,   # of finding it
-    level: float=0.05,   # of the two-sided test
+    chance: float = 0.8,  # of finding it
+    level: float = 0.05,  # of the two-sided test
 ) -> float:
-    "The smallest difference of accuracies found with that chance; not-a-number where even flips that all go one way are too few."
-    if power(n, discordance, discordance, level) < chance: return np.nan
-    return float(optimize.brentq(lambda effect: power(n, discordance, effect, level) - chance, 0, discordance, xtol=1e-6))
+    """The smallest difference of accuracies found with that chance; not-a-number where even flips that all go one way
+    are too few.
+    """
+    if power(n, discordance, discordance, level) < chance:
+        return np.nan
+    return float(
+        optimize.brentq(lambda effect: power(n, discordance, effect, level) - chance, 0, discordance, xtol=1e-6)
+    )

@@ -9,28 +9,58 @@ __all__ = ['SUITES', 'expanded', 'suite']
 from ..core.errors import CompressLabError, nearest
 
 # %% ../../nbs/evaluate/15_suites.ipynb #cell-06
-def _asked(*tasks: tuple[str, int|None]) -> list[dict]: return [{"probe": "task", "task": name} | ({"n": n} if n else {}) for name, n in tasks]
+def _asked(*tasks: tuple[str, int | None]) -> list[dict]:
+    return [{"probe": "task", "task": name} | ({"n": n} if n else {}) for name, n in tasks]
+
 
 SUITES = {
-    "trust-small": [{"probe": "perplexity", "text": "wikipedia", "n": 24, "context": 256}, {"probe": "fidelity", "text": "wikipedia", "n": 20, "context": 128},
-                    *_asked(("arc_easy", 200), ("openbookqa", 200), ("piqa", 200), ("copa", None), ("boolq", 100), ("crows_pairs", 300)), {"probe": "size"}],
-    "trust-sst2": [*_asked(("glue_sst2", None), ("advglue_sst2", None)), {"probe": "calibration", "task": "glue_sst2"}, {"probe": "robustness", "n": 300}, {"probe": "behaviour"}, {"probe": "size"}],
-    "glue": _asked(*((f"glue_{name}", None) for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli_mm", "qnli", "rte"))),
-    "glue-options": _asked(*((name, None) for name in ("cola", "sst2", "mrpc", "qqp", "mnli", "mnli_mm", "qnli", "rte"))),
+    "trust-small": [
+        {"probe": "perplexity", "text": "wikipedia", "n": 24, "context": 256},
+        {"probe": "fidelity", "text": "wikipedia", "n": 20, "context": 128},
+        *_asked(
+            ("arc_easy", 200), ("openbookqa", 200), ("piqa", 200), ("copa", None), ("boolq", 100), ("crows_pairs", 300)
+        ),
+        {"probe": "size"},
+    ],
+    "trust-sst2": [
+        *_asked(("glue_sst2", None), ("advglue_sst2", None)),
+        {"probe": "calibration", "task": "glue_sst2"},
+        {"probe": "robustness", "n": 300},
+        {"probe": "behaviour"},
+        {"probe": "size"},
+    ],
+    "glue": _asked(
+        *((f"glue_{name}", None) for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli_mm", "qnli", "rte"))
+    ),
+    "glue-options": _asked(
+        *((name, None) for name in ("cola", "sst2", "mrpc", "qqp", "mnli", "mnli_mm", "qnli", "rte"))
+    ),
     "superglue": _asked(*((f"superglue_{name}", None) for name in ("boolq", "cb", "multirc", "rte", "wic"))),
-    "superglue-options": _asked(*((name, None) for name in ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"))),
+    "superglue-options": _asked(
+        *((name, None) for name in ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"))
+    ),
 }
+
 
 def expanded(
     asked,  # probes, names of probes or suites, or dicts with `probe` and settings
 ) -> list:
     "The same with the probes of a suite in the place of its name, each once."
-    found = [each for name in asked for each in (SUITES.get(name, [{"probe": name}]) if isinstance(name, str) else [name])]
+    found = [
+        each for name in asked for each in (SUITES.get(name, [{"probe": name}]) if isinstance(name, str) else [name])
+    ]
     return [each for place, each in enumerate(found) if each not in found[:place]]
 
+# %% ../../nbs/evaluate/15_suites.ipynb #cell-06-2
 def suite(
     name: str,  # of a suite
 ) -> list[dict]:
     "Its probes. Raises `CompressLabError` where there is no such suite."
-    if name not in SUITES: raise CompressLabError(f"There is no suite {name!r}.", fix=f"did you mean {' or '.join(close)}?" if (close := nearest(name, SUITES)) else f"take one of {', '.join(SUITES)}")
+    if name not in SUITES:
+        raise CompressLabError(
+            f"There is no suite {name!r}.",
+            fix=f"did you mean {' or '.join(close)}?"
+            if (close := nearest(name, SUITES))
+            else f"take one of {', '.join(SUITES)}",
+        )
     return [dict(probe) for probe in SUITES[name]]

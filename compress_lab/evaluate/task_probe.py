@@ -8,14 +8,17 @@ __all__ = ['MOMENTS', 'LENGTH', 'ANSWERS', 'RIGHT', 'correlation', 'macro_f1', '
            'head_logits', 'classify', 'taken', 'write', 'answered', 'TaskProbe', 'flipped']
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-03
-import hashlib, re
+import hashlib
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import torch
 from scipy import special, stats
+
 from ..core.errors import CompressLabError
 from ..core.inputs import check_tokens, limits, tokenizer_key
 from ..core.progress import bar
@@ -29,6 +32,7 @@ from .writing import answers_to
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-06
 MOMENTS = ("n", "x", "y", "xy", "xx", "yy")
 
+
 def correlation(
     totals: np.ndarray,  # the sums named in `MOMENTS`, shape (…, 6)
 ) -> np.ndarray:
@@ -37,6 +41,7 @@ def correlation(
     below = np.sqrt(np.maximum((n * xx - x * x) * (n * yy - y * y), 0))
     return np.divide(n * xy - x * y, below, out=np.zeros_like(below), where=below > 1e-9 * n * n)
 
+
 def macro_f1(
     totals: np.ndarray,  # for each class in turn, items of it that were found, and its items plus those taken for it, shape (…, 2 × classes)
 ) -> np.ndarray:
@@ -44,49 +49,81 @@ def macro_f1(
     found, seen = totals[..., ::2], totals[..., 1::2]
     return np.divide(2 * found, seen, out=np.zeros_like(found), where=seen > 0).mean(-1)
 
+
 def metric_of(
     file: TaskFile,
-    name: str,       # one of the file's metrics
+    name: str,  # one of the file's metrics
 ) -> Metric:
     "The metric, called after the task."
     called, share = f"{file.name}.{name}", {"unit": "share", "better": "higher"}
-    if name in ("mcc", "pearson", "spearman"): return Metric(called, better="higher", sums=tuple(f"{name}_{part}" for part in MOMENTS), formula=correlation)
+    if name in ("mcc", "pearson", "spearman"):
+        return Metric(called, better="higher", sums=tuple(f"{name}_{part}" for part in MOMENTS), formula=correlation)
     if name == "macro_f1":
         count = len(file.labels or file.options)
-        return Metric(called, **share, sums=tuple(f"{part}_{label}" for label in range(count) for part in ("found", "seen")), formula=macro_f1)
-    if name == "preferred": return Metric(called, "share", numerator="correct")   # neither direction is the better one
-    if name == "perplexity": return Metric(called, better="lower", numerator="nll", transform="exp", diverges=True)
-    return Metric(called, **share, numerator={"acc": "correct", "f1": "f1_found", "em": "em_right"}.get(name, name), denominator={"f1": "f1_seen", "em": "em_groups"}.get(name))
+        return Metric(
+            called,
+            **share,
+            sums=tuple(f"{part}_{label}" for label in range(count) for part in ("found", "seen")),
+            formula=macro_f1,
+        )
+    if name == "preferred":
+        return Metric(called, "share", numerator="correct")  # neither direction is the better one
+    if name == "perplexity":
+        return Metric(called, better="lower", numerator="nll", transform="exp", diverges=True)
+    return Metric(
+        called,
+        **share,
+        numerator={"acc": "correct", "f1": "f1_found", "em": "em_right"}.get(name, name),
+        denominator={"f1": "f1_seen", "em": "em_groups"}.get(name),
+    )
 
+# %% ../../nbs/evaluate/12_task_probe.ipynb #cell-06-2
 def flip_metrics(
     file: TaskFile,
 ) -> tuple[Metric, ...]:
-    "What two models' answers have in common, called after the task; none where an answer is a figure and not right or wrong."
+    """What two models' answers have in common, called after the task; none where an answer is a figure and not right or
+    wrong.
+    """
     share = {"unit": "share", "better": "lower", "reference": 0.0}
-    if file.kind == "classify" and not file.labels: return ()
-    found = Metric(f"{file.name}.flips", **share, numerator="flipped"), Metric(f"{file.name}.churn", **share, sums=("lost", "gained", "changed", "n"), formula=FLIPS["churn"])
-    return found if file.kind == "completion" else (*found, Metric(f"{file.name}.changed", **share, numerator="changed"))
+    if file.kind == "classify" and not file.labels:
+        return ()
+    found = (
+        Metric(f"{file.name}.flips", **share, numerator="flipped"),
+        Metric(f"{file.name}.churn", **share, sums=("lost", "gained", "changed", "n"), formula=FLIPS["churn"]),
+    )
+    return (
+        found if file.kind == "completion" else (*found, Metric(f"{file.name}.changed", **share, numerator="changed"))
+    )
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-07
 def moments(
-    name: str,      # of the metric
+    name: str,  # of the metric
     x: np.ndarray,  # what the model says of each item
     y: np.ndarray,  # what is right
 ) -> dict[str, np.ndarray]:
-    "What each item adds to the sums of a correlation, by column; shifted to the mean, which changes no correlation and keeps the digits."
+    """What each item adds to the sums of a correlation, by column; shifted to the mean, which changes no correlation
+    and keeps the digits.
+    """
     x, y = (np.asarray(part, dtype=np.float64) - np.mean(part) for part in (x, y))
     return dict(zip((f"{name}_{part}" for part in MOMENTS), (np.ones_like(x), x, y, x * y, x * x, y * y)))
 
+
 def class_columns(
     prediction: np.ndarray,  # class of each item by the model, -1 for none
-    label: np.ndarray,       # the right class
-    count: int,              # classes
+    label: np.ndarray,  # the right class
+    count: int,  # classes
 ) -> dict[str, np.ndarray]:
     "What each item adds to F1, to the mean F1 over classes and to Matthews's correlation, by column."
     found = {f"found_{each}": ((prediction == each) & (label == each)) * 1.0 for each in range(count)}
     seen = {f"seen_{each}": (prediction == each) * 1.0 + (label == each) for each in range(count)}
-    if count != 2: return found | seen
-    return found | seen | {"f1_found": 2 * found["found_1"], "f1_seen": seen["seen_1"]} | moments("mcc", prediction == 1, label == 1)
+    if count != 2:
+        return found | seen
+    return (
+        found
+        | seen
+        | {"f1_found": 2 * found["found_1"], "f1_seen": seen["seen_1"]}
+        | moments("mcc", prediction == 1, label == 1)
+    )
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-15
 def likeliest(
@@ -96,78 +133,144 @@ def likeliest(
     known = np.where(np.isnan(logp), -np.inf, logp)
     return np.where(np.isneginf(known).all(1), -1, known.argmax(1))
 
+
 def padded_rows(rows, fill=np.nan) -> np.ndarray:
     "Rows of different lengths as one array, filled up on the right."
     width = max(map(len, rows))
     return np.array([[*row, *[fill] * (width - len(row))] for row in rows], dtype=np.float64)
 
+
 def together(
     found: Items,
     frame: pd.DataFrame,  # with `correct`, a row for each item
 ) -> pd.DataFrame:
-    "The frame with what each group of items adds to `em`, in the row of its last item; as it is where items have no groups."
-    if found.file.group is None: return frame
+    """The frame with what each group of items adds to `em`, in the row of its last item; as it is where items have no
+    groups.
+    """
+    if found.file.group is None:
+        return frame
     group = pd.Series([item.group for item in found])
     last = ~group.duplicated(keep="last")
     return frame.assign(em_right=frame["correct"].groupby(group).transform("all") & last, em_groups=last)
 
+# %% ../../nbs/evaluate/12_task_probe.ipynb #cell-15-2
 def choice_frame(
-    found: Items,      # of kind choice
+    found: Items,  # of kind choice
     logp: np.ndarray,  # log-likelihoods of all options, item by item, shape (options,)
-    tokens: np.ndarray,# tokens of each of them
+    tokens: np.ndarray,  # tokens of each of them
 ) -> pd.DataFrame:
     "A row for each item: its answer, by each way to count, and the log-likelihoods."
     counts = [len(item.options) for item in found]
     split = lambda flat: padded_rows(np.split(flat, np.cumsum(counts)[:-1]))
-    logp, right = split(logp), padded_rows([item.answer if isinstance(item.answer, tuple) else np.eye(len(item.options))[item.answer] for item in found], 0) > 0
-    lengths = {"correct": 1.0, "acc_norm": padded_rows([[len(option) for option in item.options] for item in found]),
-               "acc_bytes": padded_rows([[len(option.encode()) for option in item.options] for item in found]), "acc_tokens": split(tokens)}
+    logp, right = (
+        split(logp),
+        padded_rows(
+            [
+                item.answer if isinstance(item.answer, tuple) else np.eye(len(item.options))[item.answer]
+                for item in found
+            ],
+            0,
+        )
+        > 0,
+    )
+    lengths = {
+        "correct": 1.0,
+        "acc_norm": padded_rows([[len(option) for option in item.options] for item in found]),
+        "acc_bytes": padded_rows([[len(option.encode()) for option in item.options] for item in found]),
+        "acc_tokens": split(tokens),
+    }
     said = {name: likeliest(logp / length) for name, length in lengths.items()}
-    frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found], "prediction": said["correct"], "label": right.argmax(1)})
-    for name, prediction in said.items(): frame[name] = (prediction >= 0) & right[np.arange(len(right)), prediction]
-    with np.errstate(invalid="ignore"): chance = np.nan_to_num(np.exp(logp - np.nanmax(logp, 1, keepdims=True)))
-    frame["mass"] = np.divide((chance * right).sum(1), chance.sum(1), out=np.zeros(len(chance)), where=chance.sum(1) > 0)
-    if found.file.gold is not None: frame["token_f1"] = [item.token_f1[each] if each >= 0 else 0.0 for item, each in zip(found, frame["prediction"])]
-    more = class_columns(frame["prediction"].to_numpy(), frame["label"].to_numpy(), len(found.file.options)) if isinstance(found.file.options, list) else {}
+    frame = pd.DataFrame(
+        {
+            "item": [item.id for item in found],
+            "cluster": [item.cluster for item in found],
+            "prediction": said["correct"],
+            "label": right.argmax(1),
+        }
+    )
+    for name, prediction in said.items():
+        frame[name] = (prediction >= 0) & right[np.arange(len(right)), prediction]
+    with np.errstate(invalid="ignore"):
+        chance = np.nan_to_num(np.exp(logp - np.nanmax(logp, 1, keepdims=True)))
+    frame["mass"] = np.divide(
+        (chance * right).sum(1), chance.sum(1), out=np.zeros(len(chance)), where=chance.sum(1) > 0
+    )
+    if found.file.gold is not None:
+        frame["token_f1"] = [
+            item.token_f1[each] if each >= 0 else 0.0 for item, each in zip(found, frame["prediction"])
+        ]
+    more = (
+        class_columns(frame["prediction"].to_numpy(), frame["label"].to_numpy(), len(found.file.options))
+        if isinstance(found.file.options, list)
+        else {}
+    )
     return together(found, frame).assign(**more, logprobs=[row[:count] for row, count in zip(logp, counts)])
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-16
 def ask(
-    subject,            # a causal language model with its tokenizer
-    found: Items,       # of kind choice or completion
-    tokens: int|None,   # at a time
+    subject,  # a causal language model with its tokenizer
+    found: Items,  # of kind choice or completion
+    tokens: int | None,  # at a time
 ) -> tuple[pd.DataFrame, dict]:
-    "A row for each item, and what to tell about the scoring. Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row."
+    """A row for each item, and what to tell about the scoring.
+
+    Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and row.
+    """
     known = limits(subject.model)
-    pairs = [(pair, found.place(item, f", option {number}" * (len(item.pairs) > 1))) for item in found for number, pair in enumerate(item.pairs)]
-    requests = encode(subject.tokenizer, [pair for pair, _ in pairs], longest=known.places, names=[name for _, name in pairs])
+    pairs = [
+        (pair, found.place(item, f", option {number}" * (len(item.pairs) > 1)))
+        for item in found
+        for number, pair in enumerate(item.pairs)
+    ]
+    requests = encode(
+        subject.tokenizer, [pair for pair, _ in pairs], longest=known.places, names=[name for _, name in pairs]
+    )
     for request, (_, name) in zip(requests, pairs):
         check_tokens(subject.model, torch.from_numpy(request.tokens), name, known)
     scores = score(subject.model, requests, budget=tokens)
     length, told = np.array([float(request.option) for request in requests]), {"way": scores.way}
-    if cut := sum(request.cut > 0 for request in requests): told["notes"] = [f"{cut} of {len(requests)} contexts lost their beginning: the model takes {known.places} tokens"]
-    if found.file.kind == "choice": return choice_frame(found, scores.logp, length), told
-    frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found], "correct": scores.greedy, "nll": -scores.logp})
+    if cut := sum(request.cut > 0 for request in requests):
+        told["notes"] = [
+            f"{cut} of {len(requests)} contexts lost their beginning: the model takes {known.places} tokens"
+        ]
+    if found.file.kind == "choice":
+        return choice_frame(found, scores.logp, length), told
+    frame = pd.DataFrame(
+        {
+            "item": [item.id for item in found],
+            "cluster": [item.cluster for item in found],
+            "correct": scores.greedy,
+            "nll": -scores.logp,
+        }
+    )
     return frame, told
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-18
 def class_order(
-    config,       # of the model
-    labels: list, # of the task; a label may be several classes, with | between
+    config,  # of the model
+    labels: list,  # of the task; a label may be several classes, with | between
     where: str,
 ) -> list[list[int]]:
     "The head's outputs for each of the task's labels. Raises `CompressLabError` where its classes have other names."
     same = lambda name: re.sub(r"[\W_]", "", str(name)).lower()
-    names = [same(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())] or [f"label{number}" for number in range(len(labels))]
-    if all(re.fullmatch(r"(label)?\d+", name) for name in names) and not any("|" in label for label in labels): return [[number] for number in range(len(labels))]
+    names = [same(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())] or [
+        f"label{number}" for number in range(len(labels))
+    ]
+    if all(re.fullmatch(r"(label)?\d+", name) for name in names) and not any("|" in label for label in labels):
+        return [[number] for number in range(len(labels))]
     found = [[names.index(each) for each in map(same, label.split("|")) if each in names] for label in labels]
-    if all(found) and sorted(sum(found, [])) == list(range(len(names))): return found
-    raise CompressLabError(f"The head's classes are {', '.join(map(str, config.id2label.values()))}; the task's are {', '.join(labels)}.", where, "set model.config.id2label to the task's names, in the head's order")
+    if all(found) and sorted(sum(found, [])) == list(range(len(names))):
+        return found
+    raise CompressLabError(
+        f"The head's classes are {', '.join(map(str, config.id2label.values()))}; the task's are {', '.join(labels)}.",
+        where,
+        "set model.config.id2label to the task's names, in the head's order",
+    )
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #head-code
 def batches(
     encoded: list[dict],  # what a tokenizer makes of each row
-    tokens: int,          # in a batch, at most, unless it is one row
+    tokens: int,  # in a batch, at most, unless it is one row
 ):
     "Yields the numbers of rows of equal length, the longest first, and their tensors."
     length = np.array([len(row["input_ids"]) for row in encoded])
@@ -176,106 +279,179 @@ def batches(
         for part in np.split(rows, range(size, len(rows), size)):
             yield part, {name: torch.tensor([encoded[number][name] for number in part]) for name in encoded[part[0]]}
 
+
 def _figures(model, batch: dict) -> torch.Tensor:
-    "The head's figures, shape (rows, classes). Raises `NotMeasured` where there are none, `ValueError` where the model takes no rows together."
-    try: said = getattr(model(**batch), "logits", None)
+    """The head's figures, shape (rows, classes).
+
+    Raises `NotMeasured` where there are none, `ValueError` where the model takes no rows together.
+    """
+    try:
+        said = getattr(model(**batch), "logits", None)
     except ValueError as error:
-        if len(batch["input_ids"]) > 1: raise
-        raise NotMeasured(f"The model gives no classes: {(str(error).splitlines() or [''])[0]}", type(model).__name__, "use a model with a classification head, fine-tuned on the task") from error
-    if said is None or said.dim() != 2: raise NotMeasured("The model gives no classes.", type(model).__name__, "use a model with a classification head, fine-tuned on the task")
+        if len(batch["input_ids"]) > 1:
+            raise
+        raise NotMeasured(
+            f"The model gives no classes: {(str(error).splitlines() or [''])[0]}",
+            type(model).__name__,
+            "use a model with a classification head, fine-tuned on the task",
+        ) from error
+    if said is None or said.dim() != 2:
+        raise NotMeasured(
+            "The model gives no classes.",
+            type(model).__name__,
+            "use a model with a classification head, fine-tuned on the task",
+        )
     return said.double().cpu()
+
 
 def _each_figures(model, batch: dict) -> torch.Tensor:
     "The same, row by row: a decoder that knows no padding token reads only one at a time."
-    return torch.cat([_figures(model, {name: tensor[number:number + 1] for name, tensor in batch.items()}) for number in range(len(batch["input_ids"]))])
+    return torch.cat(
+        [
+            _figures(model, {name: tensor[number : number + 1] for name, tensor in batch.items()})
+            for number in range(len(batch["input_ids"]))
+        ]
+    )
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #logits-code
 def head_logits(
-    subject,             # a model with a classification head and its tokenizer
-    rows: list[tuple],   # one or two texts each
-    tokens: int|None=None,  # at a time; None: what suits a processor
-    desc: str="answers", # what the bar says
+    subject,  # a model with a classification head and its tokenizer
+    rows: list[tuple],  # one or two texts each
+    tokens: int | None = None,  # at a time; None: what suits a processor
+    desc: str = "answers",  # what the bar says
 ) -> tuple[np.ndarray, str]:
-    "The head's figures, float64 of shape (rows, classes), and how many rows were cut to fit, in words. Raises `NotMeasured` for a model that has no head."
+    """The head's figures, float64 of shape (rows, classes), and how many rows were cut to fit, in words.
+
+    Raises `NotMeasured` for a model that has no head.
+    """
     known, device = limits(subject.model), next(subject.model.parameters()).device
-    longest = min((limit for limit in (known.places, getattr(subject.tokenizer, "model_max_length", None)) if limit), default=None)   # a model may have more places than it has for tokens
+    longest = min(
+        (limit for limit in (known.places, getattr(subject.tokenizer, "model_max_length", None)) if limit), default=None
+    )  # a model may have more places than it has for tokens
     encoded = [dict(subject.tokenizer(*texts, verbose=False)) for texts in rows]
     cut = sum(len(row["input_ids"]) > longest for row in encoded) if longest else 0
-    if cut: encoded = [dict(subject.tokenizer(*texts, truncation=True, max_length=longest, verbose=False)) for texts in rows]
+    if cut:
+        encoded = [
+            dict(subject.tokenizer(*texts, truncation=True, max_length=longest, verbose=False)) for texts in rows
+        ]
     for number, row in enumerate(encoded):
-        if not row["input_ids"]: raise CompressLabError("The text has no tokens.", f"{desc}, row {number}", "leave the row out")
+        if not row["input_ids"]:
+            raise CompressLabError("The text has no tokens.", f"{desc}, row {number}", "leave the row out")
         check_tokens(subject.model, torch.tensor(row["input_ids"]), f"{desc}, row {number}", known)
     logits, figures = [None] * len(encoded), _figures
     with evaluating(subject.model) as model:
         for numbers, batch in bar(list(batches(encoded, tokens or 4 * PACK)), desc=desc, unit="batch"):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            try: found = figures(model, batch)
-            except ValueError: figures, found = _each_figures, _each_figures(model, batch)
-            for number, row in zip(numbers, found): logits[number] = row
-    return torch.stack(logits).numpy(), f"{cut} of {len(rows)} items lost their end: the model takes {longest} tokens" if cut else ""
+            try:
+                found = figures(model, batch)
+            except ValueError:
+                figures, found = _each_figures, _each_figures(model, batch)
+            for number, row in zip(numbers, found):
+                logits[number] = row
+    return torch.stack(
+        logits
+    ).numpy(), f"{cut} of {len(rows)} items lost their end: the model takes {longest} tokens" if cut else ""
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-19
 def classify(
-    subject,           # an encoder with a classification head and its tokenizer
-    found: Items,      # of kind classify
-    tokens: int|None,  # at a time
+    subject,  # an encoder with a classification head and its tokenizer
+    found: Items,  # of kind classify
+    tokens: int | None,  # at a time
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item, and what to tell about it. Raises `NotMeasured` for a model that has no such head."
     file, label = found.file, np.array([item.answer for item in found])
     order = class_order(getattr(subject.model, "config", None), file.labels, file.path) if file.labels else [[0]]
     logits, cut = head_logits(subject, [item.sentences for item in found], tokens, file.name)
-    if logits.shape[1] != sum(map(len, order)): raise NotMeasured(f"The task needs a head with {sum(map(len, order))} figures for a row, and this one has {logits.shape[1]}.", type(subject.model).__name__, "fine-tune the model on the task")
+    if logits.shape[1] != sum(map(len, order)):
+        raise NotMeasured(
+            f"The task needs a head with {sum(map(len, order))} figures for a row, and this one has {logits.shape[1]}.",
+            type(subject.model).__name__,
+            "fine-tune the model on the task",
+        )
     told = {"notes": [cut]} if cut else {}
     frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found]})
     if file.labels:
-        prediction = likeliest(np.stack([(logits - logits.max(1, keepdims=True))[:, part].max(1) for part in order], 1))   # the class that wins decides
+        prediction = likeliest(
+            np.stack([(logits - logits.max(1, keepdims=True))[:, part].max(1) for part in order], 1)
+        )  # the class that wins decides
         logp = special.log_softmax(logits, 1)
-        known = {"prediction": prediction, "label": label, "correct": prediction == label, "logprobs": [*np.stack([special.logsumexp(logp[:, part], axis=1) for part in order], 1)]}
+        known = {
+            "prediction": prediction,
+            "label": label,
+            "correct": prediction == label,
+            "logprobs": [*np.stack([special.logsumexp(logp[:, part], axis=1) for part in order], 1)],
+        }
         return together(found, frame.assign(**known, **class_columns(prediction, label, len(order)))), told
-    if not np.isfinite(logits).all(): raise NotMeasured("The head's figures are not numbers.", type(subject.model).__name__, "compare with the uncompressed model")
+    if not np.isfinite(logits).all():
+        raise NotMeasured(
+            "The head's figures are not numbers.", type(subject.model).__name__, "compare with the uncompressed model"
+        )
     ranked = moments("spearman", stats.rankdata(logits[:, 0]), stats.rankdata(label))
     return frame.assign(prediction=logits[:, 0], label=label, **moments("pearson", logits[:, 0], label), **ranked), told
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #write-code
-LENGTH = 256   # tokens to write, where the file does not say
+LENGTH = 256  # tokens to write, where the file does not say
+
 
 def taken(
     text: str,
     file: TaskFile,
 ) -> str:
     "The answer in what was written, as it is compared; empty where there is none."
-    for end in file.until or (): text = text.partition(end)[0]
-    if file.extract is not None: text = next((next(filter(None, match.groups()), match.group()) for match in reversed(matches(file.extract, text))), "")
+    for end in file.until or ():
+        text = text.partition(end)[0]
+    if file.extract is not None:
+        text = next(
+            (next(filter(None, match.groups()), match.group()) for match in reversed(matches(file.extract, text))), ""
+        )
     return cleaned(file, text)
 
+
 def write(
-    subject,       # a causal language model with its tokenizer
+    subject,  # a causal language model with its tokenizer
     found: Items,  # of kind write
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item. Raises `NotMeasured` for a model that cannot write, `CompressLabError` naming file and row."
     file = found.file
-    said = answers_to(subject, [item.pairs[0][0] for item in found], file.length or LENGTH, chat=False, names=[found.place(item) for item in found])
+    said = answers_to(
+        subject,
+        [item.pairs[0][0] for item in found],
+        file.length or LENGTH,
+        chat=False,
+        names=[found.place(item) for item in found],
+    )
     prediction, label = [taken(text, file) for text in said], [cleaned(file, item.answer) for item in found]
-    frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found], "prediction": prediction, "label": label})
+    frame = pd.DataFrame(
+        {
+            "item": [item.id for item in found],
+            "cluster": [item.cluster for item in found],
+            "prediction": prediction,
+            "label": label,
+        }
+    )
     return frame.assign(correct=frame["prediction"] == frame["label"]), {}
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #answered-code
-ANSWERS = 16         # measurements that are kept between calls
-_kept: dict = {}     # (fingerprint, tokenizer, what was asked) -> frame and what was told
+ANSWERS = 16  # measurements that are kept between calls
+_kept: dict = {}  # (fingerprint, tokenizer, what was asked) -> frame and what was told
+
 
 def answered(
-    subject,           # a model with its tokenizer
+    subject,  # a model with its tokenizer
     found: Items,
-    tokens: int|None,  # at a time
+    tokens: int | None,  # at a time
 ) -> tuple[pd.DataFrame, dict]:
     "A row for each item, and what to tell about it, from `classify`, `ask` or `write`; those kept, or computed anew."
-    if found.file.kind == "write": return write(subject, found)   # which depends on more than the weights
+    if found.file.kind == "write":
+        return write(subject, found)  # which depends on more than the weights
     reader, measure = tokenizer_key(subject.tokenizer), classify if found.file.kind == "classify" else ask
-    if reader is None: return measure(subject, found, tokens)   # a tokenizer that cannot be told from another
+    if reader is None:
+        return measure(subject, found, tokens)  # a tokenizer that cannot be told from another
     key = subject.fingerprint, reader, repr(found.file), found.key, tokens, torch.get_num_threads()
     if key not in _kept:
         _kept[key] = measure(subject, found, tokens)
-        while len(_kept) > ANSWERS: del _kept[next(iter(_kept))]
+        while len(_kept) > ANSWERS:
+            del _kept[next(iter(_kept))]
     frame, told = _kept[key]
     return frame.copy(), dict(told)
 
@@ -283,51 +459,79 @@ def answered(
 @dataclass(frozen=True)
 class TaskProbe(Probe):
     "Right and wrong answers to a task, and those that flipped."
+
     name: ClassVar[str] = "task"
-    metrics: ClassVar[tuple] = (Metric("acc", "share", "higher", "correct"),)   # of a task: what its file counts, and the flips behind it
+    metrics: ClassVar[tuple] = (
+        Metric("acc", "share", "higher", "correct"),
+    )  # of a task: what its file counts, and the flips behind it
     sampled: ClassVar[tuple] = ("item", "cluster")
-    task: str = "arc_easy"                     # name of a task, or path of its file
-    n: int|None = setting(None, least=1)       # items; None: all
-    tokens: int|None = setting(None, least=1)  # at a time; None: what suits the device
+    task: str = "arc_easy"  # name of a task, or path of its file
+    n: int | None = setting(None, least=1)  # items; None: all
+    tokens: int | None = setting(None, least=1)  # at a time; None: what suits the device
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "metrics", (*(metric_of(self.file, name) for name in self.file.metrics), *flip_metrics(self.file)))
+        object.__setattr__(
+            self, "metrics", (*(metric_of(self.file, name) for name in self.file.metrics), *flip_metrics(self.file))
+        )
 
     @cached_property
-    def file(self) -> TaskFile: return read_task(self.task)
+    def file(self) -> TaskFile:
+        return read_task(self.task)
 
     @property
     def key(self) -> str:
         "A short hash of version, settings and the task's file."
         return hashlib.sha256(f"{super().key} {asdict(self.file) | {'path': ''}}".encode()).hexdigest()[:12]
 
-    def measure(self,
-        subject,            # a causal language model, or an encoder with a head fine-tuned on the task
-        original=None,      # not needed
+    def measure(
+        self,
+        subject,  # a causal language model, or an encoder with a head fine-tuned on the task
+        original=None,  # not needed
         *,
-        seed: int=0,        # which items
+        seed: int = 0,  # which items
     ) -> Records:
-        "A row for each item. Raises `NotMeasured` for a model that cannot answer such a task, `CompressLabError` naming file and row."
+        """A row for each item.
+
+        Raises `NotMeasured` for a model that cannot answer such a task, `CompressLabError` naming file and row.
+        """
         tokenizer_of(subject)
         found = items(self.file, self.n, seed)
         frame, told = answered(subject, found, self.tokens)
-        if found.left_out: told["notes"] = [*told.get("notes", []), f"{found.left_out} rows are no items by the task's file"]
-        return Records(frame, self, subject.fingerprint, {"data": found.data, "rows": found.key, "seed": seed, "axis": self.file.axis, **told})
+        if found.left_out:
+            told["notes"] = [*told.get("notes", []), f"{found.left_out} rows are no items by the task's file"]
+        return Records(
+            frame,
+            self,
+            subject.fingerprint,
+            {"data": found.data, "rows": found.key, "seed": seed, "axis": self.file.axis, **told},
+        )
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-28
 RIGHT = ("correct", "acc_norm", "acc_bytes", "acc_tokens")  # columns of right and wrong answers
 
+
 def flipped(
-    original: Records,    # of a task, from the original
+    original: Records,  # of a task, from the original
     compressed: Records,  # of the same items, from the compressed model
 ) -> pd.DataFrame:
-    "The items that went wrong or came right, with both answers. Raises `CompressLabError` where both were not measured on the same items."
-    if "correct" not in compressed.frame: raise CompressLabError("The answers are figures and not right or wrong.", str(compressed.probe), "compare their correlations")
+    """The items that went wrong or came right, with both answers.
+
+    Raises `CompressLabError` where both were not measured on the same items.
+    """
+    if "correct" not in compressed.frame:
+        raise CompressLabError(
+            "The answers are figures and not right or wrong.", str(compressed.probe), "compare their correlations"
+        )
     found = changes(original.frame, compressed.frame).query("flipped")
     frame = found[["item", "cluster"]].assign(became=np.where(found["lost"], "wrong", "right"))
-    for name, records, column in (("label", original, "label"), ("before", original, "prediction"), ("after", compressed, "prediction")):
-        if column in records.frame: frame[name] = records.frame.set_index("item").loc[frame["item"], column].to_numpy()
+    for name, records, column in (
+        ("label", original, "label"),
+        ("before", original, "prediction"),
+        ("after", compressed, "prediction"),
+    ):
+        if column in records.frame:
+            frame[name] = records.frame.set_index("item").loc[frame["item"], column].to_numpy()
     return frame.reset_index(drop=True)
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-29
@@ -335,19 +539,26 @@ from fastcore.basics import patch
 
 # %% ../../nbs/evaluate/12_task_probe.ipynb #cell-30
 @patch
-def pair(self: TaskProbe,
+def pair(
+    self: TaskProbe,
     original: Records,
     compressed: Records,
     metric: Metric,
 ) -> np.ndarray:
-    "Columns of both models, side by side; of what flipped, those of comparing the answers. Raises `CompressLabError` where they were not measured on the same items."
-    if metric.reference is None: return Probe.pair(self, original, compressed, metric)
-    Probe.pair(self, original, compressed, self.metric())   # raises where these are not the same items
+    """Columns of both models, side by side; of what flipped, those of comparing the answers.
+
+    Raises `CompressLabError` where they were not measured on the same items.
+    """
+    if metric.reference is None:
+        return Probe.pair(self, original, compressed, metric)
+    Probe.pair(self, original, compressed, self.metric())  # raises where these are not the same items
     answers = changes(original.frame, compressed.frame).set_index("item").loc[compressed.frame["item"]].reset_index()
     return Probe.pair(self, None, Records(answers, self, compressed.fingerprint, compressed.meta), metric)
 
+
 @patch
-def differences(self: TaskProbe,
+def differences(
+    self: TaskProbe,
     original: Records,
     compressed: Records,
     *,

@@ -9,17 +9,22 @@ __all__ = ['REQUIRED', 'OPTIONAL', 'COUNTED', 'MOST', 'DEEPEST', 'PATIENCE', 'PA
            'enough', 'items']
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-03
-import hashlib, json, re, string
+import hashlib
+import json
+import re
+import string
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import regex
 from jinja2 import StrictUndefined, TemplateError, Undefined, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from ..core.data import DataProvenance, task
 from ..core.errors import CompressLabError, nearest
 from ..core.files import read_text
@@ -31,66 +36,109 @@ from .records import judged_on
 @dataclass(frozen=True)
 class TaskFile:
     "What a task's file says."
-    name: str                         # what tables call it
-    dataset: str                      # owner/name on the Hub, or the path of a table
-    split: str                        # of the data set
-    kind: str                         # "choice", "completion", "classify" or "write"
-    columns: list                     # that must be there and full
-    metrics: list                     # what is counted, the primary one first
-    licence: str                      # of the data
-    about: str = ""                   # one line, with its source
-    axis: str = "task accuracy"       # what it looks at, in the words of a dossier: "bias", "factuality", …
-    config: str|None = None           # part of the data set
-    where: str|None = None            # expression: whether a row belongs to the task; None: all do
-    item: str|None = None             # expression: the item's id; None: its row
-    cluster: str|None = None          # expression: what dependent items share, such as a passage; None: nothing
-    group: str|None = None            # expression: items that are right only together, for `em`
-    context: str|list|None = None     # choice, completion, write: a template, or one for each option
-    options: str|list|None = None     # choice: an expression that gives a list of texts, or a list of templates
-    each: str|None = None             # choice: a template that makes an option of each `option`
-    delimiter: str = " "              # choice: stands between context and option
-    completion: str|None = None       # completion: a template, what must follow
-    sentences: list|None = None       # classify: one or two columns, or templates
-    labels: list|None = None          # classify: names of the classes by number, a|b for two of one class; None: a figure
-    answer: str|None = None           # expression: number of the right option, or 1 or 0 for each; class or figure; text
-    gold: str|None = None             # choice: an expression that gives the right texts, for `token_f1`
-    length: int|None = None           # write: tokens, at most; None: 256
-    until: list|None = None           # write: texts before which the answer ends
-    extract: str|None = None          # write: regular expression whose last match (or first group) is the answer
-    clean: str|None = None            # write: regular expression for what is taken out of both answers before they are compared
+
+    name: str  # what tables call it
+    dataset: str  # owner/name on the Hub, or the path of a table
+    split: str  # of the data set
+    kind: str  # "choice", "completion", "classify" or "write"
+    columns: list  # that must be there and full
+    metrics: list  # what is counted, the primary one first
+    licence: str  # of the data
+    about: str = ""  # one line, with its source
+    axis: str = "task accuracy"  # what it looks at, in the words of a dossier: "bias", "factuality", …
+    config: str | None = None  # part of the data set
+    where: str | None = None  # expression: whether a row belongs to the task; None: all do
+    item: str | None = None  # expression: the item's id; None: its row
+    cluster: str | None = None  # expression: what dependent items share, such as a passage; None: nothing
+    group: str | None = None  # expression: items that are right only together, for `em`
+    context: str | list | None = None  # choice, completion, write: a template, or one for each option
+    options: str | list | None = None  # choice: an expression that gives a list of texts, or a list of templates
+    each: str | None = None  # choice: a template that makes an option of each `option`
+    delimiter: str = " "  # choice: stands between context and option
+    completion: str | None = None  # completion: a template, what must follow
+    sentences: list | None = None  # classify: one or two columns, or templates
+    labels: list | None = None  # classify: names of the classes by number, a|b for two of one class; None: a figure
+    answer: str | None = None  # expression: number of the right option, or 1 or 0 for each; class or figure; text
+    gold: str | None = None  # choice: an expression that gives the right texts, for `token_f1`
+    length: int | None = None  # write: tokens, at most; None: 256
+    until: list | None = None  # write: texts before which the answer ends
+    extract: str | None = None  # write: regular expression whose last match (or first group) is the answer
+    clean: str | None = None  # write: regular expression for what is taken out of both answers before they are compared
     path: str = field(default="", compare=False)  # where it was read
 
-REQUIRED = {"choice": ("context", "options", "answer"), "completion": ("context", "completion"), "classify": ("sentences", "answer"), "write": ("context", "answer")}
-OPTIONAL = {"choice": ("each", "delimiter", "cluster", "group", "gold"), "completion": ("cluster",), "classify": ("labels", "cluster", "group"), "write": ("length", "until", "extract", "clean", "cluster")}
-COUNTED = {"choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens", "mass", "preferred", "f1", "macro_f1", "mcc", "em", "token_f1"),
-           "completion": ("acc", "perplexity"), "classify": ("acc", "f1", "macro_f1", "mcc", "em", "pearson", "spearman"), "write": ("acc",)}
+
+REQUIRED = {
+    "choice": ("context", "options", "answer"),
+    "completion": ("context", "completion"),
+    "classify": ("sentences", "answer"),
+    "write": ("context", "answer"),
+}
+OPTIONAL = {
+    "choice": ("each", "delimiter", "cluster", "group", "gold"),
+    "completion": ("cluster",),
+    "classify": ("labels", "cluster", "group"),
+    "write": ("length", "until", "extract", "clean", "cluster"),
+}
+COUNTED = {
+    "choice": (
+        "acc",
+        "acc_norm",
+        "acc_bytes",
+        "acc_tokens",
+        "mass",
+        "preferred",
+        "f1",
+        "macro_f1",
+        "mcc",
+        "em",
+        "token_f1",
+    ),
+    "completion": ("acc", "perplexity"),
+    "classify": ("acc", "f1", "macro_f1", "mcc", "em", "pearson", "spearman"),
+    "write": ("acc",),
+}
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-08
-MOST, DEEPEST, PATIENCE = 10**6, 2, 1.0   # characters or items that a product may have; loops within loops; seconds of a search
-PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs"}   # make any text as long as a template says
+MOST, DEEPEST, PATIENCE = (
+    10**6,
+    2,
+    1.0,
+)  # characters or items that a product may have; loops within loops; seconds of a search
+PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs"}  # make any text as long as a template says
+
 
 def matches(
     pattern: str,  # a regular expression
     text: str,
 ) -> list:
     "All matches. Raises `CompressLabError` where the search takes too long."
-    try: return list(regex.finditer(pattern, text, timeout=PATIENCE))
-    except TimeoutError as error: raise too_slow(pattern) from error
+    try:
+        return list(regex.finditer(pattern, text, timeout=PATIENCE))
+    except TimeoutError as error:
+        raise too_slow(pattern) from error
+
 
 def replaced(
     pattern: str,  # a regular expression
-    by: str,       # what stands in the place of each match
+    by: str,  # what stands in the place of each match
     text: str,
 ) -> str:
     "The text with all matches replaced. Raises `CompressLabError` where the search takes too long."
-    try: return regex.sub(pattern, by, text, timeout=PATIENCE)
-    except TimeoutError as error: raise too_slow(pattern) from error
+    try:
+        return regex.sub(pattern, by, text, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise too_slow(pattern) from error
+
 
 def too_slow(
     pattern: str,  # a regular expression
 ) -> CompressLabError:
     "The error for an expression that does not end."
-    return CompressLabError(f"The regular expression {pattern!r} takes too long.", "a task's file", "let nothing repeated be repeated again, as in (a+)+")
+    return CompressLabError(
+        f"The regular expression {pattern!r} takes too long.",
+        "a task's file",
+        "let nothing repeated be repeated again, as in (a+)+",
+    )
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #words-code
 def words(
@@ -99,6 +147,7 @@ def words(
     "The words of the text as answers are compared: in small letters, without punctuation and articles."
     bare = "".join(sign for sign in text.lower() if sign not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
 
 def token_f1(
     said: str,
@@ -112,13 +161,25 @@ def token_f1(
 # %% ../../nbs/evaluate/10_tasks.ipynb #jinja-code
 class Bounded(ImmutableSandboxedEnvironment):
     "Jinja's sandbox without what makes a text or a loop as long as a template says."
+
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context, operator, left, right):
         "The result of an operator. Raises `TemplateError` where it would be large."
-        sizes = [len(side) if isinstance(side, (str, list, tuple)) else abs(side) for side in (left, right) if isinstance(side, (str, list, tuple, int, float))]
-        if operator == "%" and isinstance(left, str): raise TemplateError("a text is no number")
-        if operator == "**" and max(sizes, default=0) > 100 or operator == "*" and np.prod([float(size) for size in sizes]) > MOST: raise TemplateError("a product is too large")
+        sizes = [
+            len(side) if isinstance(side, (str, list, tuple)) else abs(side)
+            for side in (left, right)
+            if isinstance(side, (str, list, tuple, int, float))
+        ]
+        if operator == "%" and isinstance(left, str):
+            raise TemplateError("a text is no number")
+        if (
+            operator == "**"
+            and max(sizes, default=0) > 100
+            or operator == "*"
+            and np.prod([float(size) for size in sizes]) > MOST
+        ):
+            raise TemplateError("a product is too large")
         return super().call_binop(context, operator, left, right)
 
     def is_safe_attribute(self, obj, attribute, value):
@@ -127,12 +188,15 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value):
         "Nothing. Raises `TemplateError` for the method of a text that formats others."
-        if super().wrap_str_format(value) is not None: raise TemplateError("a text is not formatted here")
+        if super().wrap_str_format(value) is not None:
+            raise TemplateError("a text is not formatted here")
 
     def _parse(self, source, name, filename):
         tree = super()._parse(source, name, filename)
-        if loops(tree) > DEEPEST: raise TemplateError(f"loops are nested more than {DEEPEST} deep")
+        if loops(tree) > DEEPEST:
+            raise TemplateError(f"loops are nested more than {DEEPEST} deep")
         return tree
+
 
 def loops(
     node: nodes.Node,  # of a template
@@ -140,23 +204,31 @@ def loops(
     "How deep loops are nested in it."
     return max(map(loops, node.iter_child_nodes()), default=0) + isinstance(node, nodes.For)
 
+# %% ../../nbs/evaluate/10_tasks.ipynb #jinja-code-2
 def few(*numbers) -> range:
     "A range. Raises `TemplateError` where it has more than a thousand numbers."
     found = range(*numbers)
-    if len(found) > 1000: raise TemplateError("a range is too long")
+    if len(found) > 1000:
+        raise TemplateError("a range is too long")
     return found
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #template-code
 def _written(value):
     "The value, unless it is a null cell, which a template would write as a word."
-    if value is None: raise TemplateError("a cell is empty")
+    if value is None:
+        raise TemplateError("a cell is empty")
     return value
+
 
 JINJA = Bounded(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
 JINJA.globals = {"range": few}
 JINJA.filters["regex_replace"] = lambda text, pattern, by: replaced(pattern, by, text)
-JINJA.filters["among"] = lambda options, right: [int(words(option) in [*map(words, right)]) for option in options]   # which of them are right, in the same words
-for padding in ("center", "indent", "wordwrap", "format", "pprint", "xmlattr", "batch", "slice"): del JINJA.filters[padding]
+JINJA.filters["among"] = lambda options, right: [
+    int(words(option) in [*map(words, right)]) for option in options
+]  # which of them are right, in the same words
+for padding in ("center", "indent", "wordwrap", "format", "pprint", "xmlattr", "batch", "slice"):
+    del JINJA.filters[padding]
+
 
 @lru_cache
 def template(
@@ -165,6 +237,7 @@ def template(
     "A function of a row's columns that gives a text."
     return JINJA.from_string(text).render
 
+
 @lru_cache
 def expression(
     text: str,  # such as choices.text
@@ -172,67 +245,153 @@ def expression(
     "A function of a row's columns that gives a value."
     return JINJA.compile_expression(text, undefined_to_none=False)
 
+
 def plain(value):
     "Arrays as lists and NumPy's numbers as Python's, as deep as they are nested."
-    if isinstance(value, (np.ndarray, list, tuple)): return [plain(each) for each in value]
-    if isinstance(value, dict): return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (np.ndarray, list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-09
 def check(file: TaskFile):
     "Raises `CompressLabError` where the file cannot be meant as it is."
-    def wrong(what, fix): return CompressLabError(what, file.path, fix)
+
+    def wrong(what, fix):
+        return CompressLabError(what, file.path, fix)
+
     for setting in fields(TaskFile):
         value, text = getattr(file, setting.name), str(setting.type)
         kinds = tuple(kind for name, kind in (("str", str), ("list", list), ("int", int)) if name in text)
-        sound = value is None or isinstance(value, kinds) and (isinstance(value, int) and value > 0 or not isinstance(value, int) and all(isinstance(part, str) for part in value))
-        if not sound: raise wrong(f"{setting.name} is {value!r}.", f"write {' or '.join({str: 'a text', list: 'a list of texts', int: 'a number from 1 up'}[kind] for kind in kinds)}")
-    if file.kind not in REQUIRED: raise wrong(f"There is no kind {file.kind!r} of task.", f"write {', '.join(REQUIRED)}")
-    if not re.fullmatch(r"[\w-]+", file.name): raise wrong(f"{file.name!r} can be no name.", "take letters, digits, - and _")
+        sound = (
+            value is None
+            or isinstance(value, kinds)
+            and (
+                isinstance(value, int)
+                and value > 0
+                or not isinstance(value, int)
+                and all(isinstance(part, str) for part in value)
+            )
+        )
+        if not sound:
+            raise wrong(
+                f"{setting.name} is {value!r}.",
+                f"write {' or '.join({str: 'a text', list: 'a list of texts', int: 'a number from 1 up'}[kind] for kind in kinds)}",
+            )
+    if file.kind not in REQUIRED:
+        raise wrong(f"There is no kind {file.kind!r} of task.", f"write {', '.join(REQUIRED)}")
+    if not re.fullmatch(r"[\w-]+", file.name):
+        raise wrong(f"{file.name!r} can be no name.", "take letters, digits, - and _")
     for name in REQUIRED[file.kind]:
-        if getattr(file, name) is None: raise wrong(f"A task of kind {file.kind} needs {name}.", f"write {name}:")
-    common = {"name", "dataset", "split", "kind", "columns", "metrics", "licence", "about", "axis", "config", "where", "item", "path", *REQUIRED[file.kind], *OPTIONAL[file.kind]}
+        if getattr(file, name) is None:
+            raise wrong(f"A task of kind {file.kind} needs {name}.", f"write {name}:")
+    common = {
+        "name",
+        "dataset",
+        "split",
+        "kind",
+        "columns",
+        "metrics",
+        "licence",
+        "about",
+        "axis",
+        "config",
+        "where",
+        "item",
+        "path",
+        *REQUIRED[file.kind],
+        *OPTIONAL[file.kind],
+    }
     for setting in fields(TaskFile):
         if setting.name not in common and getattr(file, setting.name) not in (None, setting.default):
             raise wrong(f"A task of kind {file.kind} has no {setting.name}.", "leave it out, or change the kind")
     for metric in file.metrics or [None]:
-        if metric not in COUNTED[file.kind]: raise wrong(f"A task of kind {file.kind} has no metric {metric!r}.", f"write {', '.join(COUNTED[file.kind])}")
+        if metric not in COUNTED[file.kind]:
+            raise wrong(
+                f"A task of kind {file.kind} has no metric {metric!r}.", f"write {', '.join(COUNTED[file.kind])}"
+            )
     for name in ("extract", "clean"):
-        try: regex.compile(getattr(file, name) or "")
-        except regex.error as error: raise wrong(f"{name} is no regular expression: {error}.", "correct it") from error
-    if "token_f1" in file.metrics and file.gold is None: raise wrong("token_f1 compares with right texts, and there are none.", "write gold:")
-    if "em" in file.metrics and file.group is None: raise wrong("em counts groups, and there are none.", "write group:")
+        try:
+            regex.compile(getattr(file, name) or "")
+        except regex.error as error:
+            raise wrong(f"{name} is no regular expression: {error}.", "correct it") from error
+    if "token_f1" in file.metrics and file.gold is None:
+        raise wrong("token_f1 compares with right texts, and there are none.", "write gold:")
+    if "em" in file.metrics and file.group is None:
+        raise wrong("em counts groups, and there are none.", "write group:")
     named = file.labels if file.kind == "classify" else file.options if isinstance(file.options, list) else None
     for metric in {"f1", "macro_f1", "mcc"} & {*file.metrics}:
-        if not named or metric != "macro_f1" and len(named) != 2: raise wrong(f"{metric} needs classes that are the same for all items{'' if metric == 'macro_f1' else ', and two of them'}.", "take acc")
-    if file.kind == "classify" and bool(file.labels) == bool({"pearson", "spearman"} & {*file.metrics}): raise wrong("Classes have no correlation, and figures no classes.", "give labels, or count pearson and spearman")
-    if file.kind == "classify" and not 1 <= len(file.sentences) <= 2: raise wrong(f"There are {len(file.sentences)} sentences.", "give one or two columns or templates")
-    for name, kind in (("context", template), ("options", template if isinstance(file.options, list) else expression), ("each", template), ("completion", template), ("sentences", template),
-                       ("answer", expression), ("where", expression), ("item", expression), ("cluster", expression), ("group", expression), ("gold", expression)):
-        for text in (value if isinstance(value := getattr(file, name), list) else [value] if value is not None else []):
-            try: kind(text)
-            except (TemplateError, TypeError, AttributeError) as error: raise wrong(f"{name} cannot be read: {error}.", f"it must be {'a template' if kind is template else 'an expression'} in the language of Jinja") from error
+        if not named or metric != "macro_f1" and len(named) != 2:
+            raise wrong(
+                f"{metric} needs classes that are the same for all "
+                f"items{'' if metric == 'macro_f1' else ', and two of them'}.",
+                "take acc",
+            )
+    if file.kind == "classify" and bool(file.labels) == bool({"pearson", "spearman"} & {*file.metrics}):
+        raise wrong(
+            "Classes have no correlation, and figures no classes.", "give labels, or count pearson and spearman"
+        )
+    if file.kind == "classify" and not 1 <= len(file.sentences) <= 2:
+        raise wrong(f"There are {len(file.sentences)} sentences.", "give one or two columns or templates")
+    for name, kind in (
+        ("context", template),
+        ("options", template if isinstance(file.options, list) else expression),
+        ("each", template),
+        ("completion", template),
+        ("sentences", template),
+        ("answer", expression),
+        ("where", expression),
+        ("item", expression),
+        ("cluster", expression),
+        ("group", expression),
+        ("gold", expression),
+    ):
+        for text in value if isinstance(value := getattr(file, name), list) else [value] if value is not None else []:
+            try:
+                kind(text)
+            except (TemplateError, TypeError, AttributeError) as error:
+                raise wrong(
+                    f"{name} cannot be read: {error}.",
+                    f"it must be {'a template' if kind is template else 'an expression'} in the language of Jinja",
+                ) from error
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-10
 def task_files() -> dict[str, Path]:
     "The files of the tasks that come with the package, by name."
-    return {Path(str(path)).stem: Path(str(path)) for path in sorted(files("compress_lab.evaluate").joinpath("tasks").iterdir(), key=str) if path.name.endswith(".yaml")}
+    return {
+        Path(str(path)).stem: Path(str(path))
+        for path in sorted(files("compress_lab.evaluate").joinpath("tasks").iterdir(), key=str)
+        if path.name.endswith(".yaml")
+    }
+
 
 def read_task(
-    name: str|Path,  # of a task that comes with the package, or the path of a file
+    name: str | Path,  # of a task that comes with the package, or the path of a file
 ) -> TaskFile:
     "What the task's file says. Raises `CompressLabError` where there is none, or it cannot be meant so."
     known = task_files()
     path = known.get(str(name)) or local(name)
     where = path.name if str(name) in known else str(path)
-    if not path.is_file(): raise CompressLabError(f"There is no task {str(name)!r}.", fix=f"take one of {', '.join(nearest(name, known) or known)}, or the path of a YAML file")
-    try: said = read_yaml(read_text(path), where)
-    except CompressLabError as error: raise CompressLabError(f"The task's file cannot be read: {error.what}", error.where, error.fix) from error
-    if not isinstance(said, dict): raise CompressLabError("A task's file is a mapping.", where, "write name: and the rest, each on a line")
+    if not path.is_file():
+        raise CompressLabError(
+            f"There is no task {str(name)!r}.",
+            fix=f"take one of {', '.join(nearest(name, known) or known)}, or the path of a YAML file",
+        )
+    try:
+        said = read_yaml(read_text(path), where)
+    except CompressLabError as error:
+        raise CompressLabError(f"The task's file cannot be read: {error.what}", error.where, error.fix) from error
+    if not isinstance(said, dict):
+        raise CompressLabError("A task's file is a mapping.", where, "write name: and the rest, each on a line")
     names = [setting.name for setting in fields(TaskFile) if setting.name != "path"]
     for unknown in (key for key in said if key not in names):
-        raise CompressLabError(f"A task's file has no key {unknown!r}.", where, f"write {', '.join(nearest(str(unknown), names) or names)}")
-    for missing in (name for name in ("name", "dataset", "split", "kind", "columns", "metrics", "licence") if said.get(name) is None):
+        raise CompressLabError(
+            f"A task's file has no key {unknown!r}.", where, f"write {', '.join(nearest(str(unknown), names) or names)}"
+        )
+    for missing in (
+        name for name in ("name", "dataset", "split", "kind", "columns", "metrics", "licence") if said.get(name) is None
+    ):
         raise CompressLabError(f"The task's file does not say {missing!r}.", where, f"write {missing}:")
     file = TaskFile(**said, path=where)
     check(file)
@@ -242,35 +401,53 @@ def read_task(
 @dataclass(frozen=True)
 class Item:
     "One question, ready to be asked."
-    row: int                            # of the data set
+
+    row: int  # of the data set
     id: str
-    cluster: str                        # items of one cluster are no independent evidence
-    group: str                          # items of one group are right only together
-    pairs: tuple = ()                   # choice, completion: context and option, as they are scored; write: the context, and nothing
-    options: tuple[str, ...] = ()       # choice: as they are counted, without what stands before them
-    token_f1: tuple[float, ...] = ()    # choice: of each option with the nearest right text, where the file gives them
-    sentences: tuple[str, ...] = ()     # classify
-    answer: int|float|tuple|str = 0     # number of the right option or class, a 1 or 0 for each, a figure, or a text
+    cluster: str  # items of one cluster are no independent evidence
+    group: str  # items of one group are right only together
+    pairs: tuple = ()  # choice, completion: context and option, as they are scored; write: the context, and nothing
+    options: tuple[str, ...] = ()  # choice: as they are counted, without what stands before them
+    token_f1: tuple[float, ...] = ()  # choice: of each option with the nearest right text, where the file gives them
+    sentences: tuple[str, ...] = ()  # classify
+    answer: int | float | tuple | str = 0  # number of the right option or class, a 1 or 0 for each, a figure, or a text
+
 
 def rendered(
     file: TaskFile,
-    row: dict,       # by column
-) -> dict|None:
-    "What the file makes of the row, by the file's keys; None where it is no item. Raises what Jinja does, and whatever a template of the user raises."
+    row: dict,  # by column
+) -> dict | None:
+    """What the file makes of the row, by the file's keys; None where it is no item.
+
+    Raises what Jinja does, and whatever a template of the user raises.
+    """
+
     def made(name, kind):
         value = getattr(file, name)
-        if value is None: return None
-        if isinstance(value, list): return [kind(text)(**row) for text in value]
+        if value is None:
+            return None
+        if isinstance(value, list):
+            return [kind(text)(**row) for text in value]
         found = kind(value)(**row)
-        return str(found) if isinstance(found, Undefined) else plain(found)   # to ask for an undefined text raises
-    if file.where is not None and not made("where", expression): return None
-    found = {name: made(name, expression) for name in ("answer", "item", "cluster", "group", "gold")} | {name: made(name, template) for name in ("context", "completion")}
+        return str(found) if isinstance(found, Undefined) else plain(found)  # to ask for an undefined text raises
+
+    if file.where is not None and not made("where", expression):
+        return None
+    found = {name: made(name, expression) for name in ("answer", "item", "cluster", "group", "gold")} | {
+        name: made(name, template) for name in ("context", "completion")
+    }
     found["options"] = made("options", template if isinstance(file.options, list) else expression)
-    if isinstance(found["options"], list) and isinstance(gold := found["gold"], list): found["token_f1"] = tuple(max((token_f1(str(option), str(right)) for right in gold), default=0.0) for option in found["options"])
-    if file.each is not None and isinstance(found["options"], list): found["options"] = [template(file.each)(option=option, **row) for option in found["options"]]
-    if file.sentences: found["sentences"] = tuple(template(name)(**row) if "{{" in name else row[name] for name in file.sentences)
+    if isinstance(found["options"], list) and isinstance(gold := found["gold"], list):
+        found["token_f1"] = tuple(
+            max((token_f1(str(option), str(right)) for right in gold), default=0.0) for option in found["options"]
+        )
+    if file.each is not None and isinstance(found["options"], list):
+        found["options"] = [template(file.each)(option=option, **row) for option in found["options"]]
+    if file.sentences:
+        found["sentences"] = tuple(template(name)(**row) if "{{" in name else row[name] for name in file.sentences)
     return found
 
+# %% ../../nbs/evaluate/10_tasks.ipynb #cell-15-2
 def cleaned(
     file: TaskFile,
     text: str,
@@ -280,106 +457,205 @@ def cleaned(
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-16
 def same_as_right(
-    pairs: tuple,       # context and option
-    answer: int|tuple,  # the right one's number, or 1 for each right one and 0 for the others
-) -> int|tuple:
-    "The answer, with every option right that is asked in the same words as a right one: the first of them, or 1 for each."
-    if isinstance(answer, int): return pairs.index(pairs[answer])
+    pairs: tuple,  # context and option
+    answer: int | tuple,  # the right one's number, or 1 for each right one and 0 for the others
+) -> int | tuple:
+    """The answer, with every option right that is asked in the same words as a right one: the first of them, or 1 for
+    each.
+    """
+    if isinstance(answer, int):
+        return pairs.index(pairs[answer])
     right = {pair for pair, sound in zip(pairs, answer) if sound}
     return tuple(int(pair in right) for pair in pairs)
 
+# %% ../../nbs/evaluate/10_tasks.ipynb #cell-16-2
 def as_item(
     file: TaskFile,
-    number: int,     # of the row
-    row: dict,       # by column
-) -> Item|None:
+    number: int,  # of the row
+    row: dict,  # by column
+) -> Item | None:
     "The row as an item; None where the file says that it is none. Raises `CompressLabError` naming file and row."
     where = f"{file.path}, row {number} of {file.dataset} {file.config or ''} {file.split}".replace("  ", " ")
+
     def need(fact, what, fix="correct the file or the row"):
-        if not fact: raise CompressLabError(what, where, fix)
-    try: found = rendered(file, row)
-    except Exception as error: raise CompressLabError(f"The file cannot be applied: {type(error).__name__}: {error}.", where, f"the columns are {', '.join(map(str, row))}") from error
-    if found is None: return None
+        if not fact:
+            raise CompressLabError(what, where, fix)
+
+    try:
+        found = rendered(file, row)
+    except Exception as error:
+        raise CompressLabError(
+            f"The file cannot be applied: {type(error).__name__}: {error}.",
+            where,
+            f"the columns are {', '.join(map(str, row))}",
+        ) from error
+    if found is None:
+        return None
     answer, options, context, pairs = found["answer"], found["options"], found["context"], ()
     if file.kind == "choice":
-        need(isinstance(options, list) and len(options) > 1 and all(isinstance(option, str) and option.strip() for option in options), f"The options are {options!r}, and must be two texts or more.")
-        need(isinstance(context, str) or len(context) == len(options), f"There are {len(context)} contexts for {len(options)} options.")
+        need(
+            isinstance(options, list)
+            and len(options) > 1
+            and all(isinstance(option, str) and option.strip() for option in options),
+            f"The options are {options!r}, and must be two texts or more.",
+        )
+        need(
+            isinstance(context, str) or len(context) == len(options),
+            f"There are {len(context)} contexts for {len(options)} options.",
+        )
         if isinstance(answer, list):
-            need(len(answer) == len(options) and {*answer} <= {0, 1} and 1 in answer, f"The answer is {answer!r}, and must have a 1 for each right option and a 0 for each other one.")
+            need(
+                len(answer) == len(options) and {*answer} <= {0, 1} and 1 in answer,
+                f"The answer is {answer!r}, and must have a 1 for each right option and a 0 for each other one.",
+            )
             answer = tuple(answer)
-        else: need(type(answer) is int and 0 <= answer < len(options), f"The answer is {answer!r}, and there are {len(options)} options, from 0.", "check that the split has labels, and the expression for the answer")
-        need(file.gold is None or isinstance(found["gold"], list) and found["gold"] and all(isinstance(text, str) for text in found["gold"]), f"The right texts are {found['gold']!r}, and must be a list of texts.")
-        pairs = tuple((before, file.delimiter + option) for before, option in zip([context] * len(options) if isinstance(context, str) else context, options))
+        else:
+            need(
+                type(answer) is int and 0 <= answer < len(options),
+                f"The answer is {answer!r}, and there are {len(options)} options, from 0.",
+                "check that the split has labels, and the expression for the answer",
+            )
+        need(
+            file.gold is None
+            or isinstance(found["gold"], list)
+            and found["gold"]
+            and all(isinstance(text, str) for text in found["gold"]),
+            f"The right texts are {found['gold']!r}, and must be a list of texts.",
+        )
+        pairs = tuple(
+            (before, file.delimiter + option)
+            for before, option in zip([context] * len(options) if isinstance(context, str) else context, options)
+        )
         answer = same_as_right(pairs, answer)
-    elif file.kind == "completion": need(found["completion"].strip(), "Nothing is to follow."); pairs = ((context, found["completion"]),)
-    elif file.kind == "write": need(isinstance(answer, str) and cleaned(file, answer), f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}."); pairs = ((context, ""),)
-    elif file.labels: need(type(answer) is int and 0 <= answer < len(file.labels), f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.", "check that the split has labels")
-    else: need(isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, and must be a number.")
+    elif file.kind == "completion":
+        need(found["completion"].strip(), "Nothing is to follow.")
+        pairs = ((context, found["completion"]),)
+    elif file.kind == "write":
+        need(
+            isinstance(answer, str) and cleaned(file, answer),
+            f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}.",
+        )
+        pairs = ((context, ""),)
+    elif file.labels:
+        need(
+            type(answer) is int and 0 <= answer < len(file.labels),
+            f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.",
+            "check that the split has labels",
+        )
+    else:
+        need(
+            isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, and must be a number."
+        )
     sentences = found.get("sentences", ())
     need(all(isinstance(text, str) for text in sentences), f"The sentences are {sentences!r}, and must be texts.")
     id = str(number if found["item"] is None else found["item"])
-    return Item(number, id, *(id if found[name] is None else str(found[name]) for name in ("cluster", "group")), pairs, tuple(options or ()), found.get("token_f1", ()), sentences, answer)
+    return Item(
+        number,
+        id,
+        *(id if found[name] is None else str(found[name]) for name in ("cluster", "group")),
+        pairs,
+        tuple(options or ()),
+        found.get("token_f1", ()),
+        sentences,
+        answer,
+    )
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #cell-18
 @dataclass(frozen=True, repr=False)
 class Items:
     "A task's items."
+
     file: TaskFile
     items: tuple[Item, ...]
     provenance: DataProvenance
-    left_out: int = 0            # rows that are none by the file's `where`
+    left_out: int = 0  # rows that are none by the file's `where`
 
-    def __len__(self): return len(self.items)
-    def __iter__(self): return iter(self.items)
-    def __getitem__(self, number) -> Item: return self.items[number]
-    def __repr__(self): return f"Items({self.file.name}: {len(self)} of {self.provenance.source}, {len({item.cluster for item in self})} clusters{f', {self.left_out} rows left out' if self.left_out else ''}, {self.key})"
+    def __len__(self):
+        return len(self.items)
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __getitem__(self, number) -> Item:
+        return self.items[number]
+
+    def __repr__(self):
+        return (
+            f"Items({self.file.name}: {len(self)} of {self.provenance.source}, {len({item.cluster for item in self})} "
+            f"clusters{f', {self.left_out} rows left out' if self.left_out else ''}, {self.key})"
+        )
 
     @cached_property
     def key(self) -> str:
         "A hash of all that is asked and of the right answers."
         asked = [[item.id, item.pairs, item.sentences, item.answer] for item in self]
-        if self.file.gold is not None: asked.append([item.token_f1 for item in self])
-        if self.file.kind == "write": asked.append([self.file.length, self.file.until, self.file.extract, self.file.clean])
+        if self.file.gold is not None:
+            asked.append([item.token_f1 for item in self])
+        if self.file.kind == "write":
+            asked.append([self.file.length, self.file.until, self.file.extract, self.file.clean])
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
-    def place(self, item: Item, more: str="") -> str: return f"{self.file.path}, row {item.row}{more}"
+    def place(self, item: Item, more: str = "") -> str:
+        return f"{self.file.path}, row {item.row}{more}"
 
     @property
     def data(self) -> list[dict]:
         "What records say under `data`, with the licence of the task's file where the set's own is not known."
         found = judged_on(self.provenance)
-        return [each | ({"licence": self.file.licence} if each["licence"] in ("unknown", "see the dataset card on the Hub") else {}) for each in found]
+        return [
+            each
+            | (
+                {"licence": self.file.licence}
+                if each["licence"] in ("unknown", "see the dataset card on the Hub")
+                else {}
+            )
+            for each in found
+        ]
 
 # %% ../../nbs/evaluate/10_tasks.ipynb #items-code
 def enough(
-    clusters,   # of each item
-    n: int,     # items, or more, to complete a cluster
+    clusters,  # of each item
+    n: int,  # items, or more, to complete a cluster
     seed: int,  # which ones
 ) -> set:
     "Clusters that hold so many items together."
     size, kept, total = Counter(clusters), set(), 0
     for cluster in np.random.default_rng(seed_number(seed)).permutation(np.unique(list(clusters))):
-        if total >= n: break
+        if total >= n:
+            break
         kept.add(cluster)
         total += size[cluster]
     return kept
 
+
 def items(
-    task_name: str|Path|TaskFile,  # of a task, or the path of its file
-    n: int|None=None,              # items, or more, to complete a cluster; None: all
-    seed: int=0,                   # which ones
+    task_name: str | Path | TaskFile,  # of a task, or the path of its file
+    n: int | None = None,  # items, or more, to complete a cluster; None: all
+    seed: int = 0,  # which ones
 ) -> Items:
     "The items of a task. Raises `CompressLabError` naming file and row."
     file = task_name if isinstance(task_name, TaskFile) else read_task(task_name)
-    try: found = task(file.dataset, file.config, file.split, columns=tuple(file.columns))
-    except CompressLabError as error: raise CompressLabError(error.what, f"{file.path}, {error.where or file.dataset}", error.fix) from error
+    try:
+        found = task(file.dataset, file.config, file.split, columns=tuple(file.columns))
+    except CompressLabError as error:
+        raise CompressLabError(error.what, f"{file.path}, {error.where or file.dataset}", error.fix) from error
     rows = [plain(row) for row in found.frame[file.columns].to_dict("records")]
     made = [item for number, row in enumerate(rows) if (item := as_item(file, number, row))]
     left_out = len(rows) - len(made)
-    if len(made) < (n or 1): raise CompressLabError(f"The task has {len(made)} items{f', and n is {n}' if n else ''}; {left_out} rows are left out.", file.path, "ask for fewer, leave n out, or look at `where`")
+    if len(made) < (n or 1):
+        raise CompressLabError(
+            f"The task has {len(made)} items{f', and n is {n}' if n else ''}; {left_out} rows are left out.",
+            file.path,
+            "ask for fewer, leave n out, or look at `where`",
+        )
     first = {}
     for item in made:
-        if first.setdefault(item.id, item) is not item: raise CompressLabError(f"Two items have the id {item.id!r}.", f"{file.path}, rows {first[item.id].row} and {item.row}", "write an expression for item: that differs, or leave it out")
+        if first.setdefault(item.id, item) is not item:
+            raise CompressLabError(
+                f"Two items have the id {item.id!r}.",
+                f"{file.path}, rows {first[item.id].row} and {item.row}",
+                "write an expression for item: that differs, or leave it out",
+            )
     if n is not None:
         kept = enough([item.cluster for item in made], n, seed)
         made = [item for item in made if item.cluster in kept]

@@ -6,11 +6,14 @@
 __all__ = ['SECONDS', 'MEMORY', 'LETTERS', 'CHILD', 'NEUTRAL', 'rendered', 'encoded', 'answers_to']
 
 # %% ../../nbs/evaluate/11_writing.ipynb #cell-03
-import json, subprocess
+import json
+import subprocess
 from functools import lru_cache
+
 import pandas as pd
 import torch
 from transformers import GenerationConfig
+
 from ..core.children import child_environment, python_command
 from ..core.errors import CompressLabError
 from ..core.inputs import limits, opened
@@ -21,7 +24,11 @@ from .records import NotMeasured
 from .scoring import tokenizer_of
 
 # %% ../../nbs/evaluate/11_writing.ipynb #render-code
-SECONDS, MEMORY, LETTERS = 30, 1 << 29, 1 << 24   # that rendering all prompts may take, bytes above what Python itself needs, and characters that it may write
+SECONDS, MEMORY, LETTERS = (
+    30,
+    1 << 29,
+    1 << 24,
+)  # that rendering all prompts may take, bytes above what Python itself needs, and characters that it may write
 
 CHILD = """
 import json, sys
@@ -47,61 +54,124 @@ print(json.dumps(answer))
 @lru_cache(8)
 def _rendered(given: str, seconds: int) -> dict:
     "What the child process says about a template and its prompts, all of them as JSON."
-    threads = {"OMP_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}   # each of a library's threads reserves memory
-    try: done = subprocess.run(python_command("-c", CHILD), input=given, capture_output=True, text=True, timeout=seconds, env=child_environment(**threads))
-    except subprocess.TimeoutExpired: return {"error": f"it takes more than {seconds} seconds"}
-    try: return json.loads(done.stdout)
-    except ValueError: return {"error": (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]}
+    threads = {"OMP_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}  # each of a library's threads reserves memory
+    try:
+        done = subprocess.run(
+            python_command("-c", CHILD),
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env=child_environment(**threads),
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"it takes more than {seconds} seconds"}
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        return {"error": (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]}
+
 
 def rendered(
-    tokenizer,           # of transformers, with a chat template
+    tokenizer,  # of transformers, with a chat template
     prompts: list[str],  # what a user says, one at a time
-    seconds: int=SECONDS,  # for all of them
+    seconds: int = SECONDS,  # for all of them
 ) -> list[str]:
-    "The prompts in the tokenizer's chat template, up to where the answer begins. Raises `CompressLabError` where the template is wrong, or takes too long or too much."
-    try: template = tokenizer.get_chat_template()
-    except ValueError as error: raise CompressLabError(f"The chat template cannot be chosen: {error}", type(tokenizer).__name__, "set tokenizer.chat_template") from error
+    """The prompts in the tokenizer's chat template, up to where the answer begins.
+
+    Raises `CompressLabError` where the template is wrong, or takes too long or too much.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise CompressLabError(
+            f"The chat template cannot be chosen: {error}", type(tokenizer).__name__, "set tokenizer.chat_template"
+        ) from error
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, (str, list))}
-    said = _rendered(json.dumps({"template": template, "special": special, "prompts": prompts, "memory": MEMORY, "letters": LETTERS}), seconds)
-    if "texts" in said: return said["texts"]
-    raise CompressLabError(f"The chat template cannot be rendered: {said['error'].rstrip('. :')}.", type(tokenizer).__name__, "correct tokenizer.chat_template, or set it to None")
+    said = _rendered(
+        json.dumps(
+            {"template": template, "special": special, "prompts": prompts, "memory": MEMORY, "letters": LETTERS}
+        ),
+        seconds,
+    )
+    if "texts" in said:
+        return said["texts"]
+    raise CompressLabError(
+        f"The chat template cannot be rendered: {said['error'].rstrip('. :')}.",
+        type(tokenizer).__name__,
+        "correct tokenizer.chat_template, or set it to None",
+    )
 
 # %% ../../nbs/evaluate/11_writing.ipynb #write-code
-NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "suppress_tokens": [], "begin_suppress_tokens": []}   # or a model's own file would set them
+NEUTRAL = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+}  # or a model's own file would set them
+
 
 def encoded(
-    subject,               # a causal language model with its tokenizer
+    subject,  # a causal language model with its tokenizer
     prompts: list[str],
-    length: int,           # tokens to write behind them
-    chat: bool=True,       # whether to ask in the tokenizer's chat template, where it has one
-    names: list[str]|None=None,  # what error messages call the prompts
+    length: int,  # tokens to write behind them
+    chat: bool = True,  # whether to ask in the tokenizer's chat template, where it has one
+    names: list[str] | None = None,  # what error messages call the prompts
 ) -> list[list[int]]:
-    "The prompts as tokens. Raises `NotMeasured` where the model cannot write, `CompressLabError` for a prompt that does not fit."
-    if not getattr(subject.model, "can_generate", lambda: False)(): raise NotMeasured("The model cannot write.", type(subject.model).__name__, "use a causal language model")
-    if subject.model.config.is_encoder_decoder: raise NotMeasured("The model reads one text and writes another, and is not asked to go on.", type(subject.model).__name__, "use a causal language model")
+    """The prompts as tokens.
+
+    Raises `NotMeasured` where the model cannot write, `CompressLabError` for a prompt that does not fit.
+    """
+    if not getattr(subject.model, "can_generate", lambda: False)():
+        raise NotMeasured("The model cannot write.", type(subject.model).__name__, "use a causal language model")
+    if subject.model.config.is_encoder_decoder:
+        raise NotMeasured(
+            "The model reads one text and writes another, and is not asked to go on.",
+            type(subject.model).__name__,
+            "use a causal language model",
+        )
     tokenizer, longest = tokenizer_of(subject), limits(subject.model).places
-    if chat and getattr(tokenizer, "chat_template", None): found = tokenizer(rendered(tokenizer, prompts), add_special_tokens=False, verbose=False)["input_ids"]
-    else: found = opened(tokenizer, prompts)
+    if chat and getattr(tokenizer, "chat_template", None):
+        found = tokenizer(rendered(tokenizer, prompts), add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        found = opened(tokenizer, prompts)
     for number, each in enumerate(found):
         where = names[number] if names else f"prompt {number}"
-        if not each: raise CompressLabError("The prompt has no tokens.", where, "write something, or leave it out")
-        if longest and len(each) + length > longest: raise CompressLabError(f"The prompt has {len(each)} tokens and {length} are to be written; the model takes {longest}.", where, "write less, or leave it out")
+        if not each:
+            raise CompressLabError("The prompt has no tokens.", where, "write something, or leave it out")
+        if longest and len(each) + length > longest:
+            raise CompressLabError(
+                f"The prompt has {len(each)} tokens and {length} are to be written; the model takes {longest}.",
+                where,
+                "write less, or leave it out",
+            )
     return found
 
+# %% ../../nbs/evaluate/11_writing.ipynb #write-code-2
 def answers_to(
-    subject,               # a causal language model with its tokenizer
+    subject,  # a causal language model with its tokenizer
     prompts: list[str],
-    length: int,           # tokens to write, at most
+    length: int,  # tokens to write, at most
     *,
-    chat: bool=True,       # whether to ask in the tokenizer's chat template, where it has one
-    names: list[str]|None=None,  # what error messages call the prompts
-    temperature: float=0,  # of the samples; 0: the likeliest token each time
-    seed: int=0,           # of the samples
-    rows: int=16,          # together
+    chat: bool = True,  # whether to ask in the tokenizer's chat template, where it has one
+    names: list[str] | None = None,  # what error messages call the prompts
+    temperature: float = 0,  # of the samples; 0: the likeliest token each time
+    seed: int = 0,  # of the samples
+    rows: int = 16,  # together
 ) -> list[str]:
-    "What the model writes after each prompt. Raises `NotMeasured` where it cannot write or says nothing finite, `CompressLabError` for a prompt that does not fit."
+    """What the model writes after each prompt.
+
+    Raises `NotMeasured` where it cannot write or says nothing finite, `CompressLabError` for a prompt that does not
+    fit.
+    """
     tokens = encoded(subject, prompts, length, chat, names)
-    how = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0, "typical_p": 1.0} if temperature else {"do_sample": False}
+    how = (
+        {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     ends = subject.model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     settings = GenerationConfig(max_new_tokens=length, eos_token_id=ends or None, pad_token_id=0, **how, **NEUTRAL)
@@ -110,10 +180,22 @@ def answers_to(
     with evaluating(subject.model) as model, torch.random.fork_rng():
         torch.manual_seed(seed_number(seed))
         first = model(torch.tensor([tokens[0]], device=device)).logits[0, -1]
-        if not first.isfinite().all(): raise NotMeasured("The model's likelihoods are not numbers.", type(model).__name__, "compare with the uncompressed model")
-        for part in bar([numbers[start:start + rows] for numbers in sizes for start in range(0, len(numbers), rows)], desc="writing", unit="batch"):
+        if not first.isfinite().all():
+            raise NotMeasured(
+                "The model's likelihoods are not numbers.", type(model).__name__, "compare with the uncompressed model"
+            )
+        for part in bar(
+            [numbers[start : start + rows] for numbers in sizes for start in range(0, len(numbers), rows)],
+            desc="writing",
+            unit="batch",
+        ):
             given = torch.tensor([tokens[number] for number in part], device=device)
-            written = model.generate(given, attention_mask=torch.ones_like(given), generation_config=settings)[:, given.shape[1]:]
-            kept = [row[:next((place for place, token in enumerate(row) if token in ends), len(row))] for row in written.tolist()]
+            written = model.generate(given, attention_mask=torch.ones_like(given), generation_config=settings)[
+                :, given.shape[1] :
+            ]
+            kept = [
+                row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
+                for row in written.tolist()
+            ]
             found.update(zip(part, subject.tokenizer.batch_decode(kept, skip_special_tokens=True)))
     return [found[number] for number in range(len(prompts))]

@@ -6,38 +6,66 @@
 __all__ = ['keeps_cache', 'example', 'quiet', 'reading', 'Runtime']
 
 # %% ../../nbs/measure/04_graph.ipynb #cell-03
-import inspect, logging, os, warnings
+import inspect
+import logging
+import os
+import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partialmethod
 from pathlib import Path
 from unittest.mock import patch
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+
 from ..core.errors import CompressLabError
 from ..core.files import regular_file
 
 # %% ../../nbs/measure/04_graph.ipynb #cell-05
 def keeps_cache(model: nn.Module) -> bool:
-    "Whether the model decodes with keys and values of shape (batch, heads, tokens, width), and nothing else, in its cache."
-    if "past_key_values" not in inspect.signature(model.forward).parameters or model.get_output_embeddings() is None: return False
-    with torch.inference_mode(): cache = getattr(model(torch.zeros(1, 2, dtype=torch.long), use_cache=True), "past_key_values", None)
+    """Whether the model decodes with keys and values of shape (batch, heads, tokens, width), and nothing else, in its
+    cache.
+    """
+    if "past_key_values" not in inspect.signature(model.forward).parameters or model.get_output_embeddings() is None:
+        return False
+    with torch.inference_mode():
+        cache = getattr(model(torch.zeros(1, 2, dtype=torch.long), use_cache=True), "past_key_values", None)
     layers = getattr(cache, "layers", [])
     return bool(layers) and all(type(layer).__name__ == "DynamicLayer" and layer.keys.dim() == 4 for layer in layers)
 
+
 def example(model: nn.Module) -> tuple[dict, dict]:
-    "Keyword arguments of a call to trace, and which of their dimensions vary. Raises `CompressLabError` where the weights are not float32."
-    if model.dtype != torch.float32: raise CompressLabError(f"A graph is traced from float32 weights, not {str(model.dtype).removeprefix('torch.')}.", type(model).__name__, 'load the model with dtype="float32"')
+    """Keyword arguments of a call to trace, and which of their dimensions vary.
+
+    Raises `CompressLabError` where the weights are not float32.
+    """
+    if model.dtype != torch.float32:
+        raise CompressLabError(
+            f"A graph is traced from float32 weights, not {str(model.dtype).removeprefix('torch.')}.",
+            type(model).__name__,
+            'load the model with dtype="float32"',
+        )
     tokens, free = torch.arange(20).view(2, 10) % 16, torch.export.Dim.AUTO
     rows = {0: free, 1: free}
     if not keeps_cache(model):
         given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if "use_cache" in inspect.signature(model.forward).parameters: given["use_cache"] = False
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            given["use_cache"] = False
         return given, {name: rows for name in ("input_ids", "attention_mask")}
-    with torch.no_grad(): cache = model(tokens[:, :8], use_cache=True).past_key_values
-    given = {"input_ids": tokens[:, 8:], "attention_mask": torch.ones_like(tokens), "position_ids": torch.arange(8, 10).expand(2, 2).contiguous(),
-             "past_key_values": cache, "use_cache": True}
-    return given, {**{name: rows for name in ("input_ids", "attention_mask", "position_ids")}, "past_key_values": [{0: free, 2: free}] * (2 * len(cache.layers))}
+    with torch.no_grad():
+        cache = model(tokens[:, :8], use_cache=True).past_key_values
+    given = {
+        "input_ids": tokens[:, 8:],
+        "attention_mask": torch.ones_like(tokens),
+        "position_ids": torch.arange(8, 10).expand(2, 2).contiguous(),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    return given, {
+        **{name: rows for name in ("input_ids", "attention_mask", "position_ids")},
+        "past_key_values": [{0: free, 2: free}] * (2 * len(cache.layers)),
+    }
 
 # %% ../../nbs/measure/04_graph.ipynb #cell-09
 @contextmanager
@@ -45,61 +73,110 @@ def quiet():
     "Keeps logs, warnings, bars and printed lines off the screen."
     from tqdm.auto import tqdm
     from transformers.utils import logging as log
+
     level, bars, disabled = log.get_verbosity(), log.is_progress_bar_enabled(), logging.root.manager.disable
-    log.set_verbosity_error(); log.disable_progress_bar(); logging.disable(logging.WARNING)
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    logging.disable(logging.WARNING)
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere), warnings.catch_warnings(), \
-                patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)):
+        with (
+            open(os.devnull, "w") as nowhere,
+            redirect_stderr(nowhere),
+            redirect_stdout(nowhere),
+            warnings.catch_warnings(),
+            patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.set_verbosity(level); logging.disable(disabled)
-        if bars: log.enable_progress_bar()
+        log.set_verbosity(level)
+        logging.disable(disabled)
+        if bars:
+            log.enable_progress_bar()
 
 # %% ../../nbs/measure/04_graph.ipynb #reading-code
 @contextmanager
 def reading(
-    name: str,    # of the format
-    path: Path,   # of the file that must be there
+    name: str,  # of the format
+    path: Path,  # of the file that must be there
 ):
     "A context in which whatever a reader raises becomes a `CompressLabError`."
     try:
         regular_file(path)
         yield
-    except CompressLabError: raise
+    except CompressLabError:
+        raise
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0]
-        raise CompressLabError(f"{path.name} cannot be read as {name}: {type(error).__name__} {said}", str(path), "export the model again") from error
+        raise CompressLabError(
+            f"{path.name} cannot be read as {name}: {type(error).__name__} {said}", str(path), "export the model again"
+        ) from error
 
 # %% ../../nbs/measure/04_graph.ipynb #cell-12
 class Runtime(nn.Module):
     "A module that is called like the model it stands for, and computed by another program."
-    def __init__(self,
+
+    def __init__(
+        self,
         source: nn.Module,  # the model it stands for
-        decodes: bool,      # whether it continues from a cache
+        decodes: bool,  # whether it continues from a cache
     ):
         super().__init__()
-        self.__dict__["source"] = source      # no submodule: nothing of it is called
+        self.__dict__["source"] = source  # no submodule: nothing of it is called
         self.decodes, self.config, self.dtype = decodes, source.config, source.dtype
 
-    def named_parameters(self, *args, **options): return self.source.named_parameters(*args, **options)
-    def named_buffers(self, *args, **options): return self.source.named_buffers(*args, **options)
-    def state_dict(self, *args, **options): return self.source.state_dict(*args, **options)
-    def get_input_embeddings(self): return self.source.get_input_embeddings()
-    def get_output_embeddings(self): return self.source.get_output_embeddings()
+    def named_parameters(self, *args, **options):
+        return self.source.named_parameters(*args, **options)
+
+    def named_buffers(self, *args, **options):
+        return self.source.named_buffers(*args, **options)
+
+    def state_dict(self, *args, **options):
+        return self.source.state_dict(*args, **options)
+
+    def get_input_embeddings(self):
+        return self.source.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.source.get_output_embeddings()
 
     def compute(self, feed: dict[str, Tensor], past) -> tuple[dict[str, Tensor], object]:
         "Outputs by name, and what to continue from."
         raise NotImplementedError
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor|None=None, position_ids: Tensor|None=None, past_key_values=None, use_cache: bool|None=None, token_type_ids: Tensor|None=None, **others):
-        if token_type_ids is not None and token_type_ids.any(): others["token_type_ids"] = token_type_ids   # zeros are what a model takes where none are given
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        use_cache: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        **others,
+    ):
+        if token_type_ids is not None and token_type_ids.any():
+            others["token_type_ids"] = token_type_ids  # zeros are what a model takes where none are given
         if others := [name for name, value in others.items() if value is not None and name != "return_dict"]:
-            raise CompressLabError(f"A natively run model does not take {', '.join(others)}.", type(self.source).__name__, "call it with tokens, a mask and a cache only")
+            raise CompressLabError(
+                f"A natively run model does not take {', '.join(others)}.",
+                type(self.source).__name__,
+                "call it with tokens, a mask and a cache only",
+            )
         seen = past_key_values.length if past_key_values is not None else 0
-        if attention_mask is None: attention_mask = torch.ones(len(input_ids), seen + input_ids.shape[1], dtype=torch.long)
+        if attention_mask is None:
+            attention_mask = torch.ones(len(input_ids), seen + input_ids.shape[1], dtype=torch.long)
         feed = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-        if self.decodes: feed["position_ids"] = position_ids if position_ids is not None else (feed["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        if self.decodes:
+            feed["position_ids"] = (
+                position_ids
+                if position_ids is not None
+                else (feed["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, seen:]
+            )
         found, past = self.compute({name: value.contiguous() for name, value in feed.items()}, past_key_values)
-        if "logits" in found: return CausalLMOutputWithPast(logits=found["logits"], past_key_values=past if self.decodes and use_cache is not False else None)
-        return BaseModelOutputWithPooling(last_hidden_state=found["last_hidden_state"], pooler_output=found.get("pooler_output"))
+        if "logits" in found:
+            return CausalLMOutputWithPast(
+                logits=found["logits"], past_key_values=past if self.decodes and use_cache is not False else None
+            )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=found["last_hidden_state"], pooler_output=found.get("pooler_output")
+        )

@@ -17,11 +17,13 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
+
 import numpy as np
 import pandas as pd
 import torch
 import xxhash
 from torch import Tensor, nn
+
 from ..core.data import calibration
 from ..core.errors import CompressLabError, nearest
 from ..core.inputs import check_length, limits
@@ -37,46 +39,57 @@ from .latency import cached, call, clear_of, geometric, no_garbage_collection, s
 # %% ../../nbs/measure/07_kernels.ipynb #cell-06
 class Torch(Runtime):
     "A model run by PyTorch in another type, compiled or not."
-    def __init__(self, source: nn.Module, dtype: torch.dtype=torch.float32, compiled: bool=False):
+
+    def __init__(self, source: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
         super().__init__(source, True)
         model = source if dtype == source.dtype else deepcopy(source).to(dtype)
         self.__dict__["run"] = torch.compile(model) if compiled else model
 
-    def forward(self, *args, **options): return self.run(*args, **options)
+    def forward(self, *args, **options):
+        return self.run(*args, **options)
 
 # %% ../../nbs/measure/07_kernels.ipynb #cell-09
 def arithmetic() -> str:
     "OpenVINO's name of the type that this processor multiplies faster."
     return {"bfloat16": "bf16", "float32": "f32"}[faster_dtype()]
 
+
 class Job:
     "A Subject to be run natively, and what several backends share."
-    def __init__(self, subject: Subject, rows: Tensor): self.subject, self.model, self.rows = subject, subject.model, rows
+
+    def __init__(self, subject: Subject, rows: Tensor):
+        self.subject, self.model, self.rows = subject, subject.model, rows
 
     @cached_property
     def graph(self):
         "OpenVINO's, with the Subject's own integers."
         from compress_lab.measure.openvino import graph, pack_constants
+
         traced = graph(self.model)
-        if self.subject.packed: pack_constants(traced, self.model, self.subject.packed)
+        if self.subject.packed:
+            pack_constants(traced, self.model, self.subject.packed)
         return traced
 
     def openvino(self, **options) -> nn.Module:
         from compress_lab.measure.openvino import OpenVINO
+
         return OpenVINO(self.model, self.graph, **options)
 
     def openvino_int8(self) -> nn.Module:
         from compress_lab.measure.openvino import OpenVINO, eight_bits, extents
+
         graph = self.graph.clone()
         eight_bits(graph, self.model, extents(self.model, self.rows))
         return OpenVINO(self.model, graph, precision=arithmetic())
 
     def onnx(self, **options) -> nn.Module:
         from compress_lab.measure.onnxruntime import onnx_runtime
+
         return onnx_runtime(self.model, self.subject.packed, **options)
 
     def torchao(self) -> nn.Module:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
         model = deepcopy(self.model).to(getattr(torch, faster_dtype()))
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
         native = Torch(self.model)
@@ -87,66 +100,111 @@ class Job:
 @dataclass(frozen=True)
 class Backend:
     "A way to run a Subject."
-    build: Callable            # from a Job to a module
-    what: str                  # in words
-    needs: tuple = ()          # packages
-    integers: bool = False     # multiplies a Subject's own packed weights
-    floats: bool = True        # runs a Subject without them
-    half: bool = False         # computes in bfloat16
+
+    build: Callable  # from a Job to a module
+    what: str  # in words
+    needs: tuple = ()  # packages
+    integers: bool = False  # multiplies a Subject's own packed weights
+    floats: bool = True  # runs a Subject without them
+    half: bool = False  # computes in bfloat16
+
 
 ONNX, VINO = ("onnxruntime", "onnxscript"), ("openvino",)
 
-BACKENDS = {   # those that are quick to build come first
+BACKENDS = {  # those that are quick to build come first
     "eager": Backend(lambda job: job.model, "transformers in PyTorch, as it is"),
     "eager-bf16": Backend(lambda job: Torch(job.model, torch.bfloat16), "PyTorch in bfloat16", half=True),
     "openvino": Backend(Job.openvino, "OpenVINO, float32 arithmetic", VINO, integers=True),
-    "openvino-bf16": Backend(lambda job: job.openvino(precision="bf16"), "OpenVINO, bfloat16 arithmetic", VINO,
-                             integers=True, half=True),
-    "openvino-dynamic": Backend(lambda job: job.openvino(precision=arithmetic(), dynamic=32),
-                                "OpenVINO, activations rounded to eight bits by groups of 32", VINO, integers=True, floats=False),
+    "openvino-bf16": Backend(
+        lambda job: job.openvino(precision="bf16"), "OpenVINO, bfloat16 arithmetic", VINO, integers=True, half=True
+    ),
+    "openvino-dynamic": Backend(
+        lambda job: job.openvino(precision=arithmetic(), dynamic=32),
+        "OpenVINO, activations rounded to eight bits by groups of 32",
+        VINO,
+        integers=True,
+        floats=False,
+    ),
     "openvino-int8": Backend(Job.openvino_int8, "OpenVINO, weights and activations in eight bits, smoothed", VINO),
     "onnxruntime": Backend(Job.onnx, "ONNX Runtime, float32 arithmetic", ONNX, integers=True),
-    "onnxruntime-int8": Backend(lambda job: job.onnx(int8=True), "ONNX Runtime, weights and activations in eight bits", ONNX),
-    "onnxruntime-dynamic": Backend(lambda job: job.onnx(rounded=True), "ONNX Runtime, activations rounded to eight bits by "
-                                   "blocks of 32 or as many as share a scale, and weights without integers too", ONNX, integers=True),
+    "onnxruntime-int8": Backend(
+        lambda job: job.onnx(int8=True), "ONNX Runtime, weights and activations in eight bits", ONNX
+    ),
+    "onnxruntime-dynamic": Backend(
+        lambda job: job.onnx(rounded=True),
+        "ONNX Runtime, activations rounded to eight bits by "
+        "blocks of 32 or as many as share a scale, and weights without integers too",
+        ONNX,
+        integers=True,
+    ),
     "compile": Backend(lambda job: Torch(job.model, compiled=True), "torch.compile"),
     "compile-bf16": Backend(lambda job: Torch(job.model, torch.bfloat16, True), "torch.compile in bfloat16", half=True),
     "torchao-int8": Backend(Job.torchao, "torchao, weights and activations in eight bits, compiled", ("torchao",)),
 }
 
+# %% ../../nbs/measure/07_kernels.ipynb #cell-10-2
 def unfit(name: str, subject: Subject) -> str:
     "Why a backend cannot run the Subject; empty where it can."
     backend, lacks = BACKENDS[name], [package for package in BACKENDS[name].needs if find_spec(package) is None]
-    if lacks: return f"{', '.join(lacks)} is not installed"
-    if subject.packed and not backend.integers: return "would unpack the integers: a simulation"
-    if not subject.packed and not backend.floats: return "is for packed weights"
+    if lacks:
+        return f"{', '.join(lacks)} is not installed"
+    if subject.packed and not backend.integers:
+        return "would unpack the integers: a simulation"
+    if not subject.packed and not backend.floats:
+        return "is for packed weights"
     return ""
 
 # %% ../../nbs/measure/07_kernels.ipynb #cell-13
 @dataclass(eq=False, repr=False)
 class Native(Subject):
     "A Subject that a runtime computes."
-    backend: str = ""                    # its name in `BACKENDS`
-    made_from: str = ""                  # fingerprint of the Subject
-    trials: pd.DataFrame|None = None     # what `auto` measured, a row for each backend
-    why: str = ""                        # in words, why this one
+
+    backend: str = ""  # its name in `BACKENDS`
+    made_from: str = ""  # fingerprint of the Subject
+    trials: pd.DataFrame | None = None  # what `auto` measured, a row for each backend
+    why: str = ""  # in words, why this one
 
     @property
-    def name(self) -> str: return f"{super().name} on {self.backend}"
-    @property
-    def simulated(self) -> bool: return False
-    @property
-    def fingerprint(self) -> str: return xxhash.xxh3_128_hexdigest(f"{self.made_from} {self.backend} {torch.__version__}".encode())
+    def name(self) -> str:
+        return f"{super().name} on {self.backend}"
 
-    def copy(self): raise CompressLabError("A natively run model cannot be changed.", self.name, "compress the Subject it was made from, and run that")
-    def save(self, folder): raise CompressLabError("A natively run model cannot be saved as a Subject.", self.name, "save the Subject it was made from, or export it: cl.export(subject, folder, format)")
+    @property
+    def simulated(self) -> bool:
+        return False
+
+    @property
+    def fingerprint(self) -> str:
+        return xxhash.xxh3_128_hexdigest(f"{self.made_from} {self.backend} {torch.__version__}".encode())
+
+    def copy(self):
+        raise CompressLabError(
+            "A natively run model cannot be changed.", self.name, "compress the Subject it was made from, and run that"
+        )
+
+    def save(self, folder):
+        raise CompressLabError(
+            "A natively run model cannot be saved as a Subject.",
+            self.name,
+            "save the Subject it was made from, or export it: cl.export(subject, folder, format)",
+        )
+
     def facts(self) -> dict[str, str]:
         facts = super().facts() | {"runs on": BACKENDS[self.backend].what, "why": self.why}
         return {name: fact for name, fact in facts.items() if fact and name != "simulated"}
 
+# %% ../../nbs/measure/07_kernels.ipynb #cell-13-2
 def running(subject: Subject, backend: str, model: nn.Module, **more) -> Native:
     "The Subject, run by `model`."
-    return Native(model, subject.tokenizer, subject.provenance, subject.history, subject.packed, backend=backend, made_from=subject.fingerprint, **more)
+    return Native(
+        model,
+        subject.tokenizer,
+        subject.provenance,
+        subject.history,
+        subject.packed,
+        backend=backend,
+        made_from=subject.fingerprint,
+        **more,
+    )
 
 # %% ../../nbs/measure/07_kernels.ipynb #cell-16
 @torch.inference_mode()
@@ -155,17 +213,25 @@ def distance(before: nn.Module, after: nn.Module, rows: Tensor) -> tuple[str, fl
     found = []
     for part in rows.split(4):
         outputs = [model(part) for model in (before, after)]
-        if getattr(outputs[0], "logits", None) is not None: kind, values = "KL", divergences(*[output.logits.float().flatten(0, 1) for output in outputs])[0]
-        else: kind, values = "1 − cosine", 1 - torch.cosine_similarity(*[output.last_hidden_state.double() for output in outputs], dim=-1)
+        if getattr(outputs[0], "logits", None) is not None:
+            kind, values = "KL", divergences(*[output.logits.float().flatten(0, 1) for output in outputs])[0]
+        else:
+            kind, values = (
+                "1 − cosine",
+                1 - torch.cosine_similarity(*[output.last_hidden_state.double() for output in outputs], dim=-1),
+            )
         found.append(values.flatten())
     return kind, float(torch.cat(found).mean())
 
 # %% ../../nbs/measure/07_kernels.ipynb #cell-19
-def race(models: dict[str, nn.Module], tokens: Tensor, steps: int, blocks: int, seed: int=0) -> pd.DataFrame:
+def race(models: dict[str, nn.Module], tokens: Tensor, steps: int, blocks: int, seed: int = 0) -> pd.DataFrame:
     "Logarithm of the seconds of a call, a row for each block and a column for each model."
     random, rows = np.random.default_rng(seed), []
     with torch.inference_mode(), no_garbage_collection():
-        once = {name: settle(lambda: sum(map(sum, call(model, tokens, steps).values())), most=6)[0] for name, model in models.items()}
+        once = {
+            name: settle(lambda: sum(map(sum, call(model, tokens, steps).values())), most=6)[0]
+            for name, model in models.items()
+        }
         for block in bar(range(blocks), desc="racing", unit="block"):
             first = random.permutation(list(models)).tolist()
             for name in first + first[::-1]:
@@ -177,20 +243,28 @@ def race(models: dict[str, nn.Module], tokens: Tensor, steps: int, blocks: int, 
     return np.log(frame.pivot_table(index="block", columns="name", values="seconds", aggfunc="mean"))
 
 # %% ../../nbs/measure/07_kernels.ipynb #cell-22
-def row_length(model: nn.Module, asked: int|None, after: int) -> int:
-    "Tokens in a row: as many as were asked for, or 128, or what the model has places for with `after` behind them. Raises `CompressLabError` where it has too few."
-    if asked is None: return max(1, min(128, (limits(model).places or 128 + after) - after))
+def row_length(model: nn.Module, asked: int | None, after: int) -> int:
+    """Tokens in a row: as many as were asked for, or 128, or what the model has places for with `after` behind them.
+
+    Raises `CompressLabError` where it has too few.
+    """
+    if asked is None:
+        return max(1, min(128, (limits(model).places or 128 + after) - after))
     check_length(model, asked + after, "native: length and decode_tokens")
     return asked
 
+
 def text_of(subject: Subject, length: int) -> Tensor:
     "Rows of text for ranges and comparison, or of random tokens where there is no tokenizer."
-    if subject.tokenizer is not None: return calibration("wikipedia", subject, n=32, length=min(length, 128)).tokens
+    if subject.tokenizer is not None:
+        return calibration("wikipedia", subject, n=32, length=min(length, 128)).tokens
     return inputs(subject.model, batch=32, length=min(length, 32))["input_ids"]
+
 
 def seconds_for(model: nn.Module) -> float:
     "The default budget: 45 seconds, and one for each million parameters, at most half an hour."
     return min(45 + sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1800.0)
+
 
 @contextmanager
 def deadline(
@@ -200,27 +274,34 @@ def deadline(
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
-    def stop(*_): raise TimeoutError(f"not ready after {seconds:.0f} s")
+
+    def stop(*_):
+        raise TimeoutError(f"not ready after {seconds:.0f} s")
+
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
-    try: yield
+    try:
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 # %% ../../nbs/measure/07_kernels.ipynb #tried-code
-HOPELESS = 3.0   # times as slow as eager execution: no closer look is needed
-SHORTEST = 1.0   # seconds that are worth a try
+HOPELESS = 3.0  # times as slow as eager execution: no closer look is needed
+SHORTEST = 1.0  # seconds that are worth a try
+
 
 @dataclass
 class Trial:
     "A backend that was tried."
+
     backend: str
-    model: nn.Module|None = None   # None where there is a reason against it
+    model: nn.Module | None = None  # None where there is a reason against it
     distance: float = np.nan
     measured_as: str = ""
-    note: str = ""                 # why it is not raced
-    pace: float = np.nan           # seconds of a call
+    note: str = ""  # why it is not raced
+    pace: float = np.nan  # seconds of a call
+
 
 def attempt(name: str, job: Job, rows: Tensor, tokens: Tensor, decode_tokens: int) -> Trial:
     "The backend, built, compared and called in the shape that is raced."
@@ -231,29 +312,38 @@ def attempt(name: str, job: Job, rows: Tensor, tokens: Tensor, decode_tokens: in
         seconds = min(sum(map(sum, call(model, tokens, steps).values())) for _ in range(2))
     return Trial(name, model, value, kind, "", seconds)
 
+
 def no_use(name: str, job: Job) -> str:
     "Why a backend is not tried; empty where it is."
-    if reason := unfit(name, job.subject): return reason
+    if reason := unfit(name, job.subject):
+        return reason
     slow = BACKENDS[name].half and faster_dtype() == "float32"
     return "slow in bfloat16: this processor multiplies faster in float32" if slow else ""
 
+# %% ../../nbs/measure/07_kernels.ipynb #tried-code-2
 def tried(job: Job, names: list[str], rows: Tensor, tokens: Tensor, decode_tokens: int, seconds: float) -> list[Trial]:
     "All backends in their order, eager first; one that is not ready in time, or far slower than eager, has no model."
     end, found = time.monotonic() + seconds, []
     for name in bar(names, desc="building", unit="backend"):
         left = end - time.monotonic() if found else 1e6
         trial = Trial(name, note=no_use(name, job) if found else "")
-        if not trial.note and left < SHORTEST: trial.note = f"not tried: the {seconds:.0f} s were spent"
+        if not trial.note and left < SHORTEST:
+            trial.note = f"not tried: the {seconds:.0f} s were spent"
         if not trial.note:
             start = time.monotonic()
             try:
-                with quiet(), deadline(left): trial = attempt(name, job, rows, tokens, decode_tokens)
-                if not found and (reason := unfit(name, job.subject)): trial.model, trial.note = None, reason
+                with quiet(), deadline(left):
+                    trial = attempt(name, job, rows, tokens, decode_tokens)
+                if not found and (reason := unfit(name, job.subject)):
+                    trial.model, trial.note = None, reason
             except Exception as error:
                 late = time.monotonic() - start >= left
                 trial.note = f"given up: not ready after {left:.0f} s" if late else first_line(error)
         if found and trial.pace > HOPELESS * found[0].pace:
-            trial.model, trial.note = None, f"slower than eager: a call took {trial.pace / found[0].pace:.1f} times as long"
+            trial.model, trial.note = (
+                None,
+                f"slower than eager: a call took {trial.pace / found[0].pace:.1f} times as long",
+            )
         found.append(trial)
     return found
 
@@ -271,23 +361,36 @@ def judged(trials: pd.DataFrame, times: pd.DataFrame, most: dict[str, float]) ->
     for name in trials.index.intersection(times.columns):
         ratio, interval = geometric(times["eager"] - times[name])
         trials.loc[name, ["seconds", "speed-up", "low", "high"]] = geometric(times[name])[0], ratio, *interval
-        if trials.loc[name, "note"]: continue
+        if trials.loc[name, "note"]:
+            continue
         limit = most[trials.loc[name, "measured as"]]
-        if not trials.loc[name, "distance"] <= limit: trials.loc[name, "note"] = f"too far off: more than {limit:g}"
-        elif name != "eager" and not clear_of(interval, control): trials.loc[name, "note"] = "no difference from eager seen"
-        elif ratio < 1: trials.loc[name, "note"] = "slower than eager"
+        if not trials.loc[name, "distance"] <= limit:
+            trials.loc[name, "note"] = f"too far off: more than {limit:g}"
+        elif name != "eager" and not clear_of(interval, control):
+            trials.loc[name, "note"] = "no difference from eager seen"
+        elif ratio < 1:
+            trials.loc[name, "note"] = "slower than eager"
     return trials.sort_values("seconds")[["seconds", "speed-up", "low", "high", "distance", "measured as", "note"]]
 
-WORDS = {   # how a note begins, and what is said of those that have it
-    "too far off": "Faster perhaps, but too far off", "slower": "Slower than eager", "no difference": "No different from eager",
-    "slow in bfloat16": "Left out, for this processor multiplies faster in float32", "given up": "Not ready in time",
-    "not tried": "Not tried, for the time was spent"}
+
+WORDS = {  # how a note begins, and what is said of those that have it
+    "too far off": "Faster perhaps, but too far off",
+    "slower": "Slower than eager",
+    "no difference": "No different from eager",
+    "slow in bfloat16": "Left out, for this processor multiplies faster in float32",
+    "given up": "Not ready in time",
+    "not tried": "Not tried, for the time was spent",
+}
+
 
 def reasons(trials: pd.DataFrame, best: str) -> str:
     "In words, why the best one is that."
     row = trials.loc[best]
     times = f"{row['speed-up']:.2f} [{row['low']:.2f}, {row['high']:.2f}] times as fast as eager"
-    text = f"{best} ({BACKENDS[best].what}) is the fastest that stays close: {times}, {row['measured as']} {row['distance']:.2g}."
+    text = (
+        f"{best} ({BACKENDS[best].what}) is the fastest that stays close: {times}, {row['measured as']} "
+        f"{row['distance']:.2g}."
+    )
     if best == "eager" or row["note"].startswith(("no difference", "slower")):
         text = f"{best}: nothing that stays close was found to be faster than eager."
     others = trials[trials.index != best]
@@ -298,44 +401,79 @@ def reasons(trials: pd.DataFrame, best: str) -> str:
 
 # %% ../../nbs/measure/07_kernels.ipynb #cell-23
 def native(
-    subject: Subject,               # an original or a quantized Subject; left as it is
-    backend: str|list="auto",       # a name in `BACKENDS`; "auto": the fastest of all whose outputs stay close; a list: of these
+    subject: Subject,  # an original or a quantized Subject; left as it is
+    backend: str
+    | list = "auto",  # a name in `BACKENDS`; "auto": the fastest of all whose outputs stay close; a list: of these
     *,
-    batch: int=1,                   # rows at a time, of the shape to be fast at
-    length: int|None=None,          # tokens in a row; None: 128, or as many as the model has places for
-    decode_tokens: int=8,           # tokens decoded after them, by a model that can; 0: none
-    rows: Tensor|None=None,         # tokens (n, length) to take ranges from and compare on; None: Wikipedia's
-    most: dict|None=None,           # how far outputs may stray; None: KL 0.01 nats, or 1 − cosine 0.005
-    seconds: float|None=None,       # until all backends must be ready; None: 45, and one for each million parameters
-    blocks: int=4,                  # mirrored blocks of bursts
-    seed: int=0,                    # of the order in which the backends take turns
+    batch: int = 1,  # rows at a time, of the shape to be fast at
+    length: int | None = None,  # tokens in a row; None: 128, or as many as the model has places for
+    decode_tokens: int = 8,  # tokens decoded after them, by a model that can; 0: none
+    rows: Tensor | None = None,  # tokens (n, length) to take ranges from and compare on; None: Wikipedia's
+    most: dict | None = None,  # how far outputs may stray; None: KL 0.01 nats, or 1 − cosine 0.005
+    seconds: float | None = None,  # until all backends must be ready; None: 45, and one for each million parameters
+    blocks: int = 4,  # mirrored blocks of bursts
+    seed: int = 0,  # of the order in which the backends take turns
 ) -> Native:
     "The Subject on that backend. Raises `CompressLabError` where it cannot be run there."
     names = list(BACKENDS) if backend == "auto" else [backend] if isinstance(backend, str) else list(backend)
     for name in names:
-        if name not in BACKENDS: raise CompressLabError(f"There is no backend {name!r}.", "native", f"did you mean {' or '.join(close)}?" if (close := nearest(str(name), BACKENDS)) else f"take one of {', '.join(BACKENDS)}")
-    if getattr(subject, "roundings", None): raise CompressLabError("No backend here runs rounded activations as they were rounded.", subject.name, "quantize the weights only; openvino-int8 rounds activations itself")
+        if name not in BACKENDS:
+            raise CompressLabError(
+                f"There is no backend {name!r}.",
+                "native",
+                f"did you mean {' or '.join(close)}?"
+                if (close := nearest(str(name), BACKENDS))
+                else f"take one of {', '.join(BACKENDS)}",
+            )
+    if getattr(subject, "roundings", None):
+        raise CompressLabError(
+            "No backend here runs rounded activations as they were rounded.",
+            subject.name,
+            "quantize the weights only; openvino-int8 rounds activations itself",
+        )
     length = row_length(subject.model, length, decode_tokens + 1 if decode_tokens and names == list(BACKENDS) else 0)
     rows = text_of(subject, length) if rows is None else rows
     job, half = Job(subject, rows[: (len(rows) + 1) // 2]), len(rows) // 2
     with evaluating(subject.model):
-        if isinstance(backend, str) and backend != "auto": return alone(job, backend)
+        if isinstance(backend, str) and backend != "auto":
+            return alone(job, backend)
         tokens = rows.flatten().repeat(-(-batch * length // rows.numel()))[: batch * length].view(batch, length)
         names = list(dict.fromkeys(["eager", *names]))
         budget = seconds_for(subject.model) if seconds is None else seconds
-        found = tried(job, names, rows[-max(half, 1):], tokens, decode_tokens, budget)
+        found = tried(job, names, rows[-max(half, 1) :], tokens, decode_tokens, budget)
         built = {trial.backend: trial.model for trial in found if trial.model is not None}
-        columns = [{"backend": trial.backend, "distance": trial.distance, "measured as": trial.measured_as, "note": trial.note} for trial in found]
+        columns = [
+            {"backend": trial.backend, "distance": trial.distance, "measured as": trial.measured_as, "note": trial.note}
+            for trial in found
+        ]
         arms = {"eager": subject.model, "control": subject.model, **built}
         steps = decode_tokens if all(cached(model, tokens[:, :1]) for model in arms.values()) else 0
-        with quiet(): times = race(arms, tokens, steps, blocks, seed)
-        trials = judged(pd.DataFrame(columns).set_index("backend"), times, {"KL": 0.01, "1 − cosine": 0.005} | (most or {}))
-    best = next((name for name in trials.index if name in built and not trials.loc[name, "note"].startswith("too far")), None)
-    if best is None: raise CompressLabError("No backend gives the Subject's outputs.", subject.name, f"see why: {'; '.join(f'{name}: {note}' for name, note in trials['note'].items())}")
+        with quiet():
+            times = race(arms, tokens, steps, blocks, seed)
+        trials = judged(
+            pd.DataFrame(columns).set_index("backend"), times, {"KL": 0.01, "1 − cosine": 0.005} | (most or {})
+        )
+    best = next(
+        (name for name in trials.index if name in built and not trials.loc[name, "note"].startswith("too far")), None
+    )
+    if best is None:
+        raise CompressLabError(
+            "No backend gives the Subject's outputs.",
+            subject.name,
+            f"see why: {'; '.join(f'{name}: {note}' for name, note in trials['note'].items())}",
+        )
     return running(subject, best, built[best], trials=trials, why=reasons(trials, best))
 
+# %% ../../nbs/measure/07_kernels.ipynb #cell-23-2
 def alone(job: Job, name: str) -> Native:
     "The Subject on one backend. Raises `CompressLabError` where that cannot run it."
     if reason := unfit(name, job.subject):
-        raise CompressLabError(f"{name} {reason}.", job.subject.name, "quantized Subjects run on " + ", ".join(key for key in BACKENDS if not unfit(key, job.subject)) if job.subject.packed else 'pip install "compress_lab[native]"')
-    with quiet(): return running(job.subject, name, BACKENDS[name].build(job))
+        raise CompressLabError(
+            f"{name} {reason}.",
+            job.subject.name,
+            "quantized Subjects run on " + ", ".join(key for key in BACKENDS if not unfit(key, job.subject))
+            if job.subject.packed
+            else 'pip install "compress_lab[native]"',
+        )
+    with quiet():
+        return running(job.subject, name, BACKENDS[name].build(job))

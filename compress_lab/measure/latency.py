@@ -7,28 +7,42 @@ __all__ = ['ARMS', 'PATIENCE', 'orders', 'clock', 'cached', 'call', 'settle', 'n
            'geometric', 'clear_of', 'Latency']
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-03
-import gc, time
+import gc
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from scipy import stats
+
 from ..core.errors import CompressLabError
 from ..core.inputs import check_rows, limits
 from ..core.progress import bar
 from ..core.store import environment
 from ..evaluate.perplexity import evaluating
-from ..evaluate.records import Difference, Metric, NotMeasured, Probe, Records, combined, margin_of, setting, verdict
+from compress_lab.evaluate.records import (
+    Difference,
+    Metric,
+    NotMeasured,
+    Probe,
+    Records,
+    combined,
+    margin_of,
+    setting,
+    verdict,
+)
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-06
 ARMS = ("original", "compressed", "control")
 
+
 def orders(
     blocks: int,  # how many
-    seed: int=0,
+    seed: int = 0,
 ) -> list[tuple[str, ...]]:
     "The six bursts of each block: a random order of the arms and its mirror image."
     random = np.random.default_rng(seed)
@@ -38,26 +52,32 @@ def orders(
 # %% ../../nbs/measure/02_latency.ipynb #cell-12
 def clock(device: torch.device) -> float:
     "Seconds, once the device has finished what it was given."
-    if device.type != "cpu": torch.accelerator.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
+
 
 def cached(model: torch.nn.Module, tokens: torch.Tensor) -> bool:
     "Whether the model answers with a key-value cache to decode from."
-    try: output = model(tokens, use_cache=True)
-    except TypeError: return False
+    try:
+        output = model(tokens, use_cache=True)
+    except TypeError:
+        return False
     return getattr(output, "logits", None) is not None and getattr(output, "past_key_values", None) is not None
+
 
 def call(
     model: torch.nn.Module,
     tokens: torch.Tensor,  # prompt of shape (batch, length), on the model's device
-    steps: int,            # tokens to decode; 0 for a forward pass alone
+    steps: int,  # tokens to decode; 0 for a forward pass alone
 ) -> dict[str, list[float]]:
     "Seconds of the prefill and of each decoding step, or of the forward pass."
     device = tokens.device
     start = clock(device)
     output = model(tokens, use_cache=True) if steps else model(tokens)
     first = clock(device) - start
-    if not steps: return {"forward_seconds": [first]}
+    if not steps:
+        return {"forward_seconds": [first]}
     decoding = []
     for _ in range(steps + 1):
         following = output.logits[:, -1:].argmax(-1)
@@ -69,15 +89,17 @@ def call(
 # %% ../../nbs/measure/02_latency.ipynb #cell-17
 PATIENCE = 30  # seconds of timing after which no more is begun than must be
 
+
 def settle(
-    once,           # a function that makes one call and gives its seconds
-    most: int=10,   # calls after which it is given up
+    once,  # a function that makes one call and gives its seconds
+    most: int = 10,  # calls after which it is given up
 ) -> tuple[float, bool]:
     "Seconds of a call once the median has settled, and whether it has."
     seconds = []
     while len(seconds) < 2 or len(seconds) < most and sum(seconds) < PATIENCE / 3:
         seconds.append(once())
-        if len(seconds) >= 4 and abs(np.median(seconds[-2:]) / np.median(seconds[-4:-2]) - 1) < 0.1: return float(np.median(seconds[-2:])), True
+        if len(seconds) >= 4 and abs(np.median(seconds[-2:]) / np.median(seconds[-4:-2]) - 1) < 0.1:
+            return float(np.median(seconds[-2:])), True
     return float(np.median(seconds[-2:])), False
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-20
@@ -85,42 +107,58 @@ def settle(
 def no_garbage_collection():
     "Keeps Python's garbage collector out of the block."
     enabled = gc.isenabled()
-    gc.collect(); gc.disable()
-    try: yield
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
-        if enabled: gc.enable()
+        if enabled:
+            gc.enable()
+
 
 def bursts(
-    models: dict,     # a model for each arm
-    tokens,           # prompt of shape (batch, length)
-    steps: int,       # tokens to decode; 0 for a forward pass alone
-    blocks: int,      # how many
-    calls: int,       # in a burst
+    models: dict,  # a model for each arm
+    tokens,  # prompt of shape (batch, length)
+    steps: int,  # tokens to decode; 0 for a forward pass alone
+    blocks: int,  # how many
+    calls: int,  # in a burst
     seed: int,
 ) -> tuple[pd.DataFrame, dict]:
-    "A row for each burst with the median seconds of its calls, and the seconds of every single call of the compressed model."
+    """A row for each burst with the median seconds of its calls, and the seconds of every single call of the compressed
+    model.
+    """
     rows, single, began = [], {}, time.perf_counter()
     for block, order in enumerate(bar(orders(blocks, seed), desc="latency", unit="block")):
-        if block >= 3 and time.perf_counter() - began > PATIENCE: break
+        if block >= 3 and time.perf_counter() - began > PATIENCE:
+            break
         for position, arm in enumerate(order):
             model = models[arm]
             prompt = tokens.to(next(model.parameters()).device)
             model(prompt[:, :1])
             made = [call(model, prompt, steps) for _ in range(calls)]
             timed = {phase: [second for one in made for second in one[phase]] for phase in made[0]}
-            rows.append({"item": f"{block}/{position}", "cluster": block, "position": position, "arm": arm,
-                         **{phase: float(np.median(seconds)) for phase, seconds in timed.items()}})
+            rows.append(
+                {
+                    "item": f"{block}/{position}",
+                    "cluster": block,
+                    "position": position,
+                    "arm": arm,
+                    **{phase: float(np.median(seconds)) for phase, seconds in timed.items()},
+                }
+            )
             if arm == "compressed":
-                for phase, seconds in timed.items(): single.setdefault(phase, []).extend(seconds)
+                for phase, seconds in timed.items():
+                    single.setdefault(phase, []).extend(seconds)
     return pd.DataFrame(rows), single
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-22
 def by_block(
     frame: pd.DataFrame,  # of bursts
-    phase: str,           # column of seconds
+    phase: str,  # column of seconds
 ) -> pd.DataFrame:
     "Logarithm of each arm's mean seconds, a row for each block."
     return np.log(frame.pivot_table(index="cluster", columns="arm", values=phase, aggfunc="mean"))
+
 
 def geometric(
     logarithms,  # one for each block
@@ -128,13 +166,15 @@ def geometric(
     "Geometric mean and its 95% interval from Student's t over blocks."
     logarithms = np.asarray(logarithms)
     centre, count = logarithms.mean(), len(logarithms)
-    if count < 2: return float(np.exp(centre)), (np.nan, np.nan)
+    if count < 2:
+        return float(np.exp(centre)), (np.nan, np.nan)
     reach = stats.t.ppf(0.975, count - 1) * logarithms.std(ddof=1) / np.sqrt(count)
     return float(np.exp(centre)), (float(np.exp(centre - reach)), float(np.exp(centre + reach)))
 
+
 def clear_of(
     interval: tuple[float, float],  # of the ratio
-    control: tuple[float, float],   # of the original to itself
+    control: tuple[float, float],  # of the original to itself
 ) -> bool:
     "Whether the interval touches neither one nor the control's interval."
     return interval[1] < min(1, control[0]) or interval[0] > max(1, control[1])
@@ -143,59 +183,111 @@ def clear_of(
 @dataclass(frozen=True)
 class Latency(Probe):
     "Seconds of prefill and of a decoded token, or of an encoder's forward pass, as a ratio to the original."
+
     name: ClassVar[str] = "latency"
     paired: ClassVar[bool] = True
     sampled: ClassVar = ("burst", "block")
-    metrics: ClassVar[tuple] = tuple(Metric(phase, "s", "lower", phase) for phase in ("prefill_seconds", "decode_seconds", "forward_seconds"))
+    metrics: ClassVar[tuple] = tuple(
+        Metric(phase, "s", "lower", phase) for phase in ("prefill_seconds", "decode_seconds", "forward_seconds")
+    )
     prefill_tokens: int = setting(64, least=1)  # tokens of the prompt, or of an encoder's input
-    decode_tokens: int = setting(8, least=1)    # tokens decoded one by one
-    batch: int = setting(1, least=1)            # prompts at a time
-    blocks: int = setting(5, least=3)           # mirrored blocks
+    decode_tokens: int = setting(8, least=1)  # tokens decoded one by one
+    batch: int = setting(1, least=1)  # prompts at a time
+    blocks: int = setting(5, least=3)  # mirrored blocks
 
-    def measure(self,
-        subject,        # the compressed model
+    def measure(
+        self,
+        subject,  # the compressed model
         original=None,  # the model it is compared with
         *,
-        seed: int=0,    # of the order of arms, and of the prompt, whose tokens are random
+        seed: int = 0,  # of the order of arms, and of the prompt, whose tokens are random
     ) -> Records:
         "Seconds of each burst. Raises `NotMeasured` where no kernel ran that could be faster."
-        if original is None: raise CompressLabError("Latency is measured against the original.", subject.name, "give original=, or use compare(original, compressed)")
+        if original is None:
+            raise CompressLabError(
+                "Latency is measured against the original.",
+                subject.name,
+                "give original=, or use compare(original, compressed)",
+            )
         if subject.simulated or original.simulated:
-            raise NotMeasured("Simulated quantization: no low-bit kernel ran.", subject.name, "export the model to a runtime that computes with the integers, and time that")
+            raise NotMeasured(
+                "Simulated quantization: no low-bit kernel ran.",
+                subject.name,
+                "export the model to a runtime that computes with the integers, and time that",
+            )
         models = {"original": original.model, "compressed": subject.model, "control": original.model}
         with evaluating(original.model), evaluating(subject.model):
             tokens, steps = self.prompt(original.model, subject.model, seed)
             at = [tokens.to(next(model.parameters()).device) for model in (original.model, subject.model)]
-            for model, row in zip((original.model, subject.model), at): check_rows(model, row, "the prompt whose latency is measured")
-            warm = [settle(lambda: sum(map(sum, call(model, row, steps).values()))) for model, row in zip((original.model, subject.model), at)]
+            for model, row in zip((original.model, subject.model), at):
+                check_rows(model, row, "the prompt whose latency is measured")
+            warm = [
+                settle(lambda: sum(map(sum, call(model, row, steps).values())))
+                for model, row in zip((original.model, subject.model), at)
+            ]
             calls = int(np.clip(0.1 / warm[0][0], 1, 20))
-            with no_garbage_collection(): frame, single = bursts(models, tokens, steps, self.blocks, calls, seed)
-        about = self.about(single, calls, all(settled for _, settled in warm), frame["cluster"].nunique(), tokens.shape[1])
-        return Records(frame, self, subject.fingerprint, {"original": original.fingerprint, "rows": "random tokens", "seed": seed, **about})
+            with no_garbage_collection():
+                frame, single = bursts(models, tokens, steps, self.blocks, calls, seed)
+        about = self.about(
+            single, calls, all(settled for _, settled in warm), frame["cluster"].nunique(), tokens.shape[1]
+        )
+        return Records(
+            frame,
+            self,
+            subject.fingerprint,
+            {"original": original.fingerprint, "rows": "random tokens", "seed": seed, **about},
+        )
 
 # %% ../../nbs/measure/02_latency.ipynb #latency-about
 @patch
-def prompt(self: Latency, original: torch.nn.Module, compressed: torch.nn.Module, seed: int) -> tuple[torch.Tensor, int]:
-    "Random tokens that both models have places for, (batch, length), and how many to decode. Raises `NotMeasured` where there is no place for a prompt."
+def prompt(
+    self: Latency, original: torch.nn.Module, compressed: torch.nn.Module, seed: int
+) -> tuple[torch.Tensor, int]:
+    """Random tokens that both models have places for, (batch, length), and how many to decode.
+
+    Raises `NotMeasured` where there is no place for a prompt.
+    """
     known, device = [limits(model) for model in (original, compressed)], torch.Generator().manual_seed(seed)
     rows = torch.randint(min(limit.vocabulary for limit in known), (self.batch, self.prefill_tokens), generator=device)
     decodes = all(cached(model, rows[:, :1].to(next(model.parameters()).device)) for model in (original, compressed))
-    places = min((limit.places for limit in known if limit.places is not None), default=self.prefill_tokens + self.decode_tokens + 1)
+    places = min(
+        (limit.places for limit in known if limit.places is not None),
+        default=self.prefill_tokens + self.decode_tokens + 1,
+    )
     room = places - (self.decode_tokens + 1) * decodes
-    if room < 1: raise NotMeasured(f"The models have {places} places, too few for a prompt and {self.decode_tokens} decoded tokens.", type(compressed).__name__, f"decode fewer: Latency(decode_tokens={max(places - 2, 1)})")
+    if room < 1:
+        raise NotMeasured(
+            f"The models have {places} places, too few for a prompt and {self.decode_tokens} decoded tokens.",
+            type(compressed).__name__,
+            f"decode fewer: Latency(decode_tokens={max(places - 2, 1)})",
+        )
     return rows[:, :room], self.decode_tokens * decodes
+
 
 @patch
 def about(self: Latency, single: dict, calls: int, settled: bool, blocks: int, length: int) -> dict:
     "Percentiles of single calls, throughput, the machine and notes, as plain JSON."
-    extras = {f"{phase.removesuffix('_seconds')}_p{share}": {"value": float(np.percentile(seconds, share)), "unit": "s"}
-              for phase, seconds in single.items() for share in (50, 90, 99)}
+    extras = {
+        f"{phase.removesuffix('_seconds')}_p{share}": {"value": float(np.percentile(seconds, share)), "unit": "s"}
+        for phase, seconds in single.items()
+        for share in (50, 90, 99)
+    }
     for phase, count in (("prefill_seconds", self.batch * length), ("decode_seconds", self.batch)):
-        if phase in single: extras[phase.replace("seconds", "tokens_per_second")] = {"value": count / float(np.median(single[phase])), "unit": "tokens/s"}
-    notes = [f"{calls} call{'s' * (calls > 1)} a burst, mirrored blocks in random order, the original against itself as control"]
-    if not settled: notes.append("the median did not settle during warm-up: other work may be running on this machine")
-    if length < self.prefill_tokens: notes.append(f"a prompt of {length} tokens instead of {self.prefill_tokens}: the models have no more places")
-    if blocks < self.blocks: notes.append(f"{blocks} of {self.blocks} blocks: each took too long for more")
+        if phase in single:
+            extras[phase.replace("seconds", "tokens_per_second")] = {
+                "value": count / float(np.median(single[phase])),
+                "unit": "tokens/s",
+            }
+    notes = [
+        f"{calls} call{'s' * (calls > 1)} a burst, mirrored blocks in random order, the original against itself as "
+        "control"
+    ]
+    if not settled:
+        notes.append("the median did not settle during warm-up: other work may be running on this machine")
+    if length < self.prefill_tokens:
+        notes.append(f"a prompt of {length} tokens instead of {self.prefill_tokens}: the models have no more places")
+    if blocks < self.blocks:
+        notes.append(f"{blocks} of {self.blocks} blocks: each took too long for more")
     return {"extras": extras, "notes": notes, "environment": environment()}
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-30
@@ -204,6 +296,7 @@ def estimate(self: Latency, records: Records, metric: Metric) -> dict:
     "Seconds of the compressed model with a 95% interval over blocks."
     value, interval = geometric(by_block(records.frame, metric.numerator)["compressed"])
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval}
+
 
 @patch
 def difference(self: Latency, original, compressed: Records, metric=None, *, margin=None) -> Difference:
@@ -216,10 +309,29 @@ def difference(self: Latency, original, compressed: Records, metric=None, *, mar
     spread, margin = tuple(before * (end - 1) for end in interval), margin_of(metric, margin)
     words = verdict(after - before, spread, interval, metric, margin)
     if not clear_of(interval, control_interval):
-        inside = "no difference seen" if interval[0] <= 1 <= interval[1] else "no difference seen beyond the A/A control"
-        words = inside + (words[words.index(","):] if "," in words else "")
-    return Difference(self.name, metric, before, after, after - before, spread, ratio, interval, len(compressed.frame), len(table),
-                      f"t interval over {len(table)} mirrored blocks", words, margin, control, control_interval)
+        inside = (
+            "no difference seen" if interval[0] <= 1 <= interval[1] else "no difference seen beyond the A/A control"
+        )
+        words = inside + (words[words.index(",") :] if "," in words else "")
+    return Difference(
+        self.name,
+        metric,
+        before,
+        after,
+        after - before,
+        spread,
+        ratio,
+        interval,
+        len(compressed.frame),
+        len(table),
+        f"t interval over {len(table)} mirrored blocks",
+        words,
+        margin,
+        control,
+        control_interval,
+    )
+
 
 @patch
-def spread_over_seeds(self: Latency, metric, pairs, each): return combined(each)
+def spread_over_seeds(self: Latency, metric, pairs, each):
+    return combined(each)

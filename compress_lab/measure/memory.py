@@ -6,11 +6,19 @@
 __all__ = ['peak_bytes', 'child', 'run', 'main', 'Memory']
 
 # %% ../../nbs/measure/03_memory.ipynb #cell-03
-import argparse, json, os, resource, subprocess, sys, tempfile
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
 import pandas as pd
+
 from ..core.children import child_environment, python_command
 from ..core.errors import CompressLabError, visible
 from ..core.inputs import limits
@@ -20,98 +28,140 @@ from ..evaluate.records import Metric, NotMeasured, Probe, Records, setting
 # %% ../../nbs/measure/03_memory.ipynb #cell-06
 def peak_bytes() -> int:
     "The most memory this process has held so far, in bytes."
-    try: status = Path("/proc/self/status").read_text()
-    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
 
 # %% ../../nbs/measure/03_memory.ipynb #cell-10
 def child(
-    folder: str,   # of a saved Subject
-    tokens: int,   # in the forward pass
-    batch: int,    # rows of it
+    folder: str,  # of a saved Subject
+    tokens: int,  # in the forward pass
+    batch: int,  # rows of it
 ) -> dict:
     "Peak bytes after the imports, after loading and after a forward pass, of this very process."
     import torch
     from transformers import AutoModelForCausalLM
+
     from compress_lab.core.subjects import load
+
     baseline = peak_bytes()
     model = load(folder).model
     loaded = peak_bytes()
-    with torch.inference_mode(): model(torch.zeros(batch, tokens, dtype=torch.long))
+    with torch.inference_mode():
+        model(torch.zeros(batch, tokens, dtype=torch.long))
     return {"baseline_bytes": baseline, "loaded_bytes": loaded, "peak_bytes": peak_bytes()}
 
+# %% ../../nbs/measure/03_memory.ipynb #cell-10-2
 def run(
-    folder,         # of a saved Subject
-    tokens: int,    # in the forward pass
-    batch: int,     # rows of it
-    seconds: int=900,  # after which it is given up
+    folder,  # of a saved Subject
+    tokens: int,  # in the forward pass
+    batch: int,  # rows of it
+    seconds: int = 900,  # after which it is given up
 ) -> dict:
     "What `child` found in a fresh process. Raises `CompressLabError` where it failed."
     command = python_command("-m", "compress_lab.measure.memory", folder, tokens, batch)
     quiet = child_environment(HF_HUB_OFFLINE="1", COMPRESS_LAB_PROGRESS="0")
-    try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=quiet)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=quiet)
     except subprocess.TimeoutExpired:
-        raise CompressLabError(f"Measuring memory took longer than {seconds} seconds.", fix="measure with fewer tokens or a smaller model") from None
+        raise CompressLabError(
+            f"Measuring memory took longer than {seconds} seconds.", fix="measure with fewer tokens or a smaller model"
+        ) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         why = "it was killed, as happens when memory runs out" if done.returncode < 0 else last
-        raise CompressLabError(f"The process that measures memory failed: {why}.", f"exit status {done.returncode}", "try fewer tokens, or a machine with more memory")
-    try: return {name: int(json.loads(done.stdout.strip().splitlines()[-1])[name]) for name in ("baseline_bytes", "loaded_bytes", "peak_bytes")}
+        raise CompressLabError(
+            f"The process that measures memory failed: {why}.",
+            f"exit status {done.returncode}",
+            "try fewer tokens, or a machine with more memory",
+        )
+    try:
+        return {
+            name: int(json.loads(done.stdout.strip().splitlines()[-1])[name])
+            for name in ("baseline_bytes", "loaded_bytes", "peak_bytes")
+        }
     except (ValueError, LookupError, TypeError) as error:
-        raise CompressLabError("The process that measures memory said nothing that can be read.", visible(done.stdout[-200:]), "run it again") from error
+        raise CompressLabError(
+            "The process that measures memory said nothing that can be read.",
+            visible(done.stdout[-200:]),
+            "run it again",
+        ) from error
 
 # %% ../../nbs/measure/03_memory.ipynb #cell-11
 def main():
     "Prints what `child` finds, as a line of JSON."
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder"); parser.add_argument("tokens", type=int); parser.add_argument("batch", type=int)
+    parser.add_argument("folder")
+    parser.add_argument("tokens", type=int)
+    parser.add_argument("batch", type=int)
     given = parser.parse_args()
-    try: print(json.dumps(child(given.folder, given.tokens, given.batch)))
-    except CompressLabError as error: sys.exit(error.what.rstrip("."))
+    try:
+        print(json.dumps(child(given.folder, given.tokens, given.batch)))
+    except CompressLabError as error:
+        sys.exit(error.what.rstrip("."))
 
-if __name__ == "__main__" and "ipykernel" not in sys.modules: main()
+
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    main()
 
 # %% ../../nbs/measure/03_memory.ipynb #cell-14
 @dataclass(frozen=True)
 class Memory(Probe):
     "Peak memory of loading a model and running it once in a fresh process."
+
     name: ClassVar[str] = "memory"
     sampled: ClassVar = ("run", "run")
-    fewest: ClassVar = 2                 # runs of one machine, whose noise is not skewed
-    metrics: ClassVar[tuple] = (Metric("peak_bytes", "bytes", "lower", "peak_bytes"),
-                                Metric("peak_above_imports", "bytes", "lower", "above_bytes"))
+    fewest: ClassVar = 2  # runs of one machine, whose noise is not skewed
+    metrics: ClassVar[tuple] = (
+        Metric("peak_bytes", "bytes", "lower", "peak_bytes"),
+        Metric("peak_above_imports", "bytes", "lower", "above_bytes"),
+    )
     tokens: int = setting(256, least=1)  # in the forward pass
-    batch: int = setting(1, least=1)     # rows of it
-    runs: int = setting(3, least=2)      # fresh processes
+    batch: int = setting(1, least=1)  # rows of it
+    runs: int = setting(3, least=2)  # fresh processes
 
-    def measure(self,
-        subject,         # a Subject that can be saved
-        original=None,   # not needed
+    def measure(
+        self,
+        subject,  # a Subject that can be saved
+        original=None,  # not needed
         *,
-        seed: int=0,     # not needed
+        seed: int = 0,  # not needed
     ) -> Records:
         "A row for each run. Raises `NotMeasured` for weights that are only packed on disk."
         if subject.simulated:
-            raise NotMeasured("Simulated quantization: in memory the weights are floats.", subject.name, "export the model to a runtime that keeps the integers, and measure that")
+            raise NotMeasured(
+                "Simulated quantization: in memory the weights are floats.",
+                subject.name,
+                "export the model to a runtime that keeps the integers, and measure that",
+            )
         if getattr(subject, "backend", ""):
-            raise NotMeasured("A runtime's memory is not measured: its model lives in this process.", subject.name, "export the model, and measure a process that reads it")
+            raise NotMeasured(
+                "A runtime's memory is not measured: its model lives in this process.",
+                subject.name,
+                "export the model, and measure a process that reads it",
+            )
         tokens = min(self.tokens, limits(subject.model).places or self.tokens)
         with tempfile.TemporaryDirectory() as folder:
-            saved = subject.save(Path(folder)/"subject")
+            saved = subject.save(Path(folder) / "subject")
             found = [run(saved, tokens, self.batch) for _ in bar(range(self.runs), desc="memory", unit="run")]
         return self.records(found, subject, tokens, seed)
 
-    def records(self,
+    def records(
+        self,
         found: list[dict],  # what `run` gave, one of each process
-        subject,            # the Subject that was run
-        tokens: int,        # in the forward pass
-        seed: int=0,        # not needed
+        subject,  # the Subject that was run
+        tokens: int,  # in the forward pass
+        seed: int = 0,  # not needed
     ) -> Records:
         "A row for each run."
         frame = pd.DataFrame(found)
-        frame.insert(0, "item", range(len(frame))); frame.insert(1, "cluster", frame["item"])
+        frame.insert(0, "item", range(len(frame)))
+        frame.insert(1, "cluster", frame["item"])
         frame["above_bytes"] = frame["peak_bytes"] - frame["baseline_bytes"]
         extras = {"baseline_bytes": {"value": float(frame["baseline_bytes"].median()), "unit": "bytes"}}
         notes = ["the peak of the whole process, loading included"]
-        if tokens < self.tokens: notes.append(f"{tokens} tokens instead of {self.tokens}: the model has no more places")
+        if tokens < self.tokens:
+            notes.append(f"{tokens} tokens instead of {self.tokens}: the model has no more places")
         return Records(frame, self, subject.fingerprint, {"seed": seed, "extras": extras, "notes": notes})

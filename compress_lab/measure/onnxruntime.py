@@ -10,9 +10,11 @@ __all__ = ['block_size', 'operands', 'Blocks', 'eight_bits', 'of_blocks', 'whole
 import tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
 from ..core.errors import CompressLabError
 from ..core.layers import linears
 from ..core.packed import Packed, pack
@@ -20,121 +22,216 @@ from .graph import Runtime, example, quiet, reading
 
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-06
 def block_size(group: int) -> int:
-    "Columns of a block for groups of that many: the largest power of two that divides it, at most 256; 0 where that is less than 16."
+    """Columns of a block for groups of that many: the largest power of two that divides it, at most 256; 0 where that
+    is less than 16.
+    """
     block = min(group & -group, 256)
     return block if block >= 16 else 0
 
+
 def operands(packed: Packed) -> dict[str, Tensor]:
-    "Codes of shape (rows, blocks, bytes), scales of shape (rows, blocks) and zero points of shape (rows, bytes), as MatMulNBits takes them."
+    """Codes of shape (rows, blocks, bytes), scales of shape (rows, blocks) and zero points of shape (rows, bytes), as
+    MatMulNBits takes them.
+    """
     codes, zeros = packed.integers()
     block = block_size(min(packed.group_size, packed.columns))
     blocks = -(-packed.columns // block)
     group = torch.arange(blocks) * block // packed.group_size
     filled = nn.functional.pad(codes, (0, blocks * block - packed.columns)).view(-1, block)
-    return {"codes": pack(filled, packed.bits).view(len(codes), blocks, -1), "scales": packed.scales.float()[:, group].contiguous(),
-            "zeros": pack(zeros[:, group], packed.bits)}
+    return {
+        "codes": pack(filled, packed.bits).view(len(codes), blocks, -1),
+        "scales": packed.scales.float()[:, group].contiguous(),
+        "zeros": pack(zeros[:, group], packed.bits),
+    }
 
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-09
 class Blocks(nn.Module):
-    "A linear as a MatMulNBits node, its inputs in float32 or rounded to eight bits. It can be traced; to be computed it needs ONNX Runtime."
-    def __init__(self, packed: Packed, bias: Tensor|None, rounded: bool=False):
+    """A linear as a MatMulNBits node, its inputs in float32 or rounded to eight bits.
+
+    It can be traced; to be computed it needs ONNX Runtime.
+    """
+
+    def __init__(self, packed: Packed, bias: Tensor | None, rounded: bool = False):
         super().__init__()
-        for name, tensor in operands(packed).items(): self.register_buffer(name, tensor)
+        for name, tensor in operands(packed).items():
+            self.register_buffer(name, tensor)
         self.bias, self.out = bias, len(self.scales)
-        self.attributes = {"K": packed.columns, "N": self.out, "bits": packed.bits, "block_size": block_size(min(packed.group_size, packed.columns)), "accuracy_level": 4 if rounded else 1}
+        self.attributes = {
+            "K": packed.columns,
+            "N": self.out,
+            "bits": packed.bits,
+            "block_size": block_size(min(packed.group_size, packed.columns)),
+            "accuracy_level": 4 if rounded else 1,
+        }
 
     def forward(self, inputs: Tensor) -> Tensor:
-        product = torch.onnx.ops.symbolic("com.microsoft::MatMulNBits", (inputs, self.codes, self.scales, self.zeros), self.attributes,
-                                          dtype=inputs.dtype, shape=(*inputs.shape[:-1], self.out), version=1)
+        product = torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulNBits",
+            (inputs, self.codes, self.scales, self.zeros),
+            self.attributes,
+            dtype=inputs.dtype,
+            shape=(*inputs.shape[:-1], self.out),
+            version=1,
+        )
         return product if self.bias is None else product + self.bias
 
-def eight_bits(weight: Tensor) -> Packed|None:
-    "A matrix, (rows, columns), in eight bits without zero points, by groups of 32 columns, or 16; None where no such groups divide it."
-    if not (size := min(block_size(weight.shape[1]), 32)): return None
+
+def eight_bits(weight: Tensor) -> Packed | None:
+    """A matrix, (rows, columns), in eight bits without zero points, by groups of 32 columns, or 16; None where no such
+    groups divide it.
+    """
+    if not (size := min(block_size(weight.shape[1]), 32)):
+        return None
     groups = weight.detach().float().view(len(weight), -1, size)
     scales = (groups.abs().amax(-1) / 127).clamp(min=1e-8)
-    return Packed.from_codes((groups / scales[..., None]).round().long().view(weight.shape) + 128, scales, None, bits=8, group_size=size)
+    return Packed.from_codes(
+        (groups / scales[..., None]).round().long().view(weight.shape) + 128, scales, None, bits=8, group_size=size
+    )
 
+# %% ../../nbs/measure/06_onnxruntime.ipynb #cell-09-2
 @contextmanager
-def of_blocks(model: nn.Module, packed: dict[str, Packed], rounded: bool=False):
+def of_blocks(model: nn.Module, packed: dict[str, Packed], rounded: bool = False):
     "The model with its packed linears replaced; where inputs are rounded, all others too, in eight bits."
     kept = []
     for linear in linears(model) if packed or rounded else ():
         form = packed.get(linear.key, packed.get(linear.name))
-        if form is None and rounded and isinstance(linear.module, nn.Linear): form = eight_bits(linear.weight)
-        if form is None: continue
+        if form is None and rounded and isinstance(linear.module, nn.Linear):
+            form = eight_bits(linear.weight)
+        if form is None:
+            continue
         parent, _, leaf = linear.name.rpartition(".")
         kept.append((model.get_submodule(parent), leaf, linear.module))
         setattr(*kept[-1][:2], Blocks(form, linear.module.bias, rounded))
-    try: yield
+    try:
+        yield
     finally:
-        for parent, leaf, module in kept: setattr(parent, leaf, module)
+        for parent, leaf, module in kept:
+            setattr(parent, leaf, module)
 
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-10
 @contextmanager
 def whole_attention():
-    "While models are traced, attention becomes one node, several heads of queries to one of keys; without a mask, or with a bias or a cap, it stays as it is."
+    """While models are traced, attention becomes one node, several heads of queries to one of keys; without a mask, or
+    with a bias or a cap, it stays as it is.
+    """
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    def attention(module, query, key, value, attention_mask, scaling=None, position_bias=None, **more):
-        if attention_mask is None or position_bias is not None or more.get("softcap") is not None: return plain(module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **more)
-        return torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=scaling)[0].transpose(1, 2).contiguous(), None
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
-    try: yield
-    finally: del ALL_ATTENTION_FUNCTIONS["sdpa"]
 
+    def attention(module, query, key, value, attention_mask, scaling=None, position_bias=None, **more):
+        if attention_mask is None or position_bias is not None or more.get("softcap") is not None:
+            return plain(
+                module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **more
+            )
+        return torch.onnx.ops.attention(query, key, value, attn_mask=attention_mask, scale=scaling)[0].transpose(
+            1, 2
+        ).contiguous(), None
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+# %% ../../nbs/measure/06_onnxruntime.ipynb #cell-10-2
 def onnx_graph(
-    model: nn.Module,              # a model of transformers, its weights float32
-    packed: dict[str, Packed]={},  # integers of its linears
-    int8: bool=False,              # other weights in eight bits, and activations rounded to eight bits while it runs
-    rounded: bool=False,           # the same, but in blocks: an outlier spoils its own only
+    model: nn.Module,  # a model of transformers, its weights float32
+    packed: dict[str, Packed] = {},  # integers of its linears
+    int8: bool = False,  # other weights in eight bits, and activations rounded to eight bits while it runs
+    rounded: bool = False,  # the same, but in blocks: an outlier spoils its own only
 ):
-    "What transformers' exporter makes of the model, an `ExportedModel` with an ONNX graph. Raises `CompressLabError` where it cannot."
-    try: import onnxruntime, onnxscript
-    except ImportError as error: raise CompressLabError("ONNX Runtime is not installed.", str(error), 'pip install "compress_lab[native]"') from error
+    """What transformers' exporter makes of the model, an `ExportedModel` with an ONNX graph.
+
+    Raises `CompressLabError` where it cannot.
+    """
+    try:
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise CompressLabError(
+            "ONNX Runtime is not installed.", str(error), 'pip install "compress_lab[native]"'
+        ) from error
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
     from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
     rounding = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if int8 else None
     given, varies = example(model)
-    with of_blocks(model, packed, rounded), nullcontext() if int8 else whole_attention(), torch.no_grad(), quiet():   # the quantizer takes that node for an older one of the same name
-        return OnnxExporter().export(model, given, OnnxConfig(dynamic_shapes=varies, ort_fusions="cpu", opset_version=None if int8 else 23, quantizer=rounding))
+    with (
+        of_blocks(model, packed, rounded),
+        nullcontext() if int8 else whole_attention(),
+        torch.no_grad(),
+        quiet(),
+    ):  # the quantizer takes that node for an older one of the same name
+        return OnnxExporter().export(
+            model,
+            given,
+            OnnxConfig(
+                dynamic_shapes=varies, ort_fusions="cpu", opset_version=None if int8 else 23, quantizer=rounding
+            ),
+        )
 
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-12
 class Handed:
     "Keys and values of the tokens seen so far, in ONNX Runtime's memory."
-    def __init__(self, values: dict, length: int): self.values, self.length = values, length
-    def get_seq_length(self) -> int: return self.length
 
+    def __init__(self, values: dict, length: int):
+        self.values, self.length = values, length
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+# %% ../../nbs/measure/06_onnxruntime.ipynb #cell-12-2
 class OnnxRuntime(Runtime):
     "A model run by ONNX Runtime on the processor."
-    def __init__(self,
+
+    def __init__(
+        self,
         source: nn.Module,
-        path: str|Path,   # of the .onnx file
+        path: str | Path,  # of the .onnx file
     ):
         import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        with reading("onnx", Path(path)): session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with reading("onnx", Path(path)):
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = [spec.name for spec in session.get_inputs()]
         super().__init__(source, any("past_key_values" in name for name in inputs))
         self.session, self.inputs, self.outputs = session, inputs, [spec.name for spec in session.get_outputs()]
-        self.empty = {spec.name: [int(size) if str(size).isdigit() else 0 for size in spec.shape] for spec in session.get_inputs() if "past_key_values" in spec.name}
+        self.empty = {
+            spec.name: [int(size) if str(size).isdigit() else 0 for size in spec.shape]
+            for spec in session.get_inputs()
+            if "past_key_values" in spec.name
+        }
 
     def compute(self, feed, past):
         import onnxruntime
-        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy()) for name, tensor in feed.items() if name in self.inputs}
+
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
+            for name, tensor in feed.items()
+            if name in self.inputs
+        }
         if past is None:
-            values |= {name: onnxruntime.OrtValue.ortvalue_from_numpy(torch.zeros(len(feed["input_ids"]), shape[1], 0, shape[3]).numpy()) for name, shape in self.empty.items()}
-        else: values |= {name: past.values[name.removeprefix("input.")] for name in self.empty}
+            values |= {
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(
+                    torch.zeros(len(feed["input_ids"]), shape[1], 0, shape[3]).numpy()
+                )
+                for name, shape in self.empty.items()
+            }
+        else:
+            values |= {name: past.values[name.removeprefix("input.")] for name in self.empty}
         found = dict(zip(self.outputs, self.session.run_with_ort_values(None, values)))
         cache = {name.removeprefix("output."): value for name, value in found.items() if "past_key_values" in name}
-        return ({name: torch.from_numpy(value.numpy()) for name, value in found.items() if "past_key_values" not in name}, Handed(cache, feed["attention_mask"].shape[1]))
+        return (
+            {name: torch.from_numpy(value.numpy()) for name, value in found.items() if "past_key_values" not in name},
+            Handed(cache, feed["attention_mask"].shape[1]),
+        )
 
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-13
 def onnx_runtime(
     model: nn.Module,
-    packed: dict[str, Packed]={},
-    int8: bool=False,         # as in `onnx_graph`
-    rounded: bool=False,      # likewise
+    packed: dict[str, Packed] = {},
+    int8: bool = False,  # as in `onnx_graph`
+    rounded: bool = False,  # likewise
 ) -> OnnxRuntime:
     "The model, run by ONNX Runtime from a temporary file."
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,11 @@ __all__ = ['ALPHA', 'openvino', 'exported', 'graph', 'places', 'integers', 'deco
 import os
 from collections import defaultdict
 from unittest.mock import patch as replaced
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, linears
 from ..core.packed import Packed
@@ -21,19 +23,28 @@ from .graph import Runtime, example, quiet
 # %% ../../nbs/measure/05_openvino.ipynb #cell-05
 def openvino():
     "The package. Raises `CompressLabError` where it is not installed."
-    try: import openvino
-    except ImportError as error: raise CompressLabError("OpenVINO is not installed.", "openvino", 'pip install "compress_lab[native]"') from error
+    try:
+        import openvino
+    except ImportError as error:
+        raise CompressLabError(
+            "OpenVINO is not installed.", "openvino", 'pip install "compress_lab[native]"'
+        ) from error
     return openvino
+
 
 def exported(
     model: nn.Module,  # a model of transformers, its weights float32
 ):
-    "What transformers' exporter makes of the model: an `ExportedModel`, its constants still the model's own weights, its cache a state of the graph."
+    """What transformers' exporter makes of the model: an `ExportedModel`, its constants still the model's own weights,
+    its cache a state of the graph.
+    """
     openvino()
     from transformers.exporters.exporter_openvino import OpenVINOConfig, OpenVINOExporter
+
     given, varies = example(model)
-    with replaced.dict(os.environ, CI="true"), torch.no_grad(), quiet():   # CI: no telemetry
+    with replaced.dict(os.environ, CI="true"), torch.no_grad(), quiet():  # CI: no telemetry
         return OpenVINOExporter().export(model, given, OpenVINOConfig(dynamic_shapes=varies))
+
 
 def graph(model: nn.Module):
     "The graph alone, an `openvino.Model`."
@@ -41,14 +52,22 @@ def graph(model: nn.Module):
 
 # %% ../../nbs/measure/05_openvino.ipynb #cell-07
 def places(
-    graph,              # from `graph`, or a clone of it
-    model: nn.Module,   # it was traced from
+    graph,  # from `graph`, or a clone of it
+    model: nn.Module,  # it was traced from
 ) -> list[tuple]:
     "The constants that are weights of linears, each with its linear."
     owners = {linear.weight.data_ptr(): linear for linear in linears(model)}
-    constants = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant" and node.get_element_type().is_real() and len(node.shape) == 2]
+    constants = [
+        node
+        for node in graph.get_ordered_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type().is_real() and len(node.shape) == 2
+    ]
     found = [(node, owners.get(node.data.ctypes.data)) for node in constants]
-    return [(node, linear) for node, linear in found if linear is not None and tuple(node.shape) == tuple(linear.weight.shape)]
+    return [
+        (node, linear)
+        for node, linear in found
+        if linear is not None and tuple(node.shape) == tuple(linear.weight.shape)
+    ]
 
 # %% ../../nbs/measure/05_openvino.ipynb #cell-10
 def integers(values: Tensor, bits: int, signed: bool):
@@ -59,63 +78,93 @@ def integers(values: Tensor, bits: int, signed: bool):
     if not wide:
         nibbles = (flat & 15).astype(np.uint8)
         flat = nibbles[::2] | np.append(nibbles[1::2], np.zeros(len(nibbles) % 2, np.uint8)) << 4
-    return ov.opset15.constant(ov.Tensor(np.ascontiguousarray(flat), ov.Shape(list(values.shape)), kind), shared_memory=False)
+    return ov.opset15.constant(
+        ov.Tensor(np.ascontiguousarray(flat), ov.Shape(list(values.shape)), kind), shared_memory=False
+    )
+
 
 def decompressed(packed: Packed):
     "The node that computes a weight, of the parameter's shape, from its integers."
     ops, (codes, zeros) = openvino().opset15, packed.integers()
     rows, columns, groups = *codes.shape, packed.scales.shape[1]
-    def turned(tensor): return tensor.permute(1, 2, 0) if packed.transposed else tensor     # groups, columns, rows
+
+    def turned(tensor):
+        return tensor.permute(1, 2, 0) if packed.transposed else tensor  # groups, columns, rows
+
     signed = packed.zeros is None
     codes, scales = turned(codes.view(rows, groups, -1)), turned(packed.scales.float().view(rows, groups, 1))
-    if signed: codes = codes.to(torch.int8 if packed.bits < 8 else torch.int16).sub(1 << packed.bits - 1).to(torch.int8)
+    if signed:
+        codes = codes.to(torch.int8 if packed.bits < 8 else torch.int16).sub(1 << packed.bits - 1).to(torch.int8)
     weight = ops.convert(integers(codes, packed.bits, signed), "f32")
-    if not signed: weight = ops.subtract(weight, ops.convert(integers(turned(zeros.view(rows, groups, 1)), packed.bits, False), "f32"))
+    if not signed:
+        weight = ops.subtract(
+            weight, ops.convert(integers(turned(zeros.view(rows, groups, 1)), packed.bits, False), "f32")
+        )
     weight = ops.multiply(weight, ops.constant(scales.contiguous().numpy(), shared_memory=False))
     return ops.reshape(weight, ops.constant(np.array(packed.shape, dtype=np.int64)), special_zero=False)
+
 
 def pack_constants(graph, model: nn.Module, packed: dict[str, Packed]) -> int:
     "Replaces the weights that have integers by nodes that compute them; returns how many."
     known = [(node, packed.get(linear.key, packed.get(linear.name))) for node, linear in places(graph, model)]
     for node, form in known:
-        if form is not None: node.output(0).replace(decompressed(form).output(0))
+        if form is not None:
+            node.output(0).replace(decompressed(form).output(0))
     graph.validate_nodes_and_infer_types()
     return sum(form is not None for _, form in known)
 
 # %% ../../nbs/measure/05_openvino.ipynb #cell-14
 ALPHA = 0.75  # how much of the loudness of a channel moves into the weights
 
+
 class Extent:
     "The least and largest value of each channel of a linear's inputs, of shape (in,)."
-    def __init__(self, width: int): self.low, self.high = torch.zeros(width), torch.zeros(width)
+
+    def __init__(self, width: int):
+        self.low, self.high = torch.zeros(width), torch.zeros(width)
+
     def update(self, inputs: Tensor):
         flat = inputs.detach().float().flatten(0, -2)
         self.low, self.high = torch.minimum(self.low, flat.amin(0)), torch.maximum(self.high, flat.amax(0))
 
+
 def extents(
     model: nn.Module,
-    rows: Tensor,      # calibration tokens of shape (n, length)
+    rows: Tensor,  # calibration tokens of shape (n, length)
 ) -> dict[str, Extent]:
     "What the linears inside the blocks are fed, by name."
     chosen = [linear for linear in linears(model) if linear.block is not None and linear.kind != "experts"]
     found = {linear.name: Extent(linear.in_features) for linear in chosen}
-    hooks = [linear.module.register_forward_pre_hook(lambda module, args, name=linear.name: found[name].update(args[0])) for linear in chosen]
+    hooks = [
+        linear.module.register_forward_pre_hook(lambda module, args, name=linear.name: found[name].update(args[0]))
+        for linear in chosen
+    ]
     try:
         with torch.inference_mode():
-            for part in rows.split(8): model(part)
+            for part in rows.split(8):
+                model(part)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return found
 
 # %% ../../nbs/measure/05_openvino.ipynb #cell-15
 def smoothing(extent: Extent, weight: Tensor) -> Tensor:
     "s, of shape (in,), for a weight of shape (out, in)."
-    return torch.maximum(-extent.low, extent.high).clamp(min=1e-5) ** ALPHA / weight.abs().amax(0).clamp(min=1e-5) ** (1 - ALPHA)
+    return torch.maximum(-extent.low, extent.high).clamp(min=1e-5) ** ALPHA / weight.abs().amax(0).clamp(min=1e-5) ** (
+        1 - ALPHA
+    )
+
 
 def round_input(members: list, seen: dict[str, Extent]):
-    "Has the linears that read one input, each with its product and the port of its weight, computed with integers; the input is smoothed and rounded once for all."
+    """Has the linears that read one input, each with its product and the port of its weight, computed with integers;
+    the input is smoothed and rounded once for all.
+    """
     ops = openvino().opset15
-    def constant(values): return ops.constant(np.ascontiguousarray(values.numpy(), dtype=np.float32), shared_memory=False)
+
+    def constant(values):
+        return ops.constant(np.ascontiguousarray(values.numpy(), dtype=np.float32), shared_memory=False)
+
     weights = [linear.matrices[0].float() for _, _, linear in members]
     extent = seen[members[0][2].name]
     by = smoothing(extent, torch.cat(weights))
@@ -126,48 +175,74 @@ def round_input(members: list, seen: dict[str, Extent]):
         smooth = weight * by
         top = smooth.abs().amax(1, keepdim=True).clamp(min=1e-9)
         shape = (lambda tensor: tensor.T.contiguous()) if linear.transposed else (lambda tensor: tensor)
-        rounded = ops.fake_quantize(constant(shape(smooth)), *[constant(shape(side * top)) for side in (-1, 1, -1, 1)], 255)
+        rounded = ops.fake_quantize(
+            constant(shape(smooth)), *[constant(shape(side * top)) for side in (-1, 1, -1, 1)], 255
+        )
         product.input(0).replace_source_output(spread.output(0))
         port.replace_source_output(rounded.output(0))
+
 
 def eight_bits(graph, model: nn.Module, seen: dict[str, Extent]):
     "Has the linears in `seen` computed with integers, inputs and weights, in place."
     groups = defaultdict(list)
     for node, linear in places(graph, model):
-        if linear.name not in seen: continue
+        if linear.name not in seen:
+            continue
         for port in list(node.output(0).get_target_inputs()):
             product = port.get_node()
-            if product.get_type_name() != "MatMul" or port.get_index() != 1: continue
+            if product.get_type_name() != "MatMul" or port.get_index() != 1:
+                continue
             source = product.input_value(0)
             groups[source.get_node().get_name(), source.get_index()].append((product, port, linear))
-    for members in groups.values(): round_input(members, seen)
+    for members in groups.values():
+        round_input(members, seen)
     graph.validate_nodes_and_infer_types()
 
 # %% ../../nbs/measure/05_openvino.ipynb #cell-19
 class Mark:
     "Where a natively run model stands: how many tokens it has seen, and which call that was."
-    def __init__(self, length: int, turn: int): self.length, self.turn = length, turn
-    def get_seq_length(self) -> int: return self.length
+
+    def __init__(self, length: int, turn: int):
+        self.length, self.turn = length, turn
+
+    def get_seq_length(self) -> int:
+        return self.length
+
 
 class OpenVINO(Runtime):
     "A model run by OpenVINO on the processor."
-    def __init__(self,
+
+    def __init__(
+        self,
         source: nn.Module,
-        graph,                      # `openvino.Model`
-        precision: str="f32",       # of the arithmetic that is not in integers: "f32" or "bf16"
-        dynamic: int=0,             # inputs of integer weights are rounded to eight bits in groups of so many; 0: not at all
+        graph,  # `openvino.Model`
+        precision: str = "f32",  # of the arithmetic that is not in integers: "f32" or "bf16"
+        dynamic: int = 0,  # inputs of integer weights are rounded to eight bits in groups of so many; 0: not at all
     ):
         super().__init__(source, any("beam_idx" in port.get_names() for port in graph.inputs))
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(dynamic),
-                    "KV_CACHE_PRECISION": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(dynamic),
+            "KV_CACHE_PRECISION": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
         self.request, self.turn = openvino().Core().compile_model(graph, "CPU", settings).create_infer_request(), 0
         self.names = {name for port in graph.inputs for name in port.get_names()}
 
     def compute(self, feed, past):
-        if past is None and self.decodes: self.request.reset_state()
+        if past is None and self.decodes:
+            self.request.reset_state()
         if past is not None and (not isinstance(past, Mark) or past.turn != self.turn):
-            raise CompressLabError("OpenVINO can only go on from its last call.", type(self.source).__name__, "start from the prompt again")
-        if self.decodes: feed["beam_idx"] = torch.arange(len(feed["input_ids"]), dtype=torch.int32)
-        found = self.request.infer({name: value.numpy() for name, value in feed.items() if name in self.names}, share_inputs=True)
+            raise CompressLabError(
+                "OpenVINO can only go on from its last call.", type(self.source).__name__, "start from the prompt again"
+            )
+        if self.decodes:
+            feed["beam_idx"] = torch.arange(len(feed["input_ids"]), dtype=torch.int32)
+        found = self.request.infer(
+            {name: value.numpy() for name, value in feed.items() if name in self.names}, share_inputs=True
+        )
         self.turn += 1
-        return {port.get_any_name(): torch.from_numpy(value) for port, value in found.items()}, Mark(feed["attention_mask"].shape[1], self.turn)
+        return {port.get_any_name(): torch.from_numpy(value) for port, value in found.items()}, Mark(
+            feed["attention_mask"].shape[1], self.turn
+        )

@@ -8,8 +8,10 @@ __all__ = ['packed_by_tensor', 'touched', 'sizes', 'Size']
 # %% ../../nbs/measure/01_size.ipynb #cell-03
 from dataclasses import dataclass
 from typing import ClassVar
+
 import pandas as pd
 import torch
+
 from ..core.packed import masked_bytes
 from ..core.subjects import tensors
 from ..evaluate.records import Metric, Probe, Records
@@ -20,31 +22,69 @@ def packed_by_tensor(subject) -> dict[int, object]:
     parameters = dict(subject.model.named_parameters(remove_duplicate=False))
     return {id(parameters.get(f"{key}.weight", parameters.get(key))): packed for key, packed in subject.packed.items()}
 
+
 def touched(subject) -> set[int]:
     "Identities of the parameters that some method changed."
     parameters = dict(subject.model.named_parameters(remove_duplicate=False))
-    names = [part for entry in subject.history for name in entry.get("modules", ()) for part in (name, f"{name}.first", f"{name}.second")]   # a linear, or its factors
-    return {id(parameters.get(f"{name}.weight", parameters.get(name))) for name in names} | packed_by_tensor(subject).keys()
+    names = [
+        part
+        for entry in subject.history
+        for name in entry.get("modules", ())
+        for part in (name, f"{name}.first", f"{name}.second")
+    ]  # a linear, or its factors
+    return {id(parameters.get(f"{name}.weight", parameters.get(name))) for name in names} | packed_by_tensor(
+        subject
+    ).keys()
 
+# %% ../../nbs/measure/01_size.ipynb #cell-06-2
 def sizes(
     subject,  # a Subject
 ) -> pd.DataFrame:
-    "Bytes, as they are and with bitmasks, parameters, weights touched, their bits in both, and how many are not zero, a row for each stored tensor."
+    """Bytes, as they are and with bitmasks, parameters, weights touched, their bits in both, and how many are not zero,
+    a row for each stored tensor.
+    """
     packed, changed, rows = packed_by_tensor(subject), touched(subject), []
     for name, tensor in tensors(subject.model).items():
         form, count = packed.get(id(tensor)), tensor.numel()
         bytes_, masked = (form.nbytes, form.nbytes) if form else (tensor.nbytes, masked_bytes(tensor))
         weights = count if id(tensor) in changed or not changed else 0
         nonzero = int(torch.count_nonzero(tensor)) if weights else 0
-        sparse = min(8 * bytes_, 8 * (form.nbytes - form.codes.nbytes) + count + nonzero * form.bits) if form else 8 * masked
-        rows.append((name, "packed" if form else str(tensor.dtype).removeprefix("torch."), bytes_, masked, count, weights,
-                     8 * bytes_ if weights else 0, sparse if weights else 0, nonzero))
-    return pd.DataFrame(rows, columns=["tensor", "stored", "bytes", "masked_bytes", "parameters", "weights", "bits", "sparse_bits", "nonzero"])
+        sparse = (
+            min(8 * bytes_, 8 * (form.nbytes - form.codes.nbytes) + count + nonzero * form.bits) if form else 8 * masked
+        )
+        rows.append(
+            (
+                name,
+                "packed" if form else str(tensor.dtype).removeprefix("torch."),
+                bytes_,
+                masked,
+                count,
+                weights,
+                8 * bytes_ if weights else 0,
+                sparse if weights else 0,
+                nonzero,
+            )
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "tensor",
+            "stored",
+            "bytes",
+            "masked_bytes",
+            "parameters",
+            "weights",
+            "bits",
+            "sparse_bits",
+            "nonzero",
+        ],
+    )
 
 # %% ../../nbs/measure/01_size.ipynb #cell-08
 @dataclass(frozen=True)
 class Size(Probe):
     "Bytes of the saved weights, and bits for each weight that was compressed."
+
     name: ClassVar[str] = "size"
     sampled: ClassVar = None
     metrics: ClassVar[tuple] = (
@@ -52,18 +92,26 @@ class Size(Probe):
         Metric("bits_per_weight", "bits", "lower", "bits", "weights"),
         Metric("sparse_bits_per_weight", "bits", "lower", "sparse_bits", "weights"),
         Metric("parameters", "count", None, "parameters", 1),
-        Metric("nonzero", "share", None, "nonzero", "weights"))
+        Metric("nonzero", "share", None, "nonzero", "weights"),
+    )
 
-    def measure(self,
-        subject,         # a Subject
-        original=None,   # not needed
+    def measure(
+        self,
+        subject,  # a Subject
+        original=None,  # not needed
         *,
-        seed: int=0,     # not needed
+        seed: int = 0,  # not needed
     ) -> Records:
         "A row for each stored tensor; `masked_bytes` only where zeros make them fewer."
-        notes = ["file_bytes counts the tensors and leaves out the file's header, about 100 bytes a tensor",
-                 "sparse_bits_per_weight is that of save(masks=True)"]
-        if subject.packed: notes += ["the quantized weights are stored as integers; in memory they are floats", "their sparse_bits_per_weight are theoretical: their zeros are stored as codes"]
+        notes = [
+            "file_bytes counts the tensors and leaves out the file's header, about 100 bytes a tensor",
+            "sparse_bits_per_weight is that of save(masks=True)",
+        ]
+        if subject.packed:
+            notes += [
+                "the quantized weights are stored as integers; in memory they are floats",
+                "their sparse_bits_per_weight are theoretical: their zeros are stored as codes",
+            ]
         frame = sizes(subject)
         stored, masked = (int(frame[column].sum()) for column in ("bytes", "masked_bytes"))
         extras = {}

@@ -6,25 +6,28 @@
 __all__ = ['SILENT', 'alternate', 'growing', 'ADMM']
 
 # %% ../../nbs/prune/05_admm.ipynb #cell-03
-import torch
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed
 from .masks import Pruning, check_divides, lowest, lowest_share, pattern
 
 # %% ../../nbs/prune/05_admm.ipynb #cell-06
-SILENT = 1e-6   # scale of inputs that were always zero, relative to the quietest of the others: they go first, the smallest weights before the others
+SILENT = 1e-6  # scale of inputs that were always zero, relative to the quietest of the others: they go first, the smallest weights before the others
+
 
 def alternate(
-    weight: Tensor,     # what the outputs should be those of, (rows, in)
-    gram: Tensor,       # second moments of the inputs, (in, in)
-    choose: Callable,   # choose(round, scores of shape (rows, in)): mask of the weights that are zero
-    steps: int,         # rounds
-    percdamp: float,    # ridge towards the weight, as a share of the second moment of each input
-    start: Tensor|None=None,  # where to begin, (rows, in); None: at the weight
+    weight: Tensor,  # what the outputs should be those of, (rows, in)
+    gram: Tensor,  # second moments of the inputs, (in, in)
+    choose: Callable,  # choose(round, scores of shape (rows, in)): mask of the weights that are zero
+    steps: int,  # rounds
+    percdamp: float,  # ridge towards the weight, as a share of the second moment of each input
+    start: Tensor | None = None,  # where to begin, (rows, in); None: at the weight
 ) -> Tensor:
     "The matrix with zeros under the last mask, and the other weights where they serve the outputs best, (rows, in)."
     scale = gram.diagonal().sqrt()
@@ -33,7 +36,9 @@ def alternate(
     system.diagonal().add_(percdamp)
     dense = (weight if start is None else start) * scale
     wanted, debt = (weight * scale) @ system, torch.zeros_like(dense)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(system + torch.eye(len(system), dtype=system.dtype, device=system.device)))
+    inverse = torch.cholesky_inverse(
+        torch.linalg.cholesky(system + torch.eye(len(system), dtype=system.dtype, device=system.device))
+    )
     for step in range(steps):
         mask = choose(step, (dense + debt).abs())
         sparse = (dense + debt).masked_fill(mask, 0)
@@ -43,27 +48,36 @@ def alternate(
 
 # %% ../../nbs/prune/05_admm.ipynb #cell-10
 def growing(
-    sparsity: float|str,   # share of each row, or "N:M"
-    growth: int,           # rounds until it is reached
-    gone: Tensor,          # weights that are zero from the start, (rows, in)
+    sparsity: float | str,  # share of each row, or "N:M"
+    growth: int,  # rounds until it is reached
+    gone: Tensor,  # weights that are zero from the start, (rows, in)
 ):
     "A function of (round, scores) that gives the mask of the round."
     kept = pattern(sparsity)
+
     def choose(step, score):
         reached = 1 - (1 - min(step + 1, growth) / growth) ** 3
         score = score.masked_fill(gone, -1)
-        if kept is None: return lowest(score, sparsity * reached) | gone
+        if kept is None:
+            return lowest(score, sparsity * reached) | gone
         mask = lowest(score, sparsity)
-        return (mask if reached == 1 else mask & lowest_share(score.masked_fill(~mask, torch.inf), (1 - kept[0] / kept[1]) * reached)) | gone
+        return (
+            mask
+            if reached == 1
+            else mask & lowest_share(score.masked_fill(~mask, torch.inf), (1 - kept[0] / kept[1]) * reached)
+        ) | gone
+
     return choose
 
+# %% ../../nbs/prune/05_admm.ipynb #cell-10-2
 @dataclass(frozen=True)
 class ADMM(Pruning):
     "Zeroes a growing share of the weights while the others move to where they serve the outputs best."
-    steps: int = 20                # rounds in all
-    growth: int = 15               # rounds until the sparsity is reached; the mask stays from then on
-    percdamp: float = 0.1          # ridge towards the original, as a share of the second moment of each input
-    true_sequential: bool = True   # each linear sees inputs from the pruned ones before it in its block too
+
+    steps: int = 20  # rounds in all
+    growth: int = 15  # rounds until the sparsity is reached; the mask stays from then on
+    percdamp: float = 0.1  # ridge towards the original, as a share of the second moment of each input
+    true_sequential: bool = True  # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
     link = "https://arxiv.org/abs/2401.02938"
@@ -72,11 +86,24 @@ class ADMM(Pruning):
 
     def check(self):
         super().check()
-        if not 1 <= self.growth <= self.steps <= 1000: raise CompressLabError(f"growth={self.growth} and steps={self.steps} do not fit.", "ADMM", "let the mask grow for 1 to all of the steps, 1000 at most")
-        if not 0 < self.percdamp <= 10: raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 10.", "ADMM", "use 0.1")
+        if not 1 <= self.growth <= self.steps <= 1000:
+            raise CompressLabError(
+                f"growth={self.growth} and steps={self.steps} do not fit.",
+                "ADMM",
+                "let the mask grow for 1 to all of the steps, 1000 at most",
+            )
+        if not 0 < self.percdamp <= 10:
+            raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 10.", "ADMM", "use 0.1")
 
-    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
-        "The matrix with zeros, and the other weights where they serve the outputs best; magnitudes decide without a statistic."
+    def compress(self, weight: Tensor, statistic: Gram | None) -> Compressed:
+        """The matrix with zeros, and the other weights where they serve the outputs best; magnitudes decide without a
+        statistic.
+        """
         check_divides(weight.shape[1], self.sparsity)
-        if statistic is None: return Compressed(weight.masked_fill(lowest(weight.abs(), self.sparsity), 0))
-        return Compressed(alternate(weight, statistic.mean, growing(self.sparsity, self.growth, weight == 0), self.steps, self.percdamp))
+        if statistic is None:
+            return Compressed(weight.masked_fill(lowest(weight.abs(), self.sparsity), 0))
+        return Compressed(
+            alternate(
+                weight, statistic.mean, growing(self.sparsity, self.growth, weight == 0), self.steps, self.percdamp
+            )
+        )

@@ -7,9 +7,12 @@ __all__ = ['RULES', 'erk', 'input_norms', 'wanda_scores', 'outliers', 'owl', 'ri
            'by_sensitivity']
 
 # %% ../../nbs/prune/07_allocation.ipynb #cell-03
-import numpy as np, torch
 from collections import defaultdict
+
+import numpy as np
+import torch
 from scipy.optimize import linprog
+
 from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
 from ..core.inputs import check_rows
@@ -23,134 +26,219 @@ from .masks import lowest
 # %% ../../nbs/prune/07_allocation.ipynb #cell-06
 def erk(
     layers: list[LinearLayer],  # the linears to prune
-    sparsity: float,            # of all of them together
+    sparsity: float,  # of all of them together
 ) -> dict[str, float]:
     "Share of zeros of each linear by name."
     size = {linear.name: linear.weight.numel() for linear in layers}
-    raw = {linear.name: (linear.out_features + linear.in_features) / (linear.out_features * linear.in_features) for linear in layers}
+    raw = {
+        linear.name: (linear.out_features + linear.in_features) / (linear.out_features * linear.in_features)
+        for linear in layers
+    }
     full, left = set(), (1 - sparsity) * sum(size.values())
     while True:
-        factor = (left - sum(size[name] for name in full)) / sum(raw[name] * size[name] for name in raw if name not in full)
+        factor = (left - sum(size[name] for name in full)) / sum(
+            raw[name] * size[name] for name in raw if name not in full
+        )
         more = {name for name in raw if name not in full and factor * raw[name] > 1}
-        if not more: return {name: 0.0 if name in full else 1 - factor * raw[name] for name in raw}
+        if not more:
+            return {name: 0.0 if name in full else 1 - factor * raw[name] for name in raw}
         full |= more
 
 # %% ../../nbs/prune/07_allocation.ipynb #cell-09
 @torch.no_grad()
 def input_norms(
-    model,                      # any transformer; stays as it is
+    model,  # any transformer; stays as it is
     layers: list[LinearLayer],  # the linears to prune
-    tokens,                     # calibration rows, (n, length)
+    tokens,  # calibration rows, (n, length)
 ) -> dict[tuple, ColumnNorms]:
     "The input norms of each weight matrix, keyed by (linear name, expert)."
-    norms = {(linear.name, expert): ColumnNorms(linear.in_features) for linear in layers for expert in range(len(linear.matrices))}
-    with calibrating(model), observe(layers, lambda linear, expert, rows: norms[linear.name, expert].update(rows.flatten(0, -2))):
-        for part in tokens.split(max(1, 2048 // tokens.shape[1])): model(input_ids=part)
+    norms = {
+        (linear.name, expert): ColumnNorms(linear.in_features)
+        for linear in layers
+        for expert in range(len(linear.matrices))
+    }
+    with (
+        calibrating(model),
+        observe(layers, lambda linear, expert, rows: norms[linear.name, expert].update(rows.flatten(0, -2))),
+    ):
+        for part in tokens.split(max(1, 2048 // tokens.shape[1])):
+            model(input_ids=part)
     return norms
+
 
 def wanda_scores(matrix, norms: ColumnNorms):
     "The scores of Wanda, (rows, in); magnitudes where nothing was seen."
     size = matrix.detach().float().abs()
     return size * norms.norms if norms.informative else size
 
+
 def outliers(
-    model,                      # any transformer; stays as it is
+    model,  # any transformer; stays as it is
     layers: list[LinearLayer],  # the linears to prune
-    tokens,                     # calibration rows, (n, length)
-    multiple: float=5.0,        # of the mean that a score must exceed
+    tokens,  # calibration rows, (n, length)
+    multiple: float = 5.0,  # of the mean that a score must exceed
 ) -> dict[int, float]:
     "Share of outliers among the Wanda scores of each block."
     norms, scores = input_norms(model, layers, tokens), defaultdict(list)
     for linear in layers:
-        for expert, matrix in enumerate(linear.matrices): scores[linear.block].append(wanda_scores(matrix, norms[linear.name, expert]).flatten())
-    return {block: float((all_of := torch.cat(parts)).gt(multiple * all_of.mean()).float().mean()) for block, parts in scores.items()}
+        for expert, matrix in enumerate(linear.matrices):
+            scores[linear.block].append(wanda_scores(matrix, norms[linear.name, expert]).flatten())
+    return {
+        block: float((all_of := torch.cat(parts)).gt(multiple * all_of.mean()).float().mean())
+        for block, parts in scores.items()
+    }
 
+# %% ../../nbs/prune/07_allocation.ipynb #cell-09-2
 def owl(
     layers: list[LinearLayer],  # the linears to prune
-    found: dict[int, float],    # `outliers` of their blocks
-    sparsity: float,            # of all of them together
-    reach: float=0.08,          # furthest share from the middle of the range
+    found: dict[int, float],  # `outliers` of their blocks
+    sparsity: float,  # of all of them together
+    reach: float = 0.08,  # furthest share from the middle of the range
 ) -> dict[str, float]:
     "Share of zeros of each linear by name, the same within a block."
     values = torch.tensor([found[linear.block] for linear in layers], dtype=torch.float64)
     size = torch.tensor([linear.weight.numel() for linear in layers], dtype=torch.float64)
     dense = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12) * 2 * reach
     dense += (1 - sparsity) - (dense * size).sum() / size.sum()
-    if not (0 < dense).logical_and(dense <= 1).all(): raise CompressLabError(f"Shares of {1 - float(dense.max()):.2f} to {1 - float(dense.min()):.2f} would be needed.", f"sparsity={sparsity}", "use a smaller reach, or another sparsity")
+    if not (0 < dense).logical_and(dense <= 1).all():
+        raise CompressLabError(
+            f"Shares of {1 - float(dense.max()):.2f} to {1 - float(dense.min()):.2f} would be needed.",
+            f"sparsity={sparsity}",
+            "use a smaller reach, or another sparsity",
+        )
     return {linear.name: 1 - float(share) for linear, share in zip(layers, dense)}
 
 # %% ../../nbs/prune/07_allocation.ipynb #rise-code
 @torch.no_grad()
 def rises(
-    model,                      # any transformer with logits; as before afterwards
+    model,  # any transformer with logits; as before afterwards
     layers: list[LinearLayer],  # the linears to prune
-    tokens,                     # calibration rows, (n, length)
-    shares: list[float],        # of zeros, to try
-    rows: int=2,                # calibration rows whose predictions are compared
+    tokens,  # calibration rows, (n, length)
+    shares: list[float],  # of zeros, to try
+    rows: int = 2,  # calibration rows whose predictions are compared
 ) -> dict[int, list[float]]:
-    "Mean KL in nats from the predictions of the model to those with one block pruned, for each share, by block. Raises `CompressLabError` where there are no predictions."
+    """Mean KL in nats from the predictions of the model to those with one block pruned, for each share, by block.
+
+    Raises `CompressLabError` where there are no predictions.
+    """
     norms, looked, found = input_norms(model, layers, tokens), tokens[:rows], defaultdict(list)
     blocks = defaultdict(list)
-    for linear in layers: blocks[linear.block].append(linear)
+    for linear in layers:
+        blocks[linear.block].append(linear)
     with calibrating(model):
         before = getattr(model(input_ids=looked), "logits", None)
-        if before is None: raise CompressLabError("The model has no logits, of which the divergence could be measured.", type(model).__name__, 'use rule="owl"')
-        for block, share in bar([(block, share) for block in blocks for share in shares], desc="sensitivity", unit="setting"):
+        if before is None:
+            raise CompressLabError(
+                "The model has no logits, of which the divergence could be measured.",
+                type(model).__name__,
+                'use rule="owl"',
+            )
+        for block, share in bar(
+            [(block, share) for block in blocks for share in shares], desc="sensitivity", unit="setting"
+        ):
             kept = [linear.weight.detach().clone() for linear in blocks[block]]
             try:
                 for linear in blocks[block]:
-                    for expert, matrix in enumerate(linear.matrices): matrix.masked_fill_(lowest(wanda_scores(matrix, norms[linear.name, expert]), share, ties=matrix.float().abs()), 0)
+                    for expert, matrix in enumerate(linear.matrices):
+                        matrix.masked_fill_(
+                            lowest(wanda_scores(matrix, norms[linear.name, expert]), share, ties=matrix.float().abs()),
+                            0,
+                        )
                 found[block].append(float(in_pieces(kl_loss, model(input_ids=looked).logits, before).mean()))
             finally:
-                for linear, weight in zip(blocks[block], kept): linear.weight.copy_(weight)
+                for linear, weight in zip(blocks[block], kept):
+                    linear.weight.copy_(weight)
     return dict(found)
 
 # %% ../../nbs/prune/07_allocation.ipynb #least-code
 def least_rise(
     found: dict[int, list[float]],  # `rises` by block
-    shares: list[float],            # that were tried
-    size: dict[int, int],           # weights of each block
-    sparsity: float,                # of all of them together
+    shares: list[float],  # that were tried
+    size: dict[int, int],  # weights of each block
+    sparsity: float,  # of all of them together
 ) -> dict[int, float]:
-    "Share of zeros of each block, for the least sum of rises with the whole as asked. Raises `CompressLabError` where there is none, or a rise is no number."
-    if not np.isfinite(list(found.values())).all(): raise CompressLabError("The divergence from the whole model is no number.", "allocation", "check the model and the calibration text")
+    """Share of zeros of each block, for the least sum of rises with the whole as asked.
+
+    Raises `CompressLabError` where there is none, or a rise is no number.
+    """
+    if not np.isfinite(list(found.values())).all():
+        raise CompressLabError(
+            "The divergence from the whole model is no number.",
+            "allocation",
+            "check the model and the calibration text",
+        )
     share_of_weights = np.array([size[block] for block in found]) / sum(size[block] for block in found)
     one_each, whole_model = np.kron(np.eye(len(found)), np.ones(len(shares))), np.kron(share_of_weights, shares)
-    solved = linprog(np.concatenate([found[block] for block in found]), A_eq=np.vstack([one_each, whole_model]), b_eq=[*[1] * len(found), sparsity], bounds=(0, 1))
-    if not solved.success: raise CompressLabError(f"No shares between {min(shares):.2f} and {max(shares):.2f} come to {sparsity} together.", "allocation", "use a larger reach")
+    solved = linprog(
+        np.concatenate([found[block] for block in found]),
+        A_eq=np.vstack([one_each, whole_model]),
+        b_eq=[*[1] * len(found), sparsity],
+        bounds=(0, 1),
+    )
+    if not solved.success:
+        raise CompressLabError(
+            f"No shares between {min(shares):.2f} and {max(shares):.2f} come to {sparsity} together.",
+            "allocation",
+            "use a larger reach",
+        )
     return dict(zip(found, (solved.x.reshape(len(found), -1) @ shares).tolist()))
 
 # %% ../../nbs/prune/07_allocation.ipynb #cell-13
 RULES = ("uniform", "erk", "owl", "sensitivity")
 
+
 def allocation(
-    subject,               # the Subject to prune; stays as it is
-    sparsity: float,       # share of zeros of all its linears together
-    rule: str="owl",       # "uniform", "erk", "owl" or "sensitivity"
-    calibration=None,      # a Calibration, for "owl" and "sensitivity"
-    reach: float=0.08,     # for "owl": furthest share from the middle of the range; for "sensitivity": from the whole
-    rows: int=2,           # for "sensitivity": calibration rows whose predictions are compared
+    subject,  # the Subject to prune; stays as it is
+    sparsity: float,  # share of zeros of all its linears together
+    rule: str = "owl",  # "uniform", "erk", "owl" or "sensitivity"
+    calibration=None,  # a Calibration, for "owl" and "sensitivity"
+    reach: float = 0.08,  # for "owl": furthest share from the middle of the range; for "sensitivity": from the whole
+    rows: int = 2,  # for "sensitivity": calibration rows whose predictions are compared
 ) -> dict[str, float]:
-    "A table of sparsities by name of the linears in the blocks, for the setting `sparsity` of a pruning method. Raises `CompressLabError`."
-    if rule not in RULES: raise CompressLabError(f"There is no rule {rule!r}.", "allocation", f"use one of {', '.join(RULES)}")
+    """A table of sparsities by name of the linears in the blocks, for the setting `sparsity` of a pruning method.
+
+    Raises `CompressLabError`.
+    """
+    if rule not in RULES:
+        raise CompressLabError(f"There is no rule {rule!r}.", "allocation", f"use one of {', '.join(RULES)}")
     for name, share in (("sparsity", sparsity), ("reach", reach)):
-        if not fits(share, float): raise CompressLabError(f"{name}={share!r} is no number.", "allocation", "use a number between 0 and 1")
-    if not 0 < sparsity < 1: raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number above 0 and below 1")
+        if not fits(share, float):
+            raise CompressLabError(f"{name}={share!r} is no number.", "allocation", "use a number between 0 and 1")
+    if not 0 < sparsity < 1:
+        raise CompressLabError(f"sparsity={sparsity} is no share.", "allocation", "use a number above 0 and below 1")
     layers = text_linears(subject.model)
-    if rule == "uniform": return {linear.name: sparsity for linear in layers}
-    if rule == "erk": return erk(layers, sparsity)
-    if calibration is None: raise CompressLabError(f"The rule {rule} needs calibration text.", "allocation", 'pass cl.calibration("wikipedia", subject)')
+    if rule == "uniform":
+        return {linear.name: sparsity for linear in layers}
+    if rule == "erk":
+        return erk(layers, sparsity)
+    if calibration is None:
+        raise CompressLabError(
+            f"The rule {rule} needs calibration text.", "allocation", 'pass cl.calibration("wikipedia", subject)'
+        )
     check_rows(subject.model, calibration.tokens, "the calibration set")
     tokens = calibration.tokens.to(subject.model.device)
-    if rule == "owl": return owl(layers, outliers(subject.model, layers, tokens), sparsity, reach)
+    if rule == "owl":
+        return owl(layers, outliers(subject.model, layers, tokens), sparsity, reach)
     return by_sensitivity(subject, layers, tokens, sparsity, reach, whole(rows, "allocation, rows", 1))
 
-def by_sensitivity(subject, layers: list[LinearLayer], tokens, sparsity: float, reach: float, rows: int) -> dict[str, float]:
+# %% ../../nbs/prune/07_allocation.ipynb #cell-13-2
+def by_sensitivity(
+    subject, layers: list[LinearLayer], tokens, sparsity: float, reach: float, rows: int
+) -> dict[str, float]:
     "Share of zeros of each linear by name, the same within a block, from `rises` at five shares within reach."
-    if subject.streamed: raise CompressLabError("A streamed model cannot be pruned and restored block by block.", "allocation", 'load it whole, or use rule="owl"')
+    if subject.streamed:
+        raise CompressLabError(
+            "A streamed model cannot be pruned and restored block by block.",
+            "allocation",
+            'load it whole, or use rule="owl"',
+        )
     reach, size = min(reach, sparsity, 0.99 - sparsity), defaultdict(int)
-    if not reach > 0: raise CompressLabError("There are no other shares within reach.", "allocation", "use a smaller sparsity, or a reach above 0")
+    if not reach > 0:
+        raise CompressLabError(
+            "There are no other shares within reach.", "allocation", "use a smaller sparsity, or a reach above 0"
+        )
     shares = [sparsity + reach * step / 2 for step in range(-2, 3)]
-    for linear in layers: size[linear.block] += linear.weight.numel()
+    for linear in layers:
+        size[linear.block] += linear.weight.numel()
     chosen = least_rise(rises(subject.model, layers, tokens, shares, rows), shares, size, sparsity)
     return {linear.name: chosen[linear.block] for linear in layers}

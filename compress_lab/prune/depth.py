@@ -7,11 +7,14 @@ __all__ = ['CRITERIA', 'states', 'skipping', 'passing', 'cosines', 'losses_witho
            'Blocks', 'judge']
 
 # %% ../../nbs/prune/22_depth.ipynb #cell-03
-import math, torch
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
 from ..core.errors import CompressLabError
 from ..core.layers import Block, blocks, calibrating, text_linears
 from ..core.losses import in_pieces, token_loss
@@ -21,39 +24,75 @@ from .shrink import check_same, filled, shapes, with_fields
 # %% ../../nbs/prune/22_depth.ipynb #cell-06
 def states(values) -> Tensor:
     "The first tensor of shape (batch, tokens, width) in arguments or outputs."
-    found = next((leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim() == 3 and leaf.is_floating_point()), None)
-    if found is None: raise CompressLabError("A block takes or gives no states of shape (batch, tokens, width).", "Blocks", "this architecture cannot be shortened; cut neurons instead")
+    found = next(
+        (
+            leaf
+            for leaf in tree_leaves(values)
+            if isinstance(leaf, Tensor) and leaf.dim() == 3 and leaf.is_floating_point()
+        ),
+        None,
+    )
+    if found is None:
+        raise CompressLabError(
+            "A block takes or gives no states of shape (batch, tokens, width).",
+            "Blocks",
+            "this architecture cannot be shortened; cut neurons instead",
+        )
     return found
+
 
 @contextmanager
 def skipping(skipped: list[Block]):
     "A context in which these blocks hand on what they are given."
+
     def hand_on(module, args, kwargs, output):
         given = states((args, kwargs))
-        if isinstance(output, Tensor): return given
-        if type(output) is not tuple: raise CompressLabError(f"A block puts out a {type(output).__name__}.", "Blocks", "this architecture cannot be shortened; cut neurons instead")
+        if isinstance(output, Tensor):
+            return given
+        if type(output) is not tuple:
+            raise CompressLabError(
+                f"A block puts out a {type(output).__name__}.",
+                "Blocks",
+                "this architecture cannot be shortened; cut neurons instead",
+            )
         return given, *output[1:]
+
     hooks = [block.module.register_forward_hook(hand_on, with_kwargs=True) for block in skipped]
-    try: yield
+    try:
+        yield
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../../nbs/prune/22_depth.ipynb #cell-08
 @torch.no_grad()
 def passing(model: nn.Module, stack: list[Block], tokens: Tensor) -> list[Tensor]:
     "What enters each block and what leaves the last, (rows, tokens, width) each."
     found = {}
-    def enter(module, args, kwargs): found[id(module)] = states((args, kwargs))
-    def leave(module, args, output): found["last"] = states(output)
-    hooks = [block.module.register_forward_pre_hook(enter, with_kwargs=True) for block in stack] + [stack[-1].module.register_forward_hook(leave)]
-    try: model(input_ids=tokens)
+
+    def enter(module, args, kwargs):
+        found[id(module)] = states((args, kwargs))
+
+    def leave(module, args, output):
+        found["last"] = states(output)
+
+    hooks = [block.module.register_forward_pre_hook(enter, with_kwargs=True) for block in stack] + [
+        stack[-1].module.register_forward_hook(leave)
+    ]
+    try:
+        model(input_ids=tokens)
     finally:
-        for hook in hooks: hook.remove()
-    if unseen := [block.name for block in stack if id(block.module) not in found]: raise CompressLabError("Text alone does not run this block.", unseen[0], "only models of text can be shortened")
+        for hook in hooks:
+            hook.remove()
+    if unseen := [block.name for block in stack if id(block.module) not in found]:
+        raise CompressLabError("Text alone does not run this block.", unseen[0], "only models of text can be shortened")
     return [found[key].float() for key in (*(id(block.module) for block in stack), "last")]
 
+
 def cosines(model: nn.Module, stack: list[Block], tokens: Tensor, span: int) -> Tensor:
-    "Mean angle in half turns, and one minus the mean cosine, over `span` blocks in a row from each block on, (2, starts)."
+    """Mean angle in half turns, and one minus the mean cosine, over `span` blocks in a row from each block on, (2,
+    starts).
+    """
     sums, rows = torch.zeros(2, len(stack) - span + 1), 0
     for part in tokens.split(max(1, 2048 // tokens.shape[1])):
         streams = passing(model, stack, part)
@@ -63,83 +102,163 @@ def cosines(model: nn.Module, stack: list[Block], tokens: Tensor, span: int) -> 
         rows += part.numel()
     return sums / rows
 
+# %% ../../nbs/prune/22_depth.ipynb #cell-08-2
 @torch.no_grad()
 def losses_without(model: nn.Module, stack: list[Block], tokens: Tensor) -> Tensor:
-    "Loss of the next token without each block, (blocks,). Raises `CompressLabError` where the model predicts no tokens."
-    if model.get_output_embeddings() is None: raise CompressLabError("The model has no head, and no loss to go by.", type(model).__name__, 'use criterion="influence"')
+    """Loss of the next token without each block, (blocks,).
+
+    Raises `CompressLabError` where the model predicts no tokens.
+    """
+    if model.get_output_embeddings() is None:
+        raise CompressLabError(
+            "The model has no head, and no loss to go by.", type(model).__name__, 'use criterion="influence"'
+        )
     found = []
     for block in stack:
         with skipping([block]):
-            parts = [in_pieces(token_loss, model(input_ids=part).logits[:, :-1], part[:, 1:]).sum() for part in tokens.split(max(1, 2048 // tokens.shape[1]))]
+            parts = [
+                in_pieces(token_loss, model(input_ids=part).logits[:, :-1], part[:, 1:]).sum()
+                for part in tokens.split(max(1, 2048 // tokens.shape[1]))
+            ]
         found.append(float(sum(parts)) / tokens[:, 1:].numel())
     return torch.tensor(found)
 
 # %% ../../nbs/prune/22_depth.ipynb #cell-12
 def shallower(model: nn.Module, stack: list[Block], kept: list[int]) -> tuple:
-    "A configuration with only some of the blocks, and a function from the name of a tensor there to its name here. Raises `CompressLabError` where there is none."
+    """A configuration with only some of the blocks, and a function from the name of a tensor there to its name here.
+
+    Raises `CompressLabError` where there is none.
+    """
     body = stack[0].name.rpartition(".")[0]
     old = {f"{body}.{new}.": f"{body}.{index}." for new, index in enumerate(kept)}
+
     def source(name):
         place = next((new for new in old if name.startswith(new)), None)
         return name if place is None else old[place] + name.removeprefix(place)
-    text = model.config.get_text_config()
-    lists = {name: [value[index] for index in kept] for name, value in vars(text).items() if isinstance(value, (list, tuple)) and len(value) == len(stack)}
-    if all("linear" in kind for kind in lists.get("layer_types", ["attention"])) and not all("linear" in kind for kind in text.layer_types):
-        raise CompressLabError("The last block of full attention would go, and the class generates nothing without one.", type(model).__name__, "let fewer go, or judge them otherwise")
-    inside = {name for name, _ in model.named_parameters() if name.startswith(f"{body}.")}
-    for field in [name for name, value in vars(text).items() if type(value) is int and value == len(stack) and ("layer" in name or "block" in name)]:
-        try: found = shapes(model, config := with_fields(model.config, {field: len(kept)} | lists))
-        except Exception: continue
-        if not all(source(name) in dict(model.named_parameters()) and tuple(model.get_parameter(source(name)).shape) == shape for name, shape in found.items()): continue
-        if sum(name.startswith(f"{body}.") for name in found) < len(inside): return config, source
-    raise CompressLabError(f"No configuration of this class describes {len(kept)} of its {len(stack)} blocks.", type(model.config).__name__, "its blocks differ in kind, or share weights; cut neurons instead")
 
+    text = model.config.get_text_config()
+    lists = {
+        name: [value[index] for index in kept]
+        for name, value in vars(text).items()
+        if isinstance(value, (list, tuple)) and len(value) == len(stack)
+    }
+    if all("linear" in kind for kind in lists.get("layer_types", ["attention"])) and not all(
+        "linear" in kind for kind in text.layer_types
+    ):
+        raise CompressLabError(
+            "The last block of full attention would go, and the class generates nothing without one.",
+            type(model).__name__,
+            "let fewer go, or judge them otherwise",
+        )
+    inside = {name for name, _ in model.named_parameters() if name.startswith(f"{body}.")}
+    for field in [
+        name
+        for name, value in vars(text).items()
+        if type(value) is int and value == len(stack) and ("layer" in name or "block" in name)
+    ]:
+        try:
+            found = shapes(model, config := with_fields(model.config, {field: len(kept)} | lists))
+        except Exception:
+            continue
+        if not all(
+            source(name) in dict(model.named_parameters()) and tuple(model.get_parameter(source(name)).shape) == shape
+            for name, shape in found.items()
+        ):
+            continue
+        if sum(name.startswith(f"{body}.") for name in found) < len(inside):
+            return config, source
+    raise CompressLabError(
+        f"No configuration of this class describes {len(kept)} of its {len(stack)} blocks.",
+        type(model.config).__name__,
+        "its blocks differ in kind, or share weights; cut neurons instead",
+    )
+
+# %% ../../nbs/prune/22_depth.ipynb #cell-12-2
 def shorter(model: nn.Module, stack: list[Block], kept: list[int]) -> nn.Module:
-    "The model with only some of its blocks. Raises `CompressLabError` where no configuration says it, or it would compute something else."
+    """The model with only some of its blocks.
+
+    Raises `CompressLabError` where no configuration says it, or it would compute something else.
+    """
     config, source = shallower(model, stack, kept)
     smaller = filled(model, config, {}, source)
-    with skipping([block for block in stack if block.index not in kept]): check_same(model, smaller)
+    with skipping([block for block in stack if block.index not in kept]):
+        check_same(model, smaller)
     return smaller
+
 
 def one_stack(model: nn.Module) -> list[Block]:
     "The blocks of a model. Raises `CompressLabError` where they are several stacks."
     stack = blocks(model)
-    if len({block.name.rpartition(".")[0] for block in stack}) > 1: raise CompressLabError("The model has several stacks of blocks.", type(model).__name__, "only a single stack can be shortened")
+    if len({block.name.rpartition(".")[0] for block in stack}) > 1:
+        raise CompressLabError(
+            "The model has several stacks of blocks.", type(model).__name__, "only a single stack can be shortened"
+        )
     return stack
 
 # %% ../../nbs/prune/22_depth.ipynb #cell-14
 CRITERIA = ("influence", "angle", "loss", "random")
 
+# %% ../../nbs/prune/22_depth.ipynb #cell-14-2
 @dataclass(frozen=True)
 class Blocks(Method):
     "Leaves out whole blocks: a shallower model that plain transformers loads."
-    count: int = 1                   # of the blocks that go
-    criterion: str = "influence"     # what goes: the blocks that turn the stream least; "angle": a run of them; "loss": those the model misses least; "random", the control
+
+    count: int = 1  # of the blocks that go
+    criterion: str = "influence"  # what goes: the blocks that turn the stream least; "angle": a run of them; "loss": those the model misses least; "random", the control
     paper = "Men et al., 2024, ShortGPT: Layers in large language models are more redundant than you expect"
     link = "https://arxiv.org/abs/2403.03853"
     needs, whole = frozenset({"calibration"}), True
 
     def check(self):
-        if self.count < 1: raise CompressLabError(f"count={self.count} is not at least 1.", "Blocks", "say how many blocks shall go")
-        if self.criterion not in CRITERIA: raise CompressLabError(f"criterion={self.criterion!r} is not known.", "Blocks", f"use one of {', '.join(CRITERIA)}")
+        if self.count < 1:
+            raise CompressLabError(f"count={self.count} is not at least 1.", "Blocks", "say how many blocks shall go")
+        if self.criterion not in CRITERIA:
+            raise CompressLabError(
+                f"criterion={self.criterion!r} is not known.", "Blocks", f"use one of {', '.join(CRITERIA)}"
+            )
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Leaves blocks of the Subject out, whose model becomes a smaller one; returns what each block was judged by, by name."
-        if subject.streamed: raise CompressLabError("A streamed model cannot be shortened.", str(self), "load it whole")
+        """Leaves blocks of the Subject out, whose model becomes a smaller one; returns what each block was judged by,
+        by name.
+        """
+        if subject.streamed:
+            raise CompressLabError("A streamed model cannot be shortened.", str(self), "load it whole")
         model, stack = subject.model, one_stack(subject.model)
-        if self.count >= len(stack): raise CompressLabError(f"The model has {len(stack)} blocks.", str(self), f"let 1 to {len(stack) - 1} go")
+        if self.count >= len(stack):
+            raise CompressLabError(f"The model has {len(stack)} blocks.", str(self), f"let 1 to {len(stack) - 1} go")
         if missing := {linear.name for linear in text_linears(model)} - {linear.name for linear in layers}:
-            raise CompressLabError("Blocks are judged together, and this is not among the targets.", min(missing), "leave out targets and ignore")
+            raise CompressLabError(
+                "Blocks are judged together, and this is not among the targets.",
+                min(missing),
+                "leave out targets and ignore",
+            )
         tokens = calibration.tokens.to(model.device)
-        with calibrating(model): scores = judge(self, model, stack, tokens, seed)
-        if not scores.isfinite().all(): raise CompressLabError("The activations hold NaN or infinity.", str(self), "check the checkpoint, or calibrate with other text")
-        gone = set(range(int(scores.argmin()), int(scores.argmin()) + self.count)) if self.criterion == "angle" else set(scores.argsort(stable=True)[:self.count].tolist())
+        with calibrating(model):
+            scores = judge(self, model, stack, tokens, seed)
+        if not scores.isfinite().all():
+            raise CompressLabError(
+                "The activations hold NaN or infinity.", str(self), "check the checkpoint, or calibrate with other text"
+            )
+        gone = (
+            set(range(int(scores.argmin()), int(scores.argmin()) + self.count))
+            if self.criterion == "angle"
+            else set(scores.argsort(stable=True)[: self.count].tolist())
+        )
         subject.model = shorter(model, stack, [block.index for block in stack if block.index not in gone])
-        return {block.name: {self.criterion: float(scores[block.index]) if block.index < len(scores) else None, "cut": block.index in gone} for block in stack}
+        return {
+            block.name: {
+                self.criterion: float(scores[block.index]) if block.index < len(scores) else None,
+                "cut": block.index in gone,
+            }
+            for block in stack
+        }
 
+# %% ../../nbs/prune/22_depth.ipynb #cell-14-3
 def judge(method: Blocks, model: nn.Module, stack: list[Block], tokens: Tensor, seed: int) -> Tensor:
     "A score for each block, or for each run of blocks; the lowest go."
-    if method.criterion == "random": return torch.rand(len(stack), generator=torch.Generator().manual_seed(seed))
-    if method.criterion == "loss": return losses_without(model, stack, tokens)
+    if method.criterion == "random":
+        return torch.rand(len(stack), generator=torch.Generator().manual_seed(seed))
+    if method.criterion == "loss":
+        return losses_without(model, stack, tokens)
     angle, influence = cosines(model, stack, tokens, method.count if method.criterion == "angle" else 1)
     return angle if method.criterion == "angle" else influence

@@ -6,21 +6,27 @@
 __all__ = ['PACE', 'CRITERIA', 'Through', 'Masked', 'update', 'share_at', 'growing', 'masking', 'Gradual']
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-03
-import torch
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
 from ..core.errors import CompressLabError
 from ..core.losses import moved
 from .masks import lowest_share
 from .recovery import Recover, check_trainable, taught
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-06
-PACE = 100   # how much faster scores learn than weights, where how large they are matters
+PACE = 100  # how much faster scores learn than weights, where how large they are matters
+
 
 class Through(torch.autograd.Function):
-    "The masked weight; backward, the scores stand in for the mask, or their sigmoid does where there is a penalty on it."
+    """The masked weight; backward, the scores stand in for the mask, or their sigmoid does where there is a penalty on
+    it.
+    """
+
     @staticmethod
     def forward(ctx, weight, scores, mask, penalty):
         ctx.save_for_backward(weight, scores, mask)
@@ -30,87 +36,141 @@ class Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         weight, scores, mask = ctx.saved_tensors
-        if scores is None: return gradient * mask, None, None, None
+        if scores is None:
+            return gradient * mask, None, None, None
         towards, stays = gradient * weight, torch.sigmoid(PACE * scores)
-        return gradient * mask, towards if ctx.penalty is None else (towards + ctx.penalty) * PACE * stays * (1 - stays), None, None
+        return (
+            gradient * mask,
+            towards if ctx.penalty is None else (towards + ctx.penalty) * PACE * stays * (1 - stays),
+            None,
+            None,
+        )
+
 
 class Masked(nn.Module):
     "A parametrization of a weight: what is seen of it is what the mask leaves."
-    def __init__(self, weight: Tensor, movement: bool, penalty: float|None=None):
+
+    def __init__(self, weight: Tensor, movement: bool, penalty: float | None = None):
         super().__init__()
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
         self.scores, self.penalty = nn.Parameter(torch.zeros_like(weight)) if movement else None, penalty
 
-    def forward(self, weight: Tensor) -> Tensor: return Through.apply(weight, self.scores, self.mask, self.penalty)
+    def forward(self, weight: Tensor) -> Tensor:
+        return Through.apply(weight, self.scores, self.mask, self.penalty)
 
+# %% ../../nbs/prune/31_gradual.ipynb #cell-06-2
 def update(
-    masks: list[tuple[nn.Module, Masked]],   # modules and the parts that mask their weights
-    share: float,   # of zeros
+    masks: list[tuple[nn.Module, Masked]],  # modules and the parts that mask their weights
+    share: float,  # of zeros
 ):
-    "Masks the share of lowest scores, or of smallest weights, of each matrix; with a penalty the lowest of all together. Of a matrix whose scores are all alike, as no gradient reached it, the smallest weights go."
+    """Masks the share of lowest scores, or of smallest weights, of each matrix; with a penalty the lowest of all
+    together.
+
+    Of a matrix whose scores are all alike, as no gradient reached it, the smallest weights go.
+    """
     sizes = {part: module.parametrizations.weight.original.detach().abs() for module, part in masks}
-    scores = {part: part.scores.detach() for part in sizes if part.scores is not None and part.scores.min() != part.scores.max()}
+    scores = {
+        part: part.scores.detach()
+        for part in sizes
+        if part.scores is not None and part.scores.min() != part.scores.max()
+    }
     if masks[0][1].penalty is not None and scores:
         lowest = lowest_share(torch.cat([score.flatten() for score in scores.values()]), share)
-        for part, own in zip(scores, lowest.split([score.numel() for score in scores.values()])): part.mask.copy_(~own.view(part.mask.shape))
+        for part, own in zip(scores, lowest.split([score.numel() for score in scores.values()])):
+            part.mask.copy_(~own.view(part.mask.shape))
     for part, size in sizes.items():
-        if part.penalty is None or part not in scores: part.mask.copy_(~lowest_share(scores.get(part, size), share, size))
+        if part.penalty is None or part not in scores:
+            part.mask.copy_(~lowest_share(scores.get(part, size), share, size))
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-10
 def share_at(step: int, steps: int, sparsity: float) -> float:
     "The share of zeros at a step: a cubic that ends after three quarters of them."
     return sparsity * (1 - max(0.0, 1 - step / max(1, 0.75 * steps)) ** 3)
 
+
 def growing(masks: list[tuple[nn.Module, Masked]], steps: int, sparsity: float):
     "A callback that lets the masks of modules grow, at most fifty times."
     from compress_lab.core.training import Watch
+
     def grow(step):
-        if step >= steps or step % max(1, steps // 50) and step < steps - 1: return
+        if step >= steps or step % max(1, steps // 50) and step < steps - 1:
+            return
         update(masks, share_at(step, steps, sparsity))
+
     return Watch(grow)
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-13
 CRITERIA = ("movement", "magnitude", "soft")
 
+
 @contextmanager
 def masking(
-    layers: list,        # linears
-    criterion: str,      # one of `CRITERIA`
-    penalty: float=1.0,  # on the mean sigmoid of the scores, for "soft" only
+    layers: list,  # linears
+    criterion: str,  # one of `CRITERIA`
+    penalty: float = 1.0,  # on the mean sigmoid of the scores, for "soft" only
 ):
     "Modules and the masks on their weights; afterwards each weight is what its mask left."
     each = penalty / sum(linear.weight.numel() for linear in layers) if criterion == "soft" else None
     masks = [(linear.module, Masked(linear.weight.detach(), criterion != "magnitude", each)) for linear in layers]
-    for module, part in masks: parametrize.register_parametrization(module, "weight", part)
-    try: yield masks
+    for module, part in masks:
+        parametrize.register_parametrization(module, "weight", part)
+    try:
+        yield masks
     finally:
-        for module, _ in masks: parametrize.remove_parametrizations(module, "weight")
+        for module, _ in masks:
+            parametrize.remove_parametrizations(module, "weight")
 
+# %% ../../nbs/prune/31_gradual.ipynb #cell-13-2
 @dataclass(frozen=True)
 class Gradual(Recover):
     "Prunes a model while it learns the original's predictions."
-    sparsity: float = 0.5          # share of zeros at the end: of all matrices together, or of each where it is not "soft"
-    criterion: str = "soft"        # what goes: weights that move towards zero, across matrices; "movement": the same in each; "magnitude": the smallest at the moment
-    penalty: float = 1.0           # on the mean sigmoid of the scores, for "soft" only
+
+    sparsity: float = 0.5  # share of zeros at the end: of all matrices together, or of each where it is not "soft"
+    criterion: str = "soft"  # what goes: weights that move towards zero, across matrices; "movement": the same in each; "magnitude": the smallest at the moment
+    penalty: float = 1.0  # on the mean sigmoid of the scores, for "soft" only
     paper = "Sanh et al., 2020, Movement pruning: adaptive sparsity by fine-tuning"
     link = "https://arxiv.org/abs/2005.07683"
     prunes = True
 
     def check(self):
         super().check()
-        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", "Gradual", "use 0.5")
-        if self.steps < 4: raise CompressLabError(f"steps={self.steps} leaves the masks no time to grow.", "Gradual", "use at least 4")
-        if not 0 <= self.penalty <= 1e6: raise CompressLabError(f"penalty={self.penalty} is not between 0 and {1e6:g}.", "Gradual", "use 1")
-        if self.criterion not in CRITERIA: raise CompressLabError(f"criterion={self.criterion!r} is not known.", "Gradual", f"use one of {', '.join(CRITERIA)}")
+        if not 0 < self.sparsity < 1:
+            raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", "Gradual", "use 0.5")
+        if self.steps < 4:
+            raise CompressLabError(f"steps={self.steps} leaves the masks no time to grow.", "Gradual", "use at least 4")
+        if not 0 <= self.penalty <= 1e6:
+            raise CompressLabError(f"penalty={self.penalty} is not between 0 and {1e6:g}.", "Gradual", "use 1")
+        if self.criterion not in CRITERIA:
+            raise CompressLabError(
+                f"criterion={self.criterion!r} is not known.", "Gradual", f"use one of {', '.join(CRITERIA)}"
+            )
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
-        "Prunes and trains the linears of the Subject in place; returns how far each moved, relative, and its zeros, by name."
+        """Prunes and trains the linears of the Subject in place; returns how far each moved, relative, and its zeros,
+        by name.
+        """
         from compress_lab.core.training import sharded
+
         check_trainable(self, subject, layers, calibration, original)
-        if sharded(): raise CompressLabError("Masks grow on whole weights, not on shards.", str(self), "train with DDP")
-        if experts := [linear.name for linear in layers if linear.kind == "experts"]: raise CompressLabError("A stack of experts cannot be masked while training.", experts[0], f'ignore it: {self}.on(…, ignore="*experts*")')
+        if sharded():
+            raise CompressLabError("Masks grow on whole weights, not on shards.", str(self), "train with DDP")
+        if experts := [linear.name for linear in layers if linear.kind == "experts"]:
+            raise CompressLabError(
+                "A stack of experts cannot be masked while training.",
+                experts[0],
+                f'ignore it: {self}.on(…, ignore="*experts*")',
+            )
         before = {linear.name: linear.weight.detach().clone() for linear in layers}
         with masking(layers, self.criterion, self.penalty) as masks:
             free = [parameter for module, _ in masks for parameter in module.parametrizations.parameters()]
-            taught(self, subject, free, calibration, original, checkpoint, seed, [growing(masks, self.steps, self.sparsity)])
+            taught(
+                self,
+                subject,
+                free,
+                calibration,
+                original,
+                checkpoint,
+                seed,
+                [growing(masks, self.steps, self.sparsity)],
+            )
         return moved(layers, before)

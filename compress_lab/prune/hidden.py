@@ -7,17 +7,20 @@ __all__ = ['Narrower', 'ways', 'narrower', 'squares', 'Hidden', 'generates', 'ch
            'cut_channels']
 
 # %% ../../nbs/prune/23_hidden.ipynb #cell-03
-import torch
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import torch
 from torch import Tensor, nn
+
 from ..core.activations import unseen
 from ..core.equivalence import centres, norms
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, text_linears
 from ..core.layerwise import Compressed, calibrate, check_finite, losses, put
 from ..core.tiny import inputs, logits, reason, strayed, tolerance
-from ..core.units import Units, field as field_of, units
+from ..core.units import Units, units
+from ..core.units import field as field_of
 from .shrink import filled, going, proposals, shapes, with_fields
 from .width import Width, cheapest, choose, cut_reader, damped, repaired
 
@@ -25,85 +28,179 @@ from .width import Width, cheapest, choose, cut_reader, damped, repaired
 @dataclass(frozen=True)
 class Narrower:
     "A narrower shape of a model."
-    config: object                             # its configuration
-    channels: dict[str, list[int]]             # dimensions that are as long as the stream is wide, by parameter
-    heads: list[Units] = field(default_factory=list)   # of each block, where some have to go
-    left: int|None = None                      # how many of them stay
 
-def ways(config, width: int, left: int, parts: list[Units]) -> list[tuple[dict, int|None]]:
+    config: object  # its configuration
+    channels: dict[str, list[int]]  # dimensions that are as long as the stream is wide, by parameter
+    heads: list[Units] = field(default_factory=list)  # of each block, where some have to go
+    left: int | None = None  # how many of them stay
+
+
+def ways(config, width: int, left: int, parts: list[Units]) -> list[tuple[dict, int | None]]:
     "Fields that may say that the stream is narrower, and how many heads they leave where these change."
-    name, heads = getattr(config, "attribute_map", {}).get("hidden_size", "hidden_size"), [part for part in parts if part.kind == "heads"]
-    inner = next((part.count for part in parts if part.kind == "neurons"), None)   # a multiple of the width, where nothing is said
-    same = {other: inner for other, value in vars(config).items() if value is None and inner and any(word in other for word in ("inner", "ffn", "intermediate"))}
-    others = [other for other, value in vars(config).items() if type(value) is int and value == width and other != name and any(word in other for word in ("hidden", "embed", "dim", "model")) and "position" not in other]
+    name, heads = (
+        getattr(config, "attribute_map", {}).get("hidden_size", "hidden_size"),
+        [part for part in parts if part.kind == "heads"],
+    )
+    inner = next(
+        (part.count for part in parts if part.kind == "neurons"), None
+    )  # a multiple of the width, where nothing is said
+    same = {
+        other: inner
+        for other, value in vars(config).items()
+        if value is None and inner and any(word in other for word in ("inner", "ffn", "intermediate"))
+    }
+    others = [
+        other
+        for other, value in vars(config).items()
+        if type(value) is int
+        and value == width
+        and other != name
+        and any(word in other for word in ("hidden", "embed", "dim", "model"))
+        and "position" not in other
+    ]
     fields = [same | {name: left} | dict.fromkeys(more, left) for more in ((), others, *zip(others))]
     found = [(each | size, None) for each in fields for size in ({}, *([{"head_dim": heads[0].size}] if heads else []))]
     stay = heads[0].count * left / width if heads else 0.5
-    if stay != int(stay) or (heads[0].count - stay) % heads[0].together: return found
-    return found + [(each | fewer, int(stay)) for each in fields for fewer in proposals(config, heads[0], torch.arange(heads[0].count) >= stay)]
+    if stay != int(stay) or (heads[0].count - stay) % heads[0].together:
+        return found
+    return found + [
+        (each | fewer, int(stay))
+        for each in fields
+        for fewer in proposals(config, heads[0], torch.arange(heads[0].count) >= stay)
+    ]
 
+# %% ../../nbs/prune/23_hidden.ipynb #cell-06-2
 def narrower(
-    model: nn.Module,   # any transformer
-    left: int,          # channels that stay
-    parts: list[Units]|None=None,   # its units, where they are known
+    model: nn.Module,  # any transformer
+    left: int,  # channels that stay
+    parts: list[Units] | None = None,  # its units, where they are known
 ) -> Narrower:
     "How the model would be with a narrower stream. Raises `CompressLabError` where its configuration cannot say it."
-    width, was, parts = field_of(model, "hidden_size"), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, parts or units(model)
+    width, was, parts = (
+        field_of(model, "hidden_size"),
+        {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        parts or units(model),
+    )
     heads = [part for part in parts if part.kind == "heads"]
-    def owned(cut): return {key for part in heads for key in part.users if part.goes(key, cut(part)).any()}
+
+    def owned(cut):
+        return {key for part in heads for key in part.users if part.goes(key, cut(part)).any()}
+
     for fields, stay in ways(model.config.get_text_config(), width, left, parts) if width else ():
-        try: now = shapes(model, new := with_fields(model.config, fields))
-        except Exception: continue
-        of_heads = owned(lambda part: torch.arange(part.count) >= stay) if stay else owned(lambda part: torch.arange(part.count) < part.together)
-        changed = {(name, side): (old, new) for name, shape in was.items() for side, (old, new) in enumerate(zip(shape, now.get(name, ()))) if old != new}
+        try:
+            now = shapes(model, new := with_fields(model.config, fields))
+        except Exception:
+            continue
+        of_heads = (
+            owned(lambda part: torch.arange(part.count) >= stay)
+            if stay
+            else owned(lambda part: torch.arange(part.count) < part.together)
+        )
+        changed = {
+            (name, side): (old, new)
+            for name, shape in was.items()
+            for side, (old, new) in enumerate(zip(shape, now.get(name, ())))
+            if old != new
+        }
         channels = {key: change for key, change in changed.items() if not stay or key not in of_heads}
-        if set(was) != set(now) or set(channels.values()) != {(width, left)} or (of_heads - set(changed) if stay else of_heads & set(changed)): continue
-        return Narrower(new, {name: [side for other, side in channels if other == name] for name, _ in channels}, heads if stay else [], stay)
-    raise CompressLabError(f"No configuration of this class describes a stream of {left} of {width} channels.", type(model.config).__name__,
-                           f"heads are {heads[0].count} of {heads[0].size} channels: leave a multiple of {heads[0].count} channels, or a whole number of heads" if heads else "cut neurons or blocks instead")
+        if (
+            set(was) != set(now)
+            or set(channels.values()) != {(width, left)}
+            or (of_heads - set(changed) if stay else of_heads & set(changed))
+        ):
+            continue
+        return Narrower(
+            new,
+            {name: [side for other, side in channels if other == name] for name, _ in channels},
+            heads if stay else [],
+            stay,
+        )
+    raise CompressLabError(
+        f"No configuration of this class describes a stream of {left} of {width} channels.",
+        type(model.config).__name__,
+        f"heads are {heads[0].count} of {heads[0].size} channels: leave a multiple of {heads[0].count} channels, or a "
+        "whole number of heads"
+        if heads
+        else "cut neurons or blocks instead",
+    )
 
 # %% ../../nbs/prune/23_hidden.ipynb #norms-code
 @contextmanager
 def squares(found: dict[str, nn.Module]):
-    "Mean squares of each channel that come to each norm while the context lasts, as far as the norm divides by them, by name, (width,)."
+    """Mean squares of each channel that come to each norm while the context lasts, as far as the norm divides by them,
+    by name, (width,).
+    """
     sums = {name: 0.0 for name in found}
+
     def watch(name, centred):
         def see(module, args):
             x = args[0].float().flatten(0, -2)
             sums[name] = sums[name] + (x - x.mean(-1, keepdim=True) * centred).square().mean(0)
+
         return see
+
     hooks = [module.register_forward_pre_hook(watch(name, centres(module))) for name, module in found.items()]
-    try: yield sums
+    try:
+        yield sums
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../../nbs/prune/23_hidden.ipynb #cell-13
 @dataclass(frozen=True)
 class Hidden(Width):
-    "Cuts channels out of the residual stream: a narrower model that plain transformers loads, to be trained afterwards."
+    """Cuts channels out of the residual stream: a narrower model that plain transformers loads, to be trained
+    afterwards.
+    """
+
     kind = "channels"
-    criterion: str = "magnitude"   # what goes: the channels with the smallest mean square; "least_squares": what the others make up for best; "random", the control
+    criterion: str = "magnitude"  # what goes: the channels with the smallest mean square; "least_squares": what the others make up for best; "random", the control
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
     link = "https://arxiv.org/abs/2407.14679"
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Cuts channels out of the Subject, whose model becomes a narrower one; returns what each reader lost, by name."
-        if subject.streamed: raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
+        if subject.streamed:
+            raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
         if missing := {linear.name for linear in text_linears(subject.model)} - {linear.name for linear in layers}:
-            raise CompressLabError("The stream runs through all blocks, and this is not among the targets.", min(missing), "leave out targets and ignore")
+            raise CompressLabError(
+                "The stream runs through all blocks, and this is not among the targets.",
+                min(missing),
+                "leave out targets and ignore",
+            )
         model, width = subject.model, field_of(subject.model, "hidden_size") or 0
-        if not 0 < (number := int(width * self.sparsity + 0.5)) < width: raise CompressLabError(f"sparsity={self.sparsity} is {number} of {width} channels.", str(self), "use 0.25")
+        if not 0 < (number := int(width * self.sparsity + 0.5)) < width:
+            raise CompressLabError(f"sparsity={self.sparsity} is {number} of {width} channels.", str(self), "use 0.25")
         plan = narrower(model, width - number)
-        readers = [linear for linear in layers if linear.kind != "experts" and int(not linear.transposed) in plan.channels.get(linear.key, ())]
-        if not readers: raise CompressLabError("No linear reads the stream.", type(model).__name__, "cut neurons or blocks instead")
-        with squares(found := {name: norm.module for name, norm in norms(model).items() if norm.key in plan.channels}) as sums: groups, report = seen(self, subject, readers, plan, calibration, seed)
+        readers = [
+            linear
+            for linear in layers
+            if linear.kind != "experts" and int(not linear.transposed) in plan.channels.get(linear.key, ())
+        ]
+        if not readers:
+            raise CompressLabError("No linear reads the stream.", type(model).__name__, "cut neurons or blocks instead")
+        with squares(
+            found := {name: norm.module for name, norm in norms(model).items() if norm.key in plan.channels}
+        ) as sums:
+            groups, report = seen(self, subject, readers, plan, calibration, seed)
         cut = channels(self, groups, number, seed)
-        if self.repair: rescale(found, sums, ~cut)
+        if self.repair:
+            rescale(found, sums, ~cut)
         for fed_alike, gram in groups:
-            for linear in fed_alike: report[linear.name] = cut_channels(self, subject, linear, gram, cut) | report.get(linear.name, {})
+            for linear in fed_alike:
+                report[linear.name] = cut_channels(self, subject, linear, gram, cut) | report.get(linear.name, {})
         stay = {name: dict.fromkeys(sides, ~cut) for name, sides in plan.channels.items()}
-        heads = [(part, torch.zeros(part.count, dtype=torch.bool).index_fill_(0, torch.tensor(report[part.reader.name]["cut"]), True)) for part in plan.heads]
-        for name, sides in going(heads).items(): stay[name] = stay.get(name, {}) | sides
+        heads = [
+            (
+                part,
+                torch.zeros(part.count, dtype=torch.bool).index_fill_(
+                    0, torch.tensor(report[part.reader.name]["cut"]), True
+                ),
+            )
+            for part in plan.heads
+        ]
+        for name, sides in going(heads).items():
+            stay[name] = stay.get(name, {}) | sides
         subject.model = filled(model, plan.config, stay)
         check_reads_back(subject.model, model)
         return report
@@ -111,49 +208,94 @@ class Hidden(Width):
 # %% ../../nbs/prune/23_hidden.ipynb #cell-14
 def generates(model: nn.Module) -> bool:
     "Whether it generates two tokens, with its cache."
-    try: model.generate(inputs(model, length=4)["input_ids"], max_new_tokens=2, do_sample=False, use_cache=True, pad_token_id=0)
-    except Exception: return False
+    try:
+        model.generate(
+            inputs(model, length=4)["input_ids"], max_new_tokens=2, do_sample=False, use_cache=True, pad_token_id=0
+        )
+    except Exception:
+        return False
     return True
 
+
 def check_reads_back(model: nn.Module, original: nn.Module):
-    "Raises `CompressLabError` where the class makes another model of the same configuration and weights, one that derives something from the width, or generates no more."
-    if generates(original) and not generates(model): raise CompressLabError("The narrower model would not generate any more.", type(model).__name__, "cut neurons or blocks instead")
+    """Raises `CompressLabError` where the class makes another model of the same configuration and weights, one that
+    derives something from the width, or generates no more.
+    """
+    if generates(original) and not generates(model):
+        raise CompressLabError(
+            "The narrower model would not generate any more.", type(model).__name__, "cut neurons or blocks instead"
+        )
     batch = inputs(model, length=12)
     try:
         again = type(model)._from_config(model.config, dtype=model.dtype).eval().to(model.device)
         again.load_state_dict(model.state_dict())
         change = strayed(logits(again, batch), logits(model, batch))
-    except Exception as error: raise CompressLabError(f"The narrower model does not run: {reason(error)}", type(model).__name__, "cut neurons or blocks instead") from error
-    if not change < tolerance(model): raise CompressLabError("The class derives more than shapes from the width, and the narrower model would not read back as it is.", type(model).__name__, "cut neurons or blocks instead")
+    except Exception as error:
+        raise CompressLabError(
+            f"The narrower model does not run: {reason(error)}", type(model).__name__, "cut neurons or blocks instead"
+        ) from error
+    if not change < tolerance(model):
+        raise CompressLabError(
+            "The class derives more than shapes from the width, and the narrower model would not read back as it is.",
+            type(model).__name__,
+            "cut neurons or blocks instead",
+        )
 
 # %% ../../nbs/prune/23_hidden.ipynb #seen-code
-def seen(method: Hidden, subject, readers: list[LinearLayer], plan: Narrower, calibration, seed: int) -> tuple[list, dict]:
-    "Readers of the stream that are fed the same, with its second moments, and what the readers of heads lost, which are cut on the way."
+def seen(
+    method: Hidden, subject, readers: list[LinearLayer], plan: Narrower, calibration, seed: int
+) -> tuple[list, dict]:
+    """Readers of the stream that are fed the same, with its second moments, and what the readers of heads lost, which
+    are cut on the way.
+    """
     groups, parts = {}, {part.reader.name: part for part in plan.heads}
+
     def change(group, statistics):
         found = {}
         for linear in group:
             statistic = statistics[linear.name, 0]
-            if linear.name in parts: found[linear.name] = cut_reader(method, subject, parts[linear.name], parts[linear.name].count - plan.left, 1, statistic, seed)
+            if linear.name in parts:
+                found[linear.name] = cut_reader(
+                    method, subject, parts[linear.name], parts[linear.name].count - plan.left, 1, statistic, seed
+                )
             else:
                 check_finite(linear.matrices[0], statistic, linear.name)
                 groups.setdefault(id(statistic), ([], statistic))[0].append(linear)
         return found
+
     report = calibrate(method, subject, [*readers, *(part.reader for part in plan.heads)], calibration, None, change)
-    report |= {linear.name: {"notes": [f"{why}: repaired by the weights alone"]} for layers, statistic in groups.values() if (why := unseen(statistic)) for linear in layers}
+    report |= {
+        linear.name: {"notes": [f"{why}: repaired by the weights alone"]}
+        for layers, statistic in groups.values()
+        if (why := unseen(statistic))
+        for linear in layers
+    }
     return [(layers, damped(statistic, method.percdamp)) for layers, statistic in groups.values()], report
+
 
 @torch.no_grad()
 def rescale(found: dict[str, nn.Module], sums: dict, stays: Tensor):
     "Lets the weights of norms make up for the mean square of the channels that stay."
     for name, module in found.items():
-        if isinstance(sums[name], Tensor) and sums[name].any(): module.weight.mul_((sums[name][stays.to(sums[name].device)].mean() / sums[name].mean()).sqrt())
+        if isinstance(sums[name], Tensor) and sums[name].any():
+            module.weight.mul_((sums[name][stays.to(sums[name].device)].mean() / sums[name].mean()).sqrt())
 
+# %% ../../nbs/prune/23_hidden.ipynb #seen-code-2
 def channels(method: Hidden, groups: list, number: int, seed: int) -> Tensor:
     "Which channels go, (width,), bool."
-    if method.criterion == "least_squares": return choose([(torch.cat([linear.matrices[0].float() for linear in layers]), gram) for layers, gram in groups], 1, number)
+    if method.criterion == "least_squares":
+        return choose(
+            [(torch.cat([linear.matrices[0].float() for linear in layers]), gram) for layers, gram in groups], 1, number
+        )
     size = sum(gram.diagonal() / gram.trace() for _, gram in groups).cpu()
-    return cheapest(size if method.criterion == "magnitude" else torch.rand(len(size), generator=torch.Generator().manual_seed(seed)), number, 1)
+    return cheapest(
+        size
+        if method.criterion == "magnitude"
+        else torch.rand(len(size), generator=torch.Generator().manual_seed(seed)),
+        number,
+        1,
+    )
+
 
 def cut_channels(method: Hidden, subject, linear: LinearLayer, gram: Tensor, cut: Tensor) -> dict:
     "Zeroes the inputs of a reader whose channels are cut, and lets the others make up for them; what it lost."

@@ -9,8 +9,10 @@ __all__ = ['masked', 'Ticket', 'share_left', 'lottery']
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+
 import torch
 from torch import nn
+
 from ..core.errors import CompressLabError
 from ..core.layers import linears, text_linears
 from ..core.settings import whole
@@ -19,38 +21,54 @@ from .magnitude import Magnitude
 
 # %% ../../nbs/prune/08_lottery.ipynb #cell-06
 def masked(
-    model: nn.Module,    # whose weights; stays as it is
-    pruned: nn.Module,   # whose zeros, a model of the same linears
+    model: nn.Module,  # whose weights; stays as it is
+    pruned: nn.Module,  # whose zeros, a model of the same linears
 ) -> nn.Module:
-    "A copy of `model` with zeros where the linears of `pruned` have them. Raises `CompressLabError` where the two do not have the same linears."
+    """A copy of `model` with zeros where the linears of `pruned` have them.
+
+    Raises `CompressLabError` where the two do not have the same linears.
+    """
     result, zeros = deepcopy(model), {linear.key: linear.weight.data == 0 for linear in linears(pruned)}
-    if {linear.key: linear.weight.shape for linear in linears(result)} != {key: mask.shape for key, mask in zeros.items()}:
-        raise CompressLabError("The two models do not have the same linears.", type(model).__name__, "give a pruned copy of the model, or one made in the same way")
-    for linear in linears(result): linear.weight.data.masked_fill_(zeros[linear.key], 0)
+    if {linear.key: linear.weight.shape for linear in linears(result)} != {
+        key: mask.shape for key, mask in zeros.items()
+    }:
+        raise CompressLabError(
+            "The two models do not have the same linears.",
+            type(model).__name__,
+            "give a pruned copy of the model, or one made in the same way",
+        )
+    for linear in linears(result):
+        linear.weight.data.masked_fill_(zeros[linear.key], 0)
     return result
 
 # %% ../../nbs/prune/08_lottery.ipynb #cell-09
 @dataclass(frozen=True)
 class Ticket:
     "One round: the network before and after its training."
-    left: float          # share of the weights of the linears that is not zero
-    initial: nn.Module   # the mask on the initial weights
-    trained: nn.Module   # the same, trained
-    said: object         # what the training returned
+
+    left: float  # share of the weights of the linears that is not zero
+    initial: nn.Module  # the mask on the initial weights
+    trained: nn.Module  # the same, trained
+    said: object  # what the training returned
+
 
 def share_left(model: nn.Module) -> float:
     "The share of the weights that is not zero, of the linears inside the blocks."
     weights = [linear.weight.data for linear in text_linears(model)]
     return sum(int((weight != 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
+
 def lottery(
-    model: nn.Module,           # with its initial weights; stays as it is
-    train: Callable,            # train(model) trains in place, and keeps zeros; what it returns is kept
+    model: nn.Module,  # with its initial weights; stays as it is
+    train: Callable,  # train(model) trains in place, and keeps zeros; what it returns is kept
     *,
-    rounds: int=5,              # of pruning
-    share: float|dict=0.2,      # of what is left that goes in a round, from each linear; or a table of shares by name
+    rounds: int = 5,  # of pruning
+    share: float | dict = 0.2,  # of what is left that goes in a round, from each linear; or a table of shares by name
 ) -> list[Ticket]:
-    "The dense network and a ticket for each round, each trained. Raises `CompressLabError` where training brings weights back."
+    """The dense network and a ticket for each round, each trained.
+
+    Raises `CompressLabError` where training brings weights back.
+    """
     whole(rounds, "lottery, rounds", 1)
     table, ticket, tickets = share if isinstance(share, dict) else {"*": share}, deepcopy(model), []
     for number in range(rounds + 1):
@@ -59,5 +77,10 @@ def lottery(
             ticket = masked(model, method.apply(Subject(tickets[-1].trained)).model)
         trained = deepcopy(ticket)
         tickets.append(Ticket(share_left(ticket), ticket, trained, train(trained)))
-        if share_left(trained) > share_left(ticket): raise CompressLabError("The training changed weights that had been pruned.", f"round {number}", "keep zeros, as core.training.learn does")
+        if share_left(trained) > share_left(ticket):
+            raise CompressLabError(
+                "The training changed weights that had been pruned.",
+                f"round {number}",
+                "keep zeros, as core.training.learn does",
+            )
     return tickets

@@ -7,10 +7,12 @@ __all__ = ['ALLOCATIONS', 'root', 'uniform', 'energy', 'LowRank', 'check_free', 
            'ASVD', 'SVDLLM']
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-03
-import torch
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 from torch import Tensor
+
 from ..core.activations import ColumnMagnitudes, Gram, unseen
 from ..core.errors import CompressLabError
 from ..core.factored import alike, check_factors, place, split
@@ -20,64 +22,97 @@ from ..core.layerwise import Compressed, LayerMethod, change_each, check_finite,
 def root(
     gram: Tensor,  # second moments, (in, in), of any rank
 ) -> Tensor:
-    "A matrix S with S Sᵀ = H, (in, in), float32: Cholesky's factor, or one from the eigenvectors where that does not exist."
+    """A matrix S with S Sᵀ = H, (in, in), float32: Cholesky's factor, or one from the eigenvectors where that does not
+    exist.
+    """
     factor, failed = torch.linalg.cholesky_ex(gram.double())
-    if not failed: return factor.float()
+    if not failed:
+        return factor.float()
     values, vectors = torch.linalg.eigh(gram.double())
     return (vectors * values.clamp_min(0).sqrt()).float()
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-09
 def uniform(
-    shapes: dict[str, tuple[int, int]],   # (out, in) of each linear
-    sparsity: float,                      # share of the parameters of each that goes
-) -> dict[str, int|None]:
-    "The rank of each linear, rounded down, None where two factors would save nothing. Raises `CompressLabError` where less than one direction would be left."
+    shapes: dict[str, tuple[int, int]],  # (out, in) of each linear
+    sparsity: float,  # share of the parameters of each that goes
+) -> dict[str, int | None]:
+    """The rank of each linear, rounded down, None where two factors would save nothing.
+
+    Raises `CompressLabError` where less than one direction would be left.
+    """
     found = {}
     for name, (rows, columns) in shapes.items():
-        found[name] = int((1 - sparsity) * rows * columns / (rows + columns) + 1e-9) if rows + columns < rows * columns else None
-        if found[name] == 0: raise CompressLabError(f"sparsity={sparsity} leaves nothing of a weight of shape {(rows, columns)}.", name, "use a smaller sparsity, or leave it out")
+        found[name] = (
+            int((1 - sparsity) * rows * columns / (rows + columns) + 1e-9) if rows + columns < rows * columns else None
+        )
+        if found[name] == 0:
+            raise CompressLabError(
+                f"sparsity={sparsity} leaves nothing of a weight of shape {(rows, columns)}.",
+                name,
+                "use a smaller sparsity, or leave it out",
+            )
     return found
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-12
 def energy(
-    spectra: dict[str, list[float]],      # squared singular values by name of a linear, falling
-    shapes: dict[str, tuple[int, int]],   # (out, in) of each
-    sparsity: float,                      # share of all their parameters that goes
-) -> dict[str, int|None]:
-    "The rank of each linear, None where it stays whole. Raises `CompressLabError` where there is not room for a direction in each."
+    spectra: dict[str, list[float]],  # squared singular values by name of a linear, falling
+    shapes: dict[str, tuple[int, int]],  # (out, in) of each
+    sparsity: float,  # share of all their parameters that goes
+) -> dict[str, int | None]:
+    """The rank of each linear, None where it stays whole.
+
+    Raises `CompressLabError` where there is not room for a direction in each.
+    """
     names, whole = list(spectra), set()
     size, cost = ({name: rule(shapes[name]) for name in names} for rule in (lambda shape: shape[0] * shape[1], sum))
     budget = (1 - sparsity) * sum(size.values())
     while True:
         free = [name for name in names if name not in whole]
-        if not free: break
-        worth = [torch.tensor(spectra[name], dtype=torch.float64) / max(sum(spectra[name]), 1e-30) / cost[name] for name in free]
-        for each in worth: each[0] = torch.inf
+        if not free:
+            break
+        worth = [
+            torch.tensor(spectra[name], dtype=torch.float64) / max(sum(spectra[name]), 1e-30) / cost[name]
+            for name in free
+        ]
+        for each in worth:
+            each[0] = torch.inf
         owner = torch.arange(len(free)).repeat_interleave(torch.tensor([len(each) for each in worth]))
         order = torch.cat(worth).argsort(descending=True, stable=True)
         spent = torch.tensor([cost[name] for name in free])[owner[order]].cumsum(0)
         rank = owner[order][spent <= budget - sum(size[name] for name in whole)].bincount(minlength=len(free)).tolist()
-        if not all(rank): raise CompressLabError(f"sparsity={sparsity} leaves less than one direction for each linear.", free[rank.index(0)], "use a smaller sparsity, or leave it out")
+        if not all(rank):
+            raise CompressLabError(
+                f"sparsity={sparsity} leaves less than one direction for each linear.",
+                free[rank.index(0)],
+                "use a smaller sparsity, or leave it out",
+            )
         more = {name for name, each in zip(free, rank) if each * cost[name] >= size[name]}
-        if not more: return dict.fromkeys(names) | dict(zip(free, rank))
+        if not more:
+            return dict.fromkeys(names) | dict(zip(free, rank))
         whole |= more
     return dict.fromkeys(names)
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-16
 ALLOCATIONS = ("uniform", "energy")
 
+
 @dataclass(frozen=True)
 class LowRank(LayerMethod, abstract=True):
     "Puts two thin linears in the place of each."
-    transformer = True             # whose class is built again when it is loaded
+
+    transformer = True  # whose class is built again when it is loaded
     whole, fills_zeros = True, True
-    sparsity: float = 0.2          # share of the parameters of the linears that goes
-    allocation: str = "uniform"    # of the rest: the same share to each linear; "energy": to the directions that carry most of their outputs
+    sparsity: float = 0.2  # share of the parameters of the linears that goes
+    allocation: str = "uniform"  # of the rest: the same share to each linear; "energy": to the directions that carry most of their outputs
 
     def check(self):
         name = type(self).__name__
-        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", name, "use 0.2")
-        if self.allocation not in ALLOCATIONS: raise CompressLabError(f"allocation={self.allocation!r} is not known.", name, f"use one of {', '.join(ALLOCATIONS)}")
+        if not 0 < self.sparsity < 1:
+            raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", name, "use 0.2")
+        if self.allocation not in ALLOCATIONS:
+            raise CompressLabError(
+                f"allocation={self.allocation!r} is not known.", name, f"use one of {', '.join(ALLOCATIONS)}"
+            )
 
     def scaled(self, weight: Tensor, statistic) -> Tensor:
         "The weight, (out, in), times what stands for the inputs."
@@ -87,16 +122,33 @@ class LowRank(LayerMethod, abstract=True):
         "Factors linears of the Subject; returns the rank of each and what it lost, by name."
         check_free(self, subject, layers)
         rank = share_out(self, subject, layers, calibration, checkpoint)
-        def change(group, statistics): return {linear.name: truncate(self, subject, linear, rank[linear.name], statistics.get((linear.name, 0))) for linear in group}
+
+        def change(group, statistics):
+            return {
+                linear.name: truncate(self, subject, linear, rank[linear.name], statistics.get((linear.name, 0)))
+                for linear in group
+            }
+
         report = change_each(self, subject, layers, calibration, checkpoint, change)
-        place(subject.model, {linear.name: split(linear.matrices[0], rank[linear.name]) for linear in layers if rank[linear.name]})
+        place(
+            subject.model,
+            {linear.name: split(linear.matrices[0], rank[linear.name]) for linear in layers if rank[linear.name]},
+        )
         return report
 
+# %% ../../nbs/prune/10_low_rank.ipynb #cell-16-2
 def check_free(method: LowRank, subject, layers):
     "Raises `CompressLabError` where the linears are not plain and free to be factored."
-    if subject.streamed: raise CompressLabError("A streamed model cannot be factored.", str(method), "load it whole")
+    if subject.streamed:
+        raise CompressLabError("A streamed model cannot be factored.", str(method), "load it whole")
     stacks = [linear.name for linear in layers if linear.kind == "experts"]
-    if stacks: raise CompressLabError("A stack of experts has no place for two linears.", stacks[0], f"leave them out: {type(method).__name__}({method.sparsity}).on(ignore={list(dict.fromkeys(map(alike, stacks)))})")
+    if stacks:
+        raise CompressLabError(
+            "A stack of experts has no place for two linears.",
+            stacks[0],
+            "leave them out: "
+            f"{type(method).__name__}({method.sparsity}).on(ignore={list(dict.fromkeys(map(alike, stacks)))})",
+        )
     check_factors(subject.model, [linear.name for linear in layers])
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-18
@@ -104,24 +156,43 @@ def directions(method: LowRank, weight: Tensor, statistic, name: str) -> tuple[T
     "The directions of a linear's outputs, (out, n), and what each carries, (n,), falling."
     check_finite(weight, statistic, name)
     scaled = weight if statistic is None or unseen(statistic) else method.scaled(weight, statistic)
-    unit = torch.frexp(scaled.abs().max())[1].clamp(-126, 126)   # a power of two, against overflow
+    unit = torch.frexp(scaled.abs().max())[1].clamp(-126, 126)  # a power of two, against overflow
     left, values, _ = torch.linalg.svd(torch.ldexp(scaled, -unit), full_matrices=False)
     return left, torch.ldexp(values.double(), unit).square()
 
-def share_out(method: LowRank, subject, layers, calibration, checkpoint) -> dict[str, int|None]:
+
+def share_out(method: LowRank, subject, layers, calibration, checkpoint) -> dict[str, int | None]:
     "The rank of each linear by name, None where it stays whole. Raises `CompressLabError` where all would."
     shapes = {linear.name: (linear.out_features, linear.in_features) for linear in layers}
-    if method.allocation == "uniform": found = uniform(shapes, method.sparsity)
+    if method.allocation == "uniform":
+        found = uniform(shapes, method.sparsity)
     else:
-        def look(group, statistics): return {linear.name: {"carried": directions(method, linear.matrices[0].float(), statistics.get((linear.name, 0)), linear.name)[1].tolist()} for linear in group}
-        seen = change_each(method, subject, layers, calibration, checkpoint and Path(checkpoint)/"spectra", look)
+
+        def look(group, statistics):
+            return {
+                linear.name: {
+                    "carried": directions(
+                        method, linear.matrices[0].float(), statistics.get((linear.name, 0)), linear.name
+                    )[1].tolist()
+                }
+                for linear in group
+            }
+
+        seen = change_each(method, subject, layers, calibration, checkpoint and Path(checkpoint) / "spectra", look)
         found = energy({name: seen[name]["carried"] for name in shapes}, shapes, method.sparsity)
-    if not any(found.values()): raise CompressLabError("Two factors would save nothing for any of the linears.", str(method), "use a larger sparsity, or other targets")
+    if not any(found.values()):
+        raise CompressLabError(
+            "Two factors would save nothing for any of the linears.",
+            str(method),
+            "use a larger sparsity, or other targets",
+        )
     return found
 
-def truncate(method: LowRank, subject, linear, rank: int|None, statistic) -> dict:
+
+def truncate(method: LowRank, subject, linear, rank: int | None, statistic) -> dict:
     "Writes the product of a linear's factors into the model; its rank, and what it lost."
-    if rank is None: return {"notes": ["stays whole: two factors would save nothing"]}
+    if rank is None:
+        return {"notes": ["stays whole: two factors would save nothing"]}
     weight = linear.matrices[0].float()
     kept = directions(method, weight, statistic, linear.name)[0][:, :rank]
     why = unseen(statistic)
@@ -135,34 +206,48 @@ def truncate(method: LowRank, subject, linear, rank: int|None, statistic) -> dic
 @dataclass(frozen=True)
 class SVD(LowRank):
     "Keeps the directions in which the weights are largest; needs no text."
+
     paper = "Eckart and Young, 1936, The approximation of one matrix by another of lower rank"
     link = "https://doi.org/10.1007/BF02288367"
+
 
 @dataclass(frozen=True)
 class ASVD(LowRank):
     "Keeps the directions in which the weights are largest, where loud inputs count more."
-    alpha: float = 0.5             # power of the mean absolute input that a column is multiplied by
-    true_sequential: bool = True   # each linear sees inputs from the factored ones before it in its block too
+
+    alpha: float = 0.5  # power of the mean absolute input that a column is multiplied by
+    true_sequential: bool = True  # each linear sees inputs from the factored ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
-    paper = "Yuan et al., 2023, ASVD: Activation-aware singular value decomposition for compressing large language models"
+    paper = (
+        "Yuan et al., 2023, ASVD: Activation-aware singular value decomposition for compressing large language models"
+    )
     link = "https://arxiv.org/abs/2312.05821"
     needs = frozenset({"calibration"})
     statistic = ColumnMagnitudes
 
     def check(self):
         super().check()
-        if not 0 < self.alpha <= 2: raise CompressLabError(f"alpha={self.alpha} is not above 0 and at most 2.", "ASVD", "use 0.5")
+        if not 0 < self.alpha <= 2:
+            raise CompressLabError(f"alpha={self.alpha} is not above 0 and at most 2.", "ASVD", "use 0.5")
 
-    def scaled(self, weight: Tensor, statistic: ColumnMagnitudes) -> Tensor: return weight * statistic.mean.to(weight.device) ** self.alpha
+    def scaled(self, weight: Tensor, statistic: ColumnMagnitudes) -> Tensor:
+        return weight * statistic.mean.to(weight.device) ** self.alpha
+
 
 @dataclass(frozen=True)
 class SVDLLM(LowRank):
-    "Keeps the directions in which the outputs are largest: no other matrix of that rank has outputs closer to the original's."
-    true_sequential: bool = True   # each linear sees inputs from the factored ones before it in its block too
+    """Keeps the directions in which the outputs are largest: no other matrix of that rank has outputs closer to the
+    original's.
+    """
+
+    true_sequential: bool = True  # each linear sees inputs from the factored ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
-    paper = "Wang et al., 2024, SVD-LLM: Truncation-aware singular value decomposition for large language model compression"
+    paper = (
+        "Wang et al., 2024, SVD-LLM: Truncation-aware singular value decomposition for large language model compression"
+    )
     link = "https://arxiv.org/abs/2403.07378"
     needs = frozenset({"calibration"})
     statistic = Gram
 
-    def scaled(self, weight: Tensor, statistic: Gram) -> Tensor: return weight @ root(statistic.mean)
+    def scaled(self, weight: Tensor, statistic: Gram) -> Tensor:
+        return weight @ root(statistic.mean)

@@ -6,9 +6,13 @@
 __all__ = ['Magnitude', 'Above', 'Random']
 
 # %% ../../nbs/prune/01_magnitude.ipynb #cell-03
-import numpy as np, torch, xxhash
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod
 from .masks import Pruning, lowest
@@ -17,16 +21,24 @@ from .masks import Pruning, lowest
 @dataclass(frozen=True)
 class Magnitude(Pruning):
     "Zeroes the smallest weights of each row, matrix or model, or of each group of M."
-    scope: str = "row"   # what a share is of: each "row", each "layer", or the whole "model"
+
+    scope: str = "row"  # what a share is of: each "row", each "layer", or the whole "model"
     paper = "Han et al., 2015, Learning both weights and connections for efficient neural networks"
     link = "https://arxiv.org/abs/1506.02626"
     joint = False
 
     def check(self):
         super().check()
-        if self.scope not in ("row", "layer", "model"): raise CompressLabError(f"scope={self.scope!r} is not known.", "Magnitude", 'use "row", "layer" or "model"')
-        if self.scope != "row" and isinstance(self.sparsity, str): raise CompressLabError(f"{self.sparsity} has a scope of its own.", "Magnitude", "leave out scope, or give a share")
-        if self.scope == "model" and isinstance(self.sparsity, dict): raise CompressLabError("A share of the whole model is one number.", "Magnitude", 'give it, or use scope="layer"')
+        if self.scope not in ("row", "layer", "model"):
+            raise CompressLabError(f"scope={self.scope!r} is not known.", "Magnitude", 'use "row", "layer" or "model"')
+        if self.scope != "row" and isinstance(self.sparsity, str):
+            raise CompressLabError(
+                f"{self.sparsity} has a scope of its own.", "Magnitude", "leave out scope, or give a share"
+            )
+        if self.scope == "model" and isinstance(self.sparsity, dict):
+            raise CompressLabError(
+                "A share of the whole model is one number.", "Magnitude", 'give it, or use scope="layer"'
+            )
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The matrix with its smallest weights zeroed."
@@ -34,23 +46,30 @@ class Magnitude(Pruning):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Prunes the linears of the Subject in place; returns what each lost, by name."
-        if self.scope != "model": return super().run(subject, layers, calibration, checkpoint, seed)
-        every = torch.cat([matrix.float().abs().flatten().cpu() for linear in layers for matrix in linear.matrices]).numpy()
+        if self.scope != "model":
+            return super().run(subject, layers, calibration, checkpoint, seed)
+        every = torch.cat(
+            [matrix.float().abs().flatten().cpu() for linear in layers for matrix in linear.matrices]
+        ).numpy()
         gone = int(len(every) * self.sparsity)
         return Above(float(np.partition(every, gone)[gone])).run(subject, layers, checkpoint=checkpoint)
+
 
 @dataclass(frozen=True)
 class Above(LayerMethod, abstract=True):
     "Zeroes all weights below a threshold."
-    threshold: float = 0.0   # smallest absolute value that stays
 
-    def compress(self, weight: Tensor, statistic=None) -> Compressed: return Compressed(weight.masked_fill(weight.abs() < self.threshold, 0))
+    threshold: float = 0.0  # smallest absolute value that stays
+
+    def compress(self, weight: Tensor, statistic=None) -> Compressed:
+        return Compressed(weight.masked_fill(weight.abs() < self.threshold, 0))
 
 # %% ../../nbs/prune/01_magnitude.ipynb #cell-17
 @dataclass(frozen=True)
 class Random(Pruning):
     "Zeroes weights by chance: the control of every criterion."
-    seed: int = 0   # of the draw
+
+    seed: int = 0  # of the draw
     paper = "a control, without a paper"
     joint = False
 

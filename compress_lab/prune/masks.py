@@ -6,90 +6,131 @@
 __all__ = ['pattern', 'ascending', 'lowest_share', 'check_divides', 'lowest', 'Pruning']
 
 # %% ../../nbs/prune/00_masks.ipynb #cell-03
-import re, torch
+import re
 from dataclasses import dataclass, replace
+
+import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.layerwise import LayerMethod
 from ..core.recipe import matches
 
 # %% ../../nbs/prune/00_masks.ipynb #cell-06
 def pattern(
-    sparsity: float|str,  # share of zeros, or "N:M"
-) -> tuple[int, int]|None:
+    sparsity: float | str,  # share of zeros, or "N:M"
+) -> tuple[int, int] | None:
     "(N, M) of a pattern, None for a share; raises `CompressLabError` for anything else."
     if isinstance(sparsity, str):
         found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", sparsity)
-        if found and 0 < int(found[1]) < int(found[2]): return int(found[1]), int(found[2])
-    elif isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool) and 0 <= sparsity < 1: return None
-    raise CompressLabError(f"sparsity={sparsity!r} is neither a share nor a pattern.", "pruning", 'use a share from 0 to below 1, or "2:4"')
+        if found and 0 < int(found[1]) < int(found[2]):
+            return int(found[1]), int(found[2])
+    elif isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool) and 0 <= sparsity < 1:
+        return None
+    raise CompressLabError(
+        f"sparsity={sparsity!r} is neither a share nor a pattern.", "pruning", 'use a share from 0 to below 1, or "2:4"'
+    )
+
 
 def ascending(
-    score: Tensor,          # of each weight, (rows, in)
-    ties: Tensor|None=None, # what decides among scores of zero, of the same shape; None: their position
+    score: Tensor,  # of each weight, (rows, in)
+    ties: Tensor | None = None,  # what decides among scores of zero, of the same shape; None: their position
 ) -> Tensor:
     "The order of the scores of each row, lowest first, (rows, in)."
-    if ties is None or (score != 0).all(): return score.argsort(dim=1, stable=True)
+    if ties is None or (score != 0).all():
+        return score.argsort(dim=1, stable=True)
     order = ties.argsort(dim=1, stable=True)
     return order.gather(1, score.gather(1, order).argsort(dim=1, stable=True))
 
+
 def lowest_share(
-    score: Tensor,   # score of each weight, of any shape
-    share: float,    # of all of them
-    ties: Tensor|None=None,  # what decides among scores of zero, of the same shape; None: their position
+    score: Tensor,  # score of each weight, of any shape
+    share: float,  # of all of them
+    ties: Tensor | None = None,  # what decides among scores of zero, of the same shape; None: their position
 ) -> Tensor:
     "Mask of the lowest scores, of the same shape."
-    chosen = ascending(score.reshape(1, -1), ties if ties is None else ties.reshape(1, -1))[0, :int(score.numel() * share)]
-    return torch.zeros(score.numel(), dtype=torch.bool, device=score.device).index_fill_(0, chosen, True).view(score.shape)
+    chosen = ascending(score.reshape(1, -1), ties if ties is None else ties.reshape(1, -1))[
+        0, : int(score.numel() * share)
+    ]
+    return (
+        torch.zeros(score.numel(), dtype=torch.bool, device=score.device).index_fill_(0, chosen, True).view(score.shape)
+    )
 
+# %% ../../nbs/prune/00_masks.ipynb #cell-06-2
 def check_divides(
-    columns: int,          # of the matrix
-    sparsity: float|str,   # share of zeros, or "N:M"
+    columns: int,  # of the matrix
+    sparsity: float | str,  # share of zeros, or "N:M"
 ):
     "Raises `CompressLabError` where the columns cannot be cut in groups of M."
     kept = pattern(sparsity)
-    if kept and columns % kept[1]: raise CompressLabError(f"{columns} columns cannot be cut in groups of {kept[1]}.", f"sparsity={sparsity}", "use a pattern that divides the columns, or ignore this layer")
+    if kept and columns % kept[1]:
+        raise CompressLabError(
+            f"{columns} columns cannot be cut in groups of {kept[1]}.",
+            f"sparsity={sparsity}",
+            "use a pattern that divides the columns, or ignore this layer",
+        )
+
 
 def lowest(
-    score: Tensor,          # score of each weight, (rows, in)
-    sparsity: float|str,    # share, or "N:M"
-    scope: str="row",       # what a share is of: each "row", or the whole "layer"
-    ties: Tensor|None=None, # what decides among scores of zero, (rows, in); None: their position
+    score: Tensor,  # score of each weight, (rows, in)
+    sparsity: float | str,  # share, or "N:M"
+    scope: str = "row",  # what a share is of: each "row", or the whole "layer"
+    ties: Tensor | None = None,  # what decides among scores of zero, (rows, in); None: their position
 ) -> Tensor:
     "Mask of the weights to remove, (rows, in): the lowest scores of each row or of all, or all but N of every M."
     kept = pattern(sparsity)
-    if kept is None and scope == "layer": return lowest_share(score, sparsity, ties)
+    if kept is None and scope == "layer":
+        return lowest_share(score, sparsity, ties)
     check_divides(score.shape[1], sparsity)
     columns = kept[1] if kept else score.shape[1]
     gone = kept[1] - kept[0] if kept else int(columns * sparsity)
     order = ascending(score.reshape(-1, columns), ties if ties is None else ties.reshape(-1, columns))[:, :gone]
-    return torch.zeros(score.numel() // columns, columns, dtype=torch.bool, device=score.device).scatter_(1, order, True).view(score.shape)
+    return (
+        torch.zeros(score.numel() // columns, columns, dtype=torch.bool, device=score.device)
+        .scatter_(1, order, True)
+        .view(score.shape)
+    )
 
 # %% ../../nbs/prune/00_masks.ipynb #cell-11
 @dataclass(frozen=True)
 class Pruning(LayerMethod, abstract=True):
     "A Method that zeroes weights."
+
     prunes = True
-    sparsity: float|str|dict = 0.5   # share of zeros, a pattern "N:M", or a table of either by name of the linears
+    sparsity: float | str | dict = 0.5  # share of zeros, a pattern "N:M", or a table of either by name of the linears
 
     def check(self):
-        for sparsity in self.sparsity.values() if isinstance(self.sparsity, dict) else (self.sparsity,): pattern(sparsity)
+        for sparsity in self.sparsity.values() if isinstance(self.sparsity, dict) else (self.sparsity,):
+            pattern(sparsity)
         if not all(isinstance(name, str) for name in (self.sparsity if isinstance(self.sparsity, dict) else ())):
-            raise CompressLabError("A table of sparsities has module names as keys.", type(self).__name__, 'write {"*.mlp.*": 0.6, "*": 0.4}')
+            raise CompressLabError(
+                "A table of sparsities has module names as keys.",
+                type(self).__name__,
+                'write {"*.mlp.*": 0.6, "*": 0.4}',
+            )
 
     def at(self, linear) -> "Pruning":
         "The method with the share it has for this linear. Raises `CompressLabError` where the table has none."
-        if not isinstance(self.sparsity, dict): return self
+        if not isinstance(self.sparsity, dict):
+            return self
         fitting = [name for name in self.sparsity if matches(name, linear.name)]
-        if fitting: return replace(self, sparsity=self.sparsity[max(fitting, key=lambda name: (len(name), name))])
-        raise CompressLabError("The table of sparsities says nothing of this linear.", linear.name, 'add it, or a line "*" for the rest')
+        if fitting:
+            return replace(self, sparsity=self.sparsity[max(fitting, key=lambda name: (len(name), name))])
+        raise CompressLabError(
+            "The table of sparsities says nothing of this linear.", linear.name, 'add it, or a line "*" for the rest'
+        )
 
     def check_table(self, layers: list):
         "Raises `CompressLabError` where a table says nothing of a linear, or has a line for none."
-        for linear in layers: self.at(linear)
+        for linear in layers:
+            self.at(linear)
         for name in self.sparsity if isinstance(self.sparsity, dict) else ():
             if not any(matches(name, linear.name) for linear in layers):
-                raise CompressLabError(f"The pattern {name!r} of the table of sparsities matches no linear.", type(self).__name__, f"the linears are called as {layers[0].name}")
+                raise CompressLabError(
+                    f"The pattern {name!r} of the table of sparsities matches no linear.",
+                    type(self).__name__,
+                    f"the linears are called as {layers[0].name}",
+                )
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Prunes the linears of the Subject in place; returns what each lost, by name."

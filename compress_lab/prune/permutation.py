@@ -7,10 +7,12 @@ __all__ = ['kept', 'dealt', 'gains', 'regrouped', 'Channels', 'by_channel', 'of_
            'interchangeable', 'aligned', 'reorder']
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+
 from ..core.equivalence import Flow, Replay, replays, wiring
 from ..core.layers import LinearLayer, calibrating
 from ..core.tiny import inputs, strayed
@@ -18,12 +20,13 @@ from ..core.units import field, kinds
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-06
 def kept(
-    score: Tensor,   # of each weight, not negative, (rows, channels)
-    n: int,          # kept
-    m: int,          # of as many
+    score: Tensor,  # of each weight, not negative, (rows, channels)
+    n: int,  # kept
+    m: int,  # of as many
 ) -> float:
     "The sum of the scores that N:M leaves."
     return float(score.reshape(-1, m).topk(n, dim=1).values.sum(dtype=torch.float64))
+
 
 def dealt(score: Tensor, m: int) -> Tensor:
     "The channels in groups, (groups, m): by their totals, dealt to the groups in turn and back."
@@ -31,42 +34,51 @@ def dealt(score: Tensor, m: int) -> Tensor:
     order[1::2] = order[1::2].flip(1)
     return order.T.contiguous()
 
+
 def gains(score: Tensor, groups: Tensor, place: int, n: int) -> Tensor:
     "What each channel that stands at this place would add to each group, (groups, groups)."
-    others = torch.cat([groups[:, :place], groups[:, place + 1:]], 1)
+    others = torch.cat([groups[:, :place], groups[:, place + 1 :]], 1)
     bar = score[:, others].topk(n, dim=2).values[..., -1]
     channels = score[:, groups[:, place]]
     return (torch.cdist(channels.T, bar.T, p=1) + channels.sum(0)[:, None] - bar.sum(0)) / 2
 
+
 def regrouped(
-    score: Tensor,   # of each weight, not negative, (rows, channels)
-    n: int,          # kept
-    m: int,          # of as many neighbours; divides the channels
-    rounds: int=10,  # in which every place has its turn, at most
+    score: Tensor,  # of each weight, not negative, (rows, channels)
+    n: int,  # kept
+    m: int,  # of as many neighbours; divides the channels
+    rounds: int = 10,  # in which every place has its turn, at most
 ) -> Tensor:
     "An order of the channels, (channels,), in which N:M keeps at least as much as in the present one."
     score, groups, random, idle = score.float(), dealt(score, m), torch.Generator().manual_seed(0), 0
     best = kept(score[:, groups.flatten()], n, m)
     for _ in range(rounds):
-        before, groups = best, groups.gather(1, torch.rand(groups.shape, generator=random).argsort(1).to(groups.device))   # any may meet any
+        before, groups = (
+            best,
+            groups.gather(1, torch.rand(groups.shape, generator=random).argsort(1).to(groups.device)),
+        )  # any may meet any
         for place in range(m):
             channel, group = linear_sum_assignment(gains(score, groups, place, n).numpy(force=True), maximize=True)
             tried = groups.clone()
             tried[group, place] = groups[channel, place]
-            if (found := kept(score[:, tried.flatten()], n, m)) > best: groups, best = tried, found
+            if (found := kept(score[:, tried.flatten()], n, m)) > best:
+                groups, best = tried, found
         idle = idle + 1 if best <= before * (1 + 1e-5) else 0
-        if idle == 3: break
+        if idle == 3:
+            break
     return groups.flatten().cpu() if best > kept(score, n, m) else torch.arange(score.shape[1])
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-14
 @dataclass(frozen=True, eq=False)
 class Channels:
     "Channels that may change places with each other, and what moves along."
-    reader: LinearLayer   # whose inputs they are
-    columns: Tensor       # (channels, copies): its inputs that each channel is
-    moves: dict           # (parameter of the model, dimension): its entries that belong to each channel, (channels, entries)
 
-    def __repr__(self): return f"{len(self.columns)} channels of {self.reader.name}"
+    reader: LinearLayer  # whose inputs they are
+    columns: Tensor  # (channels, copies): its inputs that each channel is
+    moves: dict  # (parameter of the model, dimension): its entries that belong to each channel, (channels, entries)
+
+    def __repr__(self):
+        return f"{len(self.columns)} channels of {self.reader.name}"
 
     @torch.no_grad()
     def move(self, model: nn.Module, order: Tensor):
@@ -77,11 +89,16 @@ class Channels:
             index[entries] = entries[order]
             parameter.data = parameter.data.index_select(side, index.to(parameter.device))
 
-def by_channel(users: Tensor, count: int) -> Tensor|None:
-    "The entries of each channel, (channels, entries), from the channel of each entry, -1 where it has none; None where some have more than others."
+
+def by_channel(users: Tensor, count: int) -> Tensor | None:
+    """The entries of each channel, (channels, entries), from the channel of each entry, -1 where it has none; None
+    where some have more than others.
+    """
     numbers = torch.bincount(users[users >= 0], minlength=count)
-    if (numbers != numbers[0]).any(): return None
-    return users.argsort(stable=True)[len(users) - int(numbers.sum()):].view(count, -1)
+    if (numbers != numbers[0]).any():
+        return None
+    return users.argsort(stable=True)[len(users) - int(numbers.sum()) :].view(count, -1)
+
 
 def of_neurons(replay: Replay, name: str, users: dict) -> list[tuple]:
     "Columns and moves of all neurons that a linear of the block reads; none where some have more to them than others."
@@ -89,25 +106,41 @@ def of_neurons(replay: Replay, name: str, users: dict) -> list[tuple]:
     moves = {key: by_channel(each, count) for key, each in users.items() if (each >= 0).any()}
     return [] if any(each is None for each in moves.values()) else [(torch.arange(count)[:, None], moves)]
 
+# %% ../../nbs/prune/00_permutation.ipynb #cell-14-2
 def of_heads(replay: Replay, name: str, count: int) -> list[tuple]:
-    "Columns and moves of the values of each head, or of each group of heads that share theirs; none where heads share only some."
+    """Columns and moves of the values of each head, or of each group of heads that share theirs; none where heads share
+    only some.
+    """
     reader, found = replay.layers[name], {}
-    source, map = next(((each, map) for each in replay.inputs if each != name and (map := wiring(replay, each, name)) is not None), (None, None))
-    if map is None: return []
-    for head, rows in enumerate(map.view(count, -1).tolist()): found.setdefault(tuple(rows), []).append(head)
-    if sum(len(set(rows)) for rows in found) != len(map.unique()): return []
+    source, map = next(
+        ((each, map) for each in replay.inputs if each != name and (map := wiring(replay, each, name)) is not None),
+        (None, None),
+    )
+    if map is None:
+        return []
+    for head, rows in enumerate(map.view(count, -1).tolist()):
+        found.setdefault(tuple(rows), []).append(head)
+    if sum(len(set(rows)) for rows in found) != len(map.unique()):
+        return []
     layer, size, moves = replay.layers[source], len(map) // count, []
     for rows, heads in found.items():
         columns = size * torch.tensor(heads) + torch.arange(size)[:, None]
-        places = {(f"{source}.{layer.parameter}", int(layer.transposed)): torch.tensor(rows)[:, None], (f"{name}.{reader.parameter}", int(not reader.transposed)): columns}
-        if getattr(layer.module, "bias", None) is not None: places[f"{source}.bias", 0] = torch.tensor(rows)[:, None]
+        places = {
+            (f"{source}.{layer.parameter}", int(layer.transposed)): torch.tensor(rows)[:, None],
+            (f"{name}.{reader.parameter}", int(not reader.transposed)): columns,
+        }
+        if getattr(layer.module, "bias", None) is not None:
+            places[f"{source}.bias", 0] = torch.tensor(rows)[:, None]
         moves.append((columns, places))
     return moves
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-16
 def unmoved(replay: Replay, columns: Tensor, moves: dict) -> bool:
     "Whether the block puts out the same with these channels in a random order. Its copy stays as it is."
-    channels, order = Channels(None, columns, moves), torch.randperm(len(columns), generator=torch.Generator().manual_seed(0))
+    channels, order = (
+        Channels(None, columns, moves),
+        torch.randperm(len(columns), generator=torch.Generator().manual_seed(0)),
+    )
     with torch.no_grad():
         wanted = replay.run()[0]
         channels.move(replay.block, order)
@@ -115,23 +148,38 @@ def unmoved(replay: Replay, columns: Tensor, moves: dict) -> bool:
         channels.move(replay.block, order.argsort())
     return strayed(found, wanted) < 1e-4
 
-def candidates(replay: Replay, width: int, count: int|None) -> list[tuple]:
+
+def candidates(replay: Replay, width: int, count: int | None) -> list[tuple]:
     "Name of the reader, columns and moves of all channels of a block that may change places."
-    try: found = kinds(replay, width, count)
-    except RuntimeError: return []   # the block cannot be run by itself
-    every = [(name, *each) for name, (kind, number, users) in found.items() for each in (of_neurons(replay, name, users) if kind == "neurons" else of_heads(replay, name, number))]
+    try:
+        found = kinds(replay, width, count)
+    except RuntimeError:
+        return []  # the block cannot be run by itself
+    every = [
+        (name, *each)
+        for name, (kind, number, users) in found.items()
+        for each in (of_neurons(replay, name, users) if kind == "neurons" else of_heads(replay, name, number))
+    ]
     return [each for each in every if unmoved(replay, *each[1:])]
 
+
 def interchangeable(
-    model: nn.Module,   # any transformer; stays as it is
+    model: nn.Module,  # any transformer; stays as it is
 ) -> list[Channels]:
     "Neurons, and values within a head, that may change places. Raises `CompressLabError` where there are no blocks."
     known, found, width, count = {}, [], field(model, "hidden_size"), field(model, "num_attention_heads")
     with calibrating(model):
         for block, layers, replay in replays(model, Flow(model, inputs(model, length=16))):
-            if replay not in known: known[replay] = candidates(replay, width, count if isinstance(count, int) and count > 1 else None)
-            found += [Channels(layers[name], columns, {(f"{block.name}.{parameter}", side): entries for (parameter, side), entries in moves.items()})
-                      for name, columns, moves in known[replay]]
+            if replay not in known:
+                known[replay] = candidates(replay, width, count if isinstance(count, int) and count > 1 else None)
+            found += [
+                Channels(
+                    layers[name],
+                    columns,
+                    {(f"{block.name}.{parameter}", side): entries for (parameter, side), entries in moves.items()},
+                )
+                for name, columns, moves in known[replay]
+            ]
     return found
 
 # %% ../../nbs/prune/00_permutation.ipynb #cell-23
@@ -140,11 +188,13 @@ def aligned(channels: Channels, m: int) -> bool:
     columns = channels.columns
     return len(columns) % m == 0 and not (columns[0] % m).any() and bool((columns.diff(dim=0) == 1).all())
 
+
 def reorder(
     model: nn.Module,
-    channels: list[Channels],   # of one linear, aligned
-    score: Tensor,              # of each of its weights, (rows, in)
-    n: int, m: int,
+    channels: list[Channels],  # of one linear, aligned
+    score: Tensor,  # of each of its weights, (rows, in)
+    n: int,
+    m: int,
 ) -> Tensor:
     "The order of its inputs, (in,), in which N:M keeps at least as much; everything is moved already."
     order = torch.arange(score.shape[1])

@@ -7,25 +7,36 @@ __all__ = ['Recover', 'check_trainable', 'taught']
 
 # %% ../../nbs/prune/30_recovery.ipynb #cell-03
 from dataclasses import dataclass
+
 from ..core.errors import CompressLabError
 from ..core.layers import check_memory
-from ..core.losses import LOGIT_BYTES, check_loaded, check_vocabulary, check_loss, check_training, moved, requiring
+from compress_lab.core.losses import (
+    LOGIT_BYTES,
+    check_loaded,
+    check_loss,
+    check_training,
+    check_vocabulary,
+    moved,
+    requiring,
+)
 from ..core.recipe import Method
 
 # %% ../../nbs/prune/30_recovery.ipynb #cell-05
 @dataclass(frozen=True)
 class Recover(Method):
     "Trains the linears of a pruned model to predict what the original does; zeros stay."
-    loss: str = "kl"               # "kl": to the original; "next_token": of the text
-    steps: int = 100               # of the optimizer
-    batch: int = 4                 # calibration rows a step sees
-    lr: float = 1e-4               # rises over the first twentieth of the steps, then falls to zero along a cosine
+
+    loss: str = "kl"  # "kl": to the original; "next_token": of the text
+    steps: int = 100  # of the optimizer
+    batch: int = 4  # calibration rows a step sees
+    lr: float = 1e-4  # rises over the first twentieth of the steps, then falls to zero along a cosine
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
     link = "https://arxiv.org/abs/2407.14679"
     needs = frozenset({"calibration", "original", "training"})
 
-    def check(self): check_training(self)
+    def check(self):
+        check_training(self)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Trains the linears of the Subject in place; returns how far each moved, relative, by name."
@@ -41,11 +52,28 @@ def check_trainable(method, subject, layers, calibration, original):
     check_loss(subject.model, method.loss, tokens := calibration.tokens.to(subject.model.device))
     check_vocabulary(method, subject, original)
     wanted = original.model.config.get_text_config().vocab_size
-    check_memory(16 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * wanted, str(method), "use shorter rows, or a smaller batch")
+    check_memory(
+        16 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * wanted,
+        str(method),
+        "use shorter rows, or a smaller batch",
+    )
+
 
 def taught(method, subject, parameters: list, calibration, original, checkpoint, seed: int, callbacks=()):
     "Trains some parameters of the Subject in place, the others stay."
     from compress_lab.core.training import learn
+
     teacher = original.model if method.loss == "kl" else None
     with requiring(subject.model, parameters):
-        learn(subject.model, calibration.tokens, teacher=teacher, steps=method.steps, batch=method.batch, lr=method.lr, dtype=method.calibration_dtype, seed=seed, folder=checkpoint, callbacks=callbacks)
+        learn(
+            subject.model,
+            calibration.tokens,
+            teacher=teacher,
+            steps=method.steps,
+            batch=method.batch,
+            lr=method.lr,
+            dtype=method.calibration_dtype,
+            seed=seed,
+            folder=checkpoint,
+            callbacks=callbacks,
+        )

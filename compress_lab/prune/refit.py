@@ -7,6 +7,7 @@ __all__ = ['Refit', 'refit']
 
 # %% ../../nbs/prune/06_refit.ipynb #cell-03
 from dataclasses import dataclass
+
 from ..core.activations import Gram, output_error, unseen
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, counterpart
@@ -17,9 +18,10 @@ from .admm import alternate
 @dataclass(frozen=True)
 class Refit(LayerMethod):
     "Fits the weights that pruning left to the outputs of the original; zeros stay where they are."
-    steps: int = 20                # rounds
-    percdamp: float = 0.1          # ridge towards the original, as a share of the second moment of each input
-    true_sequential: bool = True   # each linear sees inputs from the refitted ones before it in its block too
+
+    steps: int = 20  # rounds
+    percdamp: float = 0.1  # ridge towards the original, as a share of the second moment of each input
+    true_sequential: bool = True  # each linear sees inputs from the refitted ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
     link = "https://arxiv.org/abs/2401.02938"
@@ -27,18 +29,39 @@ class Refit(LayerMethod):
     statistic = Gram
 
     def check(self):
-        if not 1 <= self.steps <= 1000: raise CompressLabError(f"steps={self.steps} is not between 1 and 1000.", "Refit", "use 20")
-        if not 0 < self.percdamp <= 10: raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 10.", "Refit", "use 0.1")
+        if not 1 <= self.steps <= 1000:
+            raise CompressLabError(f"steps={self.steps} is not between 1 and 1000.", "Refit", "use 20")
+        if not 0 < self.percdamp <= 10:
+            raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 10.", "Refit", "use 0.1")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Refits the linears of the Subject in place; returns their errors by name."
         if any(step.get("permute") for step in subject.history):
-            raise CompressLabError("Channels of this model were permuted, and are no longer in the order of the original.", str(self), "prune without permute, or let Recover follow")
+            raise CompressLabError(
+                "Channels of this model were permuted, and are no longer in the order of the original.",
+                str(self),
+                "prune without permute, or let Recover follow",
+            )
         for linear in layers:
-            if not (linear.weight == 0).any(): raise CompressLabError("There is nothing to refit: no weight is zero.", linear.name, "let Refit follow a pruning method, on the same targets")
+            if not (linear.weight == 0).any():
+                raise CompressLabError(
+                    "There is nothing to refit: no weight is zero.",
+                    linear.name,
+                    "let Refit follow a pruning method, on the same targets",
+                )
         pairs = {linear.name: counterpart(linear, original.model) for linear in layers}
-        return calibrate(self, subject, layers, calibration, checkpoint, lambda group, statistics: {linear.name: refit(self, subject, linear, pairs[linear.name], statistics) for linear in group})
+        return calibrate(
+            self,
+            subject,
+            layers,
+            calibration,
+            checkpoint,
+            lambda group, statistics: {
+                linear.name: refit(self, subject, linear, pairs[linear.name], statistics) for linear in group
+            },
+        )
 
+# %% ../../nbs/prune/06_refit.ipynb #cell-05-2
 def refit(method: Refit, subject, linear: LinearLayer, original: LinearLayer, statistics: dict) -> dict:
     "Refits a linear, or each expert of a stack, and writes it; its errors after, and the outputs' before."
     parts, reports = [], []
@@ -49,8 +72,13 @@ def refit(method: Refit, subject, linear: LinearLayer, original: LinearLayer, st
             parts.append(Compressed(pruned, notes=(f"{why}: left as it was",)))
             reports.append(losses(before, parts[-1], None))
             continue
-        parts.append(Compressed(alternate(before, statistic.mean, lambda step, score: pruned == 0, method.steps, method.percdamp)))
+        parts.append(
+            Compressed(
+                alternate(before, statistic.mean, lambda step, score: pruned == 0, method.steps, method.percdamp)
+            )
+        )
         reports.append(losses(before, parts[-1], statistic.mean))
-        if "output_error" in reports[-1]: reports[-1]["output_error_before"] = output_error(before, pruned - before, statistic.mean)
+        if "output_error" in reports[-1]:
+            reports[-1]["output_error_before"] = output_error(before, pruned - before, statistic.mean)
     put(method, subject, linear, parts)
     return averaged(reports)

@@ -7,7 +7,9 @@ __all__ = ['IN_ORDER', 'RIA', 'followers', 'put_in_order', 'run']
 
 # %% ../../nbs/prune/04_ria.ipynb #cell-03
 from dataclasses import dataclass, replace
+
 from torch import Tensor
+
 from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer
@@ -19,9 +21,10 @@ from .permutation import Channels, aligned, interchangeable, kept, reorder
 @dataclass(frozen=True)
 class RIA(Pruning):
     "Zeroes the weights that are the smallest share of their row and column, weighted by the loudness of the input."
-    power: float = 0.5              # of the input's norm: 0 looks at weights only, 1 as Wanda does
-    permute: bool = False           # for N:M: let channels change places first, where what comes before can follow; a block is then seen as it was
-    true_sequential: bool = True    # inputs come from the pruned linears before it in its block; not with permute
+
+    power: float = 0.5  # of the input's norm: 0 looks at weights only, 1 as Wanda does
+    permute: bool = False  # for N:M: let channels change places first, where what comes before can follow; a block is then seen as it was
+    true_sequential: bool = True  # inputs come from the pruned linears before it in its block; not with permute
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Zhang et al., 2024, Plug-and-Play: An efficient post-training pruning method for large language models"
     needs = frozenset({"calibration"})
@@ -30,23 +33,33 @@ class RIA(Pruning):
 
     def check(self):
         super().check()
-        if not 0 <= self.power <= 2: raise CompressLabError(f"power={self.power} is not between 0 and 2.", "RIA", "use 0.5")
-        if self.permute and not any(map(pattern, self.sparsity.values() if isinstance(self.sparsity, dict) else [self.sparsity])):
-            raise CompressLabError("A share of zeros does not ask which weights are neighbours.", "RIA(permute=True)", 'use a pattern such as sparsity="2:4"')
+        if not 0 <= self.power <= 2:
+            raise CompressLabError(f"power={self.power} is not between 0 and 2.", "RIA", "use 0.5")
+        if self.permute and not any(
+            map(pattern, self.sparsity.values() if isinstance(self.sparsity, dict) else [self.sparsity])
+        ):
+            raise CompressLabError(
+                "A share of zeros does not ask which weights are neighbours.",
+                "RIA(permute=True)",
+                'use a pattern such as sparsity="2:4"',
+            )
 
-    def score(self, weight: Tensor, statistic: ColumnNorms|None) -> Tensor:
+    def score(self, weight: Tensor, statistic: ColumnNorms | None) -> Tensor:
         "The score of each weight; of the weights alone without a statistic."
         size = weight.abs()
         score = size / size.sum(1, keepdim=True).clamp_min(1e-30) + size / size.sum(0, keepdim=True).clamp_min(1e-30)
-        return score if statistic is None else score * statistic.norms.to(weight.device)**self.power
+        return score if statistic is None else score * statistic.norms.to(weight.device) ** self.power
 
-    def compress(self, weight: Tensor, statistic: ColumnNorms|None) -> Compressed:
-        "The matrix with its lowest scores zeroed; among inputs that were always zero, the score of the weights decides."
+    def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:
+        """The matrix with its lowest scores zeroed; among inputs that were always zero, the score of the weights
+        decides.
+        """
         gone = lowest(self.score(weight, statistic), self.sparsity, "layer", ties=self.score(weight, None))
         return Compressed(weight.masked_fill(gone, 0))
 
 # %% ../../nbs/prune/04_ria.ipynb #permute-code
 IN_ORDER = "its inputs stayed in their order: what they come from cannot follow them alone"
+
 
 def followers(channels: list[Channels], layers: list[LinearLayer], model) -> list[LinearLayer]:
     "What moves with the channels and is none of the layers: biases, and linears that are not pruned."
@@ -54,8 +67,12 @@ def followers(channels: list[Channels], layers: list[LinearLayer], model) -> lis
     for each in channels:
         for name, _ in each.moves:
             owner, _, parameter = name.rpartition(".")
-            if name not in known: found[name] = LinearLayer(owner, model.get_submodule(owner), parameter, "vector", False, each.reader.block)
+            if name not in known:
+                found[name] = LinearLayer(
+                    owner, model.get_submodule(owner), parameter, "vector", False, each.reader.block
+                )
     return list(found.values())
+
 
 def put_in_order(method: RIA, subject, linear: LinearLayer, channels: list[Channels], statistic: ColumnNorms) -> dict:
     "Moves the channels a linear reads; the share of its scores that N:M keeps, before and after."
@@ -63,24 +80,55 @@ def put_in_order(method: RIA, subject, linear: LinearLayer, channels: list[Chann
     score = method.score(weight, statistic if statistic.informative else None)
     order, total = reorder(subject.model, channels, score, *groups), float(score.double().sum()) or 1.0
     statistic.sums = statistic.sums[order]
-    return {"kept_before": kept(score, *groups) / total, "kept": kept(score[:, order.to(score.device)], *groups) / total}
+    return {
+        "kept_before": kept(score, *groups) / total,
+        "kept": kept(score[:, order.to(score.device)], *groups) / total,
+    }
 
+# %% ../../nbs/prune/04_ria.ipynb #permute-code-2
 def run(self: RIA, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-    "Prunes the linears of the Subject in place, with `permute` in a better order of their inputs; returns what each lost, by name."
-    if not self.permute: return Pruning.run(self, subject, layers, calibration, checkpoint, seed)
+    """Prunes the linears of the Subject in place, with `permute` in a better order of their inputs; returns what each
+    lost, by name.
+    """
+    if not self.permute:
+        return Pruning.run(self, subject, layers, calibration, checkpoint, seed)
     self.check_table(layers)
-    if not hasattr(subject.model, "config"): raise CompressLabError(f"The channels of a {type(subject.model).__name__} cannot be permuted.", str(self), "leave out permute")
+    if not hasattr(subject.model, "config"):
+        raise CompressLabError(
+            f"The channels of a {type(subject.model).__name__} cannot be permuted.", str(self), "leave out permute"
+        )
     groups = {linear.name: found[1] for linear in layers if (found := pattern(self.at(linear).sparsity))}
-    movable = [each for each in interchangeable(subject.model) if each.reader.name in groups and aligned(each, groups[each.reader.name])
-               and not {name for name, _ in each.moves} & subject.packed.keys()]
+    movable = [
+        each
+        for each in interchangeable(subject.model)
+        if each.reader.name in groups
+        and aligned(each, groups[each.reader.name])
+        and not {name for name, _ in each.moves} & subject.packed.keys()
+    ]
+
     def change(group, statistics):
         for linear in group:
-            for expert, matrix in enumerate(linear.matrices): check_finite(matrix, statistics.get((linear.name, expert)), linear.name)
-        found = {linear.name: put_in_order(self, subject, linear, own, statistics[linear.name, 0]) for linear in group
-                 if (own := [each for each in movable if each.reader.name == linear.name])}
+            for expert, matrix in enumerate(linear.matrices):
+                check_finite(matrix, statistics.get((linear.name, expert)), linear.name)
+        found = {
+            linear.name: put_in_order(self, subject, linear, own, statistics[linear.name, 0])
+            for linear in group
+            if (own := [each for each in movable if each.reader.name == linear.name])
+        }
         report = treat(self, subject, group, statistics)
-        for name, each in report.items(): each |= found[name] if name in found else {"notes": [*each.get("notes", []), IN_ORDER]}
+        for name, each in report.items():
+            each |= found[name] if name in found else {"notes": [*each.get("notes", []), IN_ORDER]}
         return report
-    return calibrate(replace(self, true_sequential=False), subject, layers, calibration, checkpoint, change, followers(movable, layers, subject.model))
+
+    return calibrate(
+        replace(self, true_sequential=False),
+        subject,
+        layers,
+        calibration,
+        checkpoint,
+        change,
+        followers(movable, layers, subject.model),
+    )
+
 
 RIA.run = run

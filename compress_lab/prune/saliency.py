@@ -6,21 +6,23 @@
 __all__ = ['CRITERIA', 'UNFELT', 'gradients', 'mean_gradient', 'hessian_times', 'scores', 'sliced', 'removed', 'Saliency']
 
 # %% ../../nbs/prune/09_saliency.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
+
 from ..core.errors import CompressLabError
-from ..core.layerwise import Compressed, put
 from ..core.layers import LinearLayer, calibrating, check_memory
+from ..core.layerwise import Compressed, put
 from ..core.losses import check_loss, loss_of, requiring
 from ..core.progress import bar
 from .masks import Pruning, lowest, lowest_share
 
 # %% ../../nbs/prune/09_saliency.ipynb #cell-06
 def gradients(
-    model: nn.Module,          # a causal language model
-    weights: list[Tensor],     # of some of its linears
-    batches: tuple[Tensor],    # of tokens, (rows, length) each
+    model: nn.Module,  # a causal language model
+    weights: list[Tensor],  # of some of its linears
+    batches: tuple[Tensor],  # of tokens, (rows, length) each
 ):
     "The gradient of the loss of the next token for each batch, as a list of tensors like the weights."
     with torch.enable_grad():
@@ -28,89 +30,136 @@ def gradients(
             loss = loss_of("next_token", model(input_ids=rows).logits, rows)
             yield torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
 
+
 def mean_gradient(model: nn.Module, weights: list[Tensor], batches: tuple[Tensor]) -> list[Tensor]:
     "The mean over batches."
     total = [torch.zeros_like(weight) for weight in weights]
     for found in gradients(model, weights, batches):
-        for one, gradient in zip(total, found): one.add_(gradient, alpha=1 / len(batches))
+        for one, gradient in zip(total, found):
+            one.add_(gradient, alpha=1 / len(batches))
     return total
 
+
 @torch.no_grad()
-def hessian_times(model: nn.Module, weights: list[Tensor], batches: tuple[Tensor], direction: list[Tensor], step: float=1e-4) -> list[Tensor]:
-    "The Hessian times a direction: how the gradient differs between two sides of the weights, a small step apart relative to them."
-    def length(tensors): return torch.stack([each.norm() for each in tensors]).norm().clamp_min(1e-30)
+def hessian_times(
+    model: nn.Module, weights: list[Tensor], batches: tuple[Tensor], direction: list[Tensor], step: float = 1e-4
+) -> list[Tensor]:
+    """The Hessian times a direction: how the gradient differs between two sides of the weights, a small step apart
+    relative to them.
+    """
+
+    def length(tensors):
+        return torch.stack([each.norm() for each in tensors]).norm().clamp_min(1e-30)
+
     size, start, sides = float(step * length(weights) / length(direction)), [weight.clone() for weight in weights], []
     try:
         for sign in 1, -1:
-            for weight, one, before in zip(weights, direction, start): weight.copy_(before + sign * size * one)
+            for weight, one, before in zip(weights, direction, start):
+                weight.copy_(before + sign * size * one)
             sides.append(mean_gradient(model, weights, batches))
     finally:
-        for weight, before in zip(weights, start): weight.copy_(before)
+        for weight, before in zip(weights, start):
+            weight.copy_(before)
     return [(one - other) / (2 * size) for one, other in zip(*sides)]
 
 # %% ../../nbs/prune/09_saliency.ipynb #cell-10
 CRITERIA = ("taylor", "snip", "grasp")
 UNFELT = "its scores are all zero: pruned by magnitude"
 
+
 def scores(model: nn.Module, weights: list[Tensor], batches: tuple[Tensor], criterion: str) -> list[Tensor]:
     "How much each weight matters, shaped like the weights."
     if criterion == "taylor":
         total = [torch.zeros_like(weight) for weight in weights]
         for found in gradients(model, weights, batches):
-            for one, gradient, weight in zip(total, found, weights): one.add_((gradient * weight.detach()).square())
+            for one, gradient, weight in zip(total, found, weights):
+                one.add_((gradient * weight.detach()).square())
         return total
     mean = mean_gradient(model, weights, batches)
-    if criterion == "snip": return [(gradient * weight.detach()).abs() for gradient, weight in zip(mean, weights)]
+    if criterion == "snip":
+        return [(gradient * weight.detach()).abs() for gradient, weight in zip(mean, weights)]
     return [weight.detach() * product for weight, product in zip(weights, hessian_times(model, weights, batches, mean))]
+
 
 def sliced(linear: LinearLayer, tensor: Tensor) -> tuple[Tensor, ...]:
     "The parts, (out, in), of a tensor like the weight of a linear: one, or one for each expert."
     whole = tensor.transpose(-1, -2) if linear.transposed else tensor
     return tuple(whole) if whole.dim() == 3 else (whole,)
 
+
 def removed(method: "Saliency", layers: list[LinearLayer], found: list[Tensor]) -> list[list[tuple[Tensor, bool]]]:
-    "For each matrix of each linear, the mask of what goes, (out, in), and whether its scores are known: of weights that no gradient reached, the smallest go."
-    pieces = [[(matrix.abs(), score) for matrix, score in zip(linear.matrices, sliced(linear, whole))] for linear, whole in zip(layers, found)]
-    known, within = [pair for each in pieces for pair in each if pair[1].any()], "layer" if method.scope == "model" else method.scope
+    """For each matrix of each linear, the mask of what goes, (out, in), and whether its scores are known: of weights
+    that no gradient reached, the smallest go.
+    """
+    pieces = [
+        [(matrix.abs(), score) for matrix, score in zip(linear.matrices, sliced(linear, whole))]
+        for linear, whole in zip(layers, found)
+    ]
+    known, within = (
+        [pair for each in pieces for pair in each if pair[1].any()],
+        "layer" if method.scope == "model" else method.scope,
+    )
     if method.scope == "model" and known:
         sizes, scores = (torch.cat([part.flatten() for part in parts]) for parts in zip(*known))
         everywhere = iter(lowest_share(scores, method.sparsity, sizes).split([score.numel() for _, score in known]))
+
     def mask(linear, size, score):
-        if method.scope == "model" and score.any(): return next(everywhere).view(score.shape)
+        if method.scope == "model" and score.any():
+            return next(everywhere).view(score.shape)
         return lowest(score, method.at(linear).sparsity, within, ties=size)
+
     return [[(mask(linear, *pair), bool(pair[1].any())) for pair in each] for linear, each in zip(layers, pieces)]
 
 # %% ../../nbs/prune/09_saliency.ipynb #saliency-code
 @dataclass(frozen=True)
 class Saliency(Pruning):
     "Zeroes the weights without which the loss would change least, by its gradients."
+
     criterion: str = "taylor"  # squared first-order change; "snip": its mean; "grasp": effect on the gradient's norm
-    scope: str = "layer"       # what a share is of: each "row", each "layer", or the whole "model"
-    batch: int = 4             # calibration rows of a gradient
+    scope: str = "layer"  # what a share is of: each "row", each "layer", or the whole "model"
+    batch: int = 4  # calibration rows of a gradient
     paper = "Molchanov et al., 2019, Importance estimation for neural network pruning"
     link = "https://arxiv.org/abs/1906.10771"
     transformer, needs = True, frozenset({"calibration"})
 
     def check(self):
         super().check()
-        if self.criterion not in CRITERIA: raise CompressLabError(f"criterion={self.criterion!r} is not known.", "Saliency", f"use one of {', '.join(CRITERIA)}")
-        if self.scope not in ("row", "layer", "model"): raise CompressLabError(f"scope={self.scope!r} is not known.", "Saliency", 'use "row", "layer" or "model"')
-        if self.scope == "model" and not isinstance(self.sparsity, (int, float)): raise CompressLabError("A share of the whole model is one number.", "Saliency", 'give it, or use scope="layer"')
-        if self.batch < 1: raise CompressLabError(f"batch={self.batch} is not at least 1.", "Saliency", "use 4")
+        if self.criterion not in CRITERIA:
+            raise CompressLabError(
+                f"criterion={self.criterion!r} is not known.", "Saliency", f"use one of {', '.join(CRITERIA)}"
+            )
+        if self.scope not in ("row", "layer", "model"):
+            raise CompressLabError(f"scope={self.scope!r} is not known.", "Saliency", 'use "row", "layer" or "model"')
+        if self.scope == "model" and not isinstance(self.sparsity, (int, float)):
+            raise CompressLabError(
+                "A share of the whole model is one number.", "Saliency", 'give it, or use scope="layer"'
+            )
+        if self.batch < 1:
+            raise CompressLabError(f"batch={self.batch} is not at least 1.", "Saliency", "use 4")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Prunes the linears of the Subject in place; returns the share of zeros of each, by name."
         self.check_table(layers)
         tokens = calibration.tokens.to(subject.model.device)
-        if subject.streamed: raise CompressLabError("A streamed model has no gradients.", str(self), "load it whole, or use Wanda")
+        if subject.streamed:
+            raise CompressLabError("A streamed model has no gradients.", str(self), "load it whole, or use Wanda")
         check_loss(subject.model, "next_token", tokens)
         check_memory(4 * sum(linear.weight.nbytes for linear in layers), str(self))
         weights = [linear.weight for linear in layers]
-        with requiring(subject.model, weights), calibrating(subject.model): found = scores(subject.model, weights, tokens.split(self.batch), self.criterion)
-        if not all(score.isfinite().all() for score in found): raise CompressLabError("The gradients hold NaN or infinity.", str(self), "check the checkpoint and the text")
+        with requiring(subject.model, weights), calibrating(subject.model):
+            found = scores(subject.model, weights, tokens.split(self.batch), self.criterion)
+        if not all(score.isfinite().all() for score in found):
+            raise CompressLabError(
+                "The gradients hold NaN or infinity.", str(self), "check the checkpoint and the text"
+            )
         report = {}
         for linear, gone in zip(layers, removed(self, layers, found)):
-            put(self, subject, linear, [Compressed(matrix.masked_fill(mask, 0)) for matrix, (mask, _) in zip(linear.matrices, gone)])
+            put(
+                self,
+                subject,
+                linear,
+                [Compressed(matrix.masked_fill(mask, 0)) for matrix, (mask, _) in zip(linear.matrices, gone)],
+            )
             notes = {} if all(known for _, known in gone) else {"notes": [UNFELT]}
             report[linear.name] = {"sparsity": float((linear.weight == 0).float().mean())} | notes
         return report

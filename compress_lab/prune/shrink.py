@@ -6,35 +6,46 @@
 __all__ = ['going', 'shapes', 'with_fields', 'proposals', 'configuration', 'filled', 'shrink', 'check_same']
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-03
-import tempfile, torch
+import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import islice, product
+
+import torch
 from torch import Tensor, nn
+
 from ..core.errors import CompressLabError
 from ..core.tiny import inputs, logits, reason, strayed, tolerance
 from ..core.units import Units
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-06
 def going(
-    cuts: list[tuple[Units, Tensor]],   # units of a block, and which of them are cut, (count,) bool
+    cuts: list[tuple[Units, Tensor]],  # units of a block, and which of them are cut, (count,) bool
 ) -> dict[str, dict[int, Tensor]]:
     "For each parameter from which something goes, the entries that stay, by dimension."
     found = {}
     for part, cut in cuts:
         for name, side in part.users:
             gone = part.goes((name, side), cut)
-            if gone.any(): found.setdefault(name, {})[side] = ~gone
+            if gone.any():
+                found.setdefault(name, {})[side] = ~gone
     return found
+
 
 def shapes(model: nn.Module, config) -> dict[str, tuple]:
     "The shapes of a model of the same class with this configuration. Raises what its class raises."
-    with torch.device("meta"): return {name: tuple(parameter.shape) for name, parameter in type(model)._from_config(config).named_parameters()}
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in type(model)._from_config(config).named_parameters()}
+
 
 def with_fields(config, fields: dict):
-    "A copy of a configuration with some fields of its text part changed. Raises what its class raises when it is read again."
+    """A copy of a configuration with some fields of its text part changed.
+
+    Raises what its class raises when it is read again.
+    """
     new = deepcopy(config)
-    for name, value in fields.items(): setattr(new.get_text_config(), name, value)
+    for name, value in fields.items():
+        setattr(new.get_text_config(), name, value)
     with tempfile.TemporaryDirectory() as folder:
         new.save_pretrained(folder)
         type(new).from_pretrained(folder)
@@ -46,60 +57,119 @@ def proposals(config, part: Units, cut: Tensor) -> list[dict]:
     values, left = vars(config), int((~cut).sum())
     if part.kind == "neurons":
         named = [name for name, value in values.items() if type(value) is int and value == part.count]
-        unset = [name for name, value in values.items() if value is None and any(word in name for word in ("inner", "ffn", "intermediate", "ff_dim", "d_ff"))]
+        unset = [
+            name
+            for name, value in values.items()
+            if value is None and any(word in name for word in ("inner", "ffn", "intermediate", "ff_dim", "d_ff"))
+        ]
         return [{name: left} for name in named + unset]
     alias = getattr(config, "attribute_map", {})
-    field, groups = alias.get("num_attention_heads", "num_attention_heads"), getattr(config, "num_key_value_heads", None)
+    field, groups = (
+        alias.get("num_attention_heads", "num_attention_heads"),
+        getattr(config, "num_key_value_heads", None),
+    )
     keys = [name for name in ("num_key_value_heads", "num_kv_heads") if hasattr(config, name)]
-    counts = [{name: number for name in keys} for number in dict.fromkeys((groups * left // part.count, groups, left) if isinstance(groups, int) else (left,))]
+    counts = [
+        {name: number for name in keys}
+        for number in dict.fromkeys((groups * left // part.count, groups, left) if isinstance(groups, int) else (left,))
+    ]
     return [{field: left} | count | size for count in counts for size in ({}, {"head_dim": part.size})]
 
+# %% ../../nbs/prune/20_shrink.ipynb #cell-08-2
 def configuration(model: nn.Module, cuts: list[tuple[Units, Tensor]], stay: dict):
     "A configuration that gives a model these shapes. Raises `CompressLabError` where there is none."
-    wanted = {name: tuple(int(stay[name][side].sum()) if side in stay.get(name, {}) else length for side, length in enumerate(parameter.shape)) for name, parameter in model.named_parameters()}
-    alike = {(part.count, int((~cut).sum())): (part, cut) for part, cut in cuts}   # such as dense and shared layers, of different widths
+    wanted = {
+        name: tuple(
+            int(stay[name][side].sum()) if side in stay.get(name, {}) else length
+            for side, length in enumerate(parameter.shape)
+        )
+        for name, parameter in model.named_parameters()
+    }
+    alike = {
+        (part.count, int((~cut).sum())): (part, cut) for part, cut in cuts
+    }  # such as dense and shared layers, of different widths
     options = [proposals(model.config.get_text_config(), part, cut) for part, cut in alike.values()]
     for choice in islice(product(*options), 100):
         try:
             new = with_fields(model.config, {name: value for fields in choice for name, value in fields.items()})
-            if shapes(model, new) == wanted: return new
-        except Exception: continue
+            if shapes(model, new) == wanted:
+                return new
+        except Exception:
+            continue
     said = ", ".join(f"{left} of {count}" for count, left in alike)
-    raise CompressLabError(f"No configuration of this class describes blocks with {said} {cuts[0][0].kind}.", type(model.config).__name__,
-                           {"heads": "where the size of a head is hidden_size / num_attention_heads, Hidden cuts heads and channels together", "neurons": "cut as many in every block, or use a mask such as Wanda"}[cuts[0][0].kind] + "; where blocks differ in kind, name targets")
+    raise CompressLabError(
+        f"No configuration of this class describes blocks with {said} {cuts[0][0].kind}.",
+        type(model.config).__name__,
+        {
+            "heads": (
+                "where the size of a head is hidden_size / num_attention_heads, Hidden cuts heads and channels together"
+            ),
+            "neurons": "cut as many in every block, or use a mask such as Wanda",
+        }[cuts[0][0].kind]
+        + "; where blocks differ in kind, name targets",
+    )
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-10
 @torch.no_grad()
-def filled(model: nn.Module, config, stay: dict, source: Callable=str) -> nn.Module:
-    "A model of this configuration with what stays of the weights; `source(name)` is the name a tensor had before. Raises `CompressLabError` where a parameter would be left as it is."
+def filled(model: nn.Module, config, stay: dict, source: Callable = str) -> nn.Module:
+    """A model of this configuration with what stays of the weights; `source(name)` is the name a tensor had before.
+
+    Raises `CompressLabError` where a parameter would be left as it is.
+    """
     from transformers.initialization import no_init_weights
-    with no_init_weights(): smaller = type(model)._from_config(config, dtype=model.dtype).eval()
+
+    with no_init_weights():
+        smaller = type(model)._from_config(config, dtype=model.dtype).eval()
     smaller.tie_weights()
     old = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in (*smaller.named_parameters(), *smaller.named_buffers()):
         value = old.get(source(name))
-        for side, kept in stay.get(source(name), {}).items(): value = value.index_select(side, kept.nonzero().flatten().to(value.device))
-        if value is not None and value.shape == tensor.shape: tensor.copy_(value)
-        elif isinstance(tensor, nn.Parameter): raise CompressLabError("Nothing of the original fits this tensor of the smaller model.", name, "this architecture cannot be cut so, a mask can be used")
+        for side, kept in stay.get(source(name), {}).items():
+            value = value.index_select(side, kept.nonzero().flatten().to(value.device))
+        if value is not None and value.shape == tensor.shape:
+            tensor.copy_(value)
+        elif isinstance(tensor, nn.Parameter):
+            raise CompressLabError(
+                "Nothing of the original fits this tensor of the smaller model.",
+                name,
+                "this architecture cannot be cut so, a mask can be used",
+            )
     smaller.generation_config = getattr(model, "generation_config", None)
     return smaller.to(model.device)
 
+
 def shrink(
-    model: nn.Module,                   # any transformer whose cut units are not read any more; stays as it is
-    cuts: list[tuple[Units, Tensor]],   # units of one kind, a part for each block, and which of them are cut, (count,) bool
+    model: nn.Module,  # any transformer whose cut units are not read any more; stays as it is
+    cuts: list[
+        tuple[Units, Tensor]
+    ],  # units of one kind, a part for each block, and which of them are cut, (count,) bool
 ) -> nn.Module:
-    "A smaller model of the same class without these units. Raises `CompressLabError` where its configuration cannot say it, or it would compute something else."
+    """A smaller model of the same class without these units.
+
+    Raises `CompressLabError` where its configuration cannot say it, or it would compute something else.
+    """
     stay = going(cuts)
     smaller = filled(model, configuration(model, cuts, stay), stay)
     check_same(model, smaller)
     return smaller
 
+# %% ../../nbs/prune/20_shrink.ipynb #cell-10-2
 def check_same(reference: nn.Module, smaller: nn.Module):
     "Raises `CompressLabError` unless the two give the same logits to random tokens."
     for seed in (0, 1):
         batch = inputs(reference, length=12, seed=seed)
-        try: wanted, given = logits(reference, batch), logits(smaller, batch)
-        except Exception as error: raise CompressLabError(f"The smaller model does not run: {reason(error)}", type(reference).__name__, "this architecture cannot be cut so, a mask can be used") from error
+        try:
+            wanted, given = logits(reference, batch), logits(smaller, batch)
+        except Exception as error:
+            raise CompressLabError(
+                f"The smaller model does not run: {reason(error)}",
+                type(reference).__name__,
+                "this architecture cannot be cut so, a mask can be used",
+            ) from error
         if not (change := strayed(given, wanted)) < tolerance(reference):
-            raise CompressLabError(f"The smaller model's outputs differ by {change:.2g} of their size from those of the model whose units are not read.", type(reference).__name__,
-                                   "something depends on their number or place; this architecture cannot be cut so, a mask can be used")
+            raise CompressLabError(
+                f"The smaller model's outputs differ by {change:.2g} of their size from those of the model whose "
+                "units are not read.",
+                type(reference).__name__,
+                "something depends on their number or place; this architecture cannot be cut so, a mask can be used",
+            )

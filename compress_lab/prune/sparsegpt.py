@@ -6,9 +6,11 @@
 __all__ = ['prune', 'SparseGPT']
 
 # %% ../../nbs/prune/03_sparsegpt.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed
@@ -18,30 +20,36 @@ from .masks import Pruning, check_divides, lowest, pattern
 
 # %% ../../nbs/prune/03_sparsegpt.ipynb #cell-05
 def prune(
-    columns: Tensor,        # the weight, transposed: (in, rows); becomes the pruned one
-    factor: Tensor,         # `inverse_factor`, (in, in)
-    sparsity: float|str,    # share of zeros, or "N:M"
-    width: int,             # columns that share one choice
+    columns: Tensor,  # the weight, transposed: (in, rows); becomes the pruned one
+    factor: Tensor,  # `inverse_factor`, (in, in)
+    sparsity: float | str,  # share of zeros, or "N:M"
+    width: int,  # columns that share one choice
 ):
-    "Chooses the masks of some columns after the other and sweeps over them, in place. Weights that are exactly zero stay so."
+    """Chooses the masks of some columns after the other and sweeps over them, in place.
+
+    Weights that are exactly zero stay so.
+    """
     gone, cost, kept = columns == 0, factor.diagonal()[:, None].square(), pattern(sparsity)
     together = width if kept is None else kept[1]
+
     def settled(j):
         if j % together == 0:
             part = slice(j, j + together)
             score = (columns[part].square() / cost[part]).masked_fill(gone[part], -1)
             gone[part] |= lowest(score.T, sparsity, "layer").T
         return columns[j].masked_fill(gone[j], 0)
+
     sweep(columns, factor, settled, span=max(width - width % together, together))
 
 # %% ../../nbs/prune/03_sparsegpt.ipynb #cell-09
 @dataclass(frozen=True)
 class SparseGPT(Pruning):
     "Zeroes weights column by column; the columns still free compensate each as far as the inputs allow."
-    columns: int = 128             # that share one choice of what goes
-    rounds: int = 5                # of least squares over whole rows after the sweep; 0: none, as published
-    percdamp: float = 0.01         # share of the mean of the Hessian's diagonal that is added to it
-    true_sequential: bool = True   # each linear sees inputs from the pruned ones before it in its block too
+
+    columns: int = 128  # that share one choice of what goes
+    rounds: int = 5  # of least squares over whole rows after the sweep; 0: none, as published
+    percdamp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
+    true_sequential: bool = True  # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Frantar and Alistarh, 2023, SparseGPT: Massive language models can be accurately pruned in one-shot"
     link = "https://arxiv.org/abs/2301.00774"
@@ -51,14 +59,20 @@ class SparseGPT(Pruning):
 
     def check(self):
         super().check()
-        if not 1 <= self.columns <= 4096: raise CompressLabError(f"columns={self.columns} is not between 1 and 4096.", "SparseGPT", "use 128")
-        if not 0 <= self.rounds <= 1000: raise CompressLabError(f"rounds={self.rounds} is not between 0 and 1000.", "SparseGPT", "use 5")
-        if not 0 <= self.percdamp <= 1: raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "SparseGPT", "use 0.01")
+        if not 1 <= self.columns <= 4096:
+            raise CompressLabError(f"columns={self.columns} is not between 1 and 4096.", "SparseGPT", "use 128")
+        if not 0 <= self.rounds <= 1000:
+            raise CompressLabError(f"rounds={self.rounds} is not between 0 and 1000.", "SparseGPT", "use 5")
+        if not 0 <= self.percdamp <= 1:
+            raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "SparseGPT", "use 0.01")
 
-    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
-        "The matrix with zeros, and the other weights where they make up for them; magnitudes decide without a statistic."
+    def compress(self, weight: Tensor, statistic: Gram | None) -> Compressed:
+        """The matrix with zeros, and the other weights where they make up for them; magnitudes decide without a
+        statistic.
+        """
         check_divides(weight.shape[1], self.sparsity)
-        if statistic is None: return Compressed(weight.masked_fill(lowest(weight.abs(), self.sparsity, "layer"), 0))
+        if statistic is None:
+            return Compressed(weight.masked_fill(lowest(weight.abs(), self.sparsity, "layer"), 0))
         gram = statistic.mean
         silent = gram.diagonal() == 0
         gram.diagonal()[silent] = float(gram.diagonal().mean())
@@ -67,5 +81,6 @@ class SparseGPT(Pruning):
         columns = weight.T.contiguous()
         prune(columns, factor, self.sparsity, self.columns)
         new = columns.T.contiguous()
-        if self.rounds: new = alternate(weight, gram, lambda step, score: columns.T == 0, self.rounds, self.percdamp, start=new)
+        if self.rounds:
+            new = alternate(weight, gram, lambda step, score: columns.T == 0, self.rounds, self.percdamp, start=new)
         return Compressed(new, notes=notes)

@@ -7,7 +7,9 @@ __all__ = ['Wanda']
 
 # %% ../../nbs/prune/02_wanda.ipynb #cell-03
 from dataclasses import dataclass
+
 from torch import Tensor
+
 from ..core.activations import ColumnNorms
 from ..core.layerwise import Compressed
 from .masks import Pruning, lowest
@@ -16,15 +18,18 @@ from .masks import Pruning, lowest
 @dataclass(frozen=True)
 class Wanda(Pruning):
     "Zeroes the weights of each row with the smallest |weight| × norm of the input."
-    true_sequential: bool = True    # each linear sees inputs from the pruned ones before it in its block too
+
+    true_sequential: bool = True  # each linear sees inputs from the pruned ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Sun et al., 2024, A simple and effective pruning approach for large language models"
     link = "https://arxiv.org/abs/2306.11695"
     needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "pruned by magnitude"
 
-    def compress(self, weight: Tensor, statistic: ColumnNorms|None) -> Compressed:
-        "The matrix with its lowest scores zeroed; magnitudes decide without a statistic, and among inputs that were always zero."
+    def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:
+        """The matrix with its lowest scores zeroed; magnitudes decide without a statistic, and among inputs that were
+        always zero.
+        """
         size = weight.abs()
         score = size if statistic is None else size * statistic.norms
         return Compressed(weight.masked_fill(lowest(score, self.sparsity, ties=size), 0))

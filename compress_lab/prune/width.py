@@ -6,10 +6,12 @@
 __all__ = ['CRITERIA', 'repaired', 'costs', 'cheapest', 'choose', 'Width', 'how_many', 'damped', 'cut_reader', 'Neurons', 'Heads']
 
 # %% ../../nbs/prune/21_width.ipynb #cell-03
-import torch
 from dataclasses import dataclass
-from torch import Tensor
 from typing import ClassVar
+
+import torch
+from torch import Tensor
+
 from ..core.activations import Gram, unseen
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod, calibrate, check_finite, losses, put
@@ -18,45 +20,64 @@ from .shrink import configuration, going, shrink
 
 # %% ../../nbs/prune/21_width.ipynb #cell-06
 def repaired(
-    weight: Tensor,   # (rows, in)
-    gram: Tensor,     # second moments of the inputs, (in, in), not singular
-    stays: Tensor,    # (in,), bool
+    weight: Tensor,  # (rows, in)
+    gram: Tensor,  # second moments of the inputs, (in, in), not singular
+    stays: Tensor,  # (in,), bool
 ) -> tuple[Tensor, Tensor]:
-    "The weight with zeros where nothing stays and least squares elsewhere, (rows, in), and the inverse of the second moments of what stays."
+    """The weight with zeros where nothing stays and least squares elsewhere, (rows, in), and the inverse of the second
+    moments of what stays.
+    """
     factor, failed = torch.linalg.cholesky_ex(gram[stays][:, stays])
-    if failed: raise CompressLabError("The second moments of the inputs are singular.", "least squares", "use more calibration text, or a larger percdamp")
+    if failed:
+        raise CompressLabError(
+            "The second moments of the inputs are singular.",
+            "least squares",
+            "use more calibration text, or a larger percdamp",
+        )
     inverse = torch.cholesky_inverse(factor)
     new = torch.zeros_like(weight)
     new[:, stays] = weight @ gram[:, stays] @ inverse
     return new, inverse
 
+
 def costs(
-    weight: Tensor,    # of what stays, (rows, stay)
-    inverse: Tensor,   # of its second moments, (stay, stay)
-    size: int,         # consecutive inputs of a unit
+    weight: Tensor,  # of what stays, (rows, stay)
+    inverse: Tensor,  # of its second moments, (stay, stay)
+    size: int,  # consecutive inputs of a unit
 ) -> Tensor:
     "What removing each unit adds to the squared error of the outputs, once the others have made up for it, (units,)."
-    if size == 1: return weight.square().sum(0) / inverse.diagonal()
-    blocks = torch.stack([inverse[start:start + size, start:start + size] for start in range(0, len(inverse), size)])
+    if size == 1:
+        return weight.square().sum(0) / inverse.diagonal()
+    blocks = torch.stack(
+        [inverse[start : start + size, start : start + size] for start in range(0, len(inverse), size)]
+    )
     columns = weight.T.reshape(len(blocks), size, -1)
     return (columns * torch.linalg.solve(blocks, columns)).sum((1, 2))
 
 # %% ../../nbs/prune/21_width.ipynb #cell-09
 def cheapest(cost: Tensor, number: int, groups: int) -> Tensor:
     "The units with the lowest costs, as many in each of the groups of consecutive units, (units,), bool."
-    order = cost.view(groups, -1).argsort(dim=1, stable=True)[:, :number // groups]
+    order = cost.view(groups, -1).argsort(dim=1, stable=True)[:, : number // groups]
     return torch.zeros(groups, len(cost) // groups, dtype=torch.bool).scatter_(1, order, True).flatten()
 
+
 def choose(
-    readers: list[tuple[Tensor, Tensor]],   # weight, (rows, in), and second moments of the inputs, (in, in), not singular, of each that reads the units
-    size: int,           # consecutive inputs of a unit
-    number: int,         # of units to cut
-    groups: int=1,       # of consecutive units, of which as many are cut in each
-    rounds: int=8,
+    readers: list[
+        tuple[Tensor, Tensor]
+    ],  # weight, (rows, in), and second moments of the inputs, (in, in), not singular, of each that reads the units
+    size: int,  # consecutive inputs of a unit
+    number: int,  # of units to cut
+    groups: int = 1,  # of consecutive units, of which as many are cut in each
+    rounds: int = 8,
 ) -> Tensor:
-    "Which units to cut, in rounds of about as many, (units,), bool; each reader counts by its share of its outputs' energy."
+    """Which units to cut, in rounds of about as many, (units,), bool; each reader counts by its share of its outputs'
+    energy.
+    """
     count, left = readers[0][0].shape[1] // size, number // groups
-    cut, energies = torch.zeros(count, dtype=torch.bool), [torch.einsum("ij,ij->", weight @ gram, weight).clamp_min(1e-30) for weight, gram in readers]
+    cut, energies = (
+        torch.zeros(count, dtype=torch.bool),
+        [torch.einsum("ij,ij->", weight @ gram, weight).clamp_min(1e-30) for weight, gram in readers],
+    )
     for turn in range(min(rounds, left), 0, -1):
         total, take = torch.zeros(count), -(-left // turn)
         for (weight, gram), energy in zip(readers, energies):
@@ -70,16 +91,18 @@ def choose(
 # %% ../../nbs/prune/21_width.ipynb #cell-13
 CRITERIA = ("least_squares", "magnitude", "random")
 
+# %% ../../nbs/prune/21_width.ipynb #cell-13-2
 @dataclass(frozen=True)
 class Width(LayerMethod, abstract=True):
     "Cuts units out of every block."
-    kind: ClassVar[str] = ""       # of units
+
+    kind: ClassVar[str] = ""  # of units
     whole: ClassVar[bool] = True
-    sparsity: float = 0.5          # share of the units that goes
+    sparsity: float = 0.5  # share of the units that goes
     criterion: str = "least_squares"  # what goes: what the others make up for best; "magnitude": the smallest columns; "random", the control
-    repair: bool = True            # whether the others make up for it, by least squares
-    percdamp: float = 0.01         # share of the mean of the second moments' diagonal that is added to it
-    true_sequential: bool = True   # each block sees inputs from the cut ones before it
+    repair: bool = True  # whether the others make up for it, by least squares
+    percdamp: float = 0.01  # share of the mean of the second moments' diagonal that is added to it
+    true_sequential: bool = True  # each block sees inputs from the cut ones before it
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Kurtić et al., 2023, ZipLM: Inference-aware structured pruning of language models"
     link = "https://arxiv.org/abs/2302.04089"
@@ -93,63 +116,118 @@ class Width(LayerMethod, abstract=True):
 
     def check(self):
         name = type(self).__name__
-        if not 0 < self.sparsity < 1: raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", name, "use 0.5")
-        if self.criterion not in CRITERIA: raise CompressLabError(f"criterion={self.criterion!r} is not known.", name, f"use one of {', '.join(CRITERIA)}")
-        if not 0 < self.percdamp <= 1: raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 1.", name, "use 0.01")
+        if not 0 < self.sparsity < 1:
+            raise CompressLabError(f"sparsity={self.sparsity} is not above 0 and below 1.", name, "use 0.5")
+        if self.criterion not in CRITERIA:
+            raise CompressLabError(
+                f"criterion={self.criterion!r} is not known.", name, f"use one of {', '.join(CRITERIA)}"
+            )
+        if not 0 < self.percdamp <= 1:
+            raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 1.", name, "use 0.01")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Cuts units out of the Subject, whose model becomes a smaller one; returns what each reader lost, by name."
-        if subject.streamed: raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
-        parts = {part.reader.name: part for part in units(subject.model) if part.kind == self.kind and part.reader.name in {linear.name for linear in layers}}
-        if not parts: raise CompressLabError(f"No {self.kind} were found that could be cut.", type(subject.model).__name__, "its blocks have none, or mix them before they are read; use a mask such as Wanda")
+        if subject.streamed:
+            raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
+        parts = {
+            part.reader.name: part
+            for part in units(subject.model)
+            if part.kind == self.kind and part.reader.name in {linear.name for linear in layers}
+        }
+        if not parts:
+            raise CompressLabError(
+                f"No {self.kind} were found that could be cut.",
+                type(subject.model).__name__,
+                "its blocks have none, or mix them before they are read; use a mask such as Wanda",
+            )
         counts = {name: how_many(self, part) for name, part in parts.items()}
-        trial = [(part, torch.arange(part.count) % (part.count // counts[name][1]) < counts[name][0] // counts[name][1]) for name, part in parts.items()]
+        trial = [
+            (part, torch.arange(part.count) % (part.count // counts[name][1]) < counts[name][0] // counts[name][1])
+            for name, part in parts.items()
+        ]
         configuration(subject.model, trial, going(trial))
-        def change(group, statistics): return {linear.name: cut_reader(self, subject, parts[linear.name], *counts[linear.name], statistics[linear.name, 0], seed) for linear in group}
+
+        def change(group, statistics):
+            return {
+                linear.name: cut_reader(
+                    self, subject, parts[linear.name], *counts[linear.name], statistics[linear.name, 0], seed
+                )
+                for linear in group
+            }
+
         report = calibrate(self, subject, [part.reader for part in parts.values()], calibration, checkpoint, change)
-        cuts = [(part, torch.zeros(part.count, dtype=torch.bool).index_fill_(0, torch.tensor(report[name]["cut"]), True)) for name, part in parts.items()]
+        cuts = [
+            (part, torch.zeros(part.count, dtype=torch.bool).index_fill_(0, torch.tensor(report[name]["cut"]), True))
+            for name, part in parts.items()
+        ]
         subject.model = shrink(subject.model, cuts)
         return report
 
+# %% ../../nbs/prune/21_width.ipynb #cell-13-3
 def how_many(method: Width, part: Units) -> tuple[int, int]:
-    "How many units of a block go, and in how many groups as many each. Raises `CompressLabError` where heads that share keys and values do not allow it."
+    """How many units of a block go, and in how many groups as many each.
+
+    Raises `CompressLabError` where heads that share keys and values do not allow it.
+    """
     count, groups = int(part.count * method.sparsity + 0.5), part.count // part.together
-    if 0 < count < part.count and (count % part.together == 0 or count % groups == 0): return count, 1 if count % part.together == 0 else groups
+    if 0 < count < part.count and (count % part.together == 0 or count % groups == 0):
+        return count, 1 if count % part.together == 0 else groups
     allowed = sorted({each for each in range(1, part.count) if each % part.together == 0 or each % groups == 0})
     shared = f", of which {part.together} each share keys and values" if part.together > 1 else ""
-    raise CompressLabError(f"sparsity={method.sparsity} is {count} of {part.count} {part.kind}{shared}.", part.reader.name, f"let {', '.join(map(str, allowed[:8]))} of {part.count} go, such as sparsity={allowed[len(allowed) // 2] / part.count:.3g}" if allowed else "cut something else: there is only one")
+    raise CompressLabError(
+        f"sparsity={method.sparsity} is {count} of {part.count} {part.kind}{shared}.",
+        part.reader.name,
+        f"let {', '.join(map(str, allowed[:8]))} of {part.count} go, such as "
+        f"sparsity={allowed[len(allowed) // 2] / part.count:.3g}"
+        if allowed
+        else "cut something else: there is only one",
+    )
 
 # %% ../../nbs/prune/21_width.ipynb #cell-14
 def damped(statistic: Gram, percdamp: float) -> Tensor:
-    "Second moments that are not singular, (in, in); where nothing was seen, those of inputs that are all alike and independent."
+    """Second moments that are not singular, (in, in); where nothing was seen, those of inputs that are all alike and
+    independent.
+    """
     gram = statistic.mean
     gram.diagonal().add_(percdamp * float(gram.diagonal().mean()) if statistic.informative else 1.0)
     return gram
 
+
 def cut_reader(method: Width, subject, part: Units, count: int, groups: int, statistic: Gram, seed: int) -> dict:
-    "Zeroes the inputs of a reader whose units are cut, and lets the others make up for them; what it lost, and which were cut."
+    """Zeroes the inputs of a reader whose units are cut, and lets the others make up for them; what it lost, and which
+    were cut.
+    """
     linear, size = part.reader, part.size * (part.together if groups == 1 else 1)
     weight = linear.matrices[0].float()
     check_finite(weight, statistic, linear.name)
     gram, why = damped(statistic, method.percdamp), unseen(statistic)
     many = count * part.size // size
-    if method.criterion == "least_squares": cut = choose([(weight, gram)], size, many, groups)
+    if method.criterion == "least_squares":
+        cut = choose([(weight, gram)], size, many, groups)
     else:
         columns = weight.square().sum(0).view(-1, size).sum(1).cpu()
         random = torch.rand(len(columns), generator=torch.Generator().manual_seed(seed * 1009 + (linear.block or 0)))
         cut = cheapest(columns if method.criterion == "magnitude" else random, many, groups)
     stays = ~cut.repeat_interleave(size).to(weight.device)
     new = repaired(weight, gram, stays)[0] if method.repair else weight * stays
-    report = losses(weight, Compressed(new, notes=(f"{why}: chosen by the weights alone",) if why else ()), None if why else statistic.mean)
+    report = losses(
+        weight,
+        Compressed(new, notes=(f"{why}: chosen by the weights alone",) if why else ()),
+        None if why else statistic.mean,
+    )
     put(method, subject, linear, [Compressed(new)])
     return report | {"cut": cut.repeat_interleave(size // part.size).nonzero().flatten().tolist()}
+
 
 @dataclass(frozen=True)
 class Neurons(Width):
     "Cuts neurons out of the feed-forward layers: a smaller model that plain transformers loads."
+
     kind = "neurons"
+
 
 @dataclass(frozen=True)
 class Heads(Width):
     "Cuts heads out of the attention layers: a smaller model that plain transformers loads."
+
     kind = "heads"

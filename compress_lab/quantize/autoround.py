@@ -7,42 +7,65 @@ __all__ = ['Rounding', 'first_tensor', 'block_error', 'learn', 'restore', 'block
            'learn_stage']
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
 from ..core.errors import CompressLabError, listed
 from ..core.layers import Held, LinearLayer, Stage, blocks, body, calibrating, check_memory, release_memory
 from ..core.layerwise import Compressed, Finished, check_finite, losses, put
-from ..core.precision import precision
 from ..core.losses import LIMITS
+from ..core.precision import precision
 from ..core.progress import bar
 from ..core.recipe import Method
 from .grid import check_grid
-from .ste import UNFELT, Rounded, all_moved, from_groups, matrix_of, parts_of, shaped_for, soft_span, to_groups
+from compress_lab.quantize.ste import (
+    UNFELT,
+    Rounded,
+    all_moved,
+    from_groups,
+    matrix_of,
+    parts_of,
+    shaped_for,
+    soft_span,
+    to_groups,
+)
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-06
 class Rounding:
     "A linear with offsets of shape (rows, groups, size), and multipliers of its span of shape (rows, groups, 1)."
+
     def __init__(self, linear: LinearLayer, bits: int, size: int, symmetric: bool):
         self.linear, self.bits, self.symmetric = linear, bits, symmetric
         self.weight = to_groups(matrix_of(linear), size)
-        self.low, self.high = self.weight.amin(-1, keepdim=True).clamp(max=0), self.weight.amax(-1, keepdim=True).clamp(min=0)
+        self.low, self.high = (
+            self.weight.amin(-1, keepdim=True).clamp(max=0),
+            self.weight.amax(-1, keepdim=True).clamp(min=0),
+        )
         self.pruned = self.weight == 0
         self.learned = [torch.zeros_like(self.weight), torch.ones_like(self.low), torch.ones_like(self.low)]
-        for each in self.learned: each.requires_grad_(True)
+        for each in self.learned:
+            each.requires_grad_(True)
 
     def __call__(self) -> Tensor:
         "The rounded weight, in the shape of the parameter."
         offsets, alpha, beta = self.learned
-        rounded = Rounded.apply(self.weight, offsets, *soft_span(self.low * alpha, self.high * beta, self.bits, self.symmetric), 2**self.bits - 1)
+        rounded = Rounded.apply(
+            self.weight,
+            offsets,
+            *soft_span(self.low * alpha, self.high * beta, self.bits, self.symmetric),
+            2**self.bits - 1,
+        )
         return shaped_for(self.linear, from_groups(rounded, self.linear.in_features))
 
     @torch.no_grad()
     def step(self, gradients: list, rate: float):
         "Moves everything by the sign of its gradient."
         for each, gradient, (least, most) in zip(self.learned, gradients, ((-0.5, 0.5), (0, 1), (0, 1))):
-            if gradient is not None: each.sub_(gradient.sign_(), alpha=rate).clamp_(least, most)
+            if gradient is not None:
+                each.sub_(gradient.sign_(), alpha=rate).clamp_(least, most)
         self.learned[0].masked_fill_(self.pruned, 0)
 
     @property
@@ -57,13 +80,25 @@ class Rounding:
         offsets, alpha, beta = self.learned
         scales, zeros = soft_span(self.low * alpha, self.high * beta, self.bits, self.symmetric)
         codes = (self.weight / scales + offsets + zeros).round().clamp(0, 2**self.bits - 1).abs()
-        matrix, level = (from_groups(each, self.linear.in_features) for each in (scales * (codes - zeros), codes.to(torch.uint8)))
-        return Compressed(matrix.contiguous(), level.contiguous(), scales[..., 0], None if self.symmetric else zeros[..., 0].to(torch.uint8))
+        matrix, level = (
+            from_groups(each, self.linear.in_features) for each in (scales * (codes - zeros), codes.to(torch.uint8))
+        )
+        return Compressed(
+            matrix.contiguous(),
+            level.contiguous(),
+            scales[..., 0],
+            None if self.symmetric else zeros[..., 0].to(torch.uint8),
+        )
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-10
 def first_tensor(output) -> Tensor:
     "The hidden states a block puts out."
-    return output if isinstance(output, Tensor) else first_tensor(next(iter(output.values())) if isinstance(output, dict) else output[0])
+    return (
+        output
+        if isinstance(output, Tensor)
+        else first_tensor(next(iter(output.values())) if isinstance(output, dict) else output[0])
+    )
+
 
 def block_error(module: nn.Module, weights: dict, inputs: tuple, target: Tensor) -> Tensor:
     "Mean squared error of what a block puts out with other weights, which are given by their names in it."
@@ -71,32 +106,51 @@ def block_error(module: nn.Module, weights: dict, inputs: tuple, target: Tensor)
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-11
 def learn(
-    module: nn.Module,       # a block
-    roundings: dict,         # a `Rounding` for each linear, by the name of the parameter in the block
-    inputs: list[tuple],     # (args, kwargs) of the block for each batch
-    targets: list[Tensor],   # what it shall put out
+    module: nn.Module,  # a block
+    roundings: dict,  # a `Rounding` for each linear, by the name of the parameter in the block
+    inputs: list[tuple],  # (args, kwargs) of the block for each batch
+    targets: list[Tensor],  # what it shall put out
     steps: int,
-    rate: float,             # first step size, falling to zero
+    rate: float,  # first step size, falling to zero
     generator: torch.Generator,
 ) -> tuple[float, float]:
     "Learns the roundings in place; the mean squared error over all batches by plain rounding, and now."
-    def error(number): return block_error(module, {name: rounding() for name, rounding in roundings.items()}, inputs[number], targets[number])
+
+    def error(number):
+        return block_error(
+            module, {name: rounding() for name, rounding in roundings.items()}, inputs[number], targets[number]
+        )
+
     @torch.no_grad()
-    def errors(): return torch.stack([error(number) for number in range(len(inputs))])
+    def errors():
+        return torch.stack([error(number) for number in range(len(inputs))])
+
     @torch.no_grad()
-    def copied(): return [each.clone() for rounding in roundings.values() for each in rounding.learned]
+    def copied():
+        return [each.clone() for rounding in roundings.values() for each in rounding.learned]
+
     parameters = [each for rounding in roundings.values() for each in rounding.learned]
     nearest, start, lowest, best = errors(), copied(), 1.0, None
-    if not nearest.isfinite().all(): raise CompressLabError("The error of the block is NaN or beyond float32.", listed(rounding.linear.name for rounding in roundings.values()), "calibrate in float32, or with other text")
+    if not nearest.isfinite().all():
+        raise CompressLabError(
+            "The error of the block is NaN or beyond float32.",
+            listed(rounding.linear.name for rounding in roundings.values()),
+            "calibrate in float32, or with other text",
+        )
     for step in range(steps):
         number = int(torch.randint(len(inputs), (), generator=generator))
-        with torch.enable_grad(): loss = error(number)
+        with torch.enable_grad():
+            loss = error(number)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        if loss < lowest * nearest[number]: lowest, best = float(loss.detach() / nearest[number]), copied()
-        for at, rounding in enumerate(roundings.values()): rounding.step(list(gradients[3 * at:3 * at + 3]), rate * (1 - step / steps))
+        if loss < lowest * nearest[number]:
+            lowest, best = float(loss.detach() / nearest[number]), copied()
+        for at, rounding in enumerate(roundings.values()):
+            rounding.step(list(gradients[3 * at : 3 * at + 3]), rate * (1 - step / steps))
     found = [(float(nearest.mean()), start), (float(errors().mean()), copied())]
     for values in (best, None):
-        if values is not None: restore(parameters, values); found.append((float(errors().mean()), values))
+        if values is not None:
+            restore(parameters, values)
+            found.append((float(errors().mean()), values))
     final, values = min(found, key=lambda pair: pair[0])
     restore(parameters, values)
     return float(nearest.mean()), final
@@ -105,34 +159,56 @@ def learn(
 @torch.no_grad()
 def restore(parameters: list[Tensor], values: list[Tensor]):
     "Copies values into parameters."
-    for parameter, value in zip(parameters, values): parameter.copy_(value)
+    for parameter, value in zip(parameters, values):
+        parameter.copy_(value)
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-15
 def block_plan(model: nn.Module, layers: list[LinearLayer], batch: dict, method) -> list[Stage]:
-    "A stage for each block with linears of interest, in the order of the pass. Raises `CompressLabError` where a linear lies in no block, or a block is not called exactly once."
+    """A stage for each block with linears of interest, in the order of the pass.
+
+    Raises `CompressLabError` where a linear lies in no block, or a block is not called exactly once.
+    """
     outside = [linear.name for linear in layers if linear.block is None]
-    if outside: raise CompressLabError(f"{type(method).__name__} learns block by block, and this lies in none.", outside[0], "leave it out of the targets, or use GPTQ")
-    found, calls = [Stage(block.index, block.module, tuple(l for l in layers if l.block == block.index), "gate") for block in blocks(model)], []
+    if outside:
+        raise CompressLabError(
+            f"{type(method).__name__} learns block by block, and this lies in none.",
+            outside[0],
+            "leave it out of the targets, or use GPTQ",
+        )
+    found, calls = (
+        [
+            Stage(block.index, block.module, tuple(l for l in layers if l.block == block.index), "gate")
+            for block in blocks(model)
+        ],
+        [],
+    )
     found = [stage for stage in found if stage.layers]
     hooks = [stage.gate.register_forward_pre_hook(lambda module, args: calls.append(module)) for stage in found]
-    try: body(model, layers, batch)(**batch)
+    try:
+        body(model, layers, batch)(**batch)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     for stage in found:
         if calls.count(stage.gate) != 1:
-            raise CompressLabError(f"The block is called {calls.count(stage.gate)} times in a pass, and not once.", stage.layers[0].name, "use GPTQ")
+            raise CompressLabError(
+                f"The block is called {calls.count(stage.gate)} times in a pass, and not once.",
+                stage.layers[0].name,
+                "use GPTQ",
+            )
     return sorted(found, key=lambda stage: calls.index(stage.gate))
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-16
 @dataclass(frozen=True)
 class AutoRound(Method):
     "Learns which way to round each weight, block by block, by signed gradient descent."
-    bits: int = 4                  # width of a code, 1 to 8
-    group_size: int = 64           # consecutive inputs that share a scale; 0: the whole row
-    symmetric: bool = False        # no zero point: the grid spans as far down as up
-    steps: int = 200               # gradient steps for each block
-    batch: int = 8                 # calibration rows a step sees
-    lr: float|None = None          # first step size, falling to zero; None: 1 / steps
+
+    bits: int = 4  # width of a code, 1 to 8
+    group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
+    symmetric: bool = False  # no zero point: the grid spans as far down as up
+    steps: int = 200  # gradient steps for each block
+    batch: int = 8  # calibration rows a step sees
+    lr: float | None = None  # first step size, falling to zero; None: 1 / steps
     quantized_inputs: bool = True  # a block sees what the quantized blocks before it put out
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Cheng et al., 2023, Optimize weight rounding via signed gradient descent for the quantization of LLMs"
@@ -143,8 +219,16 @@ class AutoRound(Method):
     def check(self):
         check_grid(self)
         for name in ("steps", "batch"):
-            if not 1 <= getattr(self, name) <= LIMITS[name]: raise CompressLabError(f"{name}={getattr(self, name)} is not between 1 and {LIMITS[name]}.", "AutoRound", f"use {name}={dict(steps=200, batch=8)[name]}")
-        if self.lr is not None and not 0 < self.lr <= 1: raise CompressLabError(f"lr={self.lr} is not above 0 and at most 1.", "AutoRound", "leave it out: 1 / steps")
+            if not 1 <= getattr(self, name) <= LIMITS[name]:
+                raise CompressLabError(
+                    f"{name}={getattr(self, name)} is not between 1 and {LIMITS[name]}.",
+                    "AutoRound",
+                    f"use {name}={dict(steps=200, batch=8)[name]}",
+                )
+        if self.lr is not None and not 0 < self.lr <= 1:
+            raise CompressLabError(
+                f"lr={self.lr} is not above 0 and at most 1.", "AutoRound", "leave it out: 1 / steps"
+            )
 
     def columns_per_group(self, columns: int) -> int:
         "How many consecutive columns share a scale."
@@ -152,15 +236,26 @@ class AutoRound(Method):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Quantizes the linears of the Subject in place; returns what each lost, by name."
-        tokens, hidden = calibration.tokens.to(subject.model.device), getattr(subject.model.config.get_text_config(), "hidden_size", 1024)
-        for linear in layers: check_finite(linear.weight, None, linear.name)
-        largest = max(sum(linear.weight.numel() for linear in layers if linear.block == block) for block in {linear.block for linear in layers})
+        tokens, hidden = (
+            calibration.tokens.to(subject.model.device),
+            getattr(subject.model.config.get_text_config(), "hidden_size", 1024),
+        )
+        for linear in layers:
+            check_finite(linear.weight, None, linear.name)
+        largest = max(
+            sum(linear.weight.numel() for linear in layers if linear.block == block)
+            for block in {linear.block for linear in layers}
+        )
         check_memory(4 * (5 * tokens.numel() * hidden + 16 * largest), str(self))
         with calibrating(subject.model), precision(self.calibration_dtype, subject.model):
-            return learn_blocks(self, subject, layers, [{"input_ids": rows} for rows in tokens.split(self.batch)], checkpoint, seed)
+            return learn_blocks(
+                self, subject, layers, [{"input_ids": rows} for rows in tokens.split(self.batch)], checkpoint, seed
+            )
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-17
-def learn_blocks(method: AutoRound, subject, layers: list[LinearLayer], batches: list[dict], checkpoint, seed: int) -> dict:
+def learn_blocks(
+    method: AutoRound, subject, layers: list[LinearLayer], batches: list[dict], checkpoint, seed: int
+) -> dict:
     "Goes through the blocks; returns what each linear lost, by name."
     model, report, finished = subject.model, {}, Finished(checkpoint, subject, layers)
     stages = block_plan(model, layers, {"input_ids": batches[0]["input_ids"][:1, :16]}, method)
@@ -172,16 +267,23 @@ def learn_blocks(method: AutoRound, subject, layers: list[LinearLayer], batches:
             targets = [first_tensor(stage.gate.forward(*args, **kwargs)) for _, args, kwargs in reached]
             inputs = [(args, kwargs) for _, args, kwargs in (quantized.arrive(number) if quantized else reached)]
             original.passed = number
-            reached = list(original.arrive(number + 1)) if number + 1 < len(stages) else []   # past this block while it is the original
-            if checkpoint is not None and finished.path(stage.block).exists(): finished.load(stage.block, report)
+            reached = (
+                list(original.arrive(number + 1)) if number + 1 < len(stages) else []
+            )  # past this block while it is the original
+            if checkpoint is not None and finished.path(stage.block).exists():
+                finished.load(stage.block, report)
             else:
-                learn_stage(method, subject, stage, inputs, targets, torch.Generator().manual_seed(seed + number), report)
+                learn_stage(
+                    method, subject, stage, inputs, targets, torch.Generator().manual_seed(seed + number), report
+                )
                 finished.store(stage.block, report)
-            if quantized: quantized.passed = number
+            if quantized:
+                quantized.passed = number
             release_memory()
     finally:
         for held in (original, quantized):
-            if held: held.close()
+            if held:
+                held.close()
     return report
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-17b
@@ -189,12 +291,27 @@ def learn_stage(method: AutoRound, subject, stage: Stage, inputs: list, targets:
     "Learns and writes the linears of one block."
     names = {id(parameter): name for name, parameter in stage.gate.named_parameters()}
     if not all(target.isfinite().all() for target in targets):
-        raise CompressLabError("The activations hold NaN or infinity.", f"the block of {stage.layers[0].name}", "calibrate in float32, or with other text")
-    roundings = {names[id(linear.weight)]: Rounding(linear, method.bits, method.columns_per_group(linear.in_features), method.symmetric) for linear in stage.layers}
-    nearest, found = learn(stage.gate, roundings, inputs, targets, method.steps, method.lr or 1 / method.steps, generator)
+        raise CompressLabError(
+            "The activations hold NaN or infinity.",
+            f"the block of {stage.layers[0].name}",
+            "calibrate in float32, or with other text",
+        )
+    roundings = {
+        names[id(linear.weight)]: Rounding(
+            linear, method.bits, method.columns_per_group(linear.in_features), method.symmetric
+        )
+        for linear in stage.layers
+    }
+    nearest, found = learn(
+        stage.gate, roundings, inputs, targets, method.steps, method.lr or 1 / method.steps, generator
+    )
     energy = max(sum(float(target.double().square().mean()) for target in targets) / len(targets), 1e-30)
     for rounding in roundings.values():
         linear, whole = rounding.linear, rounding.result()
-        if not rounding.moved: whole.notes = (UNFELT,)
-        report[linear.name] = losses(matrix_of(linear), whole, None) | {"block_error": found / energy, "block_error_nearest": nearest / energy}
+        if not rounding.moved:
+            whole.notes = (UNFELT,)
+        report[linear.name] = losses(matrix_of(linear), whole, None) | {
+            "block_error": found / energy,
+            "block_error_nearest": nearest / energy,
+        }
         put(method, subject, linear, parts_of(linear, whole))

@@ -6,10 +6,12 @@
 __all__ = ['ROWS', 'UNSCALED', 'nearest', 'spread', 'search', 'AWQ', 'usable', 'balance', 'run']
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-03
-import torch
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.activations import Gram
 from ..core.equivalence import Pair, equivalences
 from ..core.errors import CompressLabError
@@ -19,30 +21,43 @@ from ..core.precision import precision
 from .grid import by_groups, check_grid, codes, fit, span, values
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-06
-ROWS = 256   # rows of a matrix that the search looks at
+ROWS = 256  # rows of a matrix that the search looks at
+
 
 def nearest(weight: Tensor, method) -> Tensor:
     "The weight rounded to grids that span each group, (rows, in)."
     size = method.columns_per_group(weight.shape[1])
     whole = weight.shape[1] // size * size
+
     def rounded(groups):
-        scales, zeros = span(groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0), method.bits, method.symmetric)
+        scales, zeros = span(
+            groups.amin(1, keepdim=True).clamp(max=0),
+            groups.amax(1, keepdim=True).clamp(min=0),
+            method.bits,
+            method.symmetric,
+        )
         return values(codes(groups, scales, zeros, method.bits), scales, zeros)
+
     full = rounded(weight[:, :whole].reshape(-1, size)).view(len(weight), whole)
     return full if whole == weight.shape[1] else torch.cat([full, rounded(weight[:, whole:])], 1)
+
 
 def spread(matrix: Tensor) -> Tensor:
     "At most `ROWS` rows, evenly spaced."
     return matrix[torch.linspace(0, len(matrix) - 1, ROWS).round().long()] if len(matrix) > ROWS else matrix
 
+
 def search(
     pieces: list[tuple],  # of (matrix of shape (out, in), channel of each column (in,), sum of second moments (in, in))
-    channels: int,        # how many channels
-    method,               # bits, group_size, symmetric and grid
+    channels: int,  # how many channels
+    method,  # bits, group_size, symmetric and grid
 ) -> tuple[Tensor, float, list[float]]:
-    "The best scales, (channels,), their exponent, and the summed squared error of the outputs for every exponent tried."
+    """The best scales, (channels,), their exponent, and the summed squared error of the outputs for every exponent
+    tried.
+    """
     power = torch.zeros(channels)
-    for _, columns, moments in pieces: power.index_add_(0, columns, moments.diagonal())
+    for _, columns, moments in pieces:
+        power.index_add_(0, columns, moments.diagonal())
     loudness = power.sqrt().clamp_min(1e-4 * power.max().sqrt())
     found, errors = [], []
     for exponent in torch.linspace(0, 1, method.grid + 1) if power.any() else [torch.zeros(())]:
@@ -61,11 +76,12 @@ def search(
 @dataclass(frozen=True)
 class AWQ(LayerMethod):
     "Scales input channels before rounding, by a power of their loudness, and clips each group."
-    bits: int = 4             # width of a code, 1 to 8
-    group_size: int = 64      # consecutive inputs that share a scale; 0: the whole row
-    symmetric: bool = False   # no zero point: the grid spans as far down as up
-    grid: int = 20            # exponents tried besides 0; 0: no scaling
-    clip: bool = True         # try narrower spans for each group
+
+    bits: int = 4  # width of a code, 1 to 8
+    group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
+    symmetric: bool = False  # no zero point: the grid spans as far down as up
+    grid: int = 20  # exponents tried besides 0; 0: no scaling
+    clip: bool = True  # try narrower spans for each group
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Lin et al., 2024, AWQ: Activation-aware weight quantization for on-device LLM compression and acceleration"
     link = "https://arxiv.org/abs/2306.00978"
@@ -75,64 +91,129 @@ class AWQ(LayerMethod):
 
     def check(self):
         check_grid(self)
-        if not 0 <= self.grid <= 100: raise CompressLabError(f"grid={self.grid} is not between 0 and 100.", "AWQ", "use 20")
+        if not 0 <= self.grid <= 100:
+            raise CompressLabError(f"grid={self.grid} is not between 0 and 100.", "AWQ", "use 20")
 
-    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
+    def compress(self, weight: Tensor, statistic: Gram | None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points; rounded to nearest without a statistic."
-        if statistic is None or not self.clip: return by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric))
+        if statistic is None or not self.clip:
+            return by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric))
         moments = statistic.mean
-        return by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric, moments[part, part], 20))
+        return by_groups(
+            self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric, moments[part, part], 20)
+        )
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-13
 def usable(pairs: Iterable[Pair], layers: list, packed: dict) -> list[Pair]:
-    "The pairs inside a block that feed one of the linears and change no weight that is rounded already; one for each reader."
+    """The pairs inside a block that feed one of the linears and change no weight that is rounded already; one for each
+    reader.
+    """
     wanted, taken, found = {layer.key for layer in layers}, set(), []
     for pair in pairs:
         parts, readers = {part.key for part in pair.touched}, {reader.key for reader in pair.readers}
-        if pair.source.block is None or any(part.block != pair.source.block for part in pair.touched) or parts & packed.keys(): continue
-        if readers & wanted and not readers & taken: found, taken = [*found, pair], taken | readers
+        if (
+            pair.source.block is None
+            or any(part.block != pair.source.block for part in pair.touched)
+            or parts & packed.keys()
+        ):
+            continue
+        if readers & wanted and not readers & taken:
+            found, taken = [*found, pair], taken | readers
     return found
 
+# %% ../../nbs/quantize/05_awq.ipynb #cell-13-2
 def balance(method: AWQ, pair: Pair, statistics: dict) -> dict:
-    "Moves the best scales through a pair, and what they mean for the inputs into the statistics; returns the scales and the exponents."
-    pieces = [(reader, expert, columns) for reader, columns in zip(pair.readers, pair.columns) for expert in range(len(reader.matrices)) if (reader.name, expert) in statistics]
+    """Moves the best scales through a pair, and what they mean for the inputs into the statistics; returns the scales
+    and the exponents.
+    """
+    pieces = [
+        (reader, expert, columns)
+        for reader, columns in zip(pair.readers, pair.columns)
+        for expert in range(len(reader.matrices))
+        if (reader.name, expert) in statistics
+    ]
     scales, exponents = [], []
     for number in range(pair.experts):
-        own = [(spread(reader.matrices[expert]).float(), columns, statistics[reader.name, expert].mean * statistics[reader.name, expert].rows)
-               for reader, expert, columns in pieces if pair.experts == 1 or expert == number]
+        own = [
+            (
+                spread(reader.matrices[expert]).float(),
+                columns,
+                statistics[reader.name, expert].mean * statistics[reader.name, expert].rows,
+            )
+            for reader, expert, columns in pieces
+            if pair.experts == 1 or expert == number
+        ]
         best, exponent, _ = search(own, len(pair.rows), method)
-        scales.append(best); exponents.append(exponent)
+        scales.append(best)
+        exponents.append(exponent)
     pair.move(torch.stack(scales))
-    for gram, columns, divisor in {id(gram): (gram, columns, scales[expert if pair.experts > 1 else 0][columns]) for reader, expert, columns in pieces
-                                   for gram in [statistics[reader.name, expert]]}.values():
+    for gram, columns, divisor in {
+        id(gram): (gram, columns, scales[expert if pair.experts > 1 else 0][columns])
+        for reader, expert, columns in pieces
+        for gram in [statistics[reader.name, expert]]
+    }.values():
         gram.upper.div_(divisor).div_(divisor[:, None])
-    return {"exponent": sum(exponents) / len(exponents), "smallest_scale": float(min(map(torch.min, scales))), "largest_scale": float(max(map(torch.max, scales)))}
+    return {
+        "exponent": sum(exponents) / len(exponents),
+        "smallest_scale": float(min(map(torch.min, scales))),
+        "largest_scale": float(max(map(torch.max, scales))),
+    }
 
 # %% ../../nbs/quantize/05_awq.ipynb #cell-14
 UNSCALED = "nothing before it can take up its scales: clipped and rounded only"
 
+# %% ../../nbs/quantize/05_awq.ipynb #cell-14-2
 def run(self: AWQ, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-    "Scales and rounds the linears of the Subject in place; returns what each lost, by name, and which norms were scaled."
+    """Scales and rounds the linears of the Subject in place; returns what each lost, by name, and which norms were
+    scaled.
+    """
     pairs = usable(equivalences(subject.model).pairs, layers, subject.packed) if self.grid else []
-    others = {part.key: part for pair in pairs for part in pair.touched if part.key not in {layer.key for layer in layers}}
-    report, tokens, finished = {}, calibration.tokens.to(subject.model.device), Finished(checkpoint, subject, [*layers, *others.values()])
-    moments = max(sum(4 * layer.in_features**2 * len(layer.matrices) for layer in layers if layer.block == block) for block in {layer.block for layer in layers})
+    others = {
+        part.key: part for pair in pairs for part in pair.touched if part.key not in {layer.key for layer in layers}
+    }
+    report, tokens, finished = (
+        {},
+        calibration.tokens.to(subject.model.device),
+        Finished(checkpoint, subject, [*layers, *others.values()]),
+    )
+    moments = max(
+        sum(4 * layer.in_features**2 * len(layer.matrices) for layer in layers if layer.block == block)
+        for block in {layer.block for layer in layers}
+    )
     check_memory(memory_needed(subject.model, layers, tokens.numel(), square=True) + moments, str(self))
     batches = [{"input_ids": part} for part in tokens.split(max(1, self.tokens_per_batch // tokens.shape[1]))]
+
     def compress(group, statistics):
         names, found = {layer.name for layer in group}, {}
         with torch.autocast(tokens.device.type, enabled=False):
-            for pair in [pair for pair in pairs if names & {reader.name for reader in pair.readers} and not {part.key for part in pair.touched} & subject.packed.keys()]:
+            for pair in [
+                pair
+                for pair in pairs
+                if names & {reader.name for reader in pair.readers}
+                and not {part.key for part in pair.touched} & subject.packed.keys()
+            ]:
                 said = balance(self, pair, statistics)
                 found |= {reader.name: {"scaled_by": pair.source.name, **said} for reader in pair.readers}
-                for part in pair.touched: report.setdefault(part.name, {})
-                if pair.source.kind == "norm": report[pair.source.name] = {"scaled": True}
+                for part in pair.touched:
+                    report.setdefault(part.name, {})
+                if pair.source.kind == "norm":
+                    report[pair.source.name] = {"scaled": True}
             for name, losses in treat(self, subject, group, statistics).items():
                 notes = losses.pop("notes", []) + ([] if name in found or not self.grid else [UNSCALED])
                 report[name] = losses | found.get(name, {}) | ({"notes": notes} if notes else {})
+
     with precision(self.calibration_dtype, subject.model):
-        walk(subject.model, batches, layers, Gram, compress, true_sequential=False,
-             done=finished.restore(report), after_block=lambda block: finished.store(block, report))
+        walk(
+            subject.model,
+            batches,
+            layers,
+            Gram,
+            compress,
+            true_sequential=False,
+            done=finished.restore(report),
+            after_block=lambda block: finished.store(block, report),
+        )
     return report
+
 
 AWQ.run = run

@@ -7,9 +7,13 @@ __all__ = ['INITS', 'first_levels', 'distinct', 'kmeans', 'Codebook', 'power_abo
            'huffman_lengths', 'huffman_bytes']
 
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-03
-import heapq, math, torch
+import heapq
+import math
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.activations import ColumnNorms
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod
@@ -17,18 +21,25 @@ from ..core.layerwise import Compressed, LayerMethod
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-06
 INITS = ("companded", "linear", "density", "random")
 
+
 def first_levels(
-    ordered: Tensor,   # each row ascending, (rows, n)
-    weights: Tensor,   # cost of a squared error in each value, (rows, n)
-    count: int,        # levels a row
-    init: str,         # one of `INITS`
-    seed: int,         # for "random"
+    ordered: Tensor,  # each row ascending, (rows, n)
+    weights: Tensor,  # cost of a squared error in each value, (rows, n)
+    count: int,  # levels a row
+    init: str,  # one of `INITS`
+    seed: int,  # for "random"
 ) -> Tensor:
     "Levels to begin with, (rows, count), ascending."
     columns = ordered.shape[1]
-    if init == "linear": return ordered[:, :1] + (ordered[:, -1:] - ordered[:, :1]) * torch.linspace(0, 1, count)
-    if init == "density": return ordered[:, ((torch.arange(count) + 0.5) / count * columns).long()]
-    if init == "random": return ordered.gather(1, torch.randint(columns, (len(ordered), count), generator=torch.Generator().manual_seed(seed)).sort(1).values)
+    if init == "linear":
+        return ordered[:, :1] + (ordered[:, -1:] - ordered[:, :1]) * torch.linspace(0, 1, count)
+    if init == "density":
+        return ordered[:, ((torch.arange(count) + 0.5) / count * columns).long()]
+    if init == "random":
+        return ordered.gather(
+            1,
+            torch.randint(columns, (len(ordered), count), generator=torch.Generator().manual_seed(seed)).sort(1).values,
+        )
     held = (weights[:, 1:] + weights[:, :-1]) ** (1 / 3) * ordered.diff(dim=1) ** (2 / 3)
     sums = torch.nn.functional.pad(held.cumsum(1), (1, 0))
     place = torch.searchsorted(sums, sums[:, -1:] * (torch.arange(count) + 0.5) / count).clamp(max=columns - 1)
@@ -36,22 +47,27 @@ def first_levels(
 
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-08
 def distinct(
-    ordered: Tensor,   # each row ascending, (rows, n)
-    count: int,        # levels a row
+    ordered: Tensor,  # each row ascending, (rows, n)
+    count: int,  # levels a row
 ) -> tuple[Tensor, Tensor]:
-    "The first `count` different values of each row, the last one repeated where there are fewer, and whether these are all."
+    """The first `count` different values of each row, the last one repeated where there are fewer, and whether these
+    are all.
+    """
     new = torch.cat([torch.zeros(len(ordered), 1, dtype=torch.long), (ordered.diff(dim=1) > 0).long()], 1)
     rank = new.cumsum(1)
-    place = torch.searchsorted(rank, torch.arange(count).expand(len(ordered), -1).contiguous()).clamp(max=ordered.shape[1] - 1)
+    place = torch.searchsorted(rank, torch.arange(count).expand(len(ordered), -1).contiguous()).clamp(
+        max=ordered.shape[1] - 1
+    )
     return ordered.gather(1, place), rank[:, -1] < count
 
+
 def kmeans(
-    values: Tensor,        # (rows, n), float32
-    cost: Tensor|None,     # of a squared error in each value, (rows, n); None: alike
-    count: int,            # levels a row
-    init: str,             # one of `INITS`
-    iterations: int,       # at most
-    seed: int=0,
+    values: Tensor,  # (rows, n), float32
+    cost: Tensor | None,  # of a squared error in each value, (rows, n); None: alike
+    count: int,  # levels a row
+    init: str,  # one of `INITS`
+    iterations: int,  # at most
+    seed: int = 0,
 ) -> Tensor:
     "The levels of each row, (rows, count), ascending: a local minimum of the squared error."
     ordered, order = values.sort(1)
@@ -66,7 +82,8 @@ def kmeans(
     for _ in range(iterations):
         edges = (levels[:, 1:] + levels[:, :-1]) / 2
         found = torch.cat([ends[:, :1], torch.searchsorted(ordered.double(), edges), ends[:, 1:]], 1)
-        if places is not None and (found == places).all(): break
+        if places is not None and (found == places).all():
+            break
         places = found
         mass, moment = (part.gather(1, places).diff(dim=1) for part in sums)
         levels = torch.where(fixed | (mass <= 0), levels, moment / mass)
@@ -76,23 +93,32 @@ def kmeans(
 @dataclass(frozen=True)
 class Codebook(LayerMethod):
     "Replaces every weight by the nearest of 2**bits values that k-means found for its row, or for the whole matrix."
-    bits: int = 4             # width of a code, 1 to 8
-    per: str = "row"          # what shares a table: "row" or "tensor"
-    init: str = "companded"   # the first levels: "companded", "linear", "density" or "random"
-    iterations: int = 300     # of k-means, at most
-    seed: int = 0             # for init="random"
-    paper = "Han et al., 2016, Deep compression: Compressing deep neural networks with pruning, trained quantization and Huffman coding"
+
+    bits: int = 4  # width of a code, 1 to 8
+    per: str = "row"  # what shares a table: "row" or "tensor"
+    init: str = "companded"  # the first levels: "companded", "linear", "density" or "random"
+    iterations: int = 300  # of k-means, at most
+    seed: int = 0  # for init="random"
+    paper = (
+        "Han et al., 2016, Deep compression: Compressing deep neural networks with pruning, trained quantization and "
+        "Huffman coding"
+    )
     link = "https://arxiv.org/abs/1510.00149"
     quantizes = True
 
     def check(self):
         name = type(self).__name__
-        if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", name, "use 4")
-        if self.per not in ("row", "tensor"): raise CompressLabError(f"per={self.per!r} is not known.", name, 'use "row" or "tensor"')
-        if self.init not in INITS: raise CompressLabError(f"init={self.init!r} is not known.", name, f"use one of {', '.join(INITS)}")
-        if not 1 <= self.iterations <= 10**6: raise CompressLabError(f"iterations={self.iterations} is not between 1 and {10**6}.", name, "use 300")
+        if not 1 <= self.bits <= 8:
+            raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", name, "use 4")
+        if self.per not in ("row", "tensor"):
+            raise CompressLabError(f"per={self.per!r} is not known.", name, 'use "row" or "tensor"')
+        if self.init not in INITS:
+            raise CompressLabError(f"init={self.init!r} is not known.", name, f"use one of {', '.join(INITS)}")
+        if not 1 <= self.iterations <= 10**6:
+            raise CompressLabError(f"iterations={self.iterations} is not between 1 and {10**6}.", name, "use 300")
 
-    def columns_per_group(self, columns: int) -> int: return columns
+    def columns_per_group(self, columns: int) -> int:
+        return columns
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The matrix with its codes and levels."
@@ -105,33 +131,44 @@ def power_above(largest: Tensor) -> Tensor:
     exponent = (exponent - (mantissa == 0.5).int()).clamp(-127, 127)
     return torch.ldexp(torch.ones_like(largest), torch.where(largest > 0, exponent, 0))
 
+
 def share(
     method: Codebook,
-    weight: Tensor,       # (rows, in)
-    cost: Tensor|None,    # of a squared error in each column, (in,)
+    weight: Tensor,  # (rows, in)
+    cost: Tensor | None,  # of a squared error in each column, (in,)
 ) -> Compressed:
     "The matrix in the levels that k-means finds."
     largest = weight.abs().amax(1, keepdim=True)
     scales = power_above(largest.max().expand_as(largest) if method.per == "tensor" else largest)
     values = weight / scales
     pool = values if method.per == "row" else values.reshape(1, -1)
-    if cost is not None: cost = cost.expand_as(weight).reshape(pool.shape)
-    levels = kmeans(pool, cost, 2**method.bits, method.init, method.iterations, method.seed).half().float().expand(len(weight), -1).contiguous()
+    if cost is not None:
+        cost = cost.expand_as(weight).reshape(pool.shape)
+    levels = (
+        kmeans(pool, cost, 2**method.bits, method.init, method.iterations, method.seed)
+        .half()
+        .float()
+        .expand(len(weight), -1)
+        .contiguous()
+    )
     codes = torch.searchsorted((levels[:, 1:] + levels[:, :-1]) / 2, values)
-    return Compressed(scales * levels.gather(1, codes), codes.to(torch.uint8), scales.to(torch.float8_e8m0fnu), levels=levels)
+    return Compressed(
+        scales * levels.gather(1, codes), codes.to(torch.uint8), scales.to(torch.float8_e8m0fnu), levels=levels
+    )
 
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-17
 @dataclass(frozen=True)
 class WeightedCodebook(Codebook):
     "A codebook that is finer for weights on loud inputs: their errors count by the mean square of the input."
-    true_sequential: bool = True         # each linear sees inputs from the compressed ones before it in its block too
+
+    true_sequential: bool = True  # each linear sees inputs from the compressed ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
     link = "https://arxiv.org/abs/2306.07629"
     needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "all weights count alike"
 
-    def compress(self, weight: Tensor, statistic: ColumnNorms|None) -> Compressed:
+    def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:
         "The matrix with its codes and levels; all weights count alike without a statistic."
         return share(self, weight, None if statistic is None else statistic.mean)
 
@@ -142,18 +179,23 @@ def huffman_lengths(
     "Bits of each code's word in a Huffman code; 0 for codes that do not occur."
     lengths = [0] * len(counts)
     heap = [(count, code, (code,)) for code, count in enumerate(counts) if count]
-    if len(heap) == 1: lengths[heap[0][1]] = 1
+    if len(heap) == 1:
+        lengths[heap[0][1]] = 1
     heapq.heapify(heap)
     while len(heap) > 1:
         (few, first, one), (more, _, other) = heapq.heappop(heap), heapq.heappop(heap)
-        for code in one + other: lengths[code] += 1
+        for code in one + other:
+            lengths[code] += 1
         heapq.heappush(heap, (few + more, first, one + other))
     return lengths
 
+
 def huffman_bytes(
-    codes: Tensor,   # unsigned integers of any shape
-    bits: int,       # width of a code, 1 to 8
+    codes: Tensor,  # unsigned integers of any shape
+    bits: int,  # width of a code, 1 to 8
 ) -> int:
-    "Bytes of the codes in one Huffman code, and of the lengths of its words, a byte each, from which it can be rebuilt."
+    """Bytes of the codes in one Huffman code, and of the lengths of its words, a byte each, from which it can be
+    rebuilt.
+    """
     counts = torch.bincount(codes.flatten().long(), minlength=1 << bits).tolist()
     return math.ceil(sum(count * length for count, length in zip(counts, huffman_lengths(counts))) / 8) + len(counts)

@@ -7,41 +7,67 @@ __all__ = ['SHARES', 'NAMES', 'Float']
 
 # %% ../../nbs/quantize/10_floats.ipynb #cell-03
 from dataclasses import dataclass, replace
+
 from torch import Tensor
-from ..core.errors import CompressLabError, nearest as nearest_name
+
+from ..core.errors import CompressLabError
+from ..core.errors import nearest as nearest_name
 from ..core.layerwise import Compressed, LayerMethod
 from .levels import FORMATS, Format, factor, lay, rounded
 
 # %% ../../nbs/quantize/10_floats.ipynb #cell-06
-SHARES = {"power": (1.0, 2.0, 0.5), "e4m3": (1.0, 1.5)}   # factors on the largest weight that "mse" tries, by kind of scale
+SHARES = {
+    "power": (1.0, 2.0, 0.5),
+    "e4m3": (1.0, 1.5),
+}  # factors on the largest weight that "mse" tries, by kind of scale
 NAMES = tuple(name for name, format in FORMATS.items() if format.group_size is not None)
 
+# %% ../../nbs/quantize/10_floats.ipynb #cell-06-2
 @dataclass(frozen=True)
 class Float(LayerMethod):
     "Rounds every weight to a small float."
-    format: str = "mxfp4"   # one of `NAMES`
-    per: str = "row"        # what shares a scale in FP8: "row" or "tensor"; the other formats have groups
-    scale: str = "amax"     # "amax": from the largest weight, as specified; "mse": of its neighbours the one with the smallest error
-    paper = "OCP, 2023, Microscaling formats (MX) specification, version 1.0; Micikevicius et al., 2022, FP8 formats for deep learning"
+
+    format: str = "mxfp4"  # one of `NAMES`
+    per: str = "row"  # what shares a scale in FP8: "row" or "tensor"; the other formats have groups
+    scale: str = "amax"  # "amax": from the largest weight, as specified; "mse": of its neighbours the one with the smallest error
+    paper = (
+        "OCP, 2023, Microscaling formats (MX) specification, version 1.0; Micikevicius et al., 2022, FP8 formats for "
+        "deep learning"
+    )
     link = "https://arxiv.org/abs/2209.05433"
     quantizes = True
 
     def check(self):
         if self.format not in NAMES:
             close = nearest_name(self.format, NAMES)
-            raise CompressLabError(f"There is no format {self.format!r}.", "Float", f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(NAMES)}")
-        if self.per not in ("row", "tensor"): raise CompressLabError(f"per={self.per!r} is not known.", "Float", 'use "row" or "tensor"')
-        if self.scale not in ("amax", "mse"): raise CompressLabError(f"scale={self.scale!r} is not known.", "Float", 'use "amax" or "mse"')
-        if self.per == "tensor" and self.layout.group_size: raise CompressLabError(f"{self.format} has a scale for every {self.layout.group_size} weights.", "Float", "leave per as it is")
-        if self.scale == "mse" and self.layout.scale not in SHARES: raise CompressLabError(f"{self.format} has no neighbouring scales to choose from.", "Float", 'use scale="amax"')
+            raise CompressLabError(
+                f"There is no format {self.format!r}.",
+                "Float",
+                f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(NAMES)}",
+            )
+        if self.per not in ("row", "tensor"):
+            raise CompressLabError(f"per={self.per!r} is not known.", "Float", 'use "row" or "tensor"')
+        if self.scale not in ("amax", "mse"):
+            raise CompressLabError(f"scale={self.scale!r} is not known.", "Float", 'use "amax" or "mse"')
+        if self.per == "tensor" and self.layout.group_size:
+            raise CompressLabError(
+                f"{self.format} has a scale for every {self.layout.group_size} weights.", "Float", "leave per as it is"
+            )
+        if self.scale == "mse" and self.layout.scale not in SHARES:
+            raise CompressLabError(
+                f"{self.format} has no neighbouring scales to choose from.", "Float", 'use scale="amax"'
+            )
 
     @property
-    def layout(self) -> Format: return FORMATS[self.format] if self.per == "row" else replace(FORMATS[self.format], scale="matrix")
+    def layout(self) -> Format:
+        return FORMATS[self.format] if self.per == "row" else replace(FORMATS[self.format], scale="matrix")
 
     @property
-    def bits(self) -> int: return self.layout.bits
+    def bits(self) -> int:
+        return self.layout.bits
 
-    def columns_per_group(self, columns: int) -> int: return self.layout.group_size or columns
+    def columns_per_group(self, columns: int) -> int:
+        return self.layout.group_size or columns
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes and scales."

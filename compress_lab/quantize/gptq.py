@@ -6,11 +6,14 @@
 __all__ = ['GPTQ', 'Even', 'quantize', 'check_levels', 'Levels']
 
 # %% ../../nbs/quantize/02_gptq.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.activations import Gram
-from ..core.errors import CompressLabError, nearest as nearest_name
+from ..core.errors import CompressLabError
+from ..core.errors import nearest as nearest_name
 from ..core.layerwise import Compressed, LayerMethod
 from ..core.second_order import inverse_factor, sweep
 from . import levels as tables
@@ -20,16 +23,17 @@ from .grid import check_grid, codes, fit, grouped, stored_zeros, values
 @dataclass(frozen=True)
 class GPTQ(LayerMethod):
     "Rounds column by column; the columns still free compensate each error as far as the inputs allow."
-    bits: int = 4                  # width of a code, 1 to 8
-    group_size: int = 64           # consecutive inputs that share a scale; 0: the whole row
-    symmetric: bool = False        # no zero point: the grid spans as far down as up
-    act_order: bool = True         # columns with the loudest inputs first
-    percdamp: float = 0.01         # share of the mean of the Hessian's diagonal that is added to it
-    shrinks: int = 20              # narrower spans tried for each group
-    true_sequential: bool = True   # each linear sees inputs from the quantized ones before it in its block too
+
+    bits: int = 4  # width of a code, 1 to 8
+    group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
+    symmetric: bool = False  # no zero point: the grid spans as far down as up
+    act_order: bool = True  # columns with the loudest inputs first
+    percdamp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
+    shrinks: int = 20  # narrower spans tried for each group
+    true_sequential: bool = True  # each linear sees inputs from the quantized ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
-    zero_point: str = "integer"    # or "real": any number, kept in 16 bits
-    levels: str = ""               # a grid that is not even: a format such as "nf4" or "mxfp4", with its bits and group size
+    zero_point: str = "integer"  # or "real": any number, kept in 16 bits
+    levels: str = ""  # a grid that is not even: a format such as "nf4" or "mxfp4", with its bits and group size
     paper = "Frantar et al., 2023, GPTQ: Accurate post-training quantization for generative pre-trained transformers"
     link = "https://arxiv.org/abs/2210.17323"
     quantizes = True
@@ -38,11 +42,14 @@ class GPTQ(LayerMethod):
 
     def check(self):
         check_grid(self)
-        if not 0 <= self.percdamp <= 1: raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "GPTQ", "use 0.01")
-        if not 0 <= self.shrinks <= 100: raise CompressLabError(f"shrinks={self.shrinks} is not between 0 and 100.", "GPTQ", "use 20")
-        if self.levels: check_levels(self)
+        if not 0 <= self.percdamp <= 1:
+            raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "GPTQ", "use 0.01")
+        if not 0 <= self.shrinks <= 100:
+            raise CompressLabError(f"shrinks={self.shrinks} is not between 0 and 100.", "GPTQ", "use 20")
+        if self.levels:
+            check_levels(self)
 
-    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
+    def compress(self, weight: Tensor, statistic: Gram | None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points; rounded to nearest without a statistic."
         gram = torch.eye(weight.shape[1], device=weight.device) if statistic is None else statistic.mean
         importance = gram.diagonal().clone()
@@ -52,44 +59,68 @@ class GPTQ(LayerMethod):
         factor, damping = inverse_factor(gram, self.percdamp)
         del gram
         result = quantize(self, weight, factor, order, None if statistic is None else importance)
-        if damping > self.percdamp: result.notes = (f"damping raised to {damping:g}",)
+        if damping > self.percdamp:
+            result.notes = (f"damping raised to {damping:g}",)
         return result
 
 # %% ../../nbs/quantize/02_gptq.ipynb #even-code
 class Even:
     "Even grids, one for each group of a matrix, and the rounding to them."
+
     def __init__(self, method: GPTQ, weight: Tensor):
         self.method, self.size = method, method.columns_per_group(weight.shape[1])
         self.scales, self.zeros = torch.empty(2, len(grouped(weight, self.size)), len(weight))
 
-    def lay(self, number: int, group: Tensor, importance: Tensor|None):
+    def lay(self, number: int, group: Tensor, importance: Tensor | None):
         "Lays the grid of a group over its columns, (rows, group)."
-        self.scales[number], self.zeros[number] = fit(group, self.method.bits, self.method.symmetric, importance, self.method.shrinks, self.method.zero_point == "real")
+        self.scales[number], self.zeros[number] = fit(
+            group,
+            self.method.bits,
+            self.method.symmetric,
+            importance,
+            self.method.shrinks,
+            self.method.zero_point == "real",
+        )
 
     def round(self, number: int, column: Tensor) -> Tensor:
         "The nearest values to a column of a group, (rows,)."
-        return values(codes(column, self.scales[number], self.zeros[number], self.method.bits), self.scales[number], self.zeros[number])
+        return values(
+            codes(column, self.scales[number], self.zeros[number], self.method.bits),
+            self.scales[number],
+            self.zeros[number],
+        )
 
     def packed(self, weight: Tensor) -> Compressed:
         "A matrix that lies on the grids, with its codes."
-        scales, zeros, group = self.scales.T.contiguous(), self.zeros.T.contiguous(), torch.arange(weight.shape[1]) // self.size
+        scales, zeros, group = (
+            self.scales.T.contiguous(),
+            self.zeros.T.contiguous(),
+            torch.arange(weight.shape[1]) // self.size,
+        )
         level = codes(weight, scales[:, group], zeros[:, group], self.method.bits).to(torch.uint8)
         return Compressed(weight, level, scales, stored_zeros(self.method, zeros))
 
 # %% ../../nbs/quantize/02_gptq.ipynb #cell-14
-def quantize(method: GPTQ, weight: Tensor, factor: Tensor, order: Tensor, importance: Tensor|None) -> Compressed:
+def quantize(method: GPTQ, weight: Tensor, factor: Tensor, order: Tensor, importance: Tensor | None) -> Compressed:
     "The sweep with the method's grids: the rounded weight with its codes and scales."
     size, parts = method.columns_per_group(weight.shape[1]), grouped(weight, method.columns_per_group(weight.shape[1]))
     columns, pruned = weight.T[order].contiguous(), (weight == 0).T[order].contiguous()
     grid = (Levels if method.levels else Even)(method, weight)
-    def lay(number, group): grid.lay(number, group, None if importance is None else importance[parts[number]])
+
+    def lay(number, group):
+        grid.lay(number, group, None if importance is None else importance[parts[number]])
+
     if method.act_order:
-        for number, part in enumerate(parts): lay(number, weight[:, part])
+        for number, part in enumerate(parts):
+            lay(number, weight[:, part])
     group_of = (order // size).tolist()
+
     def rounded(j):
         number = group_of[j]
-        if not method.act_order and j % size == 0: lay(number, columns[parts[number]].T)
+        if not method.act_order and j % size == 0:
+            lay(number, columns[parts[number]].T)
         return grid.round(number, columns[j]).masked_fill(pruned[j], 0)
+
     sweep(columns, factor, rounded, span=max(d for d in range(1, 33) if method.act_order or size % d == 0))
     columns.copy_(columns[order.argsort()])
     return grid.packed(columns.T.contiguous())
@@ -99,21 +130,40 @@ def check_levels(method: GPTQ):
     "Raises `CompressLabError` where the format is unknown, or has other bits or groups."
     if method.levels not in tables.FORMATS:
         close = nearest_name(method.levels, tables.FORMATS)
-        raise CompressLabError(f"There is no format {method.levels!r}.", "GPTQ", f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(tables.FORMATS)}")
+        raise CompressLabError(
+            f"There is no format {method.levels!r}.",
+            "GPTQ",
+            f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(tables.FORMATS)}",
+        )
     format = tables.FORMATS[method.levels]
-    if method.bits != format.bits: raise CompressLabError(f"{method.levels} has {format.bits} bits, not {method.bits}.", "GPTQ", f"use bits={format.bits}")
+    if method.bits != format.bits:
+        raise CompressLabError(
+            f"{method.levels} has {format.bits} bits, not {method.bits}.", "GPTQ", f"use bits={format.bits}"
+        )
     if format.group_size not in (None, method.group_size):
-        raise CompressLabError(f"{method.levels} has groups of {format.group_size or 'a whole row'}, not {method.group_size}.", "GPTQ", f"use group_size={format.group_size}")
+        raise CompressLabError(
+            f"{method.levels} has groups of {format.group_size or 'a whole row'}, not {method.group_size}.",
+            "GPTQ",
+            f"use group_size={format.group_size}",
+        )
+
 
 class Levels:
     "Grids of a format's levels, one for each group of a matrix, and the rounding to them."
+
     def __init__(self, method: GPTQ, weight: Tensor):
-        self.format, self.size, self.scales = tables.FORMATS[method.levels], method.columns_per_group(weight.shape[1]), {}
+        self.format, self.size, self.scales = (
+            tables.FORMATS[method.levels],
+            method.columns_per_group(weight.shape[1]),
+            {},
+        )
         self.outer = tables.factor(self.format, weight)
-        narrower = (1.0, 2.0, 0.5) if self.format.scale == "power" else torch.linspace(1, 0.5, method.shrinks + 1).tolist()
+        narrower = (
+            (1.0, 2.0, 0.5) if self.format.scale == "power" else torch.linspace(1, 0.5, method.shrinks + 1).tolist()
+        )
         self.shares = narrower if method.shrinks else (1.0,)
 
-    def lay(self, number: int, group: Tensor, importance: Tensor|None):
+    def lay(self, number: int, group: Tensor, importance: Tensor | None):
         "Lays the levels of a group over its columns, (rows, group)."
         self.scales[number] = tables.lay(self.format, group, self.size, self.outer, self.shares, importance)
 

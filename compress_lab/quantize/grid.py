@@ -7,9 +7,11 @@ __all__ = ['half_precision', 'step_between', 'span', 'codes', 'values', 'lies_on
            'grouped', 'stored_zeros', 'by_groups']
 
 # %% ../../nbs/quantize/00_grid.ipynb #cell-03
-import torch
 from collections.abc import Callable
+
+import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed
 
@@ -17,27 +19,31 @@ from ..core.layerwise import Compressed
 def half_precision(
     scales: Tensor,  # positive, any shape
 ) -> Tensor:
-    "Scales rounded to what float16 holds, where it holds them well, and else to 16 significant bits; 1 for a scale of 0."
+    """Scales rounded to what float16 holds, where it holds them well, and else to 16 significant bits; 1 for a scale of
+    0.
+    """
     half, parted = scales.to(torch.float16).float(), scales.double() * (2**37 + 1)
     normal = (half >= torch.finfo(torch.float16).tiny) & half.isfinite()
     short = (parted - (parted - scales.double())).float()
     return torch.where(scales > 0, torch.where(normal, half, short), 1.0)
 
+
 def step_between(
-    low: Tensor,    # smallest and largest value of each group
+    low: Tensor,  # smallest and largest value of each group
     high: Tensor,
-    top: int,       # steps between them
+    top: int,  # steps between them
 ) -> Tensor:
     "The length of a step; also right where the difference of the two is beyond what a float holds."
     wide = high - low
     return torch.where(wide.isfinite(), wide / top, (high / 2 - low / 2) / (top / 2))
 
+
 def span(
-    low: Tensor,      # smallest weight of each group, at most 0
-    high: Tensor,     # largest weight of each group, at least 0
-    bits: int,        # 1 to 8
+    low: Tensor,  # smallest weight of each group, at most 0
+    high: Tensor,  # largest weight of each group, at least 0
+    bits: int,  # 1 to 8
     symmetric: bool,
-    real_zeros: bool=False,  # zero points need not be integers: the grid spans exactly, and may miss 0
+    real_zeros: bool = False,  # zero points need not be integers: the grid spans exactly, and may miss 0
 ) -> tuple[Tensor, Tensor]:
     "Scales and zero points of the grids from `low` to `high`, both float32."
     top = 2**bits - 1
@@ -48,9 +54,11 @@ def span(
     zeros = -low / scales
     return scales, zeros.half().float() if real_zeros else zeros.round().clamp(0, top)
 
+
 def codes(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
     "The nearest codes, float32, none a negative zero; scales and zeros broadcast against the weight."
     return (weight / scales).add_(zeros).round_().clamp_(0, 2**bits - 1).abs_()
+
 
 def values(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     "The weights that codes stand for: the arithmetic of `Packed.dequantize`."
@@ -58,20 +66,21 @@ def values(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
 
 # %% ../../nbs/quantize/00_grid.ipynb #keep-code
 def lies_on(
-    weight: Tensor,   # a group of columns, (rows, group)
-    scales: Tensor,   # (rows,)
-    zeros: Tensor,    # (rows,)
-    bits: int,        # 1 to 8
+    weight: Tensor,  # a group of columns, (rows, group)
+    scales: Tensor,  # (rows,)
+    zeros: Tensor,  # (rows,)
+    bits: int,  # 1 to 8
 ) -> Tensor:
     "Which rows are on their grid already, bool of shape (rows,)."
     scales, zeros = scales[:, None], zeros[:, None]
     return (values(codes(weight, scales, zeros, bits), scales, zeros) == weight).all(1)
 
+
 def kept(
-    weight: Tensor,    # a group of columns, (rows, group)
-    scales: Tensor,    # of the grids that span it, (rows,)
-    zeros: Tensor,     # the same, (rows,)
-    bits: int,         # 1 to 8
+    weight: Tensor,  # a group of columns, (rows, group)
+    scales: Tensor,  # of the grids that span it, (rows,)
+    zeros: Tensor,  # the same, (rows,)
+    bits: int,  # 1 to 8
     symmetric: bool,
 ) -> tuple[Tensor, Tensor]:
     "Scales and zero points, (rows,): of rows that came from a grid, that grid; of the others, what was given."
@@ -86,34 +95,41 @@ def kept(
 
 # %% ../../nbs/quantize/00_grid.ipynb #cell-10
 def cost_of(
-    weight: Tensor,            # a group of columns, (rows, group)
-    scales: Tensor,            # (rows,)
-    zeros: Tensor,             # (rows,)
-    bits: int,                 # 1 to 8
-    importance: Tensor|None,   # as for `fit`
+    weight: Tensor,  # a group of columns, (rows, group)
+    scales: Tensor,  # (rows,)
+    zeros: Tensor,  # (rows,)
+    bits: int,  # 1 to 8
+    importance: Tensor | None,  # as for `fit`
 ) -> Tensor:
     "What rounding each row to its grid costs, in squares of its step, (rows,)."
     steps = (weight / scales[:, None]).add_(zeros[:, None])
     error = steps.round().clamp_(0, 2**bits - 1).sub_(steps)
-    if importance is None: return error.square_().sum(1)
-    if importance.dim() == 1: return error.square_() @ importance
+    if importance is None:
+        return error.square_().sum(1)
+    if importance.dim() == 1:
+        return error.square_() @ importance
     return (error @ importance).mul_(error).sum(1)
 
+
 def fit(
-    weight: Tensor,                   # a group of columns, (rows, group)
-    bits: int,                        # 1 to 8
+    weight: Tensor,  # a group of columns, (rows, group)
+    bits: int,  # 1 to 8
     symmetric: bool,
-    importance: Tensor|None=None,     # cost of a squared error in each column, (group,), or of products of errors, (group, group)
-    shrinks: int=0,                   # how many narrower spans to try, down to half
-    real_zeros: bool=False,           # zero points need not be integers, save where a weight is exactly zero
+    importance: Tensor
+    | None = None,  # cost of a squared error in each column, (group,), or of products of errors, (group, group)
+    shrinks: int = 0,  # how many narrower spans to try, down to half
+    real_zeros: bool = False,  # zero points need not be integers, save where a weight is exactly zero
 ) -> tuple[Tensor, Tensor]:
-    "Scales and zero points of shape (rows,): the span of the weights or the grid they are on, or the best of the narrower spans."
+    """Scales and zero points of shape (rows,): the span of the weights or the grid they are on, or the best of the
+    narrower spans.
+    """
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
     shares = torch.linspace(1, 0.5, shrinks + 1).to(weight)[:, None]
-    scales, zeros = span(low * shares, high * shares, bits, symmetric, real_zeros)   # (spans, rows)
+    scales, zeros = span(low * shares, high * shares, bits, symmetric, real_zeros)  # (spans, rows)
     zeros = torch.where((weight == 0).any(1), zeros.round(), zeros)
     scales[0], zeros[0] = kept(weight, scales[0], zeros[0], bits, symmetric)
-    if not shrinks: return scales[0], zeros[0]
+    if not shrinks:
+        return scales[0], zeros[0]
     costs = torch.stack([cost_of(weight, *grid, bits, importance) for grid in zip(scales, zeros)])
     best = costs.mul_((scales / scales[0]).square()).nan_to_num_(torch.inf).argmin(0, keepdim=True)
     return scales.gather(0, best)[0], zeros.gather(0, best)[0]
@@ -121,32 +137,41 @@ def fit(
 # %% ../../nbs/quantize/00_grid.ipynb #cell-15
 def check_grid(method):
     "Raises `CompressLabError` where `bits` is out of range, or a symmetric grid is to have zero points."
-    if not 1 <= method.bits <= 8: raise CompressLabError(f"bits={method.bits} is not between 1 and 8.", type(method).__name__, "use 4")
+    if not 1 <= method.bits <= 8:
+        raise CompressLabError(f"bits={method.bits} is not between 1 and 8.", type(method).__name__, "use 4")
     zero_point = getattr(method, "zero_point", "integer")
-    if zero_point not in ("integer", "real"): raise CompressLabError(f"zero_point={zero_point!r} is not known.", type(method).__name__, 'use "integer" or "real"')
-    if zero_point == "real" and method.symmetric: raise CompressLabError("A symmetric grid has no zero points.", type(method).__name__, "leave out symmetric or zero_point")
+    if zero_point not in ("integer", "real"):
+        raise CompressLabError(
+            f"zero_point={zero_point!r} is not known.", type(method).__name__, 'use "integer" or "real"'
+        )
+    if zero_point == "real" and method.symmetric:
+        raise CompressLabError(
+            "A symmetric grid has no zero points.", type(method).__name__, "leave out symmetric or zero_point"
+        )
+
 
 def grouped(
-    weight: Tensor,    # (rows, in)
-    group_size: int,   # columns a group
+    weight: Tensor,  # (rows, in)
+    group_size: int,  # columns a group
 ) -> list[slice]:
     "The columns of each group; the last one is shorter where the group size does not divide."
     return [slice(start, min(start + group_size, weight.shape[1])) for start in range(0, weight.shape[1], group_size)]
 
-def stored_zeros(
-    method,         # with `symmetric` and, if it has a choice, `zero_point`
-    zeros: Tensor,  # zero points of any shape, float32
-) -> Tensor|None:
-    "Zero points as `Packed` keeps them: none where symmetric, integers, or floats."
-    if method.symmetric: return None
-    return zeros if getattr(method, "zero_point", "integer") == "real" else zeros.to(torch.uint8)
 
+def stored_zeros(
+    method,  # with `symmetric` and, if it has a choice, `zero_point`
+    zeros: Tensor,  # zero points of any shape, float32
+) -> Tensor | None:
+    "Zero points as `Packed` keeps them: none where symmetric, integers, or floats."
+    if method.symmetric:
+        return None
+    return zeros if getattr(method, "zero_point", "integer") == "real" else zeros.to(torch.uint8)
 
 # %% ../../nbs/quantize/00_grid.ipynb #by-group-code
 def by_groups(
-    method,            # with `bits`, `columns_per_group`, and what `stored_zeros` asks for
-    weight: Tensor,    # (rows, in)
-    lay: Callable,     # lay(columns of the group): scales and zero points of shape (rows,)
+    method,  # with `bits`, `columns_per_group`, and what `stored_zeros` asks for
+    weight: Tensor,  # (rows, in)
+    lay: Callable,  # lay(columns of the group): scales and zero points of shape (rows,)
 ) -> Compressed:
     "Every weight at the nearest value of its group's grid, with codes, scales and zero points."
     rounded, quantized, found = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.uint8), []

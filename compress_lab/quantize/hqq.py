@@ -6,29 +6,37 @@
 __all__ = ['shrink', 'half_quadratic', 'HQQ']
 
 # %% ../../nbs/quantize/03_hqq.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed, LayerMethod
 from .grid import by_groups, check_grid, codes, fit, values
 
 # %% ../../nbs/quantize/03_hqq.ipynb #cell-06
 def shrink(
-    error: Tensor,   # in steps of the grid, any shape
-    beta: float,     # weight of the quadratic penalty
-    p: float,        # norm, above 0 and at most 1
+    error: Tensor,  # in steps of the grid, any shape
+    beta: float,  # weight of the quadratic penalty
+    p: float,  # norm, above 0 and at most 1
 ) -> Tensor:
-    "The e with the smallest |e|**p / p + beta/2 (e - error)**2, as the paper approximates it: small errors become 0, large ones stay."
+    """The e with the smallest |e|**p / p + beta/2 (e - error)**2, as the paper approximates it: small errors become 0,
+    large ones stay.
+    """
     size = error.abs()
     return error.sign() * (size - size.clamp_min(1e-12) ** (p - 1) / beta).relu()
 
+
 def half_quadratic(
-    weight: Tensor,   # a group of columns, (rows, group)
-    scales: Tensor,   # (rows,)
-    zeros: Tensor,    # to start from, (rows,)
-    bits: int,        # 1 to 8
-    p: float, beta: float, kappa: float, iterations: int,
+    weight: Tensor,  # a group of columns, (rows, group)
+    scales: Tensor,  # (rows,)
+    zeros: Tensor,  # to start from, (rows,)
+    bits: int,  # 1 to 8
+    p: float,
+    beta: float,
+    kappa: float,
+    iterations: int,
 ) -> Tensor:
     "The best zero points on the way, (rows,), in half precision; where a weight is exactly zero they are integers."
     scales, zeros, exact = scales[:, None], zeros[:, None], (weight == 0).any(1, keepdim=True)
@@ -47,25 +55,37 @@ def half_quadratic(
 @dataclass(frozen=True)
 class HQQ(LayerMethod):
     "Rounds every weight to a grid whose zero point, any number, minimises the error in a norm below 1."
-    bits: int = 4             # width of a code, 1 to 8
-    group_size: int = 64      # consecutive inputs that share a scale; 0: the whole row
-    p: float = 0.7            # norm of the errors, above 0 and at most 1
-    beta: float = 10.0        # weight of the quadratic penalty at the start
-    kappa: float = 1.01       # its growth from one iteration to the next
-    iterations: int = 20      # steps of the solver, at most
+
+    bits: int = 4  # width of a code, 1 to 8
+    group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
+    p: float = 0.7  # norm of the errors, above 0 and at most 1
+    beta: float = 10.0  # weight of the quadratic penalty at the start
+    kappa: float = 1.01  # its growth from one iteration to the next
+    iterations: int = 20  # steps of the solver, at most
     paper = "Badri and Shaji, 2023, Half-quadratic quantization of large machine learning models"
     quantizes = True
     symmetric, zero_point = False, "real"
 
     def check(self):
         check_grid(self)
-        if not 0 < self.p <= 1: raise CompressLabError(f"p={self.p} is not above 0 and at most 1.", "HQQ", "use 0.7")
-        if not (0 < self.beta <= 1e6 and 1 <= self.kappa <= 1e3): raise CompressLabError(f"beta={self.beta} and kappa={self.kappa} make no growing penalty, or one beyond bounds.", "HQQ", "use beta=10 and kappa=1.01")
-        if not 0 <= self.iterations <= 1000: raise CompressLabError(f"iterations={self.iterations} is not between 0 and 1000.", "HQQ", "use 20")
+        if not 0 < self.p <= 1:
+            raise CompressLabError(f"p={self.p} is not above 0 and at most 1.", "HQQ", "use 0.7")
+        if not (0 < self.beta <= 1e6 and 1 <= self.kappa <= 1e3):
+            raise CompressLabError(
+                f"beta={self.beta} and kappa={self.kappa} make no growing penalty, or one beyond bounds.",
+                "HQQ",
+                "use beta=10 and kappa=1.01",
+            )
+        if not 0 <= self.iterations <= 1000:
+            raise CompressLabError(f"iterations={self.iterations} is not between 0 and 1000.", "HQQ", "use 20")
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
+
         def lay(part):
             scales, zeros = fit(weight[:, part], self.bits, False)
-            return scales, half_quadratic(weight[:, part], scales, zeros, self.bits, self.p, float(self.beta), self.kappa, self.iterations)
+            return scales, half_quadratic(
+                weight[:, part], scales, zeros, self.bits, self.p, float(self.beta), self.kappa, self.iterations
+            )
+
         return by_groups(self, weight, lay)

@@ -8,11 +8,14 @@ __all__ = ['FAR', 'canonical', 'encode', 'decode', 'to_gaps', 'from_gaps', 'sque
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-03
 import json
-import numpy as np, torch
 from pathlib import Path
+
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.packed import Packed, once, pack, shortest
 from ..core.saving import parameter_of
@@ -27,11 +30,12 @@ def canonical(
     order = np.lexsort((np.arange(len(lengths)), lengths))
     order = order[lengths[order] > 0]
     longest = int(lengths.max(initial=0))
-    return order, np.concatenate([[0], np.cumsum(1 << longest - lengths[order])])[:-1][:len(order)], longest
+    return order, np.concatenate([[0], np.cumsum(1 << longest - lengths[order])])[:-1][: len(order)], longest
+
 
 def encode(
-    symbols: Tensor,      # below len(lengths), (n,)
-    lengths: list[int],   # bits of each symbol's word
+    symbols: Tensor,  # below len(lengths), (n,)
+    lengths: list[int],  # bits of each symbol's word
 ) -> Tensor:
     "The words one after the other, uint8."
     lengths, symbols = np.asarray(lengths, dtype=np.int64), symbols.numpy()
@@ -44,29 +48,38 @@ def encode(
         stream[(ends - taken)[long] + bit] = words[symbols[long]] >> longest - 1 - bit & 1
     return torch.from_numpy(np.packbits(stream))
 
+# %% ../../nbs/quantize/13_huffman.ipynb #cell-06-2
 def decode(
-    stream: Tensor,       # uint8, as `encode` gives it
-    lengths: list[int],   # the same
-    count: int,           # symbols in it
+    stream: Tensor,  # uint8, as `encode` gives it
+    lengths: list[int],  # the same
+    count: int,  # symbols in it
 ) -> Tensor:
     "The symbols, int64 of shape (count,). Raises `CompressLabError` where the stream does not hold as many."
     lengths = np.asarray(lengths, dtype=np.int64)
     order, starts, longest = canonical(lengths)
     bits = np.unpackbits(np.concatenate([stream.numpy(), np.zeros(longest // 8 + 1, dtype=np.uint8)])).astype(np.int64)
-    ahead = sum(bits[j:len(bits) - longest + j] << longest - 1 - j for j in range(longest)) if longest else np.zeros(0, dtype=np.int64)
+    ahead = (
+        sum(bits[j : len(bits) - longest + j] << longest - 1 - j for j in range(longest))
+        if longest
+        else np.zeros(0, dtype=np.int64)
+    )
     symbol = order[np.searchsorted(starts, ahead, side="right") - 1] if len(order) else ahead
     following, at, place = (np.arange(len(symbol)) + lengths[symbol]).tolist(), [], 0
     for _ in range(count):
-        if place >= len(following): raise CompressLabError("A stream of words ends too early.", f"{len(at)} of {count} symbols", "fetch the file again")
+        if place >= len(following):
+            raise CompressLabError(
+                "A stream of words ends too early.", f"{len(at)} of {count} symbols", "fetch the file again"
+            )
         at.append(place)
         place = following[place]
     return torch.from_numpy(symbol[at])
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-10
-FAR = 31   # entries that are passed over at once, and the symbol for it: five bits, as in the paper
+FAR = 31  # entries that are passed over at once, and the symbol for it: five bits, as in the paper
+
 
 def to_gaps(
-    kept: Tensor,   # which entries are kept, (n,), bool
+    kept: Tensor,  # which entries are kept, (n,), bool
 ) -> Tensor:
     "Symbols from 0 to `FAR`, from which the places follow, int64."
     passed = kept.nonzero()[:, 0].diff(prepend=torch.tensor([-1])) - 1
@@ -74,6 +87,7 @@ def to_gaps(
     symbols = torch.full((int(ends[-1]) if len(ends) else 0,), FAR)
     symbols[ends - 1] = passed % FAR
     return symbols
+
 
 def from_gaps(
     symbols: Tensor,  # as `to_gaps` gives them
@@ -86,16 +100,28 @@ def squeeze(packed: Packed) -> tuple[dict[str, Tensor], dict]:
     "The tensors of a packed weight with its codes in words, and what is needed to read them, for JSON."
     codes = packed.integers()[0].flatten().long()
     common = int(torch.bincount(codes).argmax())
-    sparse, dense = (in_words(codes[kept], gaps, 1 << packed.bits) for kept, gaps in ((codes != common, to_gaps(codes != common)), (slice(None), codes[:0])))
-    (streams, counts), passes = (sparse, True) if sum(t.nbytes for t in sparse[0].values()) < sum(t.nbytes for t in dense[0].values()) else (dense, False)
+    sparse, dense = (
+        in_words(codes[kept], gaps, 1 << packed.bits)
+        for kept, gaps in ((codes != common, to_gaps(codes != common)), (slice(None), codes[:0]))
+    )
+    (streams, counts), passes = (
+        (sparse, True)
+        if sum(t.nbytes for t in sparse[0].values()) < sum(t.nbytes for t in dense[0].values())
+        else (dense, False)
+    )
     rest = {name: once(tensor) for name, tensor in packed.tensors().items() if name != "codes"}
     return {**streams, **rest}, {**packed.meta(), "common": common if passes else None, "counts": counts}
 
+
 def in_words(codes: Tensor, gaps: Tensor, size: int) -> tuple[dict[str, Tensor], list[int]]:
     "The words of codes below `size` and of gaps, with the lengths of both; and how many there are."
-    lengths = [huffman_lengths(torch.bincount(symbols, minlength=n).tolist()) for symbols, n in ((codes, size), (gaps, FAR + 1))]
+    lengths = [
+        huffman_lengths(torch.bincount(symbols, minlength=n).tolist())
+        for symbols, n in ((codes, size), (gaps, FAR + 1))
+    ]
     streams = {name: encode(symbols, own) for name, symbols, own in zip(("codes", "gaps"), (codes, gaps), lengths)}
     return {**streams, "lengths": torch.tensor(sum(lengths, []), dtype=torch.uint8)}, [len(codes), len(gaps)]
+
 
 def unsqueeze(
     fields: dict[str, Tensor],  # as `squeeze` gives them
@@ -109,43 +135,86 @@ def unsqueeze(
     found, skips = decode(fields.pop("codes"), lengths[:size], some), decode(fields.pop("gaps"), lengths[size:], gaps)
     codes = torch.full((rows * columns,), common or 0)
     codes[slice(None) if common is None else from_gaps(skips)] = found
-    whole = {name: tensor.expand(rows, -1) if name in ("scales", "zeros") else tensor for name, tensor in fields.items()}
+    whole = {
+        name: tensor.expand(rows, -1) if name in ("scales", "zeros") else tensor for name, tensor in fields.items()
+    }
     return Packed.load({"codes": pack(codes.view(rows, columns), meta["bits"]), **whole}, meta)
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-15
 def write_huffman(
-    subject,          # a Subject with quantized weights
-    path: str|Path,   # the file; replaced where it exists
+    subject,  # a Subject with quantized weights
+    path: str | Path,  # the file; replaced where it exists
 ) -> Path:
-    "The file, complete: it is written under a temporary name first. Raises `CompressLabError` where a weight is no longer what its codes stand for, has a type that is not read again, or none has codes."
-    if not subject.packed: raise CompressLabError("No weight of this Subject is quantized.", subject.name, "let a method such as Codebook follow, or use save")
+    """The file, complete: it is written under a temporary name first.
+
+    Raises `CompressLabError` where a weight is no longer what its codes stand for, has a type that is not read again,
+    or none has codes.
+    """
+    if not subject.packed:
+        raise CompressLabError(
+            "No weight of this Subject is quantized.", subject.name, "let a method such as Codebook follow, or use save"
+        )
     path, state, found, metas = Path(path), tensors(subject.model), {}, {}
     keys = {parameter_of(key, subject.model): packed for key, packed in subject.packed.items()}
     for name, tensor in state.items():
-        if name not in keys: found[name] = tensor.detach().contiguous(); continue
-        if tensor.dtype not in DTYPES.values(): raise CompressLabError(f"A weight in {str(tensor.dtype).removeprefix('torch.')} is not read again.", name, f"convert the model to one of {', '.join(DTYPES)} before it is quantized")
+        if name not in keys:
+            found[name] = tensor.detach().contiguous()
+            continue
+        if tensor.dtype not in DTYPES.values():
+            raise CompressLabError(
+                f"A weight in {str(tensor.dtype).removeprefix('torch.')} is not read again.",
+                name,
+                f"convert the model to one of {', '.join(DTYPES)} before it is quantized",
+            )
         if not torch.equal(keys[name].dequantize().to(tensor.dtype), tensor):
             raise CompressLabError("A weight is no longer what its packed integers stand for.", name, "quantize again")
         fields, meta = squeeze(keys[name])
-        metas[name] = meta if tensor.dtype == torch.float32 else {**meta, "dtype": str(tensor.dtype).removeprefix("torch.")}
+        metas[name] = (
+            meta if tensor.dtype == torch.float32 else {**meta, "dtype": str(tensor.dtype).removeprefix("torch.")}
+        )
         found |= {f"{name}.{field}": value.contiguous() for field, value in fields.items()}
     partial = path.with_name(f"{path.name}.part")
-    try: save_file(found, partial, {"huffman": json.dumps({"hash": tensors_hash(state), "packed": metas}, separators=(",", ":"))})
-    except (OSError, SafetensorError) as error: raise CompressLabError(f"The file could not be written: {error}.", str(path), "free some space, or choose another folder") from error
+    try:
+        save_file(
+            found,
+            partial,
+            {"huffman": json.dumps({"hash": tensors_hash(state), "packed": metas}, separators=(",", ":"))},
+        )
+    except (OSError, SafetensorError) as error:
+        raise CompressLabError(
+            f"The file could not be written: {error}.", str(path), "free some space, or choose another folder"
+        ) from error
     return partial.replace(path)
 
+# %% ../../nbs/quantize/13_huffman.ipynb #cell-15-2
 def read_huffman(
-    path: str|Path,   # as `write_huffman` wrote it
+    path: str | Path,  # as `write_huffman` wrote it
 ) -> dict[str, Tensor]:
     "The weights by name, for `load_state_dict`. Raises `CompressLabError` where they are not those that were written."
     try:
-        with safe_open(path, "pt") as file: about, stored = json.loads((file.metadata() or {})["huffman"]), {key: file.get_tensor(key) for key in file.keys()}
-    except (OSError, KeyError, SafetensorError) as error: raise CompressLabError(f"This is no file of Huffman words: {error}.", str(path), "give one that write_huffman wrote") from error
+        with safe_open(path, "pt") as file:
+            about, stored = (
+                json.loads((file.metadata() or {})["huffman"]),
+                {key: file.get_tensor(key) for key in file.keys()},
+            )
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CompressLabError(
+            f"This is no file of Huffman words: {error}.", str(path), "give one that write_huffman wrote"
+        ) from error
     state = {}
     for name, meta in about["packed"].items():
         fields = {key.rpartition(".")[2]: stored.pop(key) for key in list(stored) if key.rpartition(".")[0] == name}
-        try: state[name] = unsqueeze(fields, {key: value for key, value in meta.items() if key != "dtype"}).dequantize().to(DTYPES[meta.get("dtype", "float32")])
-        except (KeyError, IndexError, RuntimeError, ValueError) as error: raise CompressLabError(f"The words of a weight cannot be read: {error}.", name, "fetch the file again") from error
+        try:
+            state[name] = (
+                unsqueeze(fields, {key: value for key, value in meta.items() if key != "dtype"})
+                .dequantize()
+                .to(DTYPES[meta.get("dtype", "float32")])
+            )
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
+            raise CompressLabError(
+                f"The words of a weight cannot be read: {error}.", name, "fetch the file again"
+            ) from error
     state |= stored
-    if tensors_hash(state) != about["hash"]: raise CompressLabError("The weights are not the ones that were written.", str(path), "fetch the file again")
+    if tensors_hash(state) != about["hash"]:
+        raise CompressLabError("The weights are not the ones that were written.", str(path), "fetch the file again")
     return state

@@ -7,10 +7,12 @@ __all__ = ['KEPT', 'rows_to_int8', 'to_int8', 'token_scales', 'RoundInputs', 'ch
            'Int8']
 
 # %% ../../nbs/quantize/21_int8.ipynb #cell-03
-import torch
 from abc import abstractmethod
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
+
 from ..core.activations import unseen
 from ..core.errors import CompressLabError
 from ..core.layers import Trace, calibrating
@@ -31,11 +33,12 @@ def rows_to_int8(
 
 # %% ../../nbs/quantize/21_int8.ipynb #cell-11
 def to_int8(
-    x: Tensor,            # activations
-    scale: Tensor,        # broadcasts against x
+    x: Tensor,  # activations
+    scale: Tensor,  # broadcasts against x
 ) -> Tensor:
     "The activations on the grid of 255 values, in their own type."
     return ((x.float() / scale).round().clamp(-127, 127) * scale).to(x.dtype)
+
 
 def token_scales(
     x: Tensor,  # activations of shape (…, in)
@@ -44,38 +47,60 @@ def token_scales(
     scales = x.float().abs().amax(-1, keepdim=True) / 127
     return torch.where(scales == 0, 1.0, scales)
 
+
 @dataclass(eq=False)
 class RoundInputs(Rounding):
     "Rounds what a linear is fed to eight bits."
-    scale: Tensor|None = None   # of all inputs, a scalar; None: each token has its own
 
-    def round(self, x: Tensor) -> Tensor: return to_int8(x, token_scales(x) if self.scale is None else self.scale.to(x.device))
+    scale: Tensor | None = None  # of all inputs, a scalar; None: each token has its own
+
+    def round(self, x: Tensor) -> Tensor:
+        return to_int8(x, token_scales(x) if self.scale is None else self.scale.to(x.device))
 
     def change(self, module, args, kwargs):
-        if args: return (self.round(args[0]), *args[1:]), kwargs
+        if args:
+            return (self.round(args[0]), *args[1:]), kwargs
         return args, {name: self.round(value) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
 
 # %% ../../nbs/quantize/21_int8.ipynb #cell-15
 def check_called(
-    model: nn.Module,     # a transformer
-    layers: list,         # linears whose inputs shall be rounded
+    model: nn.Module,  # a transformer
+    layers: list,  # linears whose inputs shall be rounded
 ):
     "Raises `CompressLabError` that names a linear whose inputs cannot be rounded."
     for linear in layers:
-        if linear.kind == "conv2d": raise CompressLabError("The inputs of a convolution cannot be rounded here: an image has no row for each token.", linear.name, f'leave it out: ignore="{linear.name}"')
-    with calibrating(model): trace = Trace(model, inputs(model), layers)
+        if linear.kind == "conv2d":
+            raise CompressLabError(
+                "The inputs of a convolution cannot be rounded here: an image has no row for each token.",
+                linear.name,
+                f'leave it out: ignore="{linear.name}"',
+            )
+    with calibrating(model):
+        trace = Trace(model, inputs(model), layers)
     for linear in layers:
         if linear.kind == "experts":
-            raise CompressLabError("The inputs of stacked experts cannot be rounded: they are made and used inside one module.", linear.name, f'leave them out: ignore="*.{linear.name.split(".")[-2]}.*"')
+            raise CompressLabError(
+                "The inputs of stacked experts cannot be rounded: they are made and used inside one module.",
+                linear.name,
+                f'leave them out: ignore="*.{linear.name.split(".")[-2]}.*"',
+            )
         if linear.name in trace.inputs and id(linear.module) not in trace.calls:
-            raise CompressLabError("The weight of this linear is used without calling it, so its inputs cannot be rounded.", linear.name, f'leave it out: ignore="*{linear.name.rpartition(".")[2]}"')
+            raise CompressLabError(
+                "The weight of this linear is used without calling it, so its inputs cannot be rounded.",
+                linear.name,
+                f'leave it out: ignore="*{linear.name.rpartition(".")[2]}"',
+            )
 
 # %% ../../nbs/quantize/21_int8.ipynb #cell-18
 KEPT = "its weights stay as they were quantized"
 
+
 @dataclass(frozen=True)
 class RoundsInputs(LayerMethod, abstract=True):
-    "A method whose linears have weights of eight bits a row and carry a rounding of their inputs; weights that are quantized already keep their codes."
+    """A method whose linears have weights of eight bits a row and carry a rounding of their inputs; weights that are
+    quantized already keep their codes.
+    """
+
     transformer, bits, group_size = True, 8, 0
     quantizes, keeps_codes = True, True
     without_inputs = "a scale for each token"
@@ -91,14 +116,25 @@ class RoundsInputs(LayerMethod, abstract=True):
         return result
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Compresses the linears of the Subject in place; returns what each lost, by name. A rounding they carried before is replaced."
+        """Compresses the linears of the Subject in place; returns what each lost, by name.
+
+        A rounding they carried before is replaced.
+        """
         check_called(subject.model, layers)
-        for linear in layers: detach(linear.module)
+        for linear in layers:
+            detach(linear.module)
         quantized = set(subject.packed)
+
         def change(group, statistics):
-            kept = {linear.name: inputs_only(self, linear, statistics.get((linear.name, 0))) for linear in group if linear.key in quantized}
+            kept = {
+                linear.name: inputs_only(self, linear, statistics.get((linear.name, 0)))
+                for linear in group
+                if linear.key in quantized
+            }
             return kept | treat(self, subject, [linear for linear in group if linear.name not in kept], statistics)
+
         return change_each(self, subject, layers, calibration, checkpoint, change)
+
 
 def inputs_only(method: RoundsInputs, linear, statistic) -> dict:
     "Lets a quantized linear round its inputs, and leaves its weights as they are."
@@ -112,23 +148,37 @@ def inputs_only(method: RoundsInputs, linear, statistic) -> dict:
 @dataclass(frozen=True)
 class Int8(RoundsInputs):
     "Rounds weights to eight bits a row, and lets every linear round its inputs to eight bits."
-    activations: str = "token"           # "token": a scale for each token at run time; "static": one for each linear, calibrated
-    observer: str = "minmax"             # for static scales: "minmax", "percentile", "mse" or "entropy"
-    percentile: float = 99.99            # for that observer: share of the inputs that is not clipped, in percent
-    true_sequential: bool = True         # static scales: each linear sees inputs from the rounded ones before it in its block
+
+    activations: str = "token"  # "token": a scale for each token at run time; "static": one for each linear, calibrated
+    observer: str = "minmax"  # for static scales: "minmax", "percentile", "mse" or "entropy"
+    percentile: float = 99.99  # for that observer: share of the inputs that is not clipped, in percent
+    true_sequential: bool = True  # static scales: each linear sees inputs from the rounded ones before it in its block
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
-    paper = "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only inference"
+    paper = (
+        "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only "
+        "inference"
+    )
     link = "https://arxiv.org/abs/1712.05877"
 
     def check(self):
-        if self.activations not in ("token", "static"): raise CompressLabError(f"activations={self.activations!r} is not known.", type(self).__name__, 'use "token" or "static"')
-        if self.observer not in OBSERVERS: raise CompressLabError(f"There is no observer {self.observer!r}.", type(self).__name__, f"use one of {', '.join(OBSERVERS)}")
-        if not 0 < self.percentile <= 100: raise CompressLabError(f"percentile={self.percentile} is not above 0 and at most 100.", type(self).__name__, "use 99.99")
+        if self.activations not in ("token", "static"):
+            raise CompressLabError(
+                f"activations={self.activations!r} is not known.", type(self).__name__, 'use "token" or "static"'
+            )
+        if self.observer not in OBSERVERS:
+            raise CompressLabError(
+                f"There is no observer {self.observer!r}.", type(self).__name__, f"use one of {', '.join(OBSERVERS)}"
+            )
+        if not 0 < self.percentile <= 100:
+            raise CompressLabError(
+                f"percentile={self.percentile} is not above 0 and at most 100.", type(self).__name__, "use 99.99"
+            )
         if self.activations == "static":
             object.__setattr__(self, "needs", frozenset({"calibration"}))
             object.__setattr__(self, "statistic", OBSERVERS[self.observer][0])
 
     def rounding(self, statistic) -> RoundInputs:
         "What a linear does to its inputs; without a statistic, each token has its own scale."
-        if statistic is None: return RoundInputs()
+        if statistic is None:
+            return RoundInputs()
         return RoundInputs(half_precision(torch.tensor(threshold(statistic, self.observer, self.percentile) / 127)))

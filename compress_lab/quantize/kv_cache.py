@@ -6,11 +6,14 @@
 __all__ = ['KNOWN', 'to_grid', 'rounded', 'RoundedCache', 'RoundCache', 'cache_of', 'keeper', 'KVCache', 'packed_bytes']
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-03
-import inspect, torch
+import inspect
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers import cache_utils as caches
+
 from ..core.errors import CompressLabError
 from ..core.recipe import Method, settings
 from ..core.rounding import Rounding, attach, detach, rounding_of
@@ -19,9 +22,9 @@ from .grid import half_precision, step_between
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-08
 def to_grid(
-    x: Tensor,   # any shape
-    bits: int,   # 1 to 8
-    dim: int,    # along which the numbers share a scale
+    x: Tensor,  # any shape
+    bits: int,  # 1 to 8
+    dim: int,  # along which the numbers share a scale
 ) -> Tensor:
     "The numbers rounded to one of 2**bits values between the smallest and the largest, in their own type."
     wide, top = x.float(), 2**bits - 1
@@ -30,11 +33,12 @@ def to_grid(
     scale = half_precision(step_between(low, wide.amax(dim, keepdim=True).maximum(low), top))
     return (((wide - low) / scale).round().clamp(0, top) * scale + low).to(x.dtype)
 
+
 def rounded(
-    states: Tensor,    # keys or values of shape (batch, heads, tokens, channels)
-    bits: int,         # 1 to 8
-    axis: str,         # what has a scale of its own: each "token" or each "channel"
-    group_size: int,   # how many channels of a token, or tokens of a channel, share it; 0: all of the channels
+    states: Tensor,  # keys or values of shape (batch, heads, tokens, channels)
+    bits: int,  # 1 to 8
+    axis: str,  # what has a scale of its own: each "token" or each "channel"
+    group_size: int,  # how many channels of a token, or tokens of a channel, share it; 0: all of the channels
 ) -> Tensor:
     "The states, group by group."
     dim = -1 if axis == "token" else -2
@@ -43,7 +47,8 @@ def rounded(
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-11
 class RoundedCache(DynamicCache):
     "A DynamicCache that rounds the keys and values it stores."
-    rounding = None   # the `RoundCache` that says how
+
+    rounding = None  # the `RoundCache` that says how
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -52,9 +57,11 @@ class RoundedCache(DynamicCache):
         self.rounding.settle(layer, "values", values, new)
         return keys, values
 
+
 @dataclass(eq=False)
 class RoundCache(Rounding):
     "Lets a model keep its keys and values rounded."
+
     bits: int
     keys: str
     values: str
@@ -68,84 +75,133 @@ class RoundCache(Rounding):
         until, first = max(total - self.window, 0) // step * step, total - states.shape[-2]
         done = layer.__dict__.setdefault("rounded", {})
         start = max(min(done.get(name, 0), total - new) // step * step, first)
-        if until > start: states[..., start - first:until - first, :] = rounded(states[..., start - first:until - first, :], self.bits, axis, self.group_size)
+        if until > start:
+            states[..., start - first : until - first, :] = rounded(
+                states[..., start - first : until - first, :], self.bits, axis, self.group_size
+            )
         done[name] = until
 
     def change(self, module, args, kwargs):
         kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args)), **kwargs}
         cache = kwargs.get("past_key_values")
-        if cache is None: cache = DynamicCache(config=module.config)
+        if cache is None:
+            cache = DynamicCache(config=module.config)
         if type(cache) not in (DynamicCache, RoundedCache):
-            raise CompressLabError(f"A {type(cache).__name__} does not round what it stores.", type(module).__name__, "use the default cache, a DynamicCache")
+            raise CompressLabError(
+                f"A {type(cache).__name__} does not round what it stores.",
+                type(module).__name__,
+                "use the default cache, a DynamicCache",
+            )
         cache.__class__, cache.rounding = RoundedCache, self
         return (), {**kwargs, "past_key_values": cache}
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-13
-KNOWN = tuple(getattr(caches, name) for name in ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "LinearAttentionLayer", "DummyLayer",
-              "LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer") if hasattr(caches, name))
+KNOWN = tuple(
+    getattr(caches, name)
+    for name in (
+        "DynamicLayer",
+        "DynamicSlidingWindowLayer",
+        "DynamicIndexedLayer",
+        "LinearAttentionLayer",
+        "DummyLayer",
+        "LinearAttentionAndFullAttentionLayer",
+        "LinearAttentionAndSlidingWindowAttentionLayer",
+    )
+    if hasattr(caches, name)
+)
+
 
 def cache_of(
     model: nn.Module,  # a transformer
 ) -> DynamicCache:
     "The cache a model returns after a few tokens. Raises `CompressLabError` where it is none of keys and values."
     try:
-        with torch.no_grad(): output = model(**{**inputs(model), "use_cache": True})
-    except (TypeError, ValueError): output = None
+        with torch.no_grad():
+            output = model(**{**inputs(model), "use_cache": True})
+    except (TypeError, ValueError):
+        output = None
     cache, name = getattr(output, "past_key_values", None), type(model).__name__
-    if not isinstance(cache, DynamicCache) or not any(getattr(layer, "keys", None) is not None for layer in cache.layers):
-        raise CompressLabError(f"{name} keeps no cache of keys and values.", "KVCache", "use it for language models with attention")
+    if not isinstance(cache, DynamicCache) or not any(
+        getattr(layer, "keys", None) is not None for layer in cache.layers
+    ):
+        raise CompressLabError(
+            f"{name} keeps no cache of keys and values.", "KVCache", "use it for language models with attention"
+        )
     if odd := [type(layer).__name__ for layer in cache.layers if type(layer) not in KNOWN]:
-        raise CompressLabError(f"{name} keeps its keys and values in a {odd[0]}, which is not known here.", "KVCache", "quantize its weights instead")
+        raise CompressLabError(
+            f"{name} keeps its keys and values in a {odd[0]}, which is not known here.",
+            "KVCache",
+            "quantize its weights instead",
+        )
     return cache
 
+# %% ../../nbs/quantize/23_kv_cache.ipynb #cell-13-2
 def keeper(
     model: nn.Module,  # a transformer with a cache
 ) -> nn.Module:
     "The module that makes the cache: the innermost one that is called without."
     found = []
+
     def look(module, args, kwargs):
         names = inspect.signature(module.forward).parameters
-        if "past_key_values" in names and {**dict(zip(names, args)), **kwargs}.get("past_key_values") is None: found.append(module)
+        if "past_key_values" in names and {**dict(zip(names, args)), **kwargs}.get("past_key_values") is None:
+            found.append(module)
+
     hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in model.modules()]
     try:
-        with torch.no_grad(): model(**{**inputs(model), "use_cache": True})
+        with torch.no_grad():
+            model(**{**inputs(model), "use_cache": True})
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return found[-1]
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-17
 @dataclass(frozen=True)
 class KVCache(Method):
     "Lets a language model keep the keys and values of past tokens rounded. Weights stay as they are."
-    bits: int = 4             # of a key or value, 1 to 8
-    keys: str = "token"       # what has a scale of its own: each "token" or each "channel"
-    values: str = "token"     # the same for the values
-    group_size: int = 32      # channels of a token, or tokens of a channel, that share a scale; 0: all channels of a head
-    window: int = 0           # most recent tokens that are kept as they are
+
+    bits: int = 4  # of a key or value, 1 to 8
+    keys: str = "token"  # what has a scale of its own: each "token" or each "channel"
+    values: str = "token"  # the same for the values
+    group_size: int = 32  # channels of a token, or tokens of a channel, that share a scale; 0: all channels of a head
+    window: int = 0  # most recent tokens that are kept as they are
     paper = "Liu et al., 2024, KIVI: A tuning-free asymmetric 2bit quantization for KV cache"
     link = "https://arxiv.org/abs/2402.02750"
     changes_weights, quantizes = False, True
 
     def check(self):
-        if not 1 <= self.bits <= 8: raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", "KVCache", "use 4")
+        if not 1 <= self.bits <= 8:
+            raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", "KVCache", "use 4")
         for axis in (self.keys, self.values):
-            if axis not in ("token", "channel"): raise CompressLabError(f"A scale for each {axis!r} is not known.", "KVCache", 'use "token" or "channel"')
+            if axis not in ("token", "channel"):
+                raise CompressLabError(
+                    f"A scale for each {axis!r} is not known.", "KVCache", 'use "token" or "channel"'
+                )
         if "channel" in (self.keys, self.values) and not self.group_size:
-            raise CompressLabError("A scale for each channel needs a group of tokens.", "KVCache", "set group_size to 32")
+            raise CompressLabError(
+                "A scale for each channel needs a group of tokens.", "KVCache", "set group_size to 32"
+            )
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Gives the model a cache that rounds. Raises `CompressLabError` for models without a cache of keys and values."
         model, where = subject.model, type(subject.model).__name__
         for module in model.modules():
-            if isinstance(rounding_of(module), RoundCache): detach(module)
+            if isinstance(rounding_of(module), RoundCache):
+                detach(module)
         cache_of(model)
         body = keeper(model)
         attach(body, RoundCache(**settings(self)))
-        try: used = any(hasattr(layer, "rounded") for layer in cache_of(model).layers)
-        except CompressLabError: used = False
-        if used: return {}
+        try:
+            used = any(hasattr(layer, "rounded") for layer in cache_of(model).layers)
+        except CompressLabError:
+            used = False
+        if used:
+            return {}
         detach(body)
-        raise CompressLabError(f"{where} does not use the cache it is given.", "KVCache", "quantize its weights instead")
+        raise CompressLabError(
+            f"{where} does not use the cache it is given.", "KVCache", "quantize its weights instead"
+        )
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-28
 def packed_bytes(
@@ -156,11 +212,16 @@ def packed_bytes(
     for layer in cache.layers:
         for name in ("keys", "values"):
             states = getattr(layer, name, None)
-            if states is None or not states.numel(): continue
+            if states is None or not states.numel():
+                continue
             *_, tokens, channels = states.shape
             heads, first = states.numel() // (tokens * channels), layer.get_seq_length() - tokens
             old = max(0, layer.rounded[name] - first)
             across = channels if getattr(rounding, name) == "token" else old
-            groups = -(-across // (rounding.group_size or across or 1)) * (old if getattr(rounding, name) == "token" else channels)
-            bits += heads * (old * channels * rounding.bits + 32 * groups + (tokens - old) * channels * 8 * states.element_size())
+            groups = -(-across // (rounding.group_size or across or 1)) * (
+                old if getattr(rounding, name) == "token" else channels
+            )
+            bits += heads * (
+                old * channels * rounding.bits + 32 * groups + (tokens - old) * channels * 8 * states.element_size()
+            )
     return bits // 8

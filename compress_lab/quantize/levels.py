@@ -7,10 +7,12 @@ __all__ = ['FORMATS', 'edges', 'nearest', 'Format', 'eight_bits', 'factor', 'sca
            'rounded']
 
 # %% ../../nbs/quantize/00_levels.ipynb #cell-03
-import torch
 from dataclasses import dataclass
 from functools import cache
+
+import torch
 from torch import Tensor
+
 from ..core.layerwise import Compressed
 from ..core.packed import LEVELS
 
@@ -19,16 +21,19 @@ from ..core.packed import LEVELS
 def edges(
     name: str,  # of a table in `LEVELS`
 ) -> tuple[Tensor, Tensor]:
-    "The codes of the finite levels in ascending order, and the edges between them: a value goes to the level after the last edge that lies below it."
+    """The codes of the finite levels in ascending order, and the edges between them: a value goes to the level after
+    the last edge that lies below it.
+    """
     table = LEVELS[name]
     codes = (table.isfinite() & ~((table == 0) & table.signbit())).nonzero()[:, 0]
     codes = codes[table[codes].argsort()]
     middle = (table[codes[1:]] + table[codes[:-1]]) / 2
     return codes, torch.where(codes[1:] % 2 == 0, middle.nextafter(torch.tensor(-torch.inf)), middle)
 
+
 def nearest(
     values: Tensor,  # weights divided by their scales, float32
-    name: str,       # of a table in `LEVELS`
+    name: str,  # of a table in `LEVELS`
 ) -> Tensor:
     "The codes of the nearest levels, uint8; a negative zero stays one where the table has it."
     table, (codes, between) = LEVELS[name], edges(name)
@@ -40,22 +45,33 @@ def nearest(
 @dataclass(frozen=True)
 class Format:
     "A table of levels with the kind of scale that belongs to it."
-    levels: str              # name of a table in `LEVELS`
-    scale: str               # kind of scale: "power", "e4m3", "float" or "matrix"
-    group_size: int|None     # columns a group; 0: the whole row; None: any
+
+    levels: str  # name of a table in `LEVELS`
+    scale: str  # kind of scale: "power", "e4m3", "float" or "matrix"
+    group_size: int | None  # columns a group; 0: the whole row; None: any
 
     @property
-    def bits(self) -> int: return len(LEVELS[self.levels]).bit_length() - 1
+    def bits(self) -> int:
+        return len(LEVELS[self.levels]).bit_length() - 1
 
     @property
     def top(self) -> float:
         "The largest level."
         return float(LEVELS[self.levels].nan_to_num(0, 0, 0).max())
 
-FORMATS = {"fp8_e4m3": Format("e4m3", "float", 0), "fp8_e5m2": Format("e5m2", "float", 0),
-           "mxfp8_e4m3": Format("e4m3", "power", 32), "mxfp8_e5m2": Format("e5m2", "power", 32),
-           "mxfp6_e2m3": Format("e2m3", "power", 32), "mxfp6_e3m2": Format("e3m2", "power", 32), "mxfp4": Format("e2m1", "power", 32),
-           "nvfp4": Format("e2m1", "e4m3", 16), "nf4": Format("nf4", "float", None), "e2m1": Format("e2m1", "float", None)}
+
+FORMATS = {
+    "fp8_e4m3": Format("e4m3", "float", 0),
+    "fp8_e5m2": Format("e5m2", "float", 0),
+    "mxfp8_e4m3": Format("e4m3", "power", 32),
+    "mxfp8_e5m2": Format("e5m2", "power", 32),
+    "mxfp6_e2m3": Format("e2m3", "power", 32),
+    "mxfp6_e3m2": Format("e3m2", "power", 32),
+    "mxfp4": Format("e2m1", "power", 32),
+    "nvfp4": Format("e2m1", "e4m3", 16),
+    "nf4": Format("nf4", "float", None),
+    "e2m1": Format("e2m1", "float", None),
+}
 
 # %% ../../nbs/quantize/00_levels.ipynb #cell-14
 def eight_bits(scales: Tensor) -> Tensor:
@@ -63,48 +79,59 @@ def eight_bits(scales: Tensor) -> Tensor:
     short = scales.clamp(max=torch.finfo(torch.bfloat16).max).bfloat16().float()
     return torch.where(short > 0, short, 1.0)
 
+
 def factor(
     format: Format,
     weight: Tensor,  # (rows, in)
-) -> Tensor|None:
+) -> Tensor | None:
     "The factor of all scales of a matrix, float32 of shape (1, 1); None for formats that have none."
-    if format.scale not in ("e4m3", "matrix"): return None
-    if format.scale == "matrix": return eight_bits(weight.abs().max() / format.top).view(1, 1)
+    if format.scale not in ("e4m3", "matrix"):
+        return None
+    if format.scale == "matrix":
+        return eight_bits(weight.abs().max() / format.top).view(1, 1)
     found = weight.abs().max() / (448 * format.top)
     return torch.where(found > 0, found, 1.0).view(1, 1)
 
+
 def scales_for(
     format: Format,
-    largest: Tensor,      # largest magnitude of each group
-    outer: Tensor|None,   # the `factor`
+    largest: Tensor,  # largest magnitude of each group
+    outer: Tensor | None,  # the `factor`
 ) -> Tensor:
     "The scale of each group, in the type it is stored in."
-    if format.scale == "matrix": return torch.ones_like(largest).to(torch.float8_e8m0fnu)
-    if format.scale == "e4m3": return (largest / format.top / outer).clamp(2**-9, 448).to(torch.float8_e4m3fn)
-    if format.scale == "float": return eight_bits(largest / format.top)
+    if format.scale == "matrix":
+        return torch.ones_like(largest).to(torch.float8_e8m0fnu)
+    if format.scale == "e4m3":
+        return (largest / format.top / outer).clamp(2**-9, 448).to(torch.float8_e4m3fn)
+    if format.scale == "float":
+        return eight_bits(largest / format.top)
     exponent = torch.frexp(largest)[1] - torch.frexp(torch.tensor(format.top))[1]
-    return torch.ldexp(torch.ones_like(largest), torch.where(largest > 0, exponent.clamp(-127, 127), 0)).to(torch.float8_e8m0fnu)
+    return torch.ldexp(torch.ones_like(largest), torch.where(largest > 0, exponent.clamp(-127, 127), 0)).to(
+        torch.float8_e8m0fnu
+    )
 
 # %% ../../nbs/quantize/00_levels.ipynb #cell-18
 def by_group(
-    weight: Tensor,   # (rows, in)
-    size: int,        # columns a group
+    weight: Tensor,  # (rows, in)
+    size: int,  # columns a group
 ) -> Tensor:
     "The matrix as (rows, groups, size), zeros after the last column."
     padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % size))
     return padded.unflatten(1, (-1, size))
 
-def multiplied(scales: Tensor, outer: Tensor|None) -> Tensor:
+
+def multiplied(scales: Tensor, outer: Tensor | None) -> Tensor:
     "Scales as `Packed.dequantize` multiplies them, float32."
     return scales.float() if outer is None else scales.float() * outer
 
+
 def lay(
     format: Format,
-    weight: Tensor,                 # (rows, in)
-    size: int,                      # columns a group
-    outer: Tensor|None,             # the `factor` of the matrix
-    shares: tuple=(1.0,),           # factors on the largest magnitude that are tried
-    importance: Tensor|None=None,   # cost of a squared error in each column, (in,)
+    weight: Tensor,  # (rows, in)
+    size: int,  # columns a group
+    outer: Tensor | None,  # the `factor` of the matrix
+    shares: tuple = (1.0,),  # factors on the largest magnitude that are tried
+    importance: Tensor | None = None,  # cost of a squared error in each column, (in,)
 ) -> Tensor:
     "The scale of each group, (rows, groups), in the type it is stored in."
     groups, table = by_group(weight, size), LEVELS[format.levels]
@@ -112,7 +139,8 @@ def lay(
     cost = None if importance is None else by_group(importance[None], size)
     for share in shares:
         found = scales_for(format, largest * share, outer)
-        if len(shares) == 1: return found
+        if len(shares) == 1:
+            return found
         step = multiplied(found, outer)[..., None]
         error = (table[nearest(groups / step, format.levels).long()] * step - groups).square_()
         error = (error if cost is None else error.mul_(cost)).sum(2)
@@ -123,12 +151,18 @@ def lay(
 # %% ../../nbs/quantize/00_levels.ipynb #cell-19
 def rounded(
     format: Format,
-    weight: Tensor,        # (rows, in)
-    size: int,             # columns a group
-    scales: Tensor,        # of each group, (rows, groups)
-    outer: Tensor|None,    # the `factor` of the matrix
+    weight: Tensor,  # (rows, in)
+    size: int,  # columns a group
+    scales: Tensor,  # of each group, (rows, groups)
+    outer: Tensor | None,  # the `factor` of the matrix
 ) -> Compressed:
     "Every weight at the nearest level of its group."
     step = multiplied(scales, outer)[:, torch.arange(weight.shape[1]) // size]
     codes = nearest(weight / step, format.levels)
-    return Compressed(step * LEVELS[format.levels][codes.long()], codes, scales, levels=format.levels, outer=None if outer is None else outer.expand(len(weight), 1))
+    return Compressed(
+        step * LEVELS[format.levels][codes.long()],
+        codes,
+        scales,
+        levels=format.levels,
+        outer=None if outer is None else outer.expand(len(weight), 1),
+    )

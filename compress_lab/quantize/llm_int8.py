@@ -6,24 +6,28 @@
 __all__ = ['outliers', 'RoundQuiet', 'LLMInt8']
 
 # %% ../../nbs/quantize/22_llm_int8.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from .int8 import RoundInputs, RoundsInputs, to_int8, token_scales
 
 # %% ../../nbs/quantize/22_llm_int8.ipynb #cell-06
 def outliers(
-    x: Tensor,         # activations of shape (…, in)
+    x: Tensor,  # activations of shape (…, in)
     threshold: float,  # magnitude from which one value makes its column an outlier
 ) -> Tensor:
     "Mask of the outlier columns, (in,)."
     return (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(0)
 
+
 @dataclass(eq=False)
 class RoundQuiet(RoundInputs):
     "Rounds the inputs of a linear to eight bits, a scale for each token, except for columns with outliers."
-    threshold: float = 6.0   # magnitude from which one value makes its column an outlier
+
+    threshold: float = 6.0  # magnitude from which one value makes its column an outlier
 
     def round(self, x: Tensor) -> Tensor:
         loud = outliers(x, self.threshold)
@@ -34,12 +38,16 @@ class RoundQuiet(RoundInputs):
 @dataclass(frozen=True)
 class LLMInt8(RoundsInputs):
     "Rounds weights to eight bits a row, and inputs to eight bits a token but for columns with outliers."
-    threshold: float = 6.0   # magnitude from which one value makes its column an outlier
+
+    threshold: float = 6.0  # magnitude from which one value makes its column an outlier
     paper = "Dettmers et al., 2022, LLM.int8(): 8-bit matrix multiplication for transformers at scale"
     link = "https://arxiv.org/abs/2208.07339"
 
     def check(self):
-        if not self.threshold > 0: raise CompressLabError(f"threshold={self.threshold} is not above 0.", "LLMInt8", "use 6.0, as the paper does")
+        if not self.threshold > 0:
+            raise CompressLabError(
+                f"threshold={self.threshold} is not above 0.", "LLMInt8", "use 6.0, as the paper does"
+            )
 
     def rounding(self, statistic) -> RoundQuiet:
         "What a linear does to its inputs."

@@ -7,51 +7,72 @@ __all__ = ['METRICS', 'check_methods', 'candidates', 'answering', 'Replay', 'kl'
            'sensitivity', 'check_table', 'allocate', 'mixture']
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-03
-import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import Tensor, nn
+
 from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
 from ..core.layerwise import LayerMethod, treat
-from ..core.precision import autocast, precision
 from ..core.losses import causal, requiring
 from ..core.packed import Packed
+from ..core.precision import autocast, precision
 from ..core.progress import bar
 from ..core.recipe import Recipe, Step, plan
 from ..core.settings import whole as whole_number
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-06
 def check_methods(methods: list):
-    "Raises `CompressLabError` unless there are methods and each is a function of a matrix and the second moments of its inputs."
-    if not methods: raise CompressLabError("There is no setting to choose from.", "methods", "give a list, as in [RTN(bits=3), RTN(bits=4)]")
+    """Raises `CompressLabError` unless there are methods and each is a function of a matrix and the second moments of
+    its inputs.
+    """
+    if not methods:
+        raise CompressLabError(
+            "There is no setting to choose from.", "methods", "give a list, as in [RTN(bits=3), RTN(bits=4)]"
+        )
     for method in methods:
         if not isinstance(method, LayerMethod) or method.statistic not in (None, Gram) or not hasattr(method, "bits"):
-            raise CompressLabError(f"{method} cannot be tried on one linear after another.", "methods", "use methods that quantize a linear by itself, such as RTN or GPTQ")
+            raise CompressLabError(
+                f"{method} cannot be tried on one linear after another.",
+                "methods",
+                "use methods that quantize a linear by itself, such as RTN or GPTQ",
+            )
+
 
 def candidates(
-    subject,                   # a Subject whose model may be worked on; its weights are as before afterwards
-    layers: list[LinearLayer], # the linears
-    methods: list,             # what to quantize them with
-    tokens: Tensor|None,       # calibration rows, (n, length)
+    subject,  # a Subject whose model may be worked on; its weights are as before afterwards
+    layers: list[LinearLayer],  # the linears
+    methods: list,  # what to quantize them with
+    tokens: Tensor | None,  # calibration rows, (n, length)
 ) -> dict[tuple, tuple[Packed, dict]]:
-    "What each method makes of each linear, packed, and the errors it reports, by (linear name, method); without tokens, of methods that need none."
+    """What each method makes of each linear, packed, and the errors it reports, by (linear name, method); without
+    tokens, of methods that need none.
+    """
     found, device = {}, subject.model.device.type
+
     def compress(group, statistics):
         kept = [linear.weight.data.clone() for linear in group]
         for method in methods:
-            with torch.autocast(device, enabled=False), torch.no_grad(): report = treat(method, subject, group, statistics)
+            with torch.autocast(device, enabled=False), torch.no_grad():
+                report = treat(method, subject, group, statistics)
             for linear, weight in zip(group, kept):
                 found[linear.name, method] = subject.packed.pop(linear.key), report[linear.name]
                 linear.weight.data.copy_(weight)
+
     if tokens is None:
-        for linear in bar(layers, desc="rounding", unit="linear"): compress((linear,), {})
+        for linear in bar(layers, desc="rounding", unit="linear"):
+            compress((linear,), {})
         return found
     check_memory(memory_needed(subject.model, layers, tokens.numel(), square=True), "sensitivity")
     batches = [{"input_ids": part} for part in tokens.split(max(1, 2048 // tokens.shape[1]))]
-    with precision("auto", subject.model): walk(subject.model, batches, layers, Gram, compress)
+    with precision("auto", subject.model):
+        walk(subject.model, batches, layers, Gram, compress)
     return found
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-09
@@ -59,130 +80,202 @@ def candidates(
 def answering(modules: list[nn.Module], outputs: list):
     "A context in which the modules do not compute and give these outputs."
     own = [vars(module).get("forward") for module in modules]
-    for module, output in zip(modules, outputs): module.forward = lambda *args, output=output, **kwargs: output
-    try: yield
+    for module, output in zip(modules, outputs):
+        module.forward = lambda *args, output=output, **kwargs: output
+    try:
+        yield
     finally:
         for module, forward in zip(modules, own):
             del module.forward
-            if forward is not None: module.forward = forward
+            if forward is not None:
+                module.forward = forward
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-09b
 class Replay:
     "The logits of a model for a few rows, with the outputs of its first blocks taken from memory."
+
     def __init__(self, model: nn.Module, rows: Tensor):
         self.model, self.rows, self.blocks = model, rows.split(1), [block.module for block in blocks(model)]
         self.outputs = [[] for _ in self.rows]
-        if self.allowed(rows[:1, :16]): self.outputs = [self.record(row) for row in self.rows]
+        if self.allowed(rows[:1, :16]):
+            self.outputs = [self.record(row) for row in self.rows]
 
     def record(self, row: Tensor) -> list:
         seen = []
-        hooks = [module.register_forward_hook(lambda module, args, output: seen.append((module, output))) for module in self.blocks]
-        try: self.model(input_ids=row)
+        hooks = [
+            module.register_forward_hook(lambda module, args, output: seen.append((module, output)))
+            for module in self.blocks
+        ]
+        try:
+            self.model(input_ids=row)
         finally:
-            for hook in hooks: hook.remove()
+            for hook in hooks:
+                hook.remove()
         return [output for _, output in seen] if [module for module, _ in seen] == self.blocks else []
 
     def allowed(self, row: Tensor) -> bool:
         "Whether the model says the same wherever it is taken up."
         outputs, whole = self.record(row), self.model(input_ids=row).logits
+
         def same(start):
-            with answering(self.blocks[:start], outputs): return torch.equal(self.model(input_ids=row).logits, whole)
+            with answering(self.blocks[:start], outputs):
+                return torch.equal(self.model(input_ids=row).logits, whole)
+
         return bool(outputs) and all(map(same, range(1, len(self.blocks) + 1)))
 
-    def logits(self, start: int=0):
+    def logits(self, start: int = 0):
         "Row by row, of shape (length, vocabulary); blocks before `start` are as they were."
         for row, outputs in zip(self.rows, self.outputs):
-            with answering(self.blocks[:start if outputs else 0], outputs): yield self.model(input_ids=row).logits[0].float()
+            with answering(self.blocks[: start if outputs else 0], outputs):
+                yield self.model(input_ids=row).logits[0].float()
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-11
 def kl(before: Tensor, after: Tensor) -> Tensor:
     "Mean over tokens of KL(before || after) in nats, from log-probabilities of shape (tokens, vocabulary)."
     return torch.where(before > -torch.inf, before.exp() * (before - after), 0.0).sum(-1).mean().clamp(min=0)
 
+
 def exact(model: nn.Module, groups: dict, methods: list, tried: dict, rows: Tensor, metric: str) -> dict[tuple, float]:
     "The cost of each group of linears under each method, by (group, method): KL, or the rise of the next-token loss."
     with calibrating(model), torch.inference_mode():
         replay = Replay(model, rows)
         originals = [logits.log_softmax(-1) for logits in replay.logits()]
+
         def cost(start):
             parts = zip(replay.logits(start), originals, rows)
-            if metric == "kl": return float(np.mean([float(kl(before, logits.log_softmax(-1))) for logits, before, _ in parts]))
-            def loss(logprobs, row): return -logprobs[:-1].gather(1, row[1:, None]).mean()
-            return float(np.mean([float(loss(logits.log_softmax(-1), row) - loss(before, row)) for logits, before, row in parts]))
+            if metric == "kl":
+                return float(np.mean([float(kl(before, logits.log_softmax(-1))) for logits, before, _ in parts]))
+
+            def loss(logprobs, row):
+                return -logprobs[:-1].gather(1, row[1:, None]).mean()
+
+            return float(
+                np.mean([float(loss(logits.log_softmax(-1), row) - loss(before, row)) for logits, before, row in parts])
+            )
+
         found = {}
-        for (name, group), method in bar([(item, method) for item in groups.items() for method in methods], desc=f"sensitivity, {metric}", unit="setting"):
+        for (name, group), method in bar(
+            [(item, method) for item in groups.items() for method in methods],
+            desc=f"sensitivity, {metric}",
+            unit="setting",
+        ):
             kept = [linear.weight.clone() for linear in group]
-            for linear in group: linear.weight.copy_(tried[linear.name, method][0].dequantize())
+            for linear in group:
+                linear.weight.copy_(tried[linear.name, method][0].dequantize())
             found[name, method] = cost(min((linear.block or 0) for linear in group))
-            for linear, weight in zip(group, kept): linear.weight.copy_(weight)
+            for linear, weight in zip(group, kept):
+                linear.weight.copy_(weight)
         return found
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-13
 def fisher(
-    model: nn.Module,          # any language model
-    layers: list[LinearLayer], # the linears
-    rows: Tensor,              # tokens, (n, length)
-    seed: int=0,               # of the labels that are drawn
+    model: nn.Module,  # any language model
+    layers: list[LinearLayer],  # the linears
+    rows: Tensor,  # tokens, (n, length)
+    seed: int = 0,  # of the labels that are drawn
 ) -> dict[str, Tensor]:
     "Diagonal of the Fisher information per token, in the shape of the weight, by linear name."
-    squares, generator = {linear.name: torch.zeros_like(linear.weight) for linear in layers}, torch.Generator(rows.device).manual_seed(seed)
+    squares, generator = (
+        {linear.name: torch.zeros_like(linear.weight) for linear in layers},
+        torch.Generator(rows.device).manual_seed(seed),
+    )
+
     def add(name):
-        def hook(parameter): squares[name].addcmul_(parameter.grad, parameter.grad, value=1 / rows.numel()); parameter.grad = None
+        def hook(parameter):
+            squares[name].addcmul_(parameter.grad, parameter.grad, value=1 / rows.numel())
+            parameter.grad = None
+
         return hook
+
     hooks = []
     try:
         with requiring(model, [linear.weight for linear in layers]), calibrating(model), torch.enable_grad():
             hooks += [linear.weight.register_post_accumulate_grad_hook(add(linear.name)) for linear in layers]
             for row in bar(rows.split(1), desc="fisher", unit="row"):
-                with autocast("auto", row.device): logits = model(input_ids=row).logits[0].float()
+                with autocast("auto", row.device):
+                    logits = model(input_ids=row).logits[0].float()
                 drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
                 nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return squares
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-17
 METRICS = ("kl", "loss", "fisher", "output_error")
 
+
 def costs(model: nn.Module, groups: dict, methods: list, tried: dict, rows: Tensor, metric: str) -> dict[tuple, float]:
     "The cost of each group of linears under each method, by (group, method), measured or estimated."
-    if metric in ("kl", "loss"): return exact(model, groups, methods, tried, rows, metric)
-    squares = fisher(model, [linear for group in groups.values() for linear in group], rows) if metric == "fisher" else {}
+    if metric in ("kl", "loss"):
+        return exact(model, groups, methods, tried, rows, metric)
+    squares = (
+        fisher(model, [linear for group in groups.values() for linear in group], rows) if metric == "fisher" else {}
+    )
+
     def one(linear, method):
         packed, report = tried[linear.name, method]
-        return float((squares[linear.name] * (packed.dequantize() - linear.weight.data).square()).sum() / 2) if metric == "fisher" else report.get("output_error", float("nan"))   # none where nothing was seen
-    return {(name, method): sum(one(linear, method) for linear in group) for name, group in groups.items() for method in methods}
+        return (
+            float((squares[linear.name] * (packed.dequantize() - linear.weight.data).square()).sum() / 2)
+            if metric == "fisher"
+            else report.get("output_error", float("nan"))
+        )  # none where nothing was seen
+
+    return {
+        (name, method): sum(one(linear, method) for linear in group)
+        for name, group in groups.items()
+        for method in methods
+    }
+
 
 def check_asked(subject, calibration, methods: list, metric: str, by: str):
     "Raises `CompressLabError` where sensitivity is asked for what it cannot give."
     check_methods(methods)
-    if calibration is None: raise CompressLabError("Sensitivity needs text.", "calibration", 'pass cl.calibration("wikipedia", subject)')
+    if calibration is None:
+        raise CompressLabError("Sensitivity needs text.", "calibration", 'pass cl.calibration("wikipedia", subject)')
     for name, value, known in (("metric", metric, METRICS), ("by", by, ("linear", "block"))):
-        if value not in known: raise CompressLabError(f"{name}={value!r} is not known.", "sensitivity", f"use one of {', '.join(known)}")
-    with torch.inference_mode(): output = subject.model(input_ids=calibration.tokens[:1, :8].to(subject.model.device))
+        if value not in known:
+            raise CompressLabError(f"{name}={value!r} is not known.", "sensitivity", f"use one of {', '.join(known)}")
+    with torch.inference_mode():
+        output = subject.model(input_ids=calibration.tokens[:1, :8].to(subject.model.device))
     if metric != "output_error" and not hasattr(output, "logits"):
-        raise CompressLabError(f"The model has no logits, which the metric {metric} needs.", type(subject.model).__name__, 'use metric="output_error"')
+        raise CompressLabError(
+            f"The model has no logits, which the metric {metric} needs.",
+            type(subject.model).__name__,
+            'use metric="output_error"',
+        )
     if metric == "loss" and not causal(subject.model):
-        raise CompressLabError("The loss of the next token is that of a causal language model.", type(subject.model).__name__, 'use metric="kl"')
+        raise CompressLabError(
+            "The loss of the next token is that of a causal language model.",
+            type(subject.model).__name__,
+            'use metric="kl"',
+        )
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-18
 def sensitivity(
-    subject,                   # a Subject, left as it is
-    calibration,               # a Calibration
-    methods: list,             # the settings to choose from, such as [RTN(bits=3), RTN(bits=4)]
-    metric: str="kl",          # "kl" and "loss": exact; "fisher" and "output_error" (relative, of the outputs): estimates
+    subject,  # a Subject, left as it is
+    calibration,  # a Calibration
+    methods: list,  # the settings to choose from, such as [RTN(bits=3), RTN(bits=4)]
+    metric: str = "kl",  # "kl" and "loss": exact; "fisher" and "output_error" (relative, of the outputs): estimates
     *,
-    by: str="linear",          # what gets a setting of its own: "linear" or "block"
-    targets=(),                # patterns of names; none: all linears inside the blocks
-    ignore=(),                 # patterns of names to leave alone
-    rows: int=2,               # calibration rows that "kl", "loss" and "fisher" look at
+    by: str = "linear",  # what gets a setting of its own: "linear" or "block"
+    targets=(),  # patterns of names; none: all linears inside the blocks
+    ignore=(),  # patterns of names to leave alone
+    rows: int = 2,  # calibration rows that "kl", "loss" and "fisher" look at
 ) -> pd.DataFrame:
-    "What each setting costs on each module alone, a row for each: name, block, kind, method, weights, bits (a weight, all counted), cost, and the linears it means."
+    """What each setting costs on each module alone, a row for each: name, block, kind, method, weights, bits (a weight,
+    all counted), cost, and the linears it means.
+    """
     methods, work, rows = list(methods), subject.copy(), whole_number(rows, "sensitivity, rows", 1)
     check_asked(subject, calibration, methods, metric, by)
     layers = plan(Recipe.of(methods[0].on(*targets, ignore=ignore)), work, calibration)[0]
-    tokens, named, groups = calibration.tokens.to(work.model.device), {block.index: block.name for block in blocks(work.model)}, {}
-    for linear in layers: groups.setdefault(linear.name if by == "linear" else named.get(linear.block, linear.name), []).append(linear)
+    tokens, named, groups = (
+        calibration.tokens.to(work.model.device),
+        {block.index: block.name for block in blocks(work.model)},
+        {},
+    )
+    for linear in layers:
+        groups.setdefault(linear.name if by == "linear" else named.get(linear.block, linear.name), []).append(linear)
     walked = metric == "output_error" or any(method.statistic for method in methods)
     tried = candidates(work, layers, methods, tokens if walked else None)
     found, table = costs(work.model, groups, methods, tried, tokens[:rows], metric), []
@@ -191,34 +284,63 @@ def sensitivity(
         for method in methods:
             bits = 8 * sum(tried[linear.name, method][0].nbytes for linear in group) / weights
             kind = name.removeprefix(f"{named.get(block)}.") if by == "linear" else ""
-            table.append((name, block, kind, method, weights, bits, found[name, method], tuple(linear.name for linear in group)))
+            table.append(
+                (name, block, kind, method, weights, bits, found[name, method], tuple(linear.name for linear in group))
+            )
     return pd.DataFrame(table, columns=["name", "block", "kind", "method", "weights", "bits", "cost", "targets"])
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-21
 def check_table(table: pd.DataFrame, budget: float):
-    "Raises `CompressLabError` where there is nothing to choose from, a cost is no number, or no choice is within the budget."
+    """Raises `CompressLabError` where there is nothing to choose from, a cost is no number, or no choice is within the
+    budget.
+    """
     missing = {"name", "method", "weights", "bits", "cost"} - set(table.columns)
-    if missing or table.empty: raise CompressLabError(f"The table has no {', '.join(sorted(missing)) or 'rows'}.", "allocate", "give what `sensitivity` returns")
+    if missing or table.empty:
+        raise CompressLabError(
+            f"The table has no {', '.join(sorted(missing)) or 'rows'}.", "allocate", "give what `sensitivity` returns"
+        )
     wrong = table[~np.isfinite(table[["bits", "cost"]].to_numpy(float)).all(1)]
-    if len(wrong): raise CompressLabError("A cost is not a finite number.", f"{wrong.iloc[0]['name']}, {wrong.iloc[0]['method']}", "leave that setting or module out")
-    least = float(table.assign(size=table.bits * table.weights).groupby("name")["size"].min().sum() / table.groupby("name").weights.first().sum())
+    if len(wrong):
+        raise CompressLabError(
+            "A cost is not a finite number.",
+            f"{wrong.iloc[0]['name']}, {wrong.iloc[0]['method']}",
+            "leave that setting or module out",
+        )
+    least = float(
+        table.assign(size=table.bits * table.weights).groupby("name")["size"].min().sum()
+        / table.groupby("name").weights.first().sum()
+    )
     if not budget >= least * (1 - 1e-9):
-        raise CompressLabError(f"No choice of these settings takes {budget:g} bits a weight or fewer.", "budget", f"the smallest takes {np.ceil(least * 1e4) / 1e4:g}: allow that, or add a smaller setting")
+        raise CompressLabError(
+            f"No choice of these settings takes {budget:g} bits a weight or fewer.",
+            "budget",
+            f"the smallest takes {np.ceil(least * 1e4) / 1e4:g}: allow that, or add a smaller setting",
+        )
+
 
 def allocate(
     table: pd.DataFrame,  # as `sensitivity` gives it
-    budget: float,        # bits a weight, on average over the modules of the table, scales and zero points counted
+    budget: float,  # bits a weight, on average over the modules of the table, scales and zero points counted
 ) -> pd.DataFrame:
-    "The rows of the table to take, one for each module: of all choices within the budget, the one whose costs have the smallest sum. Raises `CompressLabError` where there is none."
+    """The rows of the table to take, one for each module: of all choices within the budget, the one whose costs have
+    the smallest sum.
+
+    Raises `CompressLabError` where there is none.
+    """
     check_table(table, budget)
     module, names = pd.factorize(table["name"])
     one = csr_array((np.ones(len(table)), (module, np.arange(len(table)))))
     share = (table.bits * table.weights).to_numpy(float) / table.groupby("name").weights.first().sum()
-    scale, cost = 1e6, table.cost.to_numpy(float)   # the solver's tolerances are absolute
+    scale, cost = 1e6, table.cost.to_numpy(float)  # the solver's tolerances are absolute
     unit = scale / max(np.abs(cost).sum(), 1e-300)
     within = [LinearConstraint(one, 1, 1), LinearConstraint(scale / budget * share[None], ub=scale * (1 + 1e-9))]
-    result = milp(unit * cost, integrality=np.ones(len(table)), bounds=(0, 1), constraints=within, options={"mip_rel_gap": 0})
-    if result.x is None: raise CompressLabError(f"The integer program was not solved: {result.message}", "allocate", "change the budget a little")
+    result = milp(
+        unit * cost, integrality=np.ones(len(table)), bounds=(0, 1), constraints=within, options={"mip_rel_gap": 0}
+    )
+    if result.x is None:
+        raise CompressLabError(
+            f"The integer program was not solved: {result.message}", "allocate", "change the budget a little"
+        )
     return table[result.x > 0.5].reset_index(drop=True)
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-25
@@ -227,4 +349,9 @@ def mixture(
 ) -> Recipe:
     "The Recipe that gives each module its setting: a step for each setting, fewest bits first."
     order = chosen.groupby("method", sort=False).bits.mean().sort_values().index
-    return Recipe(tuple(Step(method, tuple(name for names in chosen[chosen.method == method].targets for name in names)) for method in order))
+    return Recipe(
+        tuple(
+            Step(method, tuple(name for names in chosen[chosen.method == method].targets for name in names))
+            for method in order
+        )
+    )

@@ -7,29 +7,39 @@ __all__ = ['NF4']
 
 # %% ../../nbs/quantize/11_nf4.ipynb #cell-03
 from dataclasses import dataclass, replace
-from torch import Tensor
 from typing import ClassVar
+
+from torch import Tensor
+
 from ..core.layerwise import Compressed, LayerMethod
 from .levels import FORMATS, Format, eight_bits, factor, lay, rounded
 
 # %% ../../nbs/quantize/11_nf4.ipynb #cell-08
 @dataclass(frozen=True)
 class NF4(LayerMethod):
-    "Rounds every weight to the nearest of sixteen quantiles of the normal distribution, scaled to its group's largest weight."
-    group_size: int = 64    # consecutive inputs that share a scale; 0: the whole row
-    double: bool = False    # scales of eight bits, under one factor for the matrix
+    """Rounds every weight to the nearest of sixteen quantiles of the normal distribution, scaled to its group's largest
+    weight.
+    """
+
+    group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
+    double: bool = False  # scales of eight bits, under one factor for the matrix
     paper = "Dettmers et al., 2023, QLoRA: Efficient finetuning of quantized LLMs"
     link = "https://arxiv.org/abs/2305.14314"
     quantizes = True
     levels: ClassVar[str] = "nf4"
 
     @property
-    def layout(self) -> Format: return replace(FORMATS[self.levels], scale="e4m3") if self.double else FORMATS[self.levels]
+    def layout(self) -> Format:
+        return replace(FORMATS[self.levels], scale="e4m3") if self.double else FORMATS[self.levels]
 
     @property
-    def bits(self) -> int: return self.layout.bits
+    def bits(self) -> int:
+        return self.layout.bits
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes and scales."
-        size, outer = self.columns_per_group(weight.shape[1]), eight_bits(factor(self.layout, weight)) if self.double else None
+        size, outer = (
+            self.columns_per_group(weight.shape[1]),
+            eight_bits(factor(self.layout, weight)) if self.double else None,
+        )
         return rounded(self.layout, weight, size, lay(self.layout, weight, size, outer), outer)

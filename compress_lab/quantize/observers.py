@@ -7,24 +7,31 @@ __all__ = ['BINS', 'LEVELS', 'OBSERVERS', 'Largest', 'Histogram', 'percentile', 
            'divergences', 'entropy', 'threshold']
 
 # %% ../../nbs/quantize/20_observers.ipynb #cell-03
-import math, torch
+import math
+
+import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 
 # %% ../../nbs/quantize/20_observers.ipynb #cell-06
 class Largest:
     "The largest magnitude of all inputs."
+
     square = False
 
-    def __init__(self,
-        width: int=0,  # in_features; not needed
+    def __init__(
+        self,
+        width: int = 0,  # in_features; not needed
     ):
         self.largest, self.rows = 0.0, 0
 
     def update(self, inputs: Tensor):
-        if not inputs.numel(): return
+        if not inputs.numel():
+            return
         self.largest = max(self.largest, float(inputs.abs().amax())) if self.finite() else self.largest
-        if not inputs.isfinite().all(): self.largest = math.nan
+        if not inputs.isfinite().all():
+            self.largest = math.nan
         self.rows += len(inputs)
 
     @property
@@ -32,24 +39,32 @@ class Largest:
         "Whether any input was not zero."
         return self.largest != 0
 
-    def finite(self) -> bool: return math.isfinite(self.largest)
+    def finite(self) -> bool:
+        return math.isfinite(self.largest)
 
 # %% ../../nbs/quantize/20_observers.ipynb #cell-08
 BINS = 1 << 16
 
+
 class Histogram(Largest):
     "How many inputs are of which magnitude, in equal bins up to a power of two that grows when it must."
-    def __init__(self,
-        width: int=0,  # in_features; not needed
+
+    def __init__(
+        self,
+        width: int = 0,  # in_features; not needed
     ):
         super().__init__(width)
-        self.counts, self.limit = torch.zeros(BINS, dtype=torch.float64), 2.0 ** -100
+        self.counts, self.limit = torch.zeros(BINS, dtype=torch.float64), 2.0**-100
 
     def update(self, inputs: Tensor):
         super().update(inputs)
-        if not self.finite() or not inputs.numel(): return
-        if self.largest > self.limit: self.grow(2.0 ** math.ceil(math.log2(self.largest)))
-        self.counts += torch.histc(torch.ldexp(inputs.float().abs(), torch.tensor(-1)), BINS, 0, self.limit / 2).double().cpu()   # a limit may be beyond a float
+        if not self.finite() or not inputs.numel():
+            return
+        if self.largest > self.limit:
+            self.grow(2.0 ** math.ceil(math.log2(self.largest)))
+        self.counts += (
+            torch.histc(torch.ldexp(inputs.float().abs(), torch.tensor(-1)), BINS, 0, self.limit / 2).double().cpu()
+        )  # a limit may be beyond a float
 
     def grow(self, limit: float):
         "Joins bins until the range is `limit`, the present one times a power of two."
@@ -64,7 +79,7 @@ class Histogram(Largest):
 # %% ../../nbs/quantize/20_observers.ipynb #cell-11
 def percentile(
     seen: Histogram,
-    percent: float=99.99,  # share of the inputs that shall not be clipped, above 0 to 100
+    percent: float = 99.99,  # share of the inputs that shall not be clipped, above 0 to 100
 ) -> float:
     "The threshold, to the width of a bin."
     share = seen.counts.cumsum(0) / seen.counts.sum()
@@ -76,14 +91,19 @@ def candidates(largest: float) -> Tensor:
     "The thresholds that are tried, (129,): sixteen to an octave, from the largest down."
     return largest * 2.0 ** (-torch.arange(129, dtype=torch.float64) / 16)
 
+
 def squared_errors(
-    x: Tensor,           # magnitudes, any shape
-    weight: Tensor|None, # how often each occurs, same shape; None: once
+    x: Tensor,  # magnitudes, any shape
+    weight: Tensor | None,  # how often each occurs, same shape; None: once
     thresholds: Tensor,  # of shape (n,)
 ) -> Tensor:
     "Squared error of rounding `x` with each threshold, (n,)."
-    def error(threshold): return ((x / threshold * 127).round().clamp(max=127) * threshold / 127 - x).square()
+
+    def error(threshold):
+        return ((x / threshold * 127).round().clamp(max=127) * threshold / 127 - x).square()
+
     return torch.stack([(error(t) if weight is None else error(t) * weight).sum() for t in thresholds])
+
 
 def least_squares(seen: Histogram) -> float:
     "The threshold with the least squared error."
@@ -94,27 +114,32 @@ def least_squares(seen: Histogram) -> float:
 # %% ../../nbs/quantize/20_observers.ipynb #cell-18
 LEVELS = 128
 
+
 def divergences(
     counts: Tensor,  # how many values lie in each bin, float64 of shape (bins,)
 ) -> Tensor:
     "KL(P‖Q) of cutting off after i = 128, 129, … bins, up to all of them."
-    def until(x): return torch.cat([x.new_zeros(1), x.cumsum(0)])
+
+    def until(x):
+        return torch.cat([x.new_zeros(1), x.cumsum(0)])
+
     i = torch.arange(LEVELS, len(counts) + 1)
     edges = i[:, None] * torch.arange(LEVELS + 1) // LEVELS
     inside, total, full = until(counts)[edges].diff(), counts.sum(), until((counts > 0).double())[edges].diff()
-    spread = inside / full.clamp(min=1)                          # q of the full bins of each level
+    spread = inside / full.clamp(min=1)  # q of the full bins of each level
     last, kept = counts[i - 1], until(counts)[i]
-    moved = last + total - kept                                  # p of the last bin
+    moved = last + total - kept  # p of the last bin
     own = until(torch.xlogy(counts, counts))[i] - torch.xlogy(last, last) + torch.xlogy(moved, moved)
     cross = torch.xlogy(inside, spread).sum(1) + torch.xlogy(total - kept, spread[:, -1])
     divergence = (own - cross) / total - total.log() + kept.log()
     return torch.where((last == 0) & (moved > 0), torch.inf, divergence)
 
+
 def entropy(seen: Histogram) -> float:
     "The threshold with the least loss of information."
     counts = seen.counts.view(4096, -1).sum(1)
     width = seen.limit / len(counts)
-    counts = counts[:max(LEVELS, math.ceil(seen.largest / width))]
+    counts = counts[: max(LEVELS, math.ceil(seen.largest / width))]
     return min((int(divergences(counts).argmin()) + LEVELS + 0.5) * width, seen.largest)
 
 # %% ../../nbs/quantize/20_observers.ipynb #cell-22
@@ -125,11 +150,15 @@ OBSERVERS = {  # how a threshold is chosen: what is remembered, and what is made
     "entropy": (Histogram, lambda seen, percent: entropy(seen)),
 }
 
+
 def threshold(
-    seen: Largest,          # what was remembered
-    observer: str,          # a name in `OBSERVERS`
-    percent: float=99.99,   # for "percentile"
+    seen: Largest,  # what was remembered
+    observer: str,  # a name in `OBSERVERS`
+    percent: float = 99.99,  # for "percentile"
 ) -> float:
     "Where to clip; 0 where all inputs were zero. Raises `CompressLabError` for an observer that does not exist."
-    if observer not in OBSERVERS: raise CompressLabError(f"There is no observer {observer!r}.", "activations", f"use one of {', '.join(OBSERVERS)}")
+    if observer not in OBSERVERS:
+        raise CompressLabError(
+            f"There is no observer {observer!r}.", "activations", f"use one of {', '.join(OBSERVERS)}"
+        )
     return float(OBSERVERS[observer][1](seen, percent)) if seen.largest else 0.0

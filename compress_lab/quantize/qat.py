@@ -6,85 +6,132 @@
 __all__ = ['Master', 'train', 'QAT', 'done_once', 'fine_tune']
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, calibrating, check_memory
 from ..core.layerwise import Compressed, Finished, check_finite, losses, put
-from ..core.losses import LOGIT_BYTES, check_vocabulary, check_loss, check_training, loss_of
+from ..core.losses import LOGIT_BYTES, check_loss, check_training, check_vocabulary, loss_of
 from ..core.precision import autocast
 from ..core.progress import bar
 from ..core.recipe import Method
 from .grid import check_grid, fit
-from .ste import UNFELT, LearnedScales, Rounded, all_moved, from_groups, matrix_of, parts_of, shaped_for, to_groups
+from compress_lab.quantize.ste import (
+    UNFELT,
+    LearnedScales,
+    Rounded,
+    all_moved,
+    from_groups,
+    matrix_of,
+    parts_of,
+    shaped_for,
+    to_groups,
+)
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-06
 class Master(LearnedScales):
     "A linear's master weight of shape (rows, groups, size), and the learned multiple of its scales, (rows, groups, 1)."
+
     def __init__(self, linear: LinearLayer, bits: int, size: int, symmetric: bool, learn_scales: bool):
         weight = to_groups(matrix_of(linear), size)
-        scales, self.zeros = (each.view(*weight.shape[:2], 1) for each in fit(weight.flatten(0, 1), bits, symmetric, shrinks=20))
+        scales, self.zeros = (
+            each.view(*weight.shape[:2], 1) for each in fit(weight.flatten(0, 1), bits, symmetric, shrinks=20)
+        )
         super().__init__(linear, scales, learn_scales)
-        self.bits, self.symmetric, self.kept, self.weight = bits, symmetric, weight != 0 if (weight == 0).any() else None, weight.requires_grad_(True)
+        self.bits, self.symmetric, self.kept, self.weight = (
+            bits,
+            symmetric,
+            weight != 0 if (weight == 0).any() else None,
+            weight.requires_grad_(True),
+        )
 
     def __call__(self) -> Tensor:
         "The rounded weight, in the shape of the parameter."
         weight = self.weight if self.kept is None else self.weight * self.kept
-        return shaped_for(self.linear, from_groups(Rounded.apply(weight, None, self.grid(), self.zeros, 2**self.bits - 1), self.linear.in_features))
+        return shaped_for(
+            self.linear,
+            from_groups(
+                Rounded.apply(weight, None, self.grid(), self.zeros, 2**self.bits - 1), self.linear.in_features
+            ),
+        )
 
     @torch.no_grad()
     def result(self) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
         scales, weight = self.grid(), self.weight if self.kept is None else self.weight * self.kept
         codes = (weight / scales + self.zeros).round().clamp(0, 2**self.bits - 1).abs()
-        matrix, level = (from_groups(each, self.linear.in_features) for each in (scales * (codes - self.zeros), codes.to(torch.uint8)))
-        return Compressed(matrix.contiguous(), level.contiguous(), scales[..., 0], None if self.symmetric else self.zeros[..., 0].to(torch.uint8))
+        matrix, level = (
+            from_groups(each, self.linear.in_features)
+            for each in (scales * (codes - self.zeros), codes.to(torch.uint8))
+        )
+        return Compressed(
+            matrix.contiguous(),
+            level.contiguous(),
+            scales[..., 0],
+            None if self.symmetric else self.zeros[..., 0].to(torch.uint8),
+        )
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-13
 def train(
-    model: nn.Module,          # gives logits; stays as it is
-    masters: dict,             # a `Master` for each linear, by the name of its parameter
-    groups: list[dict],        # what is learned of them, and the learning rates, as an optimizer takes them
-    tokens: Tensor,            # rows to learn from, (n, length)
-    method,                    # has loss, steps, batch and calibration_dtype
-    seed: int=0,               # the order of the rows
-    teacher: nn.Module|None=None,  # to learn from; None: the model without the masters
+    model: nn.Module,  # gives logits; stays as it is
+    masters: dict,  # a `Master` for each linear, by the name of its parameter
+    groups: list[dict],  # what is learned of them, and the learning rates, as an optimizer takes them
+    tokens: Tensor,  # rows to learn from, (n, length)
+    method,  # has loss, steps, batch and calibration_dtype
+    seed: int = 0,  # the order of the rows
+    teacher: nn.Module | None = None,  # to learn from; None: the model without the masters
 ) -> list[float]:
     "Trains the masters in place; the loss at every step."
     parameters, teacher = [parameter for group in groups for parameter in group["params"]], teacher or model
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0, foreach=False)
     warm = max(1, method.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (method.steps - step) / (method.steps - warm + 1)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (method.steps - step) / (method.steps - warm + 1))
+    )
     generator, order, found = torch.Generator().manual_seed(seed), [], []
     for step in bar(range(method.steps), desc="training", unit="step"):
-        if len(order) < method.batch: order = order + torch.randperm(len(tokens), generator=generator).tolist()
-        rows, order = tokens[order[:method.batch]], order[method.batch:]
+        if len(order) < method.batch:
+            order = order + torch.randperm(len(tokens), generator=generator).tolist()
+        rows, order = tokens[order[: method.batch]], order[method.batch :]
         with autocast(method.calibration_dtype, rows.device):
             wanted = teacher(input_ids=rows).logits if method.loss == "kl" else rows
-            with torch.enable_grad(): logits = functional_call(model, {name: master() for name, master in masters.items()}, kwargs={"input_ids": rows}).logits
-        with torch.enable_grad(): loss = loss_of(method.loss, logits, wanted)
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)): parameter.grad = gradient
-        optimizer.step(); schedule.step()
-        for master in masters.values(): master.factor.data.clamp_(0.25, 4)
+            with torch.enable_grad():
+                logits = functional_call(
+                    model, {name: master() for name, master in masters.items()}, kwargs={"input_ids": rows}
+                ).logits
+        with torch.enable_grad():
+            loss = loss_of(method.loss, logits, wanted)
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
+            parameter.grad = gradient
+        optimizer.step()
+        schedule.step()
+        for master in masters.values():
+            master.factor.data.clamp_(0.25, 4)
         found.append(float(loss.detach()))
-        if not found[-1] < float("inf"): raise CompressLabError(f"The loss is {found[-1]} at step {step}.", str(method), "check model and text, or use a smaller lr")
+        if not found[-1] < float("inf"):
+            raise CompressLabError(
+                f"The loss is {found[-1]} at step {step}.", str(method), "check model and text, or use a smaller lr"
+            )
     return found
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-14
 @dataclass(frozen=True)
 class QAT(Method):
     "Trains the weights, and the scales of their grids, while the model computes with rounded weights."
-    bits: int = 4                  # width of a code, 1 to 8
-    group_size: int = 64           # consecutive inputs that share a scale; 0: the whole row
-    symmetric: bool = False        # no zero point: the grid spans as far down as up
-    scales: str = "lsq"            # "lsq": learned, "fixed": as they are laid
-    loss: str = "kl"               # "kl": to the original; "next_token": of the text
-    steps: int = 200               # of the optimizer
-    batch: int = 4                 # calibration rows a step sees
-    lr: float = 1e-4               # of the weights; rises over the first twentieth of the steps, then falls to zero
-    scale_lr: float = 1e-3         # of the scales, relative
+
+    bits: int = 4  # width of a code, 1 to 8
+    group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
+    symmetric: bool = False  # no zero point: the grid spans as far down as up
+    scales: str = "lsq"  # "lsq": learned, "fixed": as they are laid
+    loss: str = "kl"  # "kl": to the original; "next_token": of the text
+    steps: int = 200  # of the optimizer
+    batch: int = 4  # calibration rows a step sees
+    lr: float = 1e-4  # of the weights; rises over the first twentieth of the steps, then falls to zero
+    scale_lr: float = 1e-3  # of the scales, relative
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Esser et al., 2020, Learned step size quantization"
     link = "https://arxiv.org/abs/1902.08153"
@@ -94,8 +141,10 @@ class QAT(Method):
     def check(self):
         check_grid(self)
         check_training(self)
-        if self.scales not in ("lsq", "fixed"): raise CompressLabError(f"scales={self.scales!r} is not known.", "QAT", "use one of lsq, fixed")
-        if not 0 < self.scale_lr <= 1: raise CompressLabError(f"scale_lr={self.scale_lr} is not above 0 and at most 1.", "QAT", "leave it out")
+        if self.scales not in ("lsq", "fixed"):
+            raise CompressLabError(f"scales={self.scales!r} is not known.", "QAT", "use one of lsq, fixed")
+        if not 0 < self.scale_lr <= 1:
+            raise CompressLabError(f"scale_lr={self.scale_lr} is not above 0 and at most 1.", "QAT", "leave it out")
 
     def columns_per_group(self, columns: int) -> int:
         "How many consecutive columns share a scale."
@@ -104,7 +153,12 @@ class QAT(Method):
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Quantizes the linears of the Subject in place; returns what each lost, by name."
         check_vocabulary(self, subject, original)
-        return done_once(subject, layers, checkpoint, lambda: fine_tune(self, subject, layers, calibration.tokens, seed, original.model)[0])
+        return done_once(
+            subject,
+            layers,
+            checkpoint,
+            lambda: fine_tune(self, subject, layers, calibration.tokens, seed, original.model)[0],
+        )
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-15
 def done_once(subject, layers: list[LinearLayer], checkpoint, work) -> dict:
@@ -115,26 +169,47 @@ def done_once(subject, layers: list[LinearLayer], checkpoint, work) -> dict:
         finished.restore(report)
         return report
     report = work()
-    for block in finished.blocks: finished.store(block, report)
+    for block in finished.blocks:
+        finished.store(block, report)
     return report
 
-def fine_tune(method: QAT, subject, layers: list[LinearLayer], tokens: Tensor, seed: int=0, teacher: nn.Module|None=None) -> tuple[dict, list[float]]:
-    "Trains and quantizes linears of a Subject in place; what each lost, by name, and the loss at every step. Raises `CompressLabError` before it starts where something cannot be."
+
+def fine_tune(
+    method: QAT, subject, layers: list[LinearLayer], tokens: Tensor, seed: int = 0, teacher: nn.Module | None = None
+) -> tuple[dict, list[float]]:
+    """Trains and quantizes linears of a Subject in place; what each lost, by name, and the loss at every step.
+
+    Raises `CompressLabError` before it starts where something cannot be.
+    """
     tokens = tokens.to(subject.model.device)
-    for linear in layers: check_finite(linear.weight, None, linear.name)
+    for linear in layers:
+        check_finite(linear.weight, None, linear.name)
     check_loss(subject.model, method.loss, tokens)
     vocabulary = subject.model.config.get_text_config().vocab_size
-    check_memory(36 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * vocabulary, str(method))
+    check_memory(
+        36 * sum(linear.weight.numel() for linear in layers)
+        + LOGIT_BYTES * method.batch * tokens.shape[1] * vocabulary,
+        str(method),
+    )
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
     learn_scales = method.scales == "lsq"
-    masters = {names[id(linear.weight)]: Master(linear, method.bits, method.columns_per_group(linear.in_features), method.symmetric, learn_scales) for linear in layers}
+    masters = {
+        names[id(linear.weight)]: Master(
+            linear, method.bits, method.columns_per_group(linear.in_features), method.symmetric, learn_scales
+        )
+        for linear in layers
+    }
     groups = [{"params": [master.weight for master in masters.values()], "lr": method.lr}]
-    if learn_scales: groups.append({"params": [master.factor for master in masters.values()], "lr": method.scale_lr})
-    with calibrating(subject.model): curve = train(subject.model, masters, groups, tokens, method, seed, teacher)
+    if learn_scales:
+        groups.append({"params": [master.factor for master in masters.values()], "lr": method.scale_lr})
+    with calibrating(subject.model):
+        curve = train(subject.model, masters, groups, tokens, method, seed, teacher)
     report = {}
     for master in masters.values():
         whole, start = master.result(), to_groups(matrix_of(master.linear), master.weight.shape[-1])
-        if not all_moved(master.linear, master.weight.detach() != start): whole.notes = (UNFELT,)
+        if not all_moved(master.linear, master.weight.detach() != start):
+            whole.notes = (UNFELT,)
         report[master.linear.name] = losses(matrix_of(master.linear), whole, None)
-        with torch.no_grad(): put(method, subject, master.linear, parts_of(master.linear, whole))
+        with torch.no_grad():
+            put(method, subject, master.linear, parts_of(master.linear, whole))
     return report, curve

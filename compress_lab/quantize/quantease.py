@@ -6,9 +6,11 @@
 __all__ = ['descend', 'better_rows', 'QuantEase']
 
 # %% ../../nbs/quantize/35_quantease.ipynb #cell-03
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.activations import Gram
 from ..core.errors import CompressLabError
 from ..core.layerwise import Compressed
@@ -18,13 +20,13 @@ from .rtn import RTN
 
 # %% ../../nbs/quantize/35_quantease.ipynb #cell-06
 def descend(
-    codes: Tensor,         # (in, rows), float32; changed in place
-    weight: Tensor,        # what they should stand for, (in, rows)
-    gram: Tensor,          # second moments of the inputs, (in, in)
-    scales: Tensor,        # of each code, (in, rows)
-    zeros: Tensor,         # of each code, (in, rows)
-    top: int,              # the largest code
-    span: int=64,          # columns between two products
+    codes: Tensor,  # (in, rows), float32; changed in place
+    weight: Tensor,  # what they should stand for, (in, rows)
+    gram: Tensor,  # second moments of the inputs, (in, in)
+    scales: Tensor,  # of each code, (in, rows)
+    zeros: Tensor,  # of each code, (in, rows)
+    top: int,  # the largest code
+    span: int = 64,  # columns between two products
 ):
     "One pass of coordinate descent over the columns; weights that are exactly zero stay so."
     rounded, pruned = scales * (codes - zeros), weight == 0
@@ -37,47 +39,66 @@ def descend(
             codes[j] = torch.where(pruned[j], codes[j], best)
             torch.sub(scales[j] * (codes[j] - zeros[j]), rounded[j], out=changes[j - start])
             pull[start:stop].addr_(gram[start:stop, j], changes[j - start], alpha=-1)
-        for outside in (slice(0, start), slice(stop, None)): pull[outside].addmm_(gram[outside, start:stop], changes, alpha=-1)
+        for outside in (slice(0, start), slice(stop, None)):
+            pull[outside].addmm_(gram[outside, start:stop], changes, alpha=-1)
 
 # %% ../../nbs/quantize/35_quantease.ipynb #cell-10
 def better_rows(
-    weight: Tensor,        # the original, (rows, in)
-    gram: Tensor,          # second moments of the inputs, (in, in)
-    first: Compressed,     # of the weight, on grids of its own
-    second: Compressed,    # the same with other grids
+    weight: Tensor,  # the original, (rows, in)
+    gram: Tensor,  # second moments of the inputs, (in, in)
+    first: Compressed,  # of the weight, on grids of its own
+    second: Compressed,  # the same with other grids
 ) -> Compressed:
     "Row by row, the one of the two with the smaller output error; notes are the first's."
-    def errors(found): change = found.weight - weight; return ((change @ gram) * change).sum(1, keepdim=True)
+
+    def errors(found):
+        change = found.weight - weight
+        return ((change @ gram) * change).sum(1, keepdim=True)
+
     worse = errors(second) < errors(first)
-    def pick(name): return None if (one := getattr(first, name)) is None else torch.where(worse, getattr(second, name), one)
+
+    def pick(name):
+        return None if (one := getattr(first, name)) is None else torch.where(worse, getattr(second, name), one)
+
     return Compressed(pick("weight"), pick("codes"), pick("scales"), pick("zeros"), first.notes)
 
+# %% ../../nbs/quantize/35_quantease.ipynb #cell-10-2
 @dataclass(frozen=True)
 class QuantEase(GPTQ):
     "GPTQ, then passes of coordinate descent over its codes and least squares over its scales, in turn."
-    sweeps: int = 3   # passes over all columns, each followed by new scales
+
+    sweeps: int = 3  # passes over all columns, each followed by new scales
     paper = "Behdin et al., 2023, QuantEase: Optimization-based quantization for language models"
     link = "https://arxiv.org/abs/2309.01885"
 
     def check(self):
         super().check()
-        if not 1 <= self.sweeps <= 100: raise CompressLabError(f"sweeps={self.sweeps} is not between 1 and 100.", "QuantEase", "use 3")
-        if self.levels: raise CompressLabError(f"The scales of {self.levels} are not free to be fitted.", "QuantEase", "leave out levels, or use GPTQ")
+        if not 1 <= self.sweeps <= 100:
+            raise CompressLabError(f"sweeps={self.sweeps} is not between 1 and 100.", "QuantEase", "use 3")
+        if self.levels:
+            raise CompressLabError(
+                f"The scales of {self.levels} are not free to be fitted.", "QuantEase", "leave out levels, or use GPTQ"
+            )
 
-    def compress(self, weight: Tensor, statistic: Gram|None) -> Compressed:
+    def compress(self, weight: Tensor, statistic: Gram | None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points; rounded to nearest without a statistic."
         start = super().compress(weight, statistic)
-        if statistic is None: return start
+        if statistic is None:
+            return start
         gram, size = statistic.mean, self.columns_per_group(weight.shape[1])
         gram.diagonal().add_(self.percdamp * gram.diagonal().mean() + 1e-30)
-        start = better_rows(weight, gram, start, RTN(self.bits, self.group_size, self.symmetric, self.zero_point).compress(weight))
+        start = better_rows(
+            weight, gram, start, RTN(self.bits, self.group_size, self.symmetric, self.zero_point).compress(weight)
+        )
         group = torch.arange(weight.shape[1]) // size
-        zeros = (torch.full_like(start.scales, 2 ** (self.bits - 1)) if start.zeros is None else start.zeros.float())[:, group]
+        zeros = (torch.full_like(start.scales, 2 ** (self.bits - 1)) if start.zeros is None else start.zeros.float())[
+            :, group
+        ]
         codes, scales = start.codes.float(), start.scales
         across, columns = zeros.T.contiguous(), weight.T.contiguous()
         for _ in range(self.sweeps):
             codes = codes.T.contiguous()
-            descend(codes, columns, gram, scales[:, group].T.contiguous(), across, 2 ** self.bits - 1)
+            descend(codes, columns, gram, scales[:, group].T.contiguous(), across, 2**self.bits - 1)
             codes = codes.T.contiguous()
             scales = fitted(self, weight, codes - zeros, scales, gram, size)
         return Compressed(scales[:, group] * (codes - zeros), codes.to(torch.uint8), scales, start.zeros, start.notes)

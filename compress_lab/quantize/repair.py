@@ -7,9 +7,11 @@ __all__ = ['least_squares', 'original_of', 'ScaleFit', 'fitted', 'check_scales_f
            'BiasCorrection', 'mean_output', 'correct']
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-03
-import torch
 from dataclasses import dataclass, replace
+
+import torch
 from torch import Tensor
+
 from ..core.activations import ColumnMeans, Gram, output_error, unseen
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, counterpart
@@ -20,40 +22,55 @@ from .ste import matrix_of, to_groups
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-06
 def least_squares(
-    weight: Tensor,   # the original, (rows, in)
-    levels: Tensor,   # codes minus zero points, (rows, in)
-    scales: Tensor,   # as they are, (rows, groups)
-    gram: Tensor,     # second moments of the inputs, (in, in)
-    size: int,        # columns of a group
+    weight: Tensor,  # the original, (rows, in)
+    levels: Tensor,  # codes minus zero points, (rows, in)
+    scales: Tensor,  # as they are, (rows, groups)
+    gram: Tensor,  # second moments of the inputs, (in, in)
+    size: int,  # columns of a group
     percdamp: float,  # ridge, as a share of the mean of the system's diagonal
 ) -> Tensor:
     "The scales with the smallest output error, (rows, groups), float64."
-    def by_group(product): return to_groups(product * levels, size).sum(-1).double()
+
+    def by_group(product):
+        return to_groups(product * levels, size).sum(-1).double()
+
     groups = [slice(start, start + size) for start in range(0, levels.shape[1], size)]
     system = torch.stack([by_group(levels[:, part] @ gram[part]) for part in groups], 1)
     diagonal = system.diagonal(dim1=1, dim2=2)
     right = by_group(weight @ gram) - (system @ scales.double()[..., None])[..., 0]
-    diagonal += percdamp * diagonal.mean(1, keepdim=True) + (diagonal <= 1e-12 * diagonal.amax(1, keepdim=True).clamp_min(1e-30))
+    diagonal += percdamp * diagonal.mean(1, keepdim=True) + (
+        diagonal <= 1e-12 * diagonal.amax(1, keepdim=True).clamp_min(1e-30)
+    )
     return scales.double() + torch.linalg.solve(system, right)
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-10
-def original_of(linear: LinearLayer, original, changed: bool=True) -> LinearLayer:
+def original_of(linear: LinearLayer, original, changed: bool = True) -> LinearLayer:
     "The same linear of the original. Raises `CompressLabError` where it cannot be repaired by it."
     found = counterpart(linear, original.model)
     before, after = matrix_of(found), matrix_of(linear)
-    for each in (before, after): check_finite(each, None, linear.name)
+    for each in (before, after):
+        check_finite(each, None, linear.name)
     if changed and before.any() and torch.equal(before, after):
-        raise CompressLabError("There is nothing to repair: the weight is the original's.", linear.name, "let it follow another method, as in RTN(bits=4) >> ScaleFit(), or give original=")
+        raise CompressLabError(
+            "There is nothing to repair: the weight is the original's.",
+            linear.name,
+            "let it follow another method, as in RTN(bits=4) >> ScaleFit(), or give original=",
+        )
     if (after - before).square().sum() > before.square().sum() / 2:
-        raise CompressLabError("The weight has little to do with the original's.", linear.name, "do not repair what was turned, scaled or pruned away between")
+        raise CompressLabError(
+            "The weight has little to do with the original's.",
+            linear.name,
+            "do not repair what was turned, scaled or pruned away between",
+        )
     return found
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-12
 @dataclass(frozen=True)
 class ScaleFit(LayerMethod):
     "Fits the scales of quantized linears to the outputs of the original, codes and zero points as they are."
-    percdamp: float = 0.01         # ridge towards the scales there are, as a share of the mean of the system's diagonal
-    true_sequential: bool = True   # each linear sees inputs from the repaired ones before it in its block too
+
+    percdamp: float = 0.01  # ridge towards the scales there are, as a share of the mean of the system's diagonal
+    true_sequential: bool = True  # each linear sees inputs from the repaired ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "closed-form least squares on the criterion of Frantar et al., 2023, GPTQ"
     link = "https://arxiv.org/abs/2210.17323"
@@ -62,51 +79,73 @@ class ScaleFit(LayerMethod):
     statistic = Gram
 
     def check(self):
-        if not 0 <= self.percdamp <= 1: raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "ScaleFit", "use 0.01")
+        if not 0 <= self.percdamp <= 1:
+            raise CompressLabError(f"percdamp={self.percdamp} is not between 0 and 1.", "ScaleFit", "use 0.01")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Fits the scales of the linears of the Subject in place; returns their errors by name."
         for linear in layers:
             if linear.key not in subject.packed:
-                raise CompressLabError("The linear is not quantized.", linear.name, "let ScaleFit follow a quantizing method, on the same targets")
+                raise CompressLabError(
+                    "The linear is not quantized.",
+                    linear.name,
+                    "let ScaleFit follow a quantizing method, on the same targets",
+                )
             check_scales_free(subject.packed[linear.key], linear.name)
         pairs = {linear.name: original_of(linear, original) for linear in layers}
-        def change(group, statistics): return {linear.name: fit_linear(self, subject, linear, pairs[linear.name], statistics) for linear in group}
+
+        def change(group, statistics):
+            return {linear.name: fit_linear(self, subject, linear, pairs[linear.name], statistics) for linear in group}
+
         return calibrate(self, subject, layers, calibration, checkpoint, change)
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-13
 def fitted(method: ScaleFit, weight: Tensor, levels: Tensor, scales: Tensor, gram: Tensor, size: int) -> Tensor:
     "The new scales of the rows that gain by them, the old of the others, (rows, groups), float32."
     group = torch.arange(levels.shape[1]) // size
+
     def errors(scales):
         change = scales[:, group] * levels - weight
         return ((change @ gram) * change).sum(1, keepdim=True)
+
     found = least_squares(weight, levels, scales, gram, size, method.percdamp).float()
     rounded = half_precision(found)
     return torch.where((found > 0).all(1, keepdim=True) & (errors(rounded) < errors(scales)), rounded, scales)
+
 
 def check_scales_free(packed: Packed, name: str):
     "Raises `CompressLabError` that names a linear whose scales its format fixes."
     if packed.scales.element_size() == 1 or packed.outer is not None:
         raise CompressLabError("The format fixes which scales there can be.", name, "repair or tune integers or NF4")
 
+
 def unscaled(packed: Packed) -> Tensor:
     "What the codes of a weight stand for before they are multiplied by the scales, (rows, in)."
     ones = torch.ones_like(packed.scales)
     return replace(packed, scales=ones, shape=(len(packed.scales), packed.columns), transposed=False).dequantize()
 
+# %% ../../nbs/quantize/34_repair.ipynb #cell-13-2
 def fit_linear(method: ScaleFit, subject, linear: LinearLayer, original: LinearLayer, statistics: dict) -> dict:
     "Fits a linear, or each expert of a stack, and writes it; its errors after, and the outputs' before."
     packed, found, reports = subject.packed[linear.key], [], []
     every = unscaled(packed)
     group, scales = torch.arange(packed.columns) // packed.group_size, packed.scales.float()
     for expert, weight in enumerate(original.matrices):
-        statistic, weight, rows = statistics[linear.name, expert], weight.float(), slice(expert * linear.out_features, (expert + 1) * linear.out_features)
+        statistic, weight, rows = (
+            statistics[linear.name, expert],
+            weight.float(),
+            slice(expert * linear.out_features, (expert + 1) * linear.out_features),
+        )
         check_finite(weight, statistic, linear.name)
         levels, gram, why = every[rows], statistic.mean, unseen(statistic)
         found.append(scales[rows] if why else fitted(method, weight, levels, scales[rows], gram, packed.group_size))
-        report = losses(weight, Compressed(found[-1][:, group] * levels, notes=(f"{why}: left as it was",) if why else ()), None if why else gram)
-        if "output_error" in report: report["output_error_before"] = output_error(weight, scales[rows][:, group] * levels - weight, gram)
+        report = losses(
+            weight,
+            Compressed(found[-1][:, group] * levels, notes=(f"{why}: left as it was",) if why else ()),
+            None if why else gram,
+        )
+        if "output_error" in report:
+            report["output_error_before"] = output_error(weight, scales[rows][:, group] * levels - weight, gram)
         reports.append(report)
     scales = torch.cat(found)
     half = scales.half()
@@ -117,17 +156,27 @@ def fit_linear(method: ScaleFit, subject, linear: LinearLayer, original: LinearL
 # %% ../../nbs/quantize/34_repair.ipynb #cell-18
 def check_bias(layers: list[LinearLayer]):
     "Raises `CompressLabError` that names the first linear without a bias, and the kinds that have one."
-    def has(linear): return linear.kind != "experts" and isinstance(getattr(linear.module, "bias", None), Tensor)
+
+    def has(linear):
+        return linear.kind != "experts" and isinstance(getattr(linear.module, "bias", None), Tensor)
+
     kinds = sorted({linear.name.rpartition(".")[2] for linear in layers if has(linear)})
     for linear in layers:
         if not has(linear):
-            raise CompressLabError("The linear has no bias to correct.", linear.name, f"target those that have: {', '.join(f'*.{kind}' for kind in kinds)}" if kinds else "none of these linears has one: use ScaleFit")
+            raise CompressLabError(
+                "The linear has no bias to correct.",
+                linear.name,
+                f"target those that have: {', '.join(f'*.{kind}' for kind in kinds)}"
+                if kinds
+                else "none of these linears has one: use ScaleFit",
+            )
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-19
 @dataclass(frozen=True)
 class BiasCorrection(LayerMethod):
     "Moves the bias of each linear so that its outputs have the mean they had in the original."
-    true_sequential: bool = True   # each linear sees inputs from the corrected ones before it in its block too
+
+    true_sequential: bool = True  # each linear sees inputs from the corrected ones before it in its block too
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Nagel et al., 2019, Data-free quantization through weight equalization and bias correction"
     link = "https://arxiv.org/abs/1906.04721"
@@ -139,21 +188,32 @@ class BiasCorrection(LayerMethod):
         "Corrects the biases of the linears of the Subject in place; returns how far each mean output was off, by name."
         check_bias(layers)
         pairs, wanted = {linear.name: original_of(linear, original) for linear in layers}, {}
+
         def note(group, statistics):
-            for linear in group: wanted[linear.name] = mean_output(linear, statistics)
+            for linear in group:
+                wanted[linear.name] = mean_output(linear, statistics)
             return {}
+
         calibrate(self, original, list(pairs.values()), calibration, None, note)
+
         def change(group, statistics):
             unreached = {linear.name: why for linear in group if (why := unseen(statistics[linear.name, 0]))}
-            return {linear.name: {"notes": [f"{unreached[linear.name]}: left as it was"]} if linear.name in unreached
-                    else correct(linear, wanted[linear.name], mean_output(linear, statistics)) for linear in group}
+            return {
+                linear.name: {"notes": [f"{unreached[linear.name]}: left as it was"]}
+                if linear.name in unreached
+                else correct(linear, wanted[linear.name], mean_output(linear, statistics))
+                for linear in group
+            }
+
         return calibrate(self, subject, layers, calibration, None, change)
+
 
 def mean_output(linear: LinearLayer, statistics: dict) -> Tensor:
     "Mean of what the linear puts out, (out,), float32."
     statistic = statistics[linear.name, 0]
     check_finite(linear.weight, statistic, linear.name)
     return linear.matrices[0].float() @ statistic.mean.to(linear.weight.device) + linear.module.bias.data.float()
+
 
 def correct(linear: LinearLayer, wanted: Tensor, now: Tensor) -> dict:
     "Moves the bias by what is missing; how far the mean output was off, relative."

@@ -7,10 +7,22 @@ __all__ = ['prime', 'residues', 'hadamard', 'orthogonal', 'rotation', 'untie', '
            'head_size', 'head_pairs', 'Rotate', 'report']
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-03
-import torch
 from dataclasses import dataclass, replace
+
+import torch
 from torch import Tensor, nn
-from ..core.equivalence import Equivalences, Flow, Pair, Stream, bias_of, centres, equivalences, replays, stream
+
+from compress_lab.core.equivalence import (
+    Equivalences,
+    Flow,
+    Pair,
+    Stream,
+    bias_of,
+    centres,
+    equivalences,
+    replays,
+    stream,
+)
 from ..core.errors import CompressLabError
 from ..core.layers import calibrating, head, text_linears, tied
 from ..core.recipe import Method
@@ -21,72 +33,104 @@ def prime(number: int) -> bool:
     "Whether a number is prime."
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
+
 def residues(q: int) -> Tensor:
-    "The Jacobsthal matrix of a prime: 1 where the difference of row and column is a square modulo q, -1 where not, 0 on the diagonal."
+    """The Jacobsthal matrix of a prime: 1 where the difference of row and column is a square modulo q, -1 where not, 0
+    on the diagonal.
+    """
     signs = torch.full((q,), -1.0, dtype=torch.float64)
     signs[[number * number % q for number in range(1, q)]] = 1
     signs[0] = 0
     return signs[(torch.arange(q)[:, None] - torch.arange(q)) % q]
 
+
 def hadamard(
-    order: int,   # rows and columns
-) -> Tensor|None:
-    "A matrix of 1 and -1 with orthogonal rows, float64; None where neither Sylvester's nor Paley's construction gives one."
-    if order == 1: return torch.ones(1, 1, dtype=torch.float64)
-    if order % 2: return None
+    order: int,  # rows and columns
+) -> Tensor | None:
+    """A matrix of 1 and -1 with orthogonal rows, float64; None where neither Sylvester's nor Paley's construction gives
+    one.
+    """
+    if order == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if order % 2:
+        return None
     two, eye = torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64), torch.eye
     for q, first in ((order - 1, -1.0), (order // 2 - 1, 1.0)):
-        if not prime(q) or q % 4 != (3 if first < 0 else 1): continue
+        if not prime(q) or q % 4 != (3 if first < 0 else 1):
+            continue
         core = nn.functional.pad(residues(q), (1, 0, 1, 0))
         core[0, 1:], core[1:, 0] = 1, first
-        if first < 0: return core + eye(order, dtype=torch.float64)
-        return torch.kron(core, two) + torch.kron(eye(q + 1, dtype=torch.float64), torch.tensor([[1.0, -1], [-1, -1]], dtype=torch.float64))
+        if first < 0:
+            return core + eye(order, dtype=torch.float64)
+        return torch.kron(core, two) + torch.kron(
+            eye(q + 1, dtype=torch.float64), torch.tensor([[1.0, -1], [-1, -1]], dtype=torch.float64)
+        )
     half = hadamard(order // 2)
     return None if half is None else torch.kron(two, half)
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-09
-def orthogonal(order: int, random: torch.Generator, first: Tensor|None=None) -> Tensor:
+def orthogonal(order: int, random: torch.Generator, first: Tensor | None = None) -> Tensor:
     "A random orthogonal matrix, float64, uniformly drawn, or with a first column along the given one."
     drawn = torch.randn(order, order, generator=random, dtype=torch.float64)
-    if first is not None: drawn[:, 0] = first
+    if first is not None:
+        drawn[:, 0] = first
     q, r = torch.linalg.qr(drawn)
     return q * r.diagonal().sign()
 
+
 def rotation(
-    order: int,               # channels
+    order: int,  # channels
     seed: int,
-    keep_mean: bool=False,    # leave the direction (1, 1, …, 1) as it is
+    keep_mean: bool = False,  # leave the direction (1, 1, …, 1) as it is
 ) -> Tensor:
     "An orthogonal matrix that spreads every channel over all, float64."
     random = torch.Generator().manual_seed(seed)
     if keep_mean:
-        basis, turn = orthogonal(order, random, torch.ones(order, dtype=torch.float64)), torch.eye(order, dtype=torch.float64)
+        basis, turn = (
+            orthogonal(order, random, torch.ones(order, dtype=torch.float64)),
+            torch.eye(order, dtype=torch.float64),
+        )
         turn[1:, 1:] = orthogonal(order - 1, random)
         return basis @ turn @ basis.T
     largest = next(size for size in range(order, 0, -1) if order % size == 0 and hadamard(size) is not None)
     even = hadamard(largest) * (2.0 * torch.randint(2, (largest,), generator=random) - 1)[:, None] / largest**0.5
-    return even if largest == order else torch.kron(even.contiguous(), orthogonal(order // largest, random).contiguous())
+    return (
+        even if largest == order else torch.kron(even.contiguous(), orthogonal(order // largest, random).contiguous())
+    )
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-12
-def untie(model: nn.Module) -> str|None:
-    "Gives the head a weight of its own; returns its name, None where it had one. Raises `CompressLabError` where other weights are shared."
+def untie(model: nn.Module) -> str | None:
+    """Gives the head a weight of its own; returns its name, None where it had one.
+
+    Raises `CompressLabError` where other weights are shared.
+    """
     name, groups = head(model), tied(model)
-    if name is None or not any(f"{name}.weight" in group for group in groups): return None
+    if name is None or not any(f"{name}.weight" in group for group in groups):
+        return None
     module = model.get_submodule(name)
     module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=module.weight.requires_grad)
-    for config in (model.config, model.config.get_text_config()): config.tie_word_embeddings = False
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
     return name
+
 
 @torch.no_grad()
 def fold(pair: Pair):
-    "Multiplies the weight of a norm into the linears that read it, in place. Raises `CompressLabError` where a bias cannot follow."
+    """Multiplies the weight of a norm into the linears that read it, in place.
+
+    Raises `CompressLabError` where a bias cannot follow.
+    """
     scale, bias = pair.source.weight.data.float() + pair.offset, bias_of(pair.source)
     for reader, columns in zip(pair.readers, pair.columns):
-        for matrix in reader.matrices: matrix.copy_(matrix.float() * scale[columns])
+        for matrix in reader.matrices:
+            matrix.copy_(matrix.float() * scale[columns])
     pair.source.weight.data.fill_(1 - pair.offset)
-    if bias is None: return
+    if bias is None:
+        return
     if ((scale.abs() < 1e-6 * scale.abs().max()) & (bias.weight.data != 0)).any():
-        raise CompressLabError("A weight of this norm is zero where its bias is not.", pair.source.name, "such a norm cannot be folded")
+        raise CompressLabError(
+            "A weight of this norm is zero where its bias is not.", pair.source.name, "such a norm cannot be folded"
+        )
     bias.weight.data.copy_(torch.where(scale == 0, 0.0, bias.weight.data.float() / scale))
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-15
@@ -94,42 +138,76 @@ def keeps_mean(found: Stream) -> bool:
     "Whether one of the norms takes the mean away."
     return any(centres(pair.source.module) for pair in found.norms)
 
+
 @torch.no_grad()
 def turn(found: Stream, matrix: Tensor):
-    "Multiplies everything that writes to the stream by an orthogonal matrix (width, width), and everything that reads it by its inverse."
-    def times(tensor, side): tensor.copy_(side(tensor.double()))
+    """Multiplies everything that writes to the stream by an orthogonal matrix (width, width), and everything that reads
+    it by its inverse.
+    """
+
+    def times(tensor, side):
+        tensor.copy_(side(tensor.double()))
+
     right = matrix.to(found.tables[0].weight.device if found.tables else "cpu")
-    for layer in found.tables: times(layer.weight.data, lambda table: table @ right)
+    for layer in found.tables:
+        times(layer.weight.data, lambda table: table @ right)
     for layer in found.writers:
-        for weight in layer.matrices: times(weight, lambda weight: right.T @ weight)
-    for layer in {reader.key: reader for reader in (*found.readers, *(reader for pair in found.norms for reader in pair.readers))}.values():
-        for weight in layer.matrices: times(weight, lambda weight: weight @ right)
+        for weight in layer.matrices:
+            times(weight, lambda weight: right.T @ weight)
+    for layer in {
+        reader.key: reader for reader in (*found.readers, *(reader for pair in found.norms for reader in pair.readers))
+    }.values():
+        for weight in layer.matrices:
+            times(weight, lambda weight: weight @ right)
     for layer in (*found.writers, *(pair.source for pair in found.norms)):
-        if bias := bias_of(layer): times(bias.weight.data, lambda vector: vector @ right)
+        if bias := bias_of(layer):
+            times(bias.weight.data, lambda vector: vector @ right)
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-17
 @torch.no_grad()
 def turn_heads(pair: Pair, matrix: Tensor) -> bool:
-    "Turns the channels of a pair in groups of the size of the matrix, (head, head); returns whether its columns come in such groups."
-    (reader, columns), size, right = (pair.readers[0], pair.columns[0]), len(matrix), matrix.to(pair.source.weight.device)
+    """Turns the channels of a pair in groups of the size of the matrix, (head, head); returns whether its columns come
+    in such groups.
+    """
+    (reader, columns), size, right = (
+        (pair.readers[0], pair.columns[0]),
+        len(matrix),
+        matrix.to(pair.source.weight.device),
+    )
     groups = columns.view(-1, size) if len(columns) % size == 0 else columns[:, None]
-    if len(pair.rows) % size or groups.shape[1] != size or (groups != groups[:, :1] + torch.arange(size)).any() or (groups[:, 0] % size).any(): return False
+    if (
+        len(pair.rows) % size
+        or groups.shape[1] != size
+        or (groups != groups[:, :1] + torch.arange(size)).any()
+        or (groups[:, 0] % size).any()
+    ):
+        return False
     for weight in pair.source.matrices:
         rows = weight[pair.rows].double().view(-1, size, weight.shape[1])
         weight[pair.rows] = (right.T @ rows).view(-1, weight.shape[1]).to(weight.dtype)
-    if bias := bias_of(pair.source): bias.weight.data[pair.rows] = (bias.weight.data[pair.rows].double().view(-1, size) @ right).flatten().to(bias.weight.dtype)
-    for weight in reader.matrices: weight.copy_((weight.double().view(len(weight), -1, size) @ right).view(weight.shape))
+    if bias := bias_of(pair.source):
+        bias.weight.data[pair.rows] = (
+            (bias.weight.data[pair.rows].double().view(-1, size) @ right).flatten().to(bias.weight.dtype)
+        )
+    for weight in reader.matrices:
+        weight.copy_((weight.double().view(len(weight), -1, size) @ right).view(weight.shape))
     return True
+
 
 def head_size(config) -> int:
     "Channels of an attention head, 0 where the configuration has no heads."
     heads = getattr(config, "num_attention_heads", 0)
     return getattr(config, "head_dim", None) or (config.hidden_size // heads if isinstance(heads, int) and heads else 0)
 
+# %% ../../nbs/quantize/07_rotation.ipynb #cell-17-2
 def head_pairs(model: nn.Module, found: Equivalences, size: int) -> list[Pair]:
     "The pairs whose channels may be turned head by head."
     good, said, matrix = [], {}, rotation(size, 0)
-    by_source = {pair.source.name: pair for pair in found.pairs if pair.source.kind != "norm" and pair.experts == 1 and len(pair.readers) == 1}
+    by_source = {
+        pair.source.name: pair
+        for pair in found.pairs
+        if pair.source.kind != "norm" and pair.experts == 1 and len(pair.readers) == 1
+    }
     with calibrating(model):
         for block, layers, replay in replays(model, Flow(model, inputs(model, length=16))):
             names = {layer.name: name for name, layer in layers.items()}
@@ -137,46 +215,76 @@ def head_pairs(model: nn.Module, found: Equivalences, size: int) -> list[Pair]:
                 source, reader = names[pair.source.name], names[pair.readers[0].name]
                 if (replay, source) not in said:
                     before = replay.run()[0]
-                    turned = turn_heads(replace(pair, source=replay.layers[source], readers=(replay.layers[reader],)), matrix)
-                    said[replay, source] = turned and torch.allclose(replay.run()[0], before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
-                if said[replay, source]: good.append(pair)
+                    turned = turn_heads(
+                        replace(pair, source=replay.layers[source], readers=(replay.layers[reader],)), matrix
+                    )
+                    said[replay, source] = turned and torch.allclose(
+                        replay.run()[0], before, rtol=1e-3, atol=1e-4 * float(before.abs().max())
+                    )
+                if said[replay, source]:
+                    good.append(pair)
     return good
 
 # %% ../../nbs/quantize/07_rotation.ipynb #cell-19
 @dataclass(frozen=True)
 class Rotate(Method):
     "Turns the residual stream and the values of each head by random Hadamard matrices; rounds nothing."
-    seed: int = 0          # of the random signs
-    heads: bool = True     # also between values and output projections
+
+    seed: int = 0  # of the random signs
+    heads: bool = True  # also between values and output projections
     paper = "Ashkboos et al., 2024, QuaRot: Outlier-free 4-bit inference in rotated LLMs"
     link = "https://arxiv.org/abs/2404.00456"
     needs, fills_zeros = frozenset(), True
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Rotates the Subject in place; returns what was done, by module. Raises `CompressLabError` that names what prevents it."
+        """Rotates the Subject in place; returns what was done, by module.
+
+        Raises `CompressLabError` that names what prevents it.
+        """
         model = subject.model
         if missing := {layer.key for layer in text_linears(model)} - {layer.key for layer in layers}:
-            raise CompressLabError("A rotation turns the whole residual stream, and not only some linears.", min(missing), "leave out targets and ignore")
-        if subject.packed: raise CompressLabError("This weight is rounded already and cannot be turned.", min(subject.packed), "rotate first: Rotate() >> GPTQ(bits=4)")
+            raise CompressLabError(
+                "A rotation turns the whole residual stream, and not only some linears.",
+                min(missing),
+                "leave out targets and ignore",
+            )
+        if subject.packed:
+            raise CompressLabError(
+                "This weight is rounded already and cannot be turned.",
+                min(subject.packed),
+                "rotate first: Rotate() >> GPTQ(bits=4)",
+            )
         batch, untied = inputs(model, length=24), untie(model)
         before = logits(model, batch)
         found = equivalences(model)
         streams, size = stream(model, found), head_size(model.config.get_text_config())
         heads = head_pairs(model, found, size) if self.heads and size else []
-        for pair in streams.norms: fold(pair)
+        for pair in streams.norms:
+            fold(pair)
         turn(streams, rotation(streams.width, self.seed, keeps_mean(streams)))
-        for number, pair in enumerate(heads): turn_heads(pair, rotation(size, self.seed + number + 1))
+        for number, pair in enumerate(heads):
+            turn_heads(pair, rotation(size, self.seed + number + 1))
         change = strayed(logits(model, batch), before)
         if not change < (1e-3 if model.dtype == torch.float32 else 0.1):
-            raise CompressLabError(f"The rotation changed the logits by {change:.1%}: something reads or writes the residual stream that was not found.",
-                                   type(model).__name__, "this architecture cannot be rotated; load the model again if it was rotated in place")
-        return report(streams, heads) | ({untied: {"rotated": "inputs", "notes": ["no longer tied to the embedding"]}} if untied else {})
+            raise CompressLabError(
+                f"The rotation changed the logits by {change:.1%}: something reads or writes the residual stream that "
+                "was not found.",
+                type(model).__name__,
+                "this architecture cannot be rotated; load the model again if it was rotated in place",
+            )
+        return report(streams, heads) | (
+            {untied: {"rotated": "inputs", "notes": ["no longer tied to the embedding"]}} if untied else {}
+        )
 
+# %% ../../nbs/quantize/07_rotation.ipynb #cell-19-2
 def report(streams: Stream, heads: list[Pair]) -> dict:
     "What was turned, by module."
     said = {layer.name: {"rotated": "outputs"} for layer in (*streams.tables, *streams.writers)}
-    said |= {reader.name: {"rotated": "inputs"} for pair in streams.norms for reader in pair.readers} | {reader.name: {"rotated": "inputs"} for reader in streams.readers}
+    said |= {reader.name: {"rotated": "inputs"} for pair in streams.norms for reader in pair.readers} | {
+        reader.name: {"rotated": "inputs"} for reader in streams.readers
+    }
     said |= {pair.source.name: {"folded": True} for pair in streams.norms}
     for pair in heads:
-        for part in (pair.source, pair.readers[0]): said[part.name] = {**said.get(part.name, {}), "heads_rotated": True}
+        for part in (pair.source, pair.readers[0]):
+            said[part.name] = {**said.get(part.name, {}), "heads_rotated": True}
     return said

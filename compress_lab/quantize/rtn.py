@@ -7,7 +7,9 @@ __all__ = ['RTN']
 
 # %% ../../nbs/quantize/01_rtn.ipynb #cell-03
 from dataclasses import dataclass
+
 from torch import Tensor
+
 from ..core.layerwise import Compressed, LayerMethod
 from .grid import by_groups, check_grid, fit
 
@@ -15,16 +17,25 @@ from .grid import by_groups, check_grid, fit
 @dataclass(frozen=True)
 class RTN(LayerMethod):
     "Rounds every weight to the nearest value of its group's grid."
-    bits: int = 4             # width of a code, 1 to 8
-    group_size: int = 64      # consecutive inputs that share a scale; 0: the whole row
-    symmetric: bool = False   # no zero point: the grid spans as far down as up
-    zero_point: str = "integer"    # or "real": any number, kept in 16 bits
-    paper = "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only inference"
+
+    bits: int = 4  # width of a code, 1 to 8
+    group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
+    symmetric: bool = False  # no zero point: the grid spans as far down as up
+    zero_point: str = "integer"  # or "real": any number, kept in 16 bits
+    paper = (
+        "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only "
+        "inference"
+    )
     link = "https://arxiv.org/abs/1712.05877"
     quantizes = True
 
-    def check(self): check_grid(self)
+    def check(self):
+        check_grid(self)
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
-        return by_groups(self, weight, lambda part: fit(weight[:, part], self.bits, self.symmetric, real_zeros=self.zero_point == "real"))
+        return by_groups(
+            self,
+            weight,
+            lambda part: fit(weight[:, part], self.bits, self.symmetric, real_zeros=self.zero_point == "real"),
+        )

@@ -6,9 +6,11 @@
 __all__ = ['Scales', 'ScaleTune', 'check_scales', 'tune']
 
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-03
-import torch
 from dataclasses import dataclass, replace
+
+import torch
 from torch import Tensor
+
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, calibrating, check_memory
 from ..core.losses import LOGIT_BYTES, check_loss, check_training
@@ -21,6 +23,7 @@ from .ste import LearnedScales, from_groups, shaped_for, to_groups
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-06
 class Scales(LearnedScales):
     "A quantized linear whose codes stay, and the learned multiple of its scales, (rows, groups, 1)."
+
     def __init__(self, linear: LinearLayer, packed: Packed):
         super().__init__(linear, packed.scales.float()[..., None])
         self.values = to_groups(unscaled(packed), packed.group_size)
@@ -32,47 +35,76 @@ class Scales(LearnedScales):
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-10
 @dataclass(frozen=True)
 class ScaleTune(Method):
-    "Trains the scales of quantized linears, all together, to predict what the original did; codes and zero points stay."
-    loss: str = "kl"               # "kl": to the original; "next_token": of the text
-    steps: int = 64                # of the optimizer
-    batch: int = 4                 # calibration rows a step sees
-    lr: float = 2e-3               # relative; rises over the first twentieth of the steps, then falls to zero
+    """Trains the scales of quantized linears, all together, to predict what the original did; codes and zero points
+    stay.
+    """
+
+    loss: str = "kl"  # "kl": to the original; "next_token": of the text
+    steps: int = 64  # of the optimizer
+    batch: int = 4  # calibration rows a step sees
+    lr: float = 2e-3  # relative; rises over the first twentieth of the steps, then falls to zero
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Chen et al., 2024, EfficientQAT: Efficient quantization-aware training for large language models"
     link = "https://arxiv.org/abs/2407.11062"
     keeps_codes = True
     needs = frozenset({"calibration", "original", "training"})
 
-    def check(self): check_training(self)
+    def check(self):
+        check_training(self)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
         "Tunes the scales of the linears of the Subject in place; returns how far they moved, by name."
-        return done_once(subject, layers, checkpoint, lambda: tune(self, subject, original, layers, calibration.tokens, seed)[0])
+        return done_once(
+            subject, layers, checkpoint, lambda: tune(self, subject, original, layers, calibration.tokens, seed)[0]
+        )
 
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-11
 def check_scales(subject, original, layers: list[LinearLayer]):
     "Raises `CompressLabError` that names a linear without scales that could be tuned, or without an original."
     for linear in layers:
-        if linear.key in original.packed: raise CompressLabError("The original is quantized itself.", linear.name, "let ScaleTune follow another method, as in GPTQ() >> ScaleTune(), or give original=")
+        if linear.key in original.packed:
+            raise CompressLabError(
+                "The original is quantized itself.",
+                linear.name,
+                "let ScaleTune follow another method, as in GPTQ() >> ScaleTune(), or give original=",
+            )
         packed = subject.packed.get(linear.key)
-        if packed is None: raise CompressLabError("The linear is not quantized.", linear.name, "let ScaleTune follow a quantizing method, on the same targets")
+        if packed is None:
+            raise CompressLabError(
+                "The linear is not quantized.",
+                linear.name,
+                "let ScaleTune follow a quantizing method, on the same targets",
+            )
         check_scales_free(packed, linear.name)
 
-def tune(method: ScaleTune, subject, original, layers: list[LinearLayer], tokens: Tensor, seed: int=0) -> tuple[dict, list[float]]:
-    "Tunes the scales of linears of a Subject in place; how far each moved, by name, and the loss at every step. Raises `CompressLabError` before it starts where something cannot be."
+
+def tune(
+    method: ScaleTune, subject, original, layers: list[LinearLayer], tokens: Tensor, seed: int = 0
+) -> tuple[dict, list[float]]:
+    """Tunes the scales of linears of a Subject in place; how far each moved, by name, and the loss at every step.
+
+    Raises `CompressLabError` before it starts where something cannot be.
+    """
     tokens = tokens.to(subject.model.device)
     check_scales(subject, original, layers)
     check_loss(subject.model, method.loss, tokens)
     vocabulary = subject.model.config.get_text_config().vocab_size
-    check_memory(20 * sum(linear.weight.numel() for linear in layers) + LOGIT_BYTES * method.batch * tokens.shape[1] * vocabulary, str(method))
+    check_memory(
+        20 * sum(linear.weight.numel() for linear in layers)
+        + LOGIT_BYTES * method.batch * tokens.shape[1] * vocabulary,
+        str(method),
+    )
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
     masters = {names[id(linear.weight)]: Scales(linear, subject.packed[linear.key]) for linear in layers}
     groups = [{"params": [master.factor for master in masters.values()], "lr": method.lr}]
-    with calibrating(subject.model), calibrating(original.model): curve = train(subject.model, masters, groups, tokens, method, seed, original.model)
+    with calibrating(subject.model), calibrating(original.model):
+        curve = train(subject.model, masters, groups, tokens, method, seed, original.model)
     report = {}
     for master in masters.values():
         key, scales = master.linear.key, master.grid().detach()[..., 0]
         subject.packed[key] = replace(subject.packed[key], scales=shortest(scales))
         master.linear.weight.data.copy_(subject.packed[key].dequantize())
-        report[master.linear.name] = {"scales_moved": float((scales / master.scales[..., 0] - 1).square().mean().sqrt())}
+        report[master.linear.name] = {
+            "scales_moved": float((scales / master.scales[..., 0] - 1).square().mean().sqrt())
+        }
     return report, curve

@@ -6,10 +6,12 @@
 __all__ = ['UNFED', 'factors', 'largest_inputs', 'SmoothQuant']
 
 # %% ../../nbs/quantize/06_smoothquant.ipynb #cell-03
-import torch
 from collections import defaultdict
 from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
 from ..core.equivalence import Pair, equivalences
 from ..core.errors import CompressLabError
 from ..core.layers import body, calibrating, observe
@@ -19,10 +21,11 @@ from ..core.recipe import Method
 # %% ../../nbs/quantize/06_smoothquant.ipynb #cell-06
 UNFED = "all its inputs were zero, or no token reached it: left as it was"
 
+
 def factors(
-    pair: Pair,       # a source and its readers
-    loudest: dict,    # largest magnitude of each input, (in,), by reader and expert
-    alpha: float,     # share of the unevenness that moves to the weights
+    pair: Pair,  # a source and its readers
+    loudest: dict,  # largest magnitude of each input, (in,), by reader and expert
+    alpha: float,  # share of the unevenness that moves to the weights
 ) -> Tensor:
     "What the channels are divided by, (channels,), or (experts, channels) where the source is a stack of experts."
     inputs, weights = torch.zeros(2, pair.experts, len(pair.rows))
@@ -30,40 +33,62 @@ def factors(
         for expert, matrix in enumerate(reader.matrices):
             own = expert if pair.experts > 1 else 0
             weights[own].scatter_reduce_(0, columns, matrix.abs().amax(0).float().cpu(), "amax")
-            if (reader.key, expert) in loudest: inputs[own].scatter_reduce_(0, columns, loudest[reader.key, expert].cpu(), "amax")
-    found = inputs**alpha / weights.clamp_min(1e-5)**(1 - alpha)
+            if (reader.key, expert) in loudest:
+                inputs[own].scatter_reduce_(0, columns, loudest[reader.key, expert].cpu(), "amax")
+    found = inputs**alpha / weights.clamp_min(1e-5) ** (1 - alpha)
     return torch.where((inputs > 0) & (weights > 0), found.clamp_min(1e-5), 1.0)
+
 
 def largest_inputs(model, layers: list, batches: list[dict]) -> dict:
     "The largest magnitude of each input over all tokens, (in,), by (key of the linear, expert)."
     found = defaultdict(lambda: torch.zeros(()))
+
     def see(layer, expert, rows):
         here = rows.detach().abs().reshape(-1, rows.shape[-1]).float()
-        if len(here): found[layer.key, expert] = torch.maximum(found[layer.key, expert].to(rows.device), here.amax(0))
+        if len(here):
+            found[layer.key, expert] = torch.maximum(found[layer.key, expert].to(rows.device), here.amax(0))
+
     with calibrating(model), observe(layers, see):
-        for batch in bar(batches, desc="calibrating", unit="batch"): body(model, layers, batch)(**batch)
+        for batch in bar(batches, desc="calibrating", unit="batch"):
+            body(model, layers, batch)(**batch)
     return dict(found)
 
 # %% ../../nbs/quantize/06_smoothquant.ipynb #cell-07
 @dataclass(frozen=True)
 class SmoothQuant(Method):
     "Evens out the input channels of linears by moving factors between them and what feeds them; rounds nothing."
-    alpha: float = 0.5      # share of the unevenness that moves to the weights, 0 to 1
-    norms_only: bool = True # as published; False: also from values to output and from up to down projections
-    paper = "Xiao et al., 2023, SmoothQuant: Accurate and efficient post-training quantization for large language models"
+
+    alpha: float = 0.5  # share of the unevenness that moves to the weights, 0 to 1
+    norms_only: bool = True  # as published; False: also from values to output and from up to down projections
+    paper = (
+        "Xiao et al., 2023, SmoothQuant: Accurate and efficient post-training quantization for large language models"
+    )
     link = "https://arxiv.org/abs/2211.10438"
     needs = frozenset({"calibration"})
 
     def check(self):
-        if not 0 <= self.alpha <= 1: raise CompressLabError(f"alpha={self.alpha} is not between 0 and 1.", "SmoothQuant", "use 0.5")
+        if not 0 <= self.alpha <= 1:
+            raise CompressLabError(f"alpha={self.alpha} is not between 0 and 1.", "SmoothQuant", "use 0.5")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Rescales the Subject in place; returns the range of the factors by module. Raises `CompressLabError` where no linear can be smoothed."
+        """Rescales the Subject in place; returns the range of the factors by module.
+
+        Raises `CompressLabError` where no linear can be smoothed.
+        """
         wanted, found = {layer.key for layer in layers}, equivalences(subject.model)
-        pairs = [pair for pair in found.pairs if pair.source.block is not None and (pair.source.kind == "norm" or not self.norms_only)
-                 and any(reader.key in wanted for reader in pair.readers)]
+        pairs = [
+            pair
+            for pair in found.pairs
+            if pair.source.block is not None
+            and (pair.source.kind == "norm" or not self.norms_only)
+            and any(reader.key in wanted for reader in pair.readers)
+        ]
         if rounded := next((part.name for pair in pairs for part in pair.touched if part.key in subject.packed), None):
-            raise CompressLabError("This weight is rounded already and cannot be rescaled.", rounded, "smooth first: SmoothQuant() >> Int8()")
+            raise CompressLabError(
+                "This weight is rounded already and cannot be rescaled.",
+                rounded,
+                "smooth first: SmoothQuant() >> Int8()",
+            )
         if not pairs:
             why = next((f"{name}: {reason}" for name, reason in found.refused.items()), "")
             raise CompressLabError("Nothing feeds these linears that could take up a factor.", str(self), why)
@@ -71,12 +96,22 @@ class SmoothQuant(Method):
         batches = [{"input_ids": part} for part in tokens.split(max(1, 2048 // tokens.shape[1]))]
         loudest = largest_inputs(subject.model, [reader for pair in pairs for reader in pair.readers], batches)
         if bad := next((key for (key, _), values in loudest.items() if not values.isfinite().all()), None):
-            raise CompressLabError("The activations hold NaN or infinity.", bad, "calibrate in float32, or with other text")
+            raise CompressLabError(
+                "The activations hold NaN or infinity.", bad, "calibrate in float32, or with other text"
+            )
         report = {}
         for pair in pairs:
             divisor = factors(pair, loudest, self.alpha)
             pair.move(divisor.to(pair.source.weight.device))
-            fed = any(loudest[reader.key, expert].any() for reader in pair.readers for expert in range(len(reader.matrices)) if (reader.key, expert) in loudest)
-            said = {"smallest_factor": float(divisor.min()), "largest_factor": float(divisor.max())} | ({} if fed else {"notes": [UNFED]})
-            for part in pair.touched: report.setdefault(part.name, {}).update(said)
+            fed = any(
+                loudest[reader.key, expert].any()
+                for reader in pair.readers
+                for expert in range(len(reader.matrices))
+                if (reader.key, expert) in loudest
+            )
+            said = {"smallest_factor": float(divisor.min()), "largest_factor": float(divisor.max())} | (
+                {} if fed else {"notes": [UNFED]}
+            )
+            for part in pair.touched:
+                report.setdefault(part.name, {}).update(said)
         return report

@@ -9,6 +9,7 @@ __all__ = ['UNFELT', 'matrix_of', 'shaped_for', 'parts_of', 'to_groups', 'from_g
 # %% ../../nbs/quantize/31_ste.ipynb #cell-03
 import torch
 from torch import Tensor
+
 from ..core.layers import LinearLayer
 from ..core.layerwise import Compressed
 from .grid import half_precision, span
@@ -18,19 +19,26 @@ def matrix_of(linear: LinearLayer) -> Tensor:
     "The weight of a linear as one float32 matrix of shape (rows, in), experts one below the other."
     return torch.cat([matrix.float() for matrix in linear.matrices])
 
+
 def shaped_for(linear: LinearLayer, matrix: Tensor) -> Tensor:
     "A matrix such as `matrix_of` gives, in the shape of the linear's parameter."
     stack = matrix.view(*linear.weight.shape[:-2], linear.out_features, linear.in_features)
     return stack.transpose(-1, -2) if linear.transposed else stack
 
+
 def parts_of(linear: LinearLayer, whole: Compressed) -> list[Compressed]:
     "What was made of the matrix of `matrix_of`, for each of the linear's own matrices."
-    return [whole.rows(slice(start, start + linear.out_features)) for start in range(0, len(whole.weight), linear.out_features)]
+    return [
+        whole.rows(slice(start, start + linear.out_features))
+        for start in range(0, len(whole.weight), linear.out_features)
+    ]
+
 
 def to_groups(matrix: Tensor, size: int) -> Tensor:
     "(rows, in) as (rows, groups, size)."
     rows, columns = matrix.shape
     return torch.nn.functional.pad(matrix, (0, -columns % size)).view(rows, -1, size)
+
 
 def from_groups(grouped: Tensor, columns: int) -> Tensor:
     "(rows, groups, size) as (rows, columns)."
@@ -39,16 +47,22 @@ def from_groups(grouped: Tensor, columns: int) -> Tensor:
 # %% ../../nbs/quantize/31_ste.ipynb #cell-09
 UNFELT = "nothing was learned, or not of every expert: rounded to nearest"
 
+
 def all_moved(linear: LinearLayer, changed: Tensor) -> bool:
-    "Whether something of every matrix of a linear has changed, from what has, (rows of all matrices, …): where no gradient came, nothing did."
+    """Whether something of every matrix of a linear has changed, from what has, (rows of all matrices, …): where no
+    gradient came, nothing did.
+    """
     return bool(changed.flatten(1).any(1).view(-1, linear.out_features).any(1).all())
+
 
 class Rounded(torch.autograd.Function):
     "Weights on their grid, `scales * (codes - zeros)`, with gradients for weights, offsets, scales and zero points."
+
     @staticmethod
     def forward(ctx, weight, offsets, scales, zeros, top: int):
         level = weight / scales
-        if offsets is not None: level += offsets
+        if offsets is not None:
+            level += offsets
         level = (level + zeros).round_()
         inside = (level >= 0) & (level <= top)
         level = level.clamp_(0, top).abs_()
@@ -59,22 +73,29 @@ class Rounded(torch.autograd.Function):
     def backward(ctx, gradient):
         weight, scales, zeros, level, inside = ctx.saved_tensors
         wanted, passed = ctx.needs_input_grad, gradient * inside
-        for_scales = (gradient * (level - zeros) - passed * (weight / scales)).sum(-1, keepdim=True) if wanted[2] else None
+        for_scales = (
+            (gradient * (level - zeros) - passed * (weight / scales)).sum(-1, keepdim=True) if wanted[2] else None
+        )
         for_zeros = ((passed - gradient) * scales).sum(-1, keepdim=True) if wanted[3] else None
         return passed if wanted[0] else None, passed * scales if wanted[1] else None, for_scales, for_zeros, None
 
 # %% ../../nbs/quantize/31_ste.ipynb #cell-13
 class Through(torch.autograd.Function):
     "The value of `hard` with the gradient of `soft`."
-    @staticmethod
-    def forward(ctx, soft, hard): return hard.clone()
 
     @staticmethod
-    def backward(ctx, gradient): return gradient, None
+    def forward(ctx, soft, hard):
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
 
 class LearnedScales:
     "A linear with the scales of its groups, (rows, groups, 1), and the learned multiple of each."
-    def __init__(self, linear: LinearLayer, scales: Tensor, learn: bool=True):
+
+    def __init__(self, linear: LinearLayer, scales: Tensor, learn: bool = True):
         self.linear, self.scales, self.factor = linear, scales, torch.ones_like(scales).requires_grad_(learn)
 
     def grid(self) -> Tensor:
@@ -82,9 +103,11 @@ class LearnedScales:
         scales = self.scales * self.factor
         return Through.apply(scales, half_precision(scales.detach()))
 
+
 def soft_span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     "`span`, bit for bit, with gradients for `low` and `high`."
     hard, top = span(low.detach(), high.detach(), bits, symmetric), 2**bits - 1
-    if symmetric: return Through.apply(torch.maximum(-low, high) / (top / 2), hard[0]), hard[1]
+    if symmetric:
+        return Through.apply(torch.maximum(-low, high) / (top / 2), hard[0]), hard[1]
     scales = Through.apply((high - low) / top, hard[0])
     return scales, Through.apply((-low / scales).clamp(0, top), hard[1])

@@ -6,11 +6,14 @@
 __all__ = ['Shared', 'tune_levels']
 
 # %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-03
-import time, torch
+import time
 from collections.abc import Callable
 from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
 from ..core.errors import CompressLabError
 from ..core.layers import linears
 from ..core.packed import Packed, shortest
@@ -19,6 +22,7 @@ from ..core.randomness import random_state_kept
 # %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-05
 class Shared(nn.Module):
     "A weight as a function of its levels."
+
     def __init__(self, packed: Packed):
         super().__init__()
         self.packed, self.codes, self.zero = packed, packed.integers()[0].long(), packed.levels == 0
@@ -29,35 +33,64 @@ class Shared(nn.Module):
         *stack, rows, columns = self.packed.shape if len(self.packed.shape) < 4 else (*self.codes.shape,)
         values = levels.masked_fill(self.zero, 0).expand(len(self.codes), -1).gather(1, self.codes)
         weight = self.scales * values
-        if not self.packed.transposed: return weight.view(self.packed.shape)
+        if not self.packed.transposed:
+            return weight.view(self.packed.shape)
         return weight.view(*stack, columns, rows).transpose(-1, -2)
 
-    def right_inverse(self, weight: Tensor) -> Tensor: return self.packed.levels.float()
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return self.packed.levels.float()
 
+# %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-05-2
 def tune_levels(
-    subject,           # a Subject whose weights are in codebooks; left as it is
-    train: Callable,   # train(model) trains a model in place
+    subject,  # a Subject whose weights are in codebooks; left as it is
+    train: Callable,  # train(model) trains a model in place
 ) -> "Subject":
-    "A copy with other levels for the same codes. What else requires a gradient is trained too. Raises `CompressLabError` where a weight has no levels of its own."
+    """A copy with other levels for the same codes.
+
+    What else requires a gradient is trained too. Raises `CompressLabError` where a weight has no levels of its own.
+    """
     result, began = subject.copy(), time.perf_counter()
     layers = [linear for linear in linears(result.model) if linear.key in result.packed]
-    if not layers: raise CompressLabError("No linear of this Subject is quantized.", subject.name, "let Codebook go before it")
+    if not layers:
+        raise CompressLabError("No linear of this Subject is quantized.", subject.name, "let Codebook go before it")
     for linear in layers:
-        if not isinstance(result.packed[linear.key].levels, Tensor): raise CompressLabError("The levels of this linear are fixed.", linear.name, "tune what a Codebook quantized; for even grids there is ScaleTune")
+        if not isinstance(result.packed[linear.key].levels, Tensor):
+            raise CompressLabError(
+                "The levels of this linear are fixed.",
+                linear.name,
+                "tune what a Codebook quantized; for even grids there is ScaleTune",
+            )
     order = {linear.module: list(linear.module._parameters) for linear in layers}
-    for linear in layers: parametrize.register_parametrization(linear.module, linear.parameter, Shared(result.packed[linear.key]), unsafe=True)
-    with random_state_kept(): train(result.model)
+    for linear in layers:
+        parametrize.register_parametrization(
+            linear.module, linear.parameter, Shared(result.packed[linear.key]), unsafe=True
+        )
+    with random_state_kept():
+        train(result.model)
     report = {}
     for linear in layers:
-        levels, before = linear.module.parametrizations[linear.parameter].original.detach().clone(), result.packed[linear.key]
+        levels, before = (
+            linear.module.parametrizations[linear.parameter].original.detach().clone(),
+            result.packed[linear.key],
+        )
         parametrize.remove_parametrizations(linear.module, linear.parameter)
         result.packed[linear.key] = replace(before, levels=shortest(levels.half().float()))
         linear.weight.data.copy_(result.packed[linear.key].dequantize())
-        report[linear.name] = {"moved": float((result.packed[linear.key].levels.float() - before.levels.float()).norm() / before.levels.float().norm())}
-    for module, names in order.items():   # a parametrization leaves its parameter last
-        for name in names: module._parameters[name] = module._parameters.pop(name)
-    result.history += ({
-        "method": "tune_levels", "touched": sum(linear.weight.numel() for linear in layers), "modules": report,
-        "calibration": None, "seconds": time.perf_counter() - began,
-    },)
+        report[linear.name] = {
+            "moved": float(
+                (result.packed[linear.key].levels.float() - before.levels.float()).norm() / before.levels.float().norm()
+            )
+        }
+    for module, names in order.items():  # a parametrization leaves its parameter last
+        for name in names:
+            module._parameters[name] = module._parameters.pop(name)
+    result.history += (
+        {
+            "method": "tune_levels",
+            "touched": sum(linear.weight.numel() for linear in layers),
+            "modules": report,
+            "calibration": None,
+            "seconds": time.perf_counter() - began,
+        },
+    )
     return result

@@ -10,7 +10,9 @@ __all__ = ['SEEDED', 'COLUMNS', 'TIMES', 'FLIPS', 'COUNTED', 'AREAS', 'OTHERWISE
            'slower', 'time_claim', 'area', 'step_text', 'page_place']
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-02
-import json, math, os
+import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,70 +33,123 @@ from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm, together
 from ..evaluate.suites import expanded
 from . import plots
-from .sections import mapping, number, GROUPS, floor_rows, group_tables
 from .plots import estimate, figures, label, visible
+from .sections import GROUPS, floor_rows, group_tables, mapping, number
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-05
 def _interval(value: object) -> tuple[float, float]:
     "Both ends of an interval; not-a-numbers for what is none."
-    return (number(value[0]), number(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else (math.nan, math.nan)
+    return (
+        (number(value[0]), number(value[1]))
+        if isinstance(value, (list, tuple)) and len(value) == 2
+        else (math.nan, math.nan)
+    )
+
 
 def _bounds(
     entry: Mapping,  # value of a metric, with its unit
 ) -> tuple[float, float]:
     "What the metric can be at all; shares that do not say so are between -1 and 1."
     low, high = _interval(entry.get("bounds"))
-    if math.isfinite(low) and math.isfinite(high): return low, high
-    return (-1.0, 1.0) if entry.get("unit") == "share" and abs(number(entry.get("value"))) <= 1 else (-math.inf, math.inf)
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    return (
+        (-1.0, 1.0) if entry.get("unit") == "share" and abs(number(entry.get("value"))) <= 1 else (-math.inf, math.inf)
+    )
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-07
 def cell_rows(
     key: str,  # of the cell
     result: Mapping,  # its result
 ) -> list[dict]:  # one row per metric; empty for a cell that was not measured
-    "The measurements of one cell as flat rows; the interval of a value is that of its paired difference where there is one."
-    if result.get("status", "measured") != "measured": return []
+    """The measurements of one cell as flat rows; the interval of a value is that of its paired difference where there
+    is one.
+    """
+    if result.get("status", "measured") != "measured":
+        return []
     values = mapping(result.get("values"))
     differences = {d.get("metric"): d for d in result.get("differences") or () if isinstance(d, Mapping)}
     rows = []
     for metric in dict.fromkeys([*values, *differences]):
         v, d = mapping(values.get(metric)), differences.get(metric, {})
-        value = number(d.get("compressed", v.get("value"))); change = number(d.get("value"))
+        value = number(d.get("compressed", v.get("value")))
+        change = number(d.get("value"))
         lo, hi = _interval(d.get("interval"))
         ends = (value - change + lo, value - change + hi) if math.isfinite(change) else _interval(v.get("interval"))
         arm = np.clip(ends, *_bounds(v)).tolist()
         ratio, control = _interval(d.get("ratio_interval")), _interval(d.get("control_interval"))
-        rows.append(dict(
-            recipe=str(result.get("recipe", "?")), probe=str(result.get("probe", "?")), metric=str(metric), cell=key,
-            settings=json.dumps(result.get("settings") or {}, sort_keys=True, default=str),
-            unit=str(v.get("unit") or d.get("unit") or ""), better=v.get("better") or d.get("better"),
-            value=value, value_lo=arm[0], value_hi=arm[1], original=number(d.get("original")),
-            difference=change, difference_lo=lo, difference_hi=hi,
-            ratio=number(d.get("ratio")), ratio_lo=ratio[0], ratio_hi=ratio[1], control_lo=control[0], control_hi=control[1],
-            bounds=_bounds(v), method=str(d.get("method") or ""), verdict=str(d.get("verdict") or ""), margin=d.get("margin"),
-            p=number(d.get("p")), items=number(d.get("n_items")), clusters=number(d.get("n_clusters"))))
+        rows.append(
+            dict(
+                recipe=str(result.get("recipe", "?")),
+                probe=str(result.get("probe", "?")),
+                metric=str(metric),
+                cell=key,
+                settings=json.dumps(result.get("settings") or {}, sort_keys=True, default=str),
+                unit=str(v.get("unit") or d.get("unit") or ""),
+                better=v.get("better") or d.get("better"),
+                value=value,
+                value_lo=arm[0],
+                value_hi=arm[1],
+                original=number(d.get("original")),
+                difference=change,
+                difference_lo=lo,
+                difference_hi=hi,
+                ratio=number(d.get("ratio")),
+                ratio_lo=ratio[0],
+                ratio_hi=ratio[1],
+                control_lo=control[0],
+                control_hi=control[1],
+                bounds=_bounds(v),
+                method=str(d.get("method") or ""),
+                verdict=str(d.get("verdict") or ""),
+                margin=d.get("margin"),
+                p=number(d.get("p")),
+                items=number(d.get("n_items")),
+                clusters=number(d.get("n_clusters")),
+            )
+        )
     return rows
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-09
-SEEDED = ("difference_lo", "difference_hi", "ratio_lo", "ratio_hi", "value_lo", "value_hi", "p", "clusters")   # of all seeds
+SEEDED = (
+    "difference_lo",
+    "difference_hi",
+    "ratio_lo",
+    "ratio_hi",
+    "value_lo",
+    "value_hi",
+    "p",
+    "clusters",
+)  # of all seeds
+
 
 def _over_seeds(row: dict, found: Mapping) -> dict:
     "The row of several seeds with the difference over all of them, or without an interval if there is none."
     missing = {"method": "no interval: the records of the seeds are not at hand", "verdict": "no interval"}
-    if not found: return row | dict.fromkeys(SEEDED, math.nan) | missing
+    if not found:
+        return row | dict.fromkeys(SEEDED, math.nan) | missing
     value = dict(unit=row["unit"], better=row["better"], value=row["value"], bounds=list(row["bounds"]))
     new = cell_rows("", dict(values={row["metric"]: value}, differences=[found]))[0]
-    return row | {name: new[name] for name in (*SEEDED, "value", "original", "difference", "ratio", "method", "verdict", "items")}
+    return row | {
+        name: new[name] for name in (*SEEDED, "value", "original", "difference", "ratio", "method", "verdict", "items")
+    }
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-09-2
 def evidence(
     cells: Mapping[str, Mapping],  # cell key -> result
-    seeded: Mapping[tuple, Mapping] | None = None,  # (recipe, probe, settings, metric) -> difference over several seeds, as plain JSON
+    seeded: Mapping[tuple, Mapping]
+    | None = None,  # (recipe, probe, settings, metric) -> difference over several seeds, as plain JSON
 ) -> pd.DataFrame:  # one row per recipe, probe, settings and metric
     "Everything that was measured, as one tidy table; the source of all other tables, sentences and pictures."
     rows = pd.DataFrame([row for key, result in cells.items() for row in cell_rows(key, result)])
-    if rows.empty: return pd.DataFrame(columns=[*cell_rows("", {"values": {"": {}}})[0], "cells"])
-    how = {c: "min" if c.endswith("_lo") else "max" if c.endswith("_hi") else "mean" for c in rows.select_dtypes("number")}
-    how |= {c: "first" for c in ("unit", "better", "bounds", "method", "verdict", "margin")} | {"cell": lambda keys: tuple(dict.fromkeys(keys))}
+    if rows.empty:
+        return pd.DataFrame(columns=[*cell_rows("", {"values": {"": {}}})[0], "cells"])
+    how = {
+        c: "min" if c.endswith("_lo") else "max" if c.endswith("_hi") else "mean" for c in rows.select_dtypes("number")
+    }
+    how |= {c: "first" for c in ("unit", "better", "bounds", "method", "verdict", "margin")} | {
+        "cell": lambda keys: tuple(dict.fromkeys(keys))
+    }
     by = ["recipe", "probe", "settings", "metric"]
     rows[["better", "margin"]] = rows[["better", "margin"]].astype(object)
     table = rows.groupby(by, sort=False).agg(how).reset_index().rename(columns={"cell": "cells"})
@@ -102,23 +157,29 @@ def evidence(
     for place in np.flatnonzero(several):
         row = table.loc[place].to_dict()
         for name, value in _over_seeds(row, mapping((seeded or {}).get(tuple(row[name] for name in by)))).items():
-            if name != "cells": table.at[place, name] = value
+            if name != "cells":
+                table.at[place, name] = value
     own = table[table["recipe"] == "original"].set_index(by[1:])["value"]
-    same = pd.Series([own.get(k, math.nan) for k in table[by[1:]].itertuples(index=False, name=None)], table.index, dtype=float)
+    same = pd.Series(
+        [own.get(k, math.nan) for k in table[by[1:]].itertuples(index=False, name=None)], table.index, dtype=float
+    )
     table["original"] = table["original"].fillna(same)
-    with np.errstate(divide="ignore", invalid="ignore"): table["ratio"] = table["ratio"].fillna(table["value"] / table["original"].replace(0, math.nan))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table["ratio"] = table["ratio"].fillna(table["value"] / table["original"].replace(0, math.nan))
     return table
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-15
 @dataclass(frozen=True)
 class Column:
     "One column of the table: which number of which metric, and how it is written."
+
     title: str  # head of the column
     metric: tuple[str, ...]  # the first of these that was measured
     what: str = "value"  # "value", "difference" or "ratio" to the original
     unit: str = ""  # behind the number
     scale: float = 1.0  # what the number is multiplied with
     digits: int = 3  # significant figures where no interval stands beside the number; more than 3: none is shown
+
 
 COLUMNS = (
     Column("stored size", ("file_bytes",), "ratio", "×"),
@@ -141,88 +202,138 @@ def entry(
 ) -> tuple[float, float, float, str, str]:  # value, lo, hi, the number in words, the interval in words ("" without one)
     "One entry of the table, as numbers and as text."
     nothing = "" if original else "–"
-    if row is None: return math.nan, math.nan, math.nan, nothing, ""
-    value, lo, hi = (float(row[name]) * column.scale for name in (column.what, f"{column.what}_lo", f"{column.what}_hi"))
-    if not math.isfinite(value): return value, lo, hi, "∞" if math.isinf(value) else nothing, ""
+    if row is None:
+        return math.nan, math.nan, math.nan, nothing, ""
+    value, lo, hi = (
+        float(row[name]) * column.scale for name in (column.what, f"{column.what}_lo", f"{column.what}_hi")
+    )
+    if not math.isfinite(value):
+        return value, lo, hi, "∞" if math.isinf(value) else nothing, ""
     bare = column.digits > 3 or original or not hi > lo
     number, low, high = (figures(value, column.digits, zeros=True), "", "") if bare else estimate(value, lo, hi)
-    if column.what == "difference" and value > 0: number = "+" + number
+    if column.what == "difference" and value > 0:
+        number = "+" + number
     return value, lo, hi, number + column.unit, "" if bare else f"[{low}, {high}]"
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-19
 def called(
-    cell: Mapping,      # with the key `probe`
+    cell: Mapping,  # with the key `probe`
     settings: Mapping,  # of the probe
 ) -> str:
     "Name of a probe, with the task that it asks."
     probe, task = str(cell.get("probe", "?")), mapping(settings).get("task")
     return f"{probe} {task}" if task and probe == "task" else probe
 
+
 def planned(
     study: str,  # text of study.yaml, "" where there is none
-) -> tuple[list[str], list[str], str, str]:  # names of the recipes and copies (also on their backends), names of the probes, name of the subject, declared use
+) -> tuple[
+    list[str], list[str], str, str
+]:  # names of the recipes and copies (also on their backends), names of the probes, name of the subject, declared use
     "What the study meant to run; empty where that cannot be read."
-    try: plan = read_yaml(study)
-    except CompressLabError: plan = None
+    try:
+        plan = read_yaml(study)
+    except CompressLabError:
+        plan = None
     plan = mapping(plan)
     probes = expanded(plan["probes"]) if isinstance(plan.get("probes"), list) else []
     names = [called(p, p) if isinstance(p, Mapping) else str(p) for p in probes]
     subject = plan.get("subject", "")
     native = mapping(plan.get("native"))
-    arms = [arm for name in ["original", *(str(name) for kind in ("recipes", "copies") for name in mapping(plan.get(kind)))] for arm in (name, f"{name} on {native.get(name)}") if arm == name or name in native]
+    arms = [
+        arm
+        for name in ["original", *(str(name) for kind in ("recipes", "copies") for name in mapping(plan.get(kind)))]
+        for arm in (name, f"{name} on {native.get(name)}")
+        if arm == name or name in native
+    ]
     use = plan.get("use")
     use = use if isinstance(use, str) else ""
     return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else "", use if use in USES else ""
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-19-2
 class Dossier:
-    "What a study found: table, sentences with their evidence, pictures, gaps, provenance, as a notebook view and as one HTML page."
-    def __init__(self,
+    """What a study found: table, sentences with their evidence, pictures, gaps, provenance, as a notebook view and as
+    one HTML page.
+    """
+
+    def __init__(
+        self,
         cells: Mapping[str, Mapping],  # cell key -> result
         study: str = "",  # text of study.yaml
-        environments: Mapping[str, Mapping] | None = None,  # cell key -> where it was measured, if the results do not say so
+        environments: Mapping[str, Mapping]
+        | None = None,  # cell key -> where it was measured, if the results do not say so
         damaged: Mapping[str, str] | None = None,  # cell key -> what is wrong with the stored cell
-        frames: Mapping[str, pd.DataFrame] | None = None,  # cell key -> records, of the probes of which the page lists items
+        frames: Mapping[str, pd.DataFrame]
+        | None = None,  # cell key -> records, of the probes of which the page lists items
         seeded: Mapping[tuple, Mapping] | None = None,  # as in `evidence`
     ):
         recipes, probes, self.subject, self.use = planned(study)
-        rank = lambda name, names: (names.index(name) if name in names else len(names))
-        order = sorted(cells, key=lambda k: (cells[k].get("recipe") != "original", rank(cells[k].get("recipe"), recipes), rank(called(cells[k], cells[k].get("settings")), probes)))
+        rank = lambda name, names: names.index(name) if name in names else len(names)
+        order = sorted(
+            cells,
+            key=lambda k: (
+                cells[k].get("recipe") != "original",
+                rank(cells[k].get("recipe"), recipes),
+                rank(called(cells[k], cells[k].get("settings")), probes),
+            ),
+        )
         self.cells, self.study, self.damaged = {key: dict(cells[key]) for key in order}, study, dict(damaged or {})
         self.environments, self.plan, self.frames = dict(environments or {}), (recipes, probes), dict(frames or {})
         self.evidence = evidence(self.cells, seeded)
         self.recipes = list(dict.fromkeys([str(c.get("recipe", "?")) for c in self.cells.values()] + recipes))
         self.recipes.sort(key=lambda name: (name != "original", rank(name, recipes)))
 
-    def __repr__(self): return f"Dossier({self.title!r}: {len(self.recipes)} recipes, {len(self.cells)} cells)"
+    def __repr__(self):
+        return f"Dossier({self.title!r}: {len(self.recipes)} recipes, {len(self.cells)} cells)"
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-21
 @patch(cls_method=True)
-def from_run(cls: Dossier,
+def from_run(
+    cls: Dossier,
     root: "str | os.PathLike",  # run folder of a study, any address that fsspec knows
 ) -> Dossier:
     "The dossier of a run folder, finished or not. Raises `CompressLabError` where it holds no cell."
     store, cells, environments, damaged, frames, every, study = Store(root), {}, {}, {}, {}, {}, ""
     for key in store.current():
-        try: cell = stored(store, key)
-        except DamagedCell as error: damaged[key] = error.what
+        try:
+            cell = stored(store, key)
+        except DamagedCell as error:
+            damaged[key] = error.what
         else:
-            if cell is None: continue
+            if cell is None:
+                continue
             cells[key], environments[key] = cell.result, cell.environment
-            if cell.result.get("status", "measured") == "measured" and cell.frame is not None: every[key] = cell
-            if cell.result["probe"] == "facts" and _facts_frame(cell.frame): frames[key] = cell.frame
-    try: study = store.read_text("study.yaml") or ""
-    except CompressLabError as error: damaged["study.yaml"] = error.what
+            if cell.result.get("status", "measured") == "measured" and cell.frame is not None:
+                every[key] = cell
+            if cell.result["probe"] == "facts" and _facts_frame(cell.frame):
+                frames[key] = cell.frame
+    try:
+        study = store.read_text("study.yaml") or ""
+    except CompressLabError as error:
+        damaged["study.yaml"] = error.what
     if not cells and not damaged:
-        raise CompressLabError("There is nothing to report in this run folder.", str(root), "run a study into it first: compress-lab run study.yaml --out RUN")
-    return cls(cells, study if (own := unsigned(study)) is None else own, environments, damaged, frames, over_seeds(every))
+        raise CompressLabError(
+            "There is nothing to report in this run folder.",
+            str(root),
+            "run a study into it first: compress-lab run study.yaml --out RUN",
+        )
+    return cls(
+        cells, study if (own := unsigned(study)) is None else own, environments, damaged, frames, over_seeds(every)
+    )
+
 
 def _facts_frame(
     frame: "pd.DataFrame | None",  # of a cell
 ) -> bool:
     "Whether the records of facts are such."
-    sound = frame is not None and {"item", "cluster", "known", "said"} <= {*frame} and pd.api.types.is_numeric_dtype(frame["known"])
+    sound = (
+        frame is not None
+        and {"item", "cluster", "known", "said"} <= {*frame}
+        and pd.api.types.is_numeric_dtype(frame["known"])
+    )
     return bool(sound and frame["item"].map(lambda item: isinstance(item, str)).all() and frame["item"].is_unique)
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-21-2
 @patch(as_prop=True)
 def title(self: Dossier) -> str:
     "Name of the subject, as far as the cells or the study tell it."
@@ -237,20 +348,29 @@ def over_seeds(
     groups, originals = {}, {}
     for cell in cells.values():
         told = str(cell.result["probe"]), json.dumps(cell.result.get("settings") or {}, sort_keys=True, default=str)
-        if cell.result["recipe"] == "original": originals[*told, cell.result.get("seed")] = cell
-        else: groups.setdefault((str(cell.result["recipe"]), *told), []).append(cell)
+        if cell.result["recipe"] == "original":
+            originals[*told, cell.result.get("seed")] = cell
+        else:
+            groups.setdefault((str(cell.result["recipe"]), *told), []).append(cell)
     found = {}
     for (recipe, *told), several in groups.items():
-        if len(several) < 2: continue
-        try: differences = _seeds_of(several, [originals.get((*told, cell.result.get("seed"))) for cell in several])
-        except (CompressLabError, KeyError, TypeError, ValueError): continue   # then they have no interval, and the table says so
+        if len(several) < 2:
+            continue
+        try:
+            differences = _seeds_of(several, [originals.get((*told, cell.result.get("seed"))) for cell in several])
+        except (CompressLabError, KeyError, TypeError, ValueError):
+            continue  # then they have no interval, and the table says so
         found |= {(recipe, *told, each["metric"]): each for each in differences}
     return found
+
 
 def _seeds_of(several: list, originals: list) -> list[dict]:
     "The differences of one recipe and probe, from the cells of its seeds and of the originals."
     probe = Probe.from_dict(several[0].result["records"]["probe"])
-    def records(cell): return None if cell is None else records_of(cell, probe)
+
+    def records(cell):
+        return None if cell is None else records_of(cell, probe)
+
     pairs = [(None if probe.paired else records(before), records(after)) for before, after in zip(originals, several)]
     margins = several[0].result.get("margin")
     metrics = [each["metric"] for each in several[0].result["differences"]]
@@ -262,12 +382,15 @@ def _of(self: Dossier, recipe: str) -> list[dict]:
     "All cells of a recipe."
     return [cell for cell in self.cells.values() if str(cell.get("recipe", "?")) == recipe]
 
+
 @patch
 def _find(self: Dossier, recipe: str, *metrics: str) -> "pd.Series | None":
     "The first evidence of a recipe on one of the metrics."
     for metric in metrics:
         rows = self.evidence[(self.evidence["recipe"] == recipe) & (self.evidence["metric"] == metric)]
-        if len(rows): return rows.iloc[0]
+        if len(rows):
+            return rows.iloc[0]
+
 
 @patch
 def history(self: Dossier) -> dict[str, list[dict]]:  # recipe -> history entries
@@ -275,41 +398,59 @@ def history(self: Dossier) -> dict[str, list[dict]]:  # recipe -> history entrie
     found = {r: next((c["history"] for c in self._of(r) if c.get("history")), []) for r in self.recipes}
     return {r: [step for step in steps if isinstance(step, Mapping)] for r, steps in found.items() if steps}
 
+
 @patch
 def _steps(self: Dossier, recipe: str) -> list[dict]:
     "The steps of a recipe, with the type they computed in where the recipe left that to the processor."
     steps = next((c["steps"] for c in self._of(recipe) if c.get("steps")), [])
     steps = steps.get("steps", []) if isinstance(steps, Mapping) else steps
     steps = [step for step in steps if isinstance(step, Mapping)]
-    done = self.history().get(recipe, [])[-len(steps):]
-    if len(done) < len(steps): return steps
-    computed = [{name: each[name] for name in ("calibration_dtype",) if name in step and name in each} for step, each in zip(steps, done)]
+    done = self.history().get(recipe, [])[-len(steps) :]
+    if len(done) < len(steps):
+        return steps
+    computed = [
+        {name: each[name] for name in ("calibration_dtype",) if name in step and name in each}
+        for step, each in zip(steps, done)
+    ]
     return [dict(step, **each) for step, each in zip(steps, computed)]
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-24-2
 @patch
 def _notes(self: Dossier, recipe: str) -> list[str]:
     "What a reader must know about the kind of saving, in words."
     parameters = self._find(recipe, "parameters")
     shrunk = parameters is not None and parameters["ratio"] < 1
     notes = ["simulated"] if any(c.get("simulated") for c in self._of(recipe)) else []
-    if any("sparsity" in step for step in self._steps(recipe)) and not shrunk: notes.append("mask: no kernel uses it")
-    if any(c.get("retry") for c in self._of(recipe)): notes.append("failed")
-    elif recipe != "original" and not any(c.get("status", "measured") == "measured" for c in self._of(recipe)): notes.append("not measured")
+    if any("sparsity" in step for step in self._steps(recipe)) and not shrunk:
+        notes.append("mask: no kernel uses it")
+    if any(c.get("retry") for c in self._of(recipe)):
+        notes.append("failed")
+    elif recipe != "original" and not any(c.get("status", "measured") == "measured" for c in self._of(recipe)):
+        notes.append("not measured")
     return notes
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-26
 @patch
-def table(self: Dossier,
+def table(
+    self: Dossier,
     text: bool = False,  # numbers as written on the page, with their intervals, instead of numeric columns
 ) -> pd.DataFrame:  # indexed by recipe
-    "One row per recipe: numeric columns with `lo` and `hi` beside them, or the same as text; the last column says what is simulated or masked."
+    """One row per recipe: numeric columns with `lo` and `hi` beside them, or the same as text; the last column says
+    what is simulated or masked.
+    """
     out = {}
     for recipe in self.recipes:
         out[recipe] = row = {}
         for column in COLUMNS:
             value, lo, hi, number, interval = entry(self._find(recipe, *column.metric), column, recipe == "original")
-            if text: row[column.title] = f"{number} {interval}".strip()
-            else: row |= {column.title: value / column.scale, f"{column.title} lo": lo / column.scale, f"{column.title} hi": hi / column.scale}
+            if text:
+                row[column.title] = f"{number} {interval}".strip()
+            else:
+                row |= {
+                    column.title: value / column.scale,
+                    f"{column.title} lo": lo / column.scale,
+                    f"{column.title} hi": hi / column.scale,
+                }
         row["note"] = "; ".join(self._notes(recipe))
     frame = pd.DataFrame.from_dict(out, orient="index").rename_axis("recipe")
     empty = [c for c in frame if (frame[c].astype(str).isin(["–", "nan", ""])).all() and c != "note"]
@@ -319,89 +460,152 @@ def table(self: Dossier,
 @dataclass(frozen=True)
 class Claim:
     "A sentence with the figures it states and the cells they come from."
+
     text: str
     about: str  # the recipe, or "" for the study as a whole
     figures: dict[str, object]
     cells: tuple[str, ...]  # keys
 
-    def __str__(self): return self.text
+    def __str__(self):
+        return self.text
+
 
 def _said(value: float, lo: float, hi: float, unit: str = "") -> tuple[str, str]:
     "A value and its interval in words."
     number, low, high = estimate(value, lo, hi)
     return number + unit, f"95% interval {low} to {high}" if math.isfinite(lo + hi) else "no interval could be computed"
 
+
 def _claim(text: str, row: pd.Series, *names: str) -> Claim:
     "A claim about one row of the evidence."
-    return Claim(text, row["recipe"], {name: row[name] for name in names if row[name] is not None and row[name] == row[name]}, tuple(row["cells"]))
+    return Claim(
+        text,
+        row["recipe"],
+        {name: row[name] for name in names if row[name] is not None and row[name] == row[name]},
+        tuple(row["cells"]),
+    )
+
 
 def told(row: pd.Series) -> str:
     "What the verdict says of a difference, without the margin; from the interval if the cell has no verdict."
     said = str(row["verdict"]).partition(",")[0]
-    if said in ("higher", "lower"): return {"higher": RISE, "lower": FALL}[said].get(row["better"], said)   # of older versions
-    if said: return said
+    if said in ("higher", "lower"):
+        return {"higher": RISE, "lower": FALL}[said].get(row["better"], said)  # of older versions
+    if said:
+        return said
     low, high = row["difference_lo"], row["difference_hi"]
     return direction(low, high, row["better"]) or ("no difference seen" if math.isfinite(low + high) else "no interval")
+
 
 def _shown(row: pd.Series) -> str | None:
     "The better direction of what the verdict calls better or worse; none of the rest, which is drawn in grey."
     within = math.isfinite(row["control_lo"]) and not (faster(row) or slower(row))
     return row["better"] if told(row) in ("better", "worse") and not within else None
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-29-2
 def quality_claim(row: pd.Series) -> Claim:
     "What a recipe did to the perplexity."
     d, lo, hi = (row[k] for k in ("difference", "difference_lo", "difference_hi"))
-    change, sure = _said(d, lo, hi); v, o = figures(row["value"], 4, True), figures(row["original"], 4, True)
-    if row["method"]: sure += "; " + row["method"]
-    if math.isinf(row["value"]): text = f"{row['recipe']} diverged: its perplexity is not a finite number."
-    elif not math.isfinite(d): text = f"{row['recipe']} has a perplexity of {v}; it was not compared with the original."
-    elif told(row) == "no interval": text = f"Whether {row['recipe']} changes perplexity cannot be told: {v} against {o}, a difference of {change} ({row['method'] or 'no interval'})."
-    elif told(row) in ("worse", "better"): text = f"{row['recipe']} {'raises' if d > 0 else 'lowers'} perplexity from {o} to {v}, a difference of {change} ({sure})."
-    else: text = f"No difference in perplexity was seen between {row['recipe']} and the original: {v} against {o}, a difference of {change} ({sure})."
-    if row["margin"] is not None and row["margin"] == row["margin"]: text += f" Verdict: {row['verdict']}."
+    change, sure = _said(d, lo, hi)
+    v, o = figures(row["value"], 4, True), figures(row["original"], 4, True)
+    if row["method"]:
+        sure += "; " + row["method"]
+    if math.isinf(row["value"]):
+        text = f"{row['recipe']} diverged: its perplexity is not a finite number."
+    elif not math.isfinite(d):
+        text = f"{row['recipe']} has a perplexity of {v}; it was not compared with the original."
+    elif told(row) == "no interval":
+        text = (
+            f"Whether {row['recipe']} changes perplexity cannot be told: {v} against {o}, a difference of {change} "
+            f"({row['method'] or 'no interval'})."
+        )
+    elif told(row) in ("worse", "better"):
+        text = (
+            f"{row['recipe']} {'raises' if d > 0 else 'lowers'} perplexity from {o} to {v}, a difference of {change} "
+            f"({sure})."
+        )
+    else:
+        text = (
+            f"No difference in perplexity was seen between {row['recipe']} and the original: {v} against {o}, a "
+            f"difference of {change} ({sure})."
+        )
+    if row["margin"] is not None and row["margin"] == row["margin"]:
+        text += f" Verdict: {row['verdict']}."
     return _claim(text, row, "value", "original", "difference", "difference_lo", "difference_hi", "clusters")
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-31
 def size_claim(row: pd.Series, bits: "pd.Series | None", notes: list[str], masked: "pd.Series | None" = None) -> Claim:
     "What a recipe did to the stored size."
     theory = f"; {figures(bits['value'])} bits per weight in theory" if bits is not None else ""
-    share = "as much as the original" if abs(row["ratio"] - 1) < 0.005 else f"{figures(row['ratio'])} of the original's {figures(row['original'] / 1e6)} MB"
+    share = (
+        "as much as the original"
+        if abs(row["ratio"] - 1) < 0.005
+        else f"{figures(row['ratio'])} of the original's {figures(row['original'] / 1e6)} MB"
+    )
     text = f"{row['recipe']} is stored in {figures(row['value'] / 1e6)} MB, {share}{theory}."
-    if "mask: no kernel uses it" not in notes: masked = None
-    else: text += " Its zeros are a mask: no kernel uses them, so they make nothing smaller in memory or faster."
-    if masked is not None and masked["value"] < row["value"]: text += f" Saved with masks=True, which keeps one bit for each zero, it takes {figures(masked['value'] / 1e6)} MB on disk."
-    if "simulated" in notes: text += " The quantization is simulated: it is computed with floats, so this says nothing about speed or memory in use."
+    if "mask: no kernel uses it" not in notes:
+        masked = None
+    else:
+        text += " Its zeros are a mask: no kernel uses them, so they make nothing smaller in memory or faster."
+    if masked is not None and masked["value"] < row["value"]:
+        text += (
+            f" Saved with masks=True, which keeps one bit for each zero, it takes {figures(masked['value'] / 1e6)} MB "
+            "on disk."
+        )
+    if "simulated" in notes:
+        text += (
+            " The quantization is simulated: it is computed with floats, so this says nothing about speed or memory "
+            "in use."
+        )
     claim = _claim(text, row, "value", "original", "ratio")
     return claim if masked is None else replace(claim, figures=claim.figures | {"masked_bytes": masked["value"]})
+
 
 def fidelity_claim(kl: "pd.Series | None", top: "pd.Series | None") -> Claim:
     "How far a recipe's next-token probabilities are from the original's."
     row, parts = top if top is not None else kl, []
     said = lambda r, scale, unit: _said(scale * r["value"], scale * r["value_lo"], scale * r["value_hi"], unit)
-    if top is not None: parts.append("puts the same token first as the original for {} of tokens ({})".format(*said(top, 100, "%")))
-    if kl is not None: parts.append("has a KL divergence of {} nats per token from the original ({})".format(*said(kl, 1, "")))
+    if top is not None:
+        parts.append("puts the same token first as the original for {} of tokens ({})".format(*said(top, 100, "%")))
+    if kl is not None:
+        parts.append("has a KL divergence of {} nats per token from the original ({})".format(*said(kl, 1, "")))
     found = {f"{r['metric']}{end}": r[f"value{end}"] for r in (kl, top) if r is not None for end in ("", "_lo", "_hi")}
     return Claim(f"{row['recipe']} {' and '.join(parts)}.", row["recipe"], found, tuple(row["cells"]))
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-32
 def faster(row: pd.Series) -> bool:
     "Whether a time ratio lies entirely below one and below what the original shows against itself."
-    return bool(row["ratio_hi"] < 1 and row["ratio_hi"] < row["control_lo"])  # a missing control is not-a-number and gives False
+    return bool(
+        row["ratio_hi"] < 1 and row["ratio_hi"] < row["control_lo"]
+    )  # a missing control is not-a-number and gives False
+
 
 def slower(row: pd.Series) -> bool:
     "Whether a time ratio lies entirely above one and above what the original shows against itself."
     return bool(row["ratio_lo"] > 1 and row["ratio_lo"] > row["control_hi"])
 
-TIMES = {"prefill": "prefill_seconds", "decoding": "decode_seconds", "a forward pass": "forward_seconds"}  # what a model does: the metric of its time
+
+TIMES = {
+    "prefill": "prefill_seconds",
+    "decoding": "decode_seconds",
+    "a forward pass": "forward_seconds",
+}  # what a model does: the metric of its time
+
 
 def time_claim(row: pd.Series, work: str) -> Claim:
     "What a recipe did to the time, claimed only beyond the noise of the timing."
     control = "the original was not timed against itself"
-    if math.isfinite(row["control_lo"]): control = f"the original against itself {figures(row['control_lo'])} to {figures(row['control_hi'])}"
-    measured = "{} of the original's time ({}; {})".format(*_said(row["ratio"], row["ratio_lo"], row["ratio_hi"]), control)
-    if faster(row): text = f"{row['recipe']} is faster in {work}: it takes {measured}."
-    elif slower(row): text = f"{row['recipe']} is slower in {work}: it takes {measured}."
-    else: text = f"No change of speed is claimed for {row['recipe']} in {work}: it takes {measured}."
+    if math.isfinite(row["control_lo"]):
+        control = f"the original against itself {figures(row['control_lo'])} to {figures(row['control_hi'])}"
+    measured = "{} of the original's time ({}; {})".format(
+        *_said(row["ratio"], row["ratio_lo"], row["ratio_hi"]), control
+    )
+    if faster(row):
+        text = f"{row['recipe']} is faster in {work}: it takes {measured}."
+    elif slower(row):
+        text = f"{row['recipe']} is slower in {work}: it takes {measured}."
+    else:
+        text = f"No change of speed is claimed for {row['recipe']} in {work}: it takes {measured}."
     return _claim(text, row, "ratio", "ratio_lo", "ratio_hi", "control_lo", "control_hi")
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-35
@@ -409,14 +613,27 @@ def time_claim(row: pd.Series, work: str) -> Claim:
 def _runtime_claim(self: Dossier, recipe: str) -> list[Claim]:
     "Which runtime computed a recipe, why that one, and whether it computes what PyTorch does with the same weights."
     cell = next((c for c in self._of(recipe) if c.get("backend")), None)
-    if cell is None: return []
-    text, base = f"{recipe} is computed by {cell['backend']}. {cell.get('why') or ''}".strip(), recipe.rpartition(" on ")[0]
+    if cell is None:
+        return []
+    text, base = (
+        f"{recipe} is computed by {cell['backend']}. {cell.get('why') or ''}".strip(),
+        recipe.rpartition(" on ")[0],
+    )
     rows = [row for name in (recipe, base) if (row := self._find(name, "perplexity")) is not None and row["value"] > 0]
     if len(rows) == 2:
         through, plain = (row["value"] for row in rows)
-        text += f" Its perplexity through the runtime is {figures(through, 4, True)}; that of {base} in PyTorch is {figures(plain, 4, True)}."
-        if not abs(math.log(through / plain)) < 0.02: text += " The runtime changes the model: judge it by its own figure."
-    return [Claim(text, recipe, {row["recipe"]: row["value"] for row in rows}, tuple(k for row in rows for k in row["cells"]))]
+        text += (
+            f" Its perplexity through the runtime is {figures(through, 4, True)}; that of {base} in PyTorch is "
+            f"{figures(plain, 4, True)}."
+        )
+        if not abs(math.log(through / plain)) < 0.02:
+            text += " The runtime changes the model: judge it by its own figure."
+    return [
+        Claim(
+            text, recipe, {row["recipe"]: row["value"] for row in rows}, tuple(k for row in rows for k in row["cells"])
+        )
+    ]
+
 
 @patch
 def recipe_claims(self: Dossier, recipe: str) -> list[Claim]:
@@ -424,65 +641,126 @@ def recipe_claims(self: Dossier, recipe: str) -> list[Claim]:
     find = lambda *names: self._find(recipe, *names)
     perplexity, size, kl, top = find("perplexity"), find("file_bytes"), find("kl"), find("top1_agreement")
     claims = self._runtime_claim(recipe) + ([quality_claim(perplexity)] if perplexity is not None else [])
-    if kl is not None or top is not None: claims.append(fidelity_claim(kl, top))
+    if kl is not None or top is not None:
+        claims.append(fidelity_claim(kl, top))
     claims += self._answer_claim(recipe) + self._axis_claims(recipe)
-    if size is not None: claims.append(size_claim(size, find("bits_per_weight"), self._notes(recipe), find("masked_bytes")))
+    if size is not None:
+        claims.append(size_claim(size, find("bits_per_weight"), self._notes(recipe), find("masked_bytes")))
     for work, metric in TIMES.items():
-        if find(metric) is not None: claims.append(time_claim(find(metric), work))
+        if find(metric) is not None:
+            claims.append(time_claim(find(metric), work))
     peak = find("peak_bytes")
     if peak is not None:
-        text = "{} needs {} of the original's peak memory ({}).".format(recipe, *_said(peak["ratio"], peak["ratio_lo"], peak["ratio_hi"]))
+        text = "{} needs {} of the original's peak memory ({}).".format(
+            recipe, *_said(peak["ratio"], peak["ratio_lo"], peak["ratio_hi"])
+        )
         claims.append(_claim(text, peak, "ratio", "ratio_lo", "ratio_hi"))
     return claims
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-35-2
 @patch
 def claims(self: Dossier) -> list[Claim]:
     "All sentences: about the study, then about each recipe."
-    return self.summary() + [claim for recipe in self.recipes if recipe != "original" for claim in self.recipe_claims(recipe)]
+    return self.summary() + [
+        claim for recipe in self.recipes if recipe != "original" for claim in self.recipe_claims(recipe)
+    ]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-37
 def _listed(names: list[str]) -> str:
     "Names in a sentence: a, b and c."
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1] if names else ""]))
 
+
 @patch
 def _loss_claim(self: Dossier) -> list[Claim]:
     "Which recipes showed no difference, and which lost least and most."
-    rows = [row for r in self.recipes if r != "original" and (row := self._find(r, "perplexity")) is not None and math.isfinite(row["difference"])]
-    if not rows: return []
-    even, unsettled = ([r["recipe"] for r in rows if told(r) in what] for what in (("no difference seen", "no difference"), ("no interval",)))
+    rows = [
+        row
+        for r in self.recipes
+        if r != "original" and (row := self._find(r, "perplexity")) is not None and math.isfinite(row["difference"])
+    ]
+    if not rows:
+        return []
+    even, unsettled = (
+        [r["recipe"] for r in rows if told(r) in what]
+        for what in (("no difference seen", "no difference"), ("no interval",))
+    )
     room = max((r["difference_hi"] for r in rows if r["recipe"] in even), default=0)
-    if len(rows) == 1: return [replace(quality_claim(rows[0]), about="")]
+    if len(rows) == 1:
+        return [replace(quality_claim(rows[0]), about="")]
     low, high = min(rows, key=lambda r: r["difference"]), max(rows, key=lambda r: r["difference"])
-    change = lambda r: ("+" if r["difference"] > 0 else "") + _said(r["difference"], r["difference_lo"], r["difference_hi"])[0]
-    text = f"No difference in perplexity was seen for {_listed(even)}, with room for up to {figures(room, 2)}. " if even else "" if unsettled else "Every recipe changed perplexity. "
-    if unsettled: text += f"There is too little text to tell whether {_listed(unsettled)} changed {'it' if even else 'perplexity'}. "
-    text += f"The original has {figures(low['original'], 4, True)}; {low['recipe']} comes off best ({change(low)}), {high['recipe']} worst ({change(high)})."
+    change = lambda r: (
+        ("+" if r["difference"] > 0 else "") + _said(r["difference"], r["difference_lo"], r["difference_hi"])[0]
+    )
+    text = (
+        f"No difference in perplexity was seen for {_listed(even)}, with room for up to {figures(room, 2)}. "
+        if even
+        else ""
+        if unsettled
+        else "Every recipe changed perplexity. "
+    )
+    if unsettled:
+        text += (
+            f"There is too little text to tell whether {_listed(unsettled)} changed {'it' if even else 'perplexity'}. "
+        )
+    text += (
+        f"The original has {figures(low['original'], 4, True)}; {low['recipe']} comes off best ({change(low)}), "
+        f"{high['recipe']} worst ({change(high)})."
+    )
     return [Claim(text, "", {r["recipe"]: r["difference"] for r in rows}, tuple(k for r in rows for k in r["cells"]))]
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-37-2
 @patch
 def _frontier_claim(self: Dossier) -> list[Claim]:
     "Which recipes no other one beats on both stored size and perplexity."
     data = self._size_quality()
-    if len(data) < 3: return []
+    if len(data) < 3:
+        return []
     best = plots.frontier(data["size"], data["quality"], data.attrs["better"])
     on, off = list(data["recipe"][best]), list(data["recipe"][~best])
     text = f"On the frontier of stored size and {data.attrs['name']}, by point estimates: {_listed(on)}."
-    if off: text += f" Another entry is at most as large and at least as good as {'each of ' if len(off) > 1 else ''}{_listed(off)}."
-    return [Claim(text, "", dict(zip(data["recipe"], zip(data["size"], data["quality"]))), tuple(k for ks in data["cells"] for k in ks))]
+    if off:
+        text += (
+            " Another entry is at most as large and at least as good as "
+            f"{'each of ' if len(off) > 1 else ''}{_listed(off)}."
+        )
+    return [
+        Claim(
+            text,
+            "",
+            dict(zip(data["recipe"], zip(data["size"], data["quality"]))),
+            tuple(k for ks in data["cells"] for k in ks),
+        )
+    ]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-38
 @patch
 def _speed_claim(self: Dossier) -> list[Claim]:
     "Which recipes are faster, or that none is, or that nobody timed them."
-    rows = [row for r in self.recipes if r != "original" for m in TIMES.values() if (row := self._find(r, m)) is not None]
+    rows = [
+        row for r in self.recipes if r != "original" for m in TIMES.values() if (row := self._find(r, m)) is not None
+    ]
     simulated = [r for r in self.recipes if "simulated" in self._notes(r)]
     quick = list(dict.fromkeys(r["recipe"] for r in rows if faster(r)))
     slow = list(dict.fromkeys(r["recipe"] for r in rows if slower(r)))
-    text = f"{_listed(quick) or 'No recipe'} ran faster than the original beyond the noise of the timing." if rows else "Speed was not measured."
-    if slow: text += f" Compression made it slower, in at least one kind of work: {_listed(slow)}."
-    if simulated: text += f" {_listed(simulated)} {'is' if len(simulated) == 1 else 'are'} simulated and cannot show a speed."
-    return [Claim(text, "", {f"{r['recipe']} {r['metric']}": r["ratio"] for r in rows}, tuple(k for r in rows for k in r["cells"]))]
+    text = (
+        f"{_listed(quick) or 'No recipe'} ran faster than the original beyond the noise of the timing."
+        if rows
+        else "Speed was not measured."
+    )
+    if slow:
+        text += f" Compression made it slower, in at least one kind of work: {_listed(slow)}."
+    if simulated:
+        text += f" {_listed(simulated)} {'is' if len(simulated) == 1 else 'are'} simulated and cannot show a speed."
+    return [
+        Claim(
+            text,
+            "",
+            {f"{r['recipe']} {r['metric']}": r["ratio"] for r in rows},
+            tuple(k for r in rows for k in r["cells"]),
+        )
+    ]
+
 
 @patch
 def summary(self: Dossier) -> list[Claim]:
@@ -490,104 +768,190 @@ def summary(self: Dossier) -> list[Claim]:
     measured = sum(c.get("status", "measured") == "measured" for c in self.cells.values())
     missing = len([gap for gap in self.not_measured() if gap["recipe"]])
     count = lambda n, word: f"{n} {word}{'' if n == 1 else 's'}"
-    tried = count(len([r for r in self.recipes if r != "original" and not any(c.get("backend") for c in self._of(r))]), "recipe")
-    text = f"{tried} of {self.title}, {count(measured, 'measurement')}" + (f"; {missing} more were planned or tried and are listed as not measured." if missing else ".")
+    tried = count(
+        len([r for r in self.recipes if r != "original" and not any(c.get("backend") for c in self._of(r))]), "recipe"
+    )
+    text = f"{tried} of {self.title}, {count(measured, 'measurement')}" + (
+        f"; {missing} more were planned or tried and are listed as not measured." if missing else "."
+    )
     first = Claim(text, "", {"measured": measured, "missing": missing}, tuple(self.cells))
     return [first, *self._loss_claim(), *self._hidden_claim(), *self._frontier_claim(), *self._speed_claim()]
 
 # %% ../../nbs/report/02_dossier.ipynb #answers-code
-FLIPS, COUNTED = (".flips", ".churn", ".changed"), (".acc", ".preferred")   # figures of flips, and those whose answers are the ones that flip
+FLIPS, COUNTED = (
+    (".flips", ".churn", ".changed"),
+    (".acc", ".preferred"),
+)  # figures of flips, and those whose answers are the ones that flip
+
 
 @patch
-def answers(self: Dossier) -> pd.DataFrame:  # recipe, metric, task, unit, better, original, value, difference, flips, each with its ends, verdict, cells
+def answers(
+    self: Dossier,
+) -> (
+    pd.DataFrame
+):  # recipe, metric, task, unit, better, original, value, difference, flips, each with its ends, verdict, cells
     "What recipes did to the answers to tasks, a row for each recipe and figure."
-    keep = [row["probe"] == "task" and row["recipe"] != "original" and not row["metric"].endswith(FLIPS) for _, row in self.evidence.iterrows()]
+    keep = [
+        row["probe"] == "task" and row["recipe"] != "original" and not row["metric"].endswith(FLIPS)
+        for _, row in self.evidence.iterrows()
+    ]
     found = self.evidence[np.array(keep, dtype=bool)].copy()
     found["task"] = [metric.rpartition(".")[0] for metric in found["metric"]]
     ends = ["value", "value_lo", "value_hi"]
-    rows = [self._find(row["recipe"], f"{row['task']}.flips") if row["metric"].endswith(COUNTED) else None for _, row in found.iterrows()]
-    found[["flips", "flips_lo", "flips_hi"]] = np.array([[math.nan] * 3 if row is None else [row[end] for end in ends] for row in rows]).reshape(len(found), 3)
+    rows = [
+        self._find(row["recipe"], f"{row['task']}.flips") if row["metric"].endswith(COUNTED) else None
+        for _, row in found.iterrows()
+    ]
+    found[["flips", "flips_lo", "flips_hi"]] = np.array(
+        [[math.nan] * 3 if row is None else [row[end] for end in ends] for row in rows]
+    ).reshape(len(found), 3)
     return found[found["difference"].notna()].reset_index(drop=True)
 
+# %% ../../nbs/report/02_dossier.ipynb #answers-code-2
 @patch
 def answer_changes(self: Dossier) -> plots.Plot:
     "Forest plot of a figure of each task, in points, beside the flips behind it."
     rows, found = [], self.answers()
-    found = found.assign(flipping=found["flips"].isna()).sort_values("flipping", kind="stable").drop_duplicates(["recipe", "task"]).sort_index()
+    found = (
+        found.assign(flipping=found["flips"].isna())
+        .sort_values("flipping", kind="stable")
+        .drop_duplicates(["recipe", "task"])
+        .sort_index()
+    )
     for _, row in found.iterrows():
         scale, unit = (100, "points") if row["unit"] == "share" else (1, row["unit"] or "difference")
-        for what, title, better in ("difference", f"{row['metric']}, {unit}", _shown(row)), ("flips", f"{row['task']}: answers that flipped, %", "lower"):
+        for what, title, better in (
+            ("difference", f"{row['metric']}, {unit}", _shown(row)),
+            ("flips", f"{row['task']}: answers that flipped, %", "lower"),
+        ):
             times = 100 if what == "flips" else scale
-            rows.append(dict(recipe=row["recipe"], metric=title, value=times * row[what], lo=times * row[f"{what}_lo"], hi=times * row[f"{what}_hi"], reference=0, better=better))
+            rows.append(
+                dict(
+                    recipe=row["recipe"],
+                    metric=title,
+                    value=times * row[what],
+                    lo=times * row[f"{what}_lo"],
+                    hi=times * row[f"{what}_hi"],
+                    reference=0,
+                    better=better,
+                )
+            )
     return plots.intervals(pd.DataFrame(rows, columns=["recipe", "metric", "value", "lo", "hi"] if not rows else None))
 
 # %% ../../nbs/report/02_dossier.ipynb #answers-claim
-def _points(value: float) -> str: return ("+" if value > 0 else "") + figures(100 * value, 2)
+def _points(value: float) -> str:
+    return ("+" if value > 0 else "") + figures(100 * value, 2)
+
 
 @patch
-def _accuracies(self: Dossier, recipe: str="") -> list[tuple]:
+def _accuracies(self: Dossier, recipe: str = "") -> list[tuple]:
     "Accuracies, of one recipe or of all, and which changes remain with Holm's correction over all of the dossier."
-    rows = [row for _, row in self.answers().iterrows() if row["metric"].endswith(".acc") and math.isfinite(row["flips"])]
+    rows = [
+        row for _, row in self.answers().iterrows() if row["metric"].endswith(".acc") and math.isfinite(row["flips"])
+    ]
     remain = holm([row["p"] if math.isfinite(row["p"]) else 1.0 for row in rows]) if rows else []
     return [(row, bool(p <= 0.05)) for row, p in zip(rows, remain) if recipe in ("", row["recipe"])]
+
 
 def _changes(rows: list[tuple], what: str) -> tuple[str, str]:
     "How much accuracies changed, and how many answers flipped, in words."
     changes, flips = (sorted(row[name] for row, _ in rows) for name in ("difference", "flips"))
-    moved = f"{_points(changes[0])} points in {rows[0][0]['task']}" if len(rows) == 1 else f"{_points(changes[0])} to {_points(changes[-1])} points in {len(rows)} {what}"
-    return moved, f"{figures(100 * flips[0], 2)} % of the answers" if len(rows) == 1 else f"{figures(100 * flips[0], 2)} to {figures(100 * flips[-1], 2)} % of the answers to a task"
+    moved = (
+        f"{_points(changes[0])} points in {rows[0][0]['task']}"
+        if len(rows) == 1
+        else f"{_points(changes[0])} to {_points(changes[-1])} points in {len(rows)} {what}"
+    )
+    return moved, f"{figures(100 * flips[0], 2)} % of the answers" if len(
+        rows
+    ) == 1 else f"{figures(100 * flips[0], 2)} to {figures(100 * flips[-1], 2)} % of the answers to a task"
 
-def _named(rows: list, recipes: bool=False) -> str:
+
+def _named(rows: list, recipes: bool = False) -> str:
     "Tasks with their changes, after the recipe where there are several."
-    return _listed([f"{row['recipe'] + ' in ' if recipes else ''}{row['task']} ({_points(row['difference'])})" for row in rows])
+    return _listed(
+        [f"{row['recipe'] + ' in ' if recipes else ''}{row['task']} ({_points(row['difference'])})" for row in rows]
+    )
+
 
 def _answered(rows: list[tuple], text: str, about: str, **more) -> Claim:
-    found = {f"{row['recipe']} {row['task']} {name}": row[name] for row, _ in rows for name in ("difference", "flips", "p")}
+    found = {
+        f"{row['recipe']} {row['task']} {name}": row[name] for row, _ in rows for name in ("difference", "flips", "p")
+    }
     return Claim(text, about, found | more, tuple(dict.fromkeys(k for row, _ in rows for k in row["cells"])))
 
+# %% ../../nbs/report/02_dossier.ipynb #answers-claim-3
 def _all_tasks(rows: list[tuple]) -> tuple[str, dict]:
-    "The mean change over the tasks of a recipe, in words and figures; empty for one task, or if a task has no interval."
+    """The mean change over the tasks of a recipe, in words and figures; empty for one task, or if a task has no
+    interval.
+    """
     ends = [(row["difference_lo"], row["difference_hi"]) for row, _ in rows]
     middle, low, high, p = together([row["difference"] for row, _ in rows], ends)
-    if len(rows) < 2 or not p == p: return "", {}
+    if len(rows) < 2 or not p == p:
+        return "", {}
     said = direction(low, high, "higher") or "not seen to change"
-    text = f" Over all {len(rows)} tasks accuracy is {said}: {_points(middle)} points on average (95% interval {_points(low)} to {_points(high)}, p {p:.2g})."
+    text = (
+        f" Over all {len(rows)} tasks accuracy is {said}: {_points(middle)} points on average (95% interval "
+        f"{_points(low)} to {_points(high)}, p {p:.2g})."
+    )
     return text, {"together": middle, "together_lo": low, "together_hi": high, "together_p": p}
 
 # %% ../../nbs/report/02_dossier.ipynb #answers-claim-2
 def _seen(rows: list[tuple]) -> tuple[list, list]:
     "The changes that their intervals show, and those without an interval."
-    return [row for row, _ in rows if told(row) in ("worse", "better")], [row for row, _ in rows if told(row) == "no interval"]
+    return [row for row, _ in rows if told(row) in ("worse", "better")], [
+        row for row, _ in rows if told(row) == "no interval"
+    ]
+
 
 @patch
 def _answer_claim(self: Dossier, recipe: str) -> list[Claim]:
     "How the accuracies of a recipe changed, and what they hide."
-    if not (rows := self._accuracies(recipe)): return []
+    if not (rows := self._accuracies(recipe)):
+        return []
     compared, (moved, flipped), (_, unknown) = len(self._accuracies()), _changes(rows, "tasks"), _seen(rows)
-    sides = [f"{side} in {_named(found)}" for side in ("worse", "better") if (found := [row for row, _ in rows if told(row) == side])]
+    sides = [
+        f"{side} in {_named(found)}"
+        for side in ("worse", "better")
+        if (found := [row for row, _ in rows if told(row) == side])
+    ]
     remain = [row for row, sure in rows if sure]
     text = f"{recipe} changes accuracy by {moved}. "
-    if sides: text += f"By the interval of each task it is {_listed(sides)}"
-    else: text += "No task has an interval" if len(unknown) == len(rows) else "No task shows a difference by its own interval"
+    if sides:
+        text += f"By the interval of each task it is {_listed(sides)}"
+    else:
+        text += (
+            "No task has an interval" if len(unknown) == len(rows) else "No task shows a difference by its own interval"
+        )
     if compared > 1 and sides:
         text += f"; with Holm's correction for {compared} comparisons "
         text += f"{_named(remain)} remain{'s' * (len(remain) == 1)}" if remain else "none remains"
     whole, more = _all_tasks(rows)
     return [_answered(rows, f"{text}.{whole} Behind this {flipped} flipped between right and wrong.", recipe, **more)]
 
+# %% ../../nbs/report/02_dossier.ipynb #answers-claim-2-2
 @patch
 def _hidden_claim(self: Dossier) -> list[Claim]:
     "How many changes of accuracy were seen, how many remain, and what is behind the others."
     every = self._accuracies()
-    if not every: return []
+    if not every:
+        return []
     (seen, unknown), remain = _seen(every), [row for row, sure in every if sure]
     hidden = [each for each in every if told(each[0]) not in ("worse", "better")]
     text = f"{len(seen) or 'None'} of {len(every)} change{'s' * (len(every) > 1)} of accuracy "
     text += "are seen by their own intervals" if len(seen) > 1 else "is seen by its own interval"
-    if unknown: text += f", and {len(unknown)} {'has' if len(unknown) == 1 else 'have'} none"
-    if seen: text += f": {_named(seen, True)}; with Holm's correction {len(remain) or 'none'} remain{'s' * (len(remain) < 2)}"
-    if hidden: text += f". Behind the {'other ' * bool(seen)}{'changes' if len(hidden) > 1 else 'change'} {_changes(hidden, 'accuracies')[1]} flipped between right and wrong"
+    if unknown:
+        text += f", and {len(unknown)} {'has' if len(unknown) == 1 else 'have'} none"
+    if seen:
+        text += (
+            f": {_named(seen, True)}; with Holm's correction {len(remain) or 'none'} remain{'s' * (len(remain) < 2)}"
+        )
+    if hidden:
+        text += (
+            f". Behind the {'other ' * bool(seen)}{'changes' if len(hidden) > 1 else 'change'} "
+            f"{_changes(hidden, 'accuracies')[1]} flipped between right and wrong"
+        )
     return [_answered(every, text + ".", "")]
+
 
 @patch
 def _answer_rows(self: Dossier) -> list[tuple]:
@@ -595,37 +959,97 @@ def _answer_rows(self: Dossier) -> list[tuple]:
     rows = []
     for _, row in self.answers().iterrows():
         scale, unit, _ = _scaled(row)
+
         def spread(name, of, unit):
             number, low, high = estimate(*(of * row[name + end] for end in ("", "_lo", "_hi")))
-            return ("+" if name == "difference" and row[name] > 0 else "") + number + unit, f"[{low}, {high}]" if row[f"{name}_hi"] > row[f"{name}_lo"] else ""
-        rows.append((row["recipe"], row["metric"], *(figures(scale * row[name], 3, True) + unit for name in ("original", "value")), spread("difference", scale, ""), spread("flips", 100, " %") if row["flips"] == row["flips"] else ("–", ""), row["verdict"]))
+            return ("+" if name == "difference" and row[name] > 0 else "") + number + unit, f"[{low}, {high}]" if row[
+                f"{name}_hi"
+            ] > row[f"{name}_lo"] else ""
+
+        rows.append(
+            (
+                row["recipe"],
+                row["metric"],
+                *(figures(scale * row[name], 3, True) + unit for name in ("original", "value")),
+                spread("difference", scale, ""),
+                spread("flips", 100, " %") if row["flips"] == row["flips"] else ("–", ""),
+                row["verdict"],
+            )
+        )
     return rows
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-40
-AREAS = ("perplexity", "fidelity", "size", "latency", "memory", "energy", "cost", "task accuracy", "calibration", "robustness", "bias", "factuality", "security", "data rights")
+AREAS = (
+    "perplexity",
+    "fidelity",
+    "size",
+    "latency",
+    "memory",
+    "energy",
+    "cost",
+    "task accuracy",
+    "calibration",
+    "robustness",
+    "bias",
+    "factuality",
+    "security",
+    "data rights",
+)
 
-OTHERWISE = {probe: area for area, names in {   # areas of probes that are called otherwise
-    "task accuracy": "task", "robustness": "behaviour shift adversarial formats passkey text_around", "bias": "equity stereoset bbq winobias", "factuality": "facts consistency",
-    "security": "attack leaks extraction membership"}.items() for probe in names.split()}
+OTHERWISE = {
+    probe: area
+    for area, names in {  # areas of probes that are called otherwise
+        "task accuracy": "task",
+        "robustness": "behaviour shift adversarial formats passkey text_around",
+        "bias": "equity stereoset bbq winobias",
+        "factuality": "facts consistency",
+        "security": "attack leaks extraction membership",
+    }.items()
+    for probe in names.split()
+}
+
 
 def area(cell: Mapping) -> str:
     "What a cell looks at: its records may say; of one that is planned the probe's name does."
     probe = str(cell.get("probe"))
     return str(mapping(mapping(cell.get("records")).get("meta")).get("axis") or OTHERWISE.get(probe, probe))
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-40-2
 @patch
 def not_measured(self: Dossier) -> list[dict]:  # recipe ("" for a whole area), probe, reason, cell
     "What nobody should conclude from this dossier, and why."
     why = lambda c: ("failed: " if c.get("retry") else "") + str(c.get("reason") or "no reason was recorded")
-    gaps = [dict(recipe=str(c.get("recipe", "?")), probe=called(c, c.get("settings")), reason=why(c), cell=key)
-            for key, c in self.cells.items() if c.get("status", "measured") != "measured"]
+    gaps = [
+        dict(recipe=str(c.get("recipe", "?")), probe=called(c, c.get("settings")), reason=why(c), cell=key)
+        for key, c in self.cells.items()
+        if c.get("status", "measured") != "measured"
+    ]
     gaps += [dict(recipe="?", probe="?", reason=reason, cell=key) for key, reason in self.damaged.items()]
     done = {(str(c.get("recipe")), called(c, c.get("settings"))) for c in self.cells.values()}
     recipes, probes = self.plan
-    gaps += [dict(recipe=r, probe=p, reason="the run has not reached it", cell="") for r in recipes for p in probes if (r, p) not in done]
-    looked = ({"data rights"} if self.use else set()) | {area(c) for c in self.cells.values()} | {area({"probe": name.partition(" ")[0]}) for name in probes}
-    return gaps + [dict(recipe="", probe=each, reason="the study declares no use" if each == "data rights" else "no probe of this study looks at it", cell="") for each in AREAS if each not in looked]
+    gaps += [
+        dict(recipe=r, probe=p, reason="the run has not reached it", cell="")
+        for r in recipes
+        for p in probes
+        if (r, p) not in done
+    ]
+    looked = (
+        ({"data rights"} if self.use else set())
+        | {area(c) for c in self.cells.values()}
+        | {area({"probe": name.partition(" ")[0]}) for name in probes}
+    )
+    return gaps + [
+        dict(
+            recipe="",
+            probe=each,
+            reason="the study declares no use" if each == "data rights" else "no probe of this study looks at it",
+            cell="",
+        )
+        for each in AREAS
+        if each not in looked
+    ]
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-40-3
 @patch
 def _size_quality(self: Dossier) -> pd.DataFrame:
     "Stored size (MB) and quality of each recipe: perplexity where it was measured, else the KL divergence."
@@ -634,58 +1058,126 @@ def _size_quality(self: Dossier) -> pd.DataFrame:
     rows = []
     for recipe in self.recipes:
         size, quality = self._find(recipe, "file_bytes"), self._find(recipe, metric)
-        if size is None or quality is None or not math.isfinite(size["value"] + quality["value"]): continue
-        lo, hi = (quality["value_lo"], quality["value_hi"]) if recipe != "original" else (math.nan, math.nan)  # the reference of paired differences has none
-        rows.append(dict(recipe=recipe, size=size["value"] / 1e6, quality=quality["value"], lo=lo, hi=hi,
-                         simulated="simulated" in self._notes(recipe), cells=tuple(size["cells"]) + tuple(quality["cells"])))
+        if size is None or quality is None or not math.isfinite(size["value"] + quality["value"]):
+            continue
+        lo, hi = (
+            (quality["value_lo"], quality["value_hi"]) if recipe != "original" else (math.nan, math.nan)
+        )  # the reference of paired differences has none
+        rows.append(
+            dict(
+                recipe=recipe,
+                size=size["value"] / 1e6,
+                quality=quality["value"],
+                lo=lo,
+                hi=hi,
+                simulated="simulated" in self._notes(recipe),
+                cells=tuple(size["cells"]) + tuple(quality["cells"]),
+            )
+        )
     data = pd.DataFrame(rows, columns=["recipe", "size", "quality", "lo", "hi", "simulated", "cells"])
     data.attrs = {"name": name, "better": "lower"}
     return data
+
 
 @patch
 def remarks(self: Dossier) -> list[dict]:  # recipe, probe, reason, cell
     "What measurements say of themselves: items that were left out or cut, what a figure rests on."
     notes = {key: mapping(mapping(c.get("records")).get("meta")).get("notes") for key, c in self.cells.items()}
-    return [dict(recipe=str(self.cells[key].get("recipe", "?")), probe=called(self.cells[key], self.cells[key].get("settings")), reason=str(note), cell=key)
-            for key, found in notes.items() if isinstance(found, list) for note in found]
+    return [
+        dict(
+            recipe=str(self.cells[key].get("recipe", "?")),
+            probe=called(self.cells[key], self.cells[key].get("settings")),
+            reason=str(note),
+            cell=key,
+        )
+        for key, found in notes.items()
+        if isinstance(found, list)
+        for note in found
+    ]
 
 # %% ../../nbs/report/02_dossier.ipynb #axes-code
 TRUST = ("calibration", "robustness", "bias", "factuality", "security")
 
+
 @patch
-def axes(self: Dossier) -> pd.DataFrame:  # recipe, axis, figure, unit, better, original, value, difference with its ends, verdict, cells
+def axes(
+    self: Dossier,
+) -> pd.DataFrame:  # recipe, axis, figure, unit, better, original, value, difference with its ends, verdict, cells
     "What recipes did beyond accuracy, a row for each recipe and figure."
     found = self.evidence.assign(axis=[area(self.cells[cells[0]]) for cells in self.evidence["cells"]])
-    found = found[found["axis"].isin(TRUST) & (found["probe"] != "task") & (found["recipe"] != "original") & found["difference"].notna()]
-    settings = {key: [json.loads(one) for one in dict.fromkeys(part["settings"])] for key, part in found.groupby(["probe", "metric"])}
+    found = found[
+        found["axis"].isin(TRUST)
+        & (found["probe"] != "task")
+        & (found["recipe"] != "original")
+        & found["difference"].notna()
+    ]
+    settings = {
+        key: [json.loads(one) for one in dict.fromkeys(part["settings"])]
+        for key, part in found.groupby(["probe", "metric"])
+    }
+
     def named(row):
         several, own = settings[row["probe"], row["metric"]], json.loads(row["settings"])
         told = [str(value) for name, value in own.items() if any(other.get(name) != value for other in several)]
-        return (f"{row['probe']}: " if row["probe"] != row["axis"] else "") + row["metric"] + (f" ({', '.join(told)})" if told else "")
+        return (
+            (f"{row['probe']}: " if row["probe"] != row["axis"] else "")
+            + row["metric"]
+            + (f" ({', '.join(told)})" if told else "")
+        )
+
     return found.assign(figure=[named(row) for _, row in found.iterrows()]).reset_index(drop=True)
 
+# %% ../../nbs/report/02_dossier.ipynb #axes-code-2
 @patch
 def forgotten(self: Dossier) -> list[tuple]:  # recipe, number of facts the original knew, table of those that are lost
     "What each recipe forgot, where facts were asked."
-    asked, found = {key: (json.dumps(self.cells[key].get("settings"), sort_keys=True), self.cells[key].get("seed")) for key in self.frames}, []
+    asked, found = (
+        {
+            key: (json.dumps(self.cells[key].get("settings"), sort_keys=True), self.cells[key].get("seed"))
+            for key in self.frames
+        },
+        [],
+    )
     before = {asked[key]: frame for key, frame in self.frames.items() if self.cells[key].get("recipe") == "original"}
     for key, frame in self.frames.items():
-        if self.cells[key].get("recipe") != "original" and asked[key] in before: found.append((str(self.cells[key].get("recipe")), int(before[asked[key]]["known"].sum()), forgotten(before[asked[key]], frame)))
+        if self.cells[key].get("recipe") != "original" and asked[key] in before:
+            found.append(
+                (
+                    str(self.cells[key].get("recipe")),
+                    int(before[asked[key]]["known"].sum()),
+                    forgotten(before[asked[key]], frame),
+                )
+            )
     return found
 
 # %% ../../nbs/report/02_dossier.ipynb #axes-words
-def _worse(row) -> bool: return told(row) == "worse"
+def _worse(row) -> bool:
+    return told(row) == "worse"
 
-def _scaled(row) -> tuple: return (100, " %", " points") if row["unit"] == "share" else (1, "", "")
+
+def _scaled(row) -> tuple:
+    return (100, " %", " points") if row["unit"] == "share" else (1, "", "")
+
 
 @patch
 def axis_changes(self: Dossier) -> plots.Plot:
     "Forest plot of the first figure of each probe on an axis."
     found = self.axes().drop_duplicates(["recipe", "axis", "probe", "settings"])
-    rows = [dict(recipe=row["recipe"], metric=f"{row['axis']}: {row['figure']}{', points' if row['unit'] == 'share' else ''}", better=_shown(row),
-                 **{name: _scaled(row)[0] * row[of] for name, of in (("value", "difference"), ("lo", "difference_lo"), ("hi", "difference_hi"))}) for _, row in found.iterrows()]
+    rows = [
+        dict(
+            recipe=row["recipe"],
+            metric=f"{row['axis']}: {row['figure']}{', points' if row['unit'] == 'share' else ''}",
+            better=_shown(row),
+            **{
+                name: _scaled(row)[0] * row[of]
+                for name, of in (("value", "difference"), ("lo", "difference_lo"), ("hi", "difference_hi"))
+            },
+        )
+        for _, row in found.iterrows()
+    ]
     return plots.intervals(pd.DataFrame(rows, columns=None if rows else ["recipe", "metric", "value", "lo", "hi"]))
 
+# %% ../../nbs/report/02_dossier.ipynb #axes-words-2
 @patch
 def _axis_claims(self: Dossier, recipe: str) -> list[Claim]:
     "For each axis how many figures are worse beyond their interval, and which most."
@@ -693,28 +1185,61 @@ def _axis_claims(self: Dossier, recipe: str) -> list[Claim]:
     for axis, rows in found[found["recipe"] == recipe].groupby("axis", sort=False):
         judged = rows[rows["better"].isin(("lower", "higher"))]
         worse = judged[np.array([_worse(row) for _, row in judged.iterrows()], dtype=bool)]
-        worst = worse.loc[(worse["difference"].abs() / (worse["difference_hi"] - worse["difference_lo"]).replace(0, np.nan)).fillna(np.inf).sort_values(ascending=False).index[:3]]
+        worst = worse.loc[
+            (worse["difference"].abs() / (worse["difference_hi"] - worse["difference_lo"]).replace(0, np.nan))
+            .fillna(np.inf)
+            .sort_values(ascending=False)
+            .index[:3]
+        ]
+
         def said(row):
             scale, _, points = _scaled(row)
             return f"{row['figure']} ({'+' if row['difference'] > 0 else ''}{_said(*(scale * row[end] for end in ('difference', 'difference_lo', 'difference_hi')))[0]}{points})"
-        text = f"In {axis} {len(worse) or 'none'} of {len(judged)} figures of {recipe} {'are' if len(worse) > 1 else 'is'} worse by an interval that leaves out zero" + (f", clearest {_listed([said(row) for _, row in worst.iterrows()])}." if len(worse) else ".")
-        if len(judged): claims.append(Claim(text, recipe, {row["figure"]: row["difference"] for _, row in judged.iterrows()}, tuple(dict.fromkeys(key for cells in judged["cells"] for key in cells))))
+
+        text = (
+            f"In {axis} {len(worse) or 'none'} of {len(judged)} figures of {recipe} "
+            f"{'are' if len(worse) > 1 else 'is'} worse by an interval that leaves out zero"
+            + (f", clearest {_listed([said(row) for _, row in worst.iterrows()])}." if len(worse) else ".")
+        )
+        if len(judged):
+            claims.append(
+                Claim(
+                    text,
+                    recipe,
+                    {row["figure"]: row["difference"] for _, row in judged.iterrows()},
+                    tuple(dict.fromkeys(key for cells in judged["cells"] for key in cells)),
+                )
+            )
     return claims
 
+# %% ../../nbs/report/02_dossier.ipynb #axes-words-3
 @patch
 def _axis_tables(self: Dossier) -> list[tuple]:
     "The axes as text: name, recipes, and the lines of the table."
     tables, found = [], self.axes()
+
     def entry(row):
         scale, unit, points = _scaled(row)
         number, low, high = estimate(*(scale * row[f"difference{end}"] for end in ("", "_lo", "_hi")))
-        return figures(scale * row["value"], 3, True) + unit, f"{'+' if row['difference'] > 0 else ''}{number}{points}" + (f" [{low}, {high}]" if row["difference_hi"] > row["difference_lo"] else ""), row["verdict"]
+        return (
+            figures(scale * row["value"], 3, True) + unit,
+            f"{'+' if row['difference'] > 0 else ''}{number}{points}"
+            + (f" [{low}, {high}]" if row["difference_hi"] > row["difference_lo"] else ""),
+            row["verdict"],
+        )
+
     for axis in (each for each in TRUST if each in set(found["axis"])):
         rows = found[found["axis"] == axis]
         recipes, lines = list(dict.fromkeys(rows["recipe"])), []
         for name, part in rows.groupby("figure", sort=False):
             first, by = part.iloc[0], {row["recipe"]: entry(row) for _, row in part.iterrows()}
-            lines.append((name, figures(_scaled(first)[0] * first["original"], 3, True) + _scaled(first)[1], [by.get(recipe) for recipe in recipes]))
+            lines.append(
+                (
+                    name,
+                    figures(_scaled(first)[0] * first["original"], 3, True) + _scaled(first)[1],
+                    [by.get(recipe) for recipe in recipes],
+                )
+            )
         tables.append((axis, recipes, lines))
     return tables
 
@@ -729,11 +1254,15 @@ PANELS = (  # metric, title, which number, the value at which nothing changed, l
     ("peak_bytes", "peak memory, × the original's", "ratio", 1, True),
 )
 
+
 @patch
 def pareto(self: Dossier) -> plots.Plot:
     "Perplexity (or KL divergence) against stored size."
     data = self._size_quality()
-    return plots.pareto(data, better=data.attrs["better"], size_label="stored size, MB", quality_label=data.attrs["name"])
+    return plots.pareto(
+        data, better=data.attrs["better"], size_label="stored size, MB", quality_label=data.attrs["name"]
+    )
+
 
 @patch
 def differences(self: Dossier) -> plots.Plot:
@@ -742,9 +1271,22 @@ def differences(self: Dossier) -> plots.Plot:
     for metric, title, what, reference, log in PANELS:
         for recipe in self.recipes:
             row = self._find(recipe, metric) if recipe != "original" else None
-            if row is None or not math.isfinite(row[what]): continue
-            rows.append(dict(recipe=recipe, metric=title, value=row[what], lo=row[f"{what}_lo"], hi=row[f"{what}_hi"], reference=reference,
-                             better=_shown(row), log=log, control_lo=row["control_lo"], control_hi=row["control_hi"]))
+            if row is None or not math.isfinite(row[what]):
+                continue
+            rows.append(
+                dict(
+                    recipe=recipe,
+                    metric=title,
+                    value=row[what],
+                    lo=row[f"{what}_lo"],
+                    hi=row[f"{what}_hi"],
+                    reference=reference,
+                    better=_shown(row),
+                    log=log,
+                    control_lo=row["control_lo"],
+                    control_hi=row["control_hi"],
+                )
+            )
     return plots.intervals(pd.DataFrame(rows, columns=["recipe", "metric", "value", "lo", "hi"] if not rows else None))
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-45
@@ -753,13 +1295,18 @@ def error_metric(self: Dossier) -> str:
     "The outputs' error where a recipe has recorded one, else the weights': GPTQ and Wanda give up weights for outputs."
     return "output_error" if plots.layer_panels(self.history(), "output_error") else "weight_error"
 
+
 @patch
 def without_error(self: Dossier) -> list[str]:  # names of recipes
     "The recipes that recorded errors of weights only, where outputs' are drawn."
-    return [name for name, steps in self.history().items() if not plots.layer_panels({name: steps}, self.error_metric())]
+    return [
+        name for name, steps in self.history().items() if not plots.layer_panels({name: steps}, self.error_metric())
+    ]
+
 
 @patch
-def layer_errors(self: Dossier,
+def layer_errors(
+    self: Dossier,
     metric: str = "",  # "weight_error" or "output_error"; "": `error_metric`
 ) -> plots.Plot:
     "Where in the model each recipe's error sits."
@@ -768,36 +1315,53 @@ def layer_errors(self: Dossier,
 # %% ../../nbs/report/02_dossier.ipynb #cell-51
 def _words(value: object) -> str:
     "A nested value as one line."
-    if isinstance(value, Mapping): return _several([f"{k} {_words(v)}" for k, v in value.items() if v not in (None, "", [], {})])
-    if isinstance(value, (list, tuple)): return _several([*map(_words, value)])
+    if isinstance(value, Mapping):
+        return _several([f"{k} {_words(v)}" for k, v in value.items() if v not in (None, "", [], {})])
+    if isinstance(value, (list, tuple)):
+        return _several([*map(_words, value)])
     return str(value)
+
 
 def _several(words: list[str]) -> str:
     "The first hundred of them, and how many more there are."
     return ", ".join(words[:100]) + (f" and {len(words) - 100:,} more" if len(words) > 100 else "")
 
+
 def _unique(entries: list[tuple[str, object]]) -> list[dict]:
     "Distinct mappings, each with the keys of the cells that have it."
     found = {}
     for key, entry in entries:
-        if not mapping(entry): continue
+        if not mapping(entry):
+            continue
         found.setdefault(json.dumps(entry, sort_keys=True, default=str), (dict(entry), []))[1].append(key)
     return [{"what": what, "cells": keys} for what, keys in found.values()]
 
-@patch
-def data_rights(self: Dossier) -> pd.DataFrame:  # what, role, licence, verdict, reason
-    "Whether the declared use is allowed, for the model and for all data. Raises `CompressLabError` where the study declares none."
-    found = self.provenance()
-    return rights([*({**each["what"], "role": "model"} for each in found["subject"]), *(each["what"] for each in found["data"])], self.use)
 
 @patch
-def provenance(self: Dossier) -> dict[str, list[dict]]:  # "subject", "data", "environment": each a list of {"what", "cells"}
+def data_rights(self: Dossier) -> pd.DataFrame:  # what, role, licence, verdict, reason
+    """Whether the declared use is allowed, for the model and for all data.
+
+    Raises `CompressLabError` where the study declares none.
+    """
+    found = self.provenance()
+    return rights(
+        [*({**each["what"], "role": "model"} for each in found["subject"]), *(each["what"] for each in found["data"])],
+        self.use,
+    )
+
+
+@patch
+def provenance(
+    self: Dossier,
+) -> dict[str, list[dict]]:  # "subject", "data", "environment": each a list of {"what", "cells"}
     "Where everything came from: distinct entries with the cells they belong to."
     of = lambda c, name: mapping(c.get("provenance")).get(name)
     several = lambda value: value if isinstance(value, list) else [value]
-    return {"subject": _unique([(k, of(c, "subject")) for k, c in self.cells.items()]),
-            "data": _unique([(k, d) for k, c in self.cells.items() for d in several(of(c, "data"))]),
-            "environment": _unique([(k, of(c, "environment") or self.environments.get(k)) for k, c in self.cells.items()])}
+    return {
+        "subject": _unique([(k, of(c, "subject")) for k, c in self.cells.items()]),
+        "data": _unique([(k, d) for k, c in self.cells.items() for d in several(of(c, "data"))]),
+        "environment": _unique([(k, of(c, "environment") or self.environments.get(k)) for k, c in self.cells.items()]),
+    }
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-54
 CSS = """
@@ -911,28 +1475,51 @@ PAGE = """<!doctype html>
 <style>{{ css }}{{ page_css }}</style></head><body><main class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}{% include "pictures" %}{% include "words" %}{% include "sources" %}</main></body></html>
 """
 BRIEF = """<style>{{ css }}</style><div class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}{% include "pictures" %}</div>"""
-TEMPLATES = Environment(autoescape=True, loader=DictLoader({"top": TOP, "answers": ANSWERS, "axes": AXES, "groups": GROUPS, "pictures": PICTURES, "words": WORDS, "sources": SOURCES, "page": PAGE, "brief": BRIEF}))
+TEMPLATES = Environment(
+    autoescape=True,
+    loader=DictLoader(
+        {
+            "top": TOP,
+            "answers": ANSWERS,
+            "axes": AXES,
+            "groups": GROUPS,
+            "pictures": PICTURES,
+            "words": WORDS,
+            "sources": SOURCES,
+            "page": PAGE,
+            "brief": BRIEF,
+        }
+    ),
+)
 TEMPLATES.globals |= {"group_tables": group_tables, "floor_rows": floor_rows}
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-58
 LONGEST = 4000  # characters of one text on the page
 
+
 def _clean(text: object) -> object:
     "A string without invisible characters and folders, cut; anything else as it is."
-    if not isinstance(text, str) or isinstance(text, Markup): return text
-    text = without_folders(text[:LONGEST + 1])
+    if not isinstance(text, str) or isinstance(text, Markup):
+        return text
+    text = without_folders(text[: LONGEST + 1])
     return visible(text if len(text) <= LONGEST else text[:LONGEST] + "…")
+
 
 TEMPLATES.finalize = _clean
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-60
 def _picture(make, title: str, caption: str, alt: str, prefix: str) -> dict:
     "A figure for the page, or the reason why there is none."
-    try: return dict(title=title, caption=caption, svg=Markup(plots.svg(make(), alt, prefix)))
-    except CompressLabError as error: return dict(title=title, caption=f"Not drawn: {error.what[:1].lower()}{error.what[1:]}", svg="")
-    except Exception as error:   # figures that no axis holds trip the drawing anywhere, and a page without a picture is still a page
+    try:
+        return dict(title=title, caption=caption, svg=Markup(plots.svg(make(), alt, prefix)))
+    except CompressLabError as error:
+        return dict(title=title, caption=f"Not drawn: {error.what[:1].lower()}{error.what[1:]}", svg="")
+    except (
+        Exception
+    ) as error:  # figures that no axis holds trip the drawing anywhere, and a page without a picture is still a page
         return dict(title=title, caption=f"Not drawn: the figures cannot be ({type(error).__name__}).", svg="")
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-60-2
 @patch
 def pictures(self: Dossier) -> list[dict]:  # title, caption, svg
     "The figures with what a reader needs beside them."
@@ -940,59 +1527,134 @@ def pictures(self: Dossier) -> list[dict]:  # title, caption, svg
     points = "; ".join(f"{r.recipe} {figures(r.quality)} at {figures(r.size)} MB" for r in data.itertuples())
     error = self.error_metric()
     worst = "; ".join(f"{name}: worst {figures(t.max().max())}" for name, t in plots.layer_panels(steps, error).items())
-    layers = f"Relative {error.replace('_', ' ')} of each linear layer, one panel per recipe or step on one logarithmic scale; the ring marks the worst layer."
-    if missing := self.without_error(): layers += f" {listed(missing)} recorded errors of weights only."
+    layers = (
+        f"Relative {error.replace('_', ' ')} of each linear layer, one panel per recipe or step on one logarithmic "
+        "scale; the ring marks the worst layer."
+    )
+    if missing := self.without_error():
+        layers += f" {listed(missing)} recorded errors of weights only."
     return [
-        _picture(self.pareto, "Quality against size", "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are simulated "
-                 "quantization, the diamond is the original. Bars are 95% intervals of the paired difference to the original.",
-                 f"{data.attrs['name']} against stored size. {points}", "pareto"),
-        _picture(self.differences, "Differences to the original", "Bars are 95% intervals of paired differences. Vermilion is worse than the original, blue better, "
-                 "grey holds the value at which nothing changed. Pale bands: the original timed against itself.",
-                 "Forest plots of the differences; the numbers stand in the table.", "differences"),
-        *([_picture(self.answer_changes, "Right answers and flips", "For each task the change of its figure, and the share of answers that went from right to wrong or from wrong to right. "
-                    "Bars are 95% intervals over items or their clusters.", "Forest plots; the numbers stand in the table of answers.", "answers")] if len(self.answers()) else []),
-        *([_picture(self.axis_changes, "Beyond accuracy", "The first figure of each probe of calibration, robustness, bias, factuality and security, as a difference to the original. Bars are 95% intervals.",
-                    "Forest plots; the numbers stand in the tables of the axes.", "axes")] if len(self.axes()) else []),
-        _picture(self.layer_errors, "Where the error sits", layers, f"Heat maps by block and role. {worst}", "layers")]
+        _picture(
+            self.pareto,
+            "Quality against size",
+            "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are "
+            "simulated "
+            "quantization, the diamond is the original. Bars are 95% intervals of the paired difference to the "
+            "original.",
+            f"{data.attrs['name']} against stored size. {points}",
+            "pareto",
+        ),
+        _picture(
+            self.differences,
+            "Differences to the original",
+            "Bars are 95% intervals of paired differences. Vermilion is worse than the original, blue better, "
+            "grey holds the value at which nothing changed. Pale bands: the original timed against itself.",
+            "Forest plots of the differences; the numbers stand in the table.",
+            "differences",
+        ),
+        *(
+            [
+                _picture(
+                    self.answer_changes,
+                    "Right answers and flips",
+                    "For each task the change of its figure, and the share of answers that went from right to wrong "
+                    "or from wrong to right. "
+                    "Bars are 95% intervals over items or their clusters.",
+                    "Forest plots; the numbers stand in the table of answers.",
+                    "answers",
+                )
+            ]
+            if len(self.answers())
+            else []
+        ),
+        *(
+            [
+                _picture(
+                    self.axis_changes,
+                    "Beyond accuracy",
+                    "The first figure of each probe of calibration, robustness, bias, factuality and security, as a "
+                    "difference to the original. Bars are 95% intervals.",
+                    "Forest plots; the numbers stand in the tables of the axes.",
+                    "axes",
+                )
+            ]
+            if len(self.axes())
+            else []
+        ),
+        _picture(self.layer_errors, "Where the error sits", layers, f"Heat maps by block and role. {worst}", "layers"),
+    ]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-61
 @patch
 def _facts(self: Dossier) -> str:
     "One line under the title: probes, seeds, dates, fingerprint."
-    values = lambda name: list(dict.fromkeys(str(c[name]) for c in self.cells.values() if c.get(name) not in (None, "")))
+    values = lambda name: list(
+        dict.fromkeys(str(c[name]) for c in self.cells.values() if c.get(name) not in (None, ""))
+    )
     own = next((str(c["fingerprint"]) for c in self._of("original") if c.get("fingerprint")), "")
     days = sorted({str(day)[:10] for day in values("created")})
     probes, seeds = ", ".join(values("probe")), values("seed")
-    parts = [f"probes: {probes}" if probes else "", f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else "",
-             " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "", f"fingerprint {own[:16]}" if own else ""]
+    parts = [
+        f"probes: {probes}" if probes else "",
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else "",
+        " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        f"fingerprint {own[:16]}" if own else "",
+    ]
     return " · ".join(filter(None, parts))
+
 
 def _together(gaps: list[dict]) -> list[dict]:
     "Those with the same probe and reason as one row."
     found = {}
-    for gap in gaps: found.setdefault((gap["probe"], gap["reason"]), []).append(gap["recipe"] or "every recipe")
+    for gap in gaps:
+        found.setdefault((gap["probe"], gap["reason"]), []).append(gap["recipe"] or "every recipe")
     merged = {}
-    for (probe, reason), recipes in found.items(): merged.setdefault((", ".join(dict.fromkeys(recipes)), reason), []).append(probe)
-    return [dict(probe=", ".join(probes), reason=reason, recipes=recipes) for (recipes, reason), probes in merged.items()]
+    for (probe, reason), recipes in found.items():
+        merged.setdefault((", ".join(dict.fromkeys(recipes)), reason), []).append(probe)
+    return [
+        dict(probe=", ".join(probes), reason=reason, recipes=recipes) for (recipes, reason), probes in merged.items()
+    ]
 
+# %% ../../nbs/report/02_dossier.ipynb #cell-61-2
 @patch
 def _measurements(self: Dossier) -> list[list[str]]:
     "The evidence as text."
+
     def span(row, what):
         value, lo, hi = estimate(*(row[what + end] for end in ("", "_lo", "_hi")))
         return value + (f" [{lo}, {hi}]" if row[what + "_lo"] < row[what + "_hi"] else "")
+
     name = lambda r: r["metric"] + (f", {r['unit']}" if r["unit"] else "")
-    return [[r["recipe"], r["probe"], name(r), figures(r["original"]), figures(r["value"]), span(r, "difference"), span(r, "ratio"),
-             figures(r["items"]), figures(r["clusters"])] for _, r in self.evidence.iterrows()]
+    return [
+        [
+            r["recipe"],
+            r["probe"],
+            name(r),
+            figures(r["original"]),
+            figures(r["value"]),
+            span(r, "difference"),
+            span(r, "ratio"),
+            figures(r["items"]),
+            figures(r["clusters"]),
+        ]
+        for _, r in self.evidence.iterrows()
+    ]
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-62
-CAPTION = ("Stored size, times and memory are ratios to the original: below 1× is smaller or faster. Small brackets hold 95% intervals. "
-           "A dash was not measured; the reasons are listed further down.")
+CAPTION = (
+    "Stored size, times and memory are ratios to the original: below 1× is smaller or faster. Small brackets hold 95% "
+    "intervals. "
+    "A dash was not measured; the reasons are listed further down."
+)
+
 
 def step_text(step: Mapping) -> str:
     "A step of a recipe as one would write it in Python, without its targets."
-    settings = ", ".join(f"{name}={value!r}" for name, value in step.items() if name not in ("method", "targets", "ignore"))
+    settings = ", ".join(
+        f"{name}={value!r}" for name, value in step.items() if name not in ("method", "targets", "ignore")
+    )
     return f"{step.get('method', '?')}({settings})"
+
 
 @patch
 def _render(self: Dossier, template: str) -> str:
@@ -1002,37 +1664,76 @@ def _render(self: Dossier, template: str) -> str:
     rows = [dict(name=r, notes=self._notes(r), entries=[entries[r][i][3:] for i in used]) for r in self.recipes]
     sources = self.provenance()
     return TEMPLATES.get_template(template).render(
-        d=self, facts=self._facts(), columns=[COLUMNS[i].title for i in used], rows=rows, answers=self._answer_rows(), axes=self._axis_tables(), forgotten=self.forgotten(), listed=listed, caption=CAPTION, pictures=self.pictures(), gaps=_together(self.not_measured()), remarks=_together(self.remarks()),
-        steps=lambda recipe: " >> ".join(map(step_text, self._steps(recipe))) or next((f"the copy in {each['copy']}" for each in self._of(recipe) if each.get("copy")), ""), cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
-        sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])], words=_words,
-        measurements=self._measurements(), css=Markup(CSS + TABLE_CSS), page_css=Markup(PAGE_CSS))
+        d=self,
+        facts=self._facts(),
+        columns=[COLUMNS[i].title for i in used],
+        rows=rows,
+        answers=self._answer_rows(),
+        axes=self._axis_tables(),
+        forgotten=self.forgotten(),
+        listed=listed,
+        caption=CAPTION,
+        pictures=self.pictures(),
+        gaps=_together(self.not_measured()),
+        remarks=_together(self.remarks()),
+        steps=lambda recipe: (
+            " >> ".join(map(step_text, self._steps(recipe)))
+            or next((f"the copy in {each['copy']}" for each in self._of(recipe) if each.get("copy")), "")
+        ),
+        cells=lambda claims: list(dict.fromkeys(k for c in claims for k in c.cells)),
+        sources=[("Model", sources["subject"]), ("Text", sources["data"]), ("Machine", sources["environment"])],
+        words=_words,
+        measurements=self._measurements(),
+        css=Markup(CSS + TABLE_CSS),
+        page_css=Markup(PAGE_CSS),
+    )
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-64
 PAGE_MARK = b": compress_lab dossier</title>"  # near the start of every page
 
+
 def page_place(
     path: "str | os.PathLike",  # where a page shall be
 ) -> Path:
-    "The path with its links followed. Raises `CompressLabError` where something stands there that is no page of a dossier."
+    """The path with its links followed.
+
+    Raises `CompressLabError` where something stands there that is no page of a dossier.
+    """
     try:
         place = Path(os.path.realpath(path))
-        if not os.path.lexists(place): return place
-        with open(regular_file(place), "rb") as file: start = file.read(1 << 14)
-    except (OSError, ValueError) as error: raise cannot_read(path, error) from error
-    except CompressLabError as error: raise CompressLabError(error.what, str(path), "choose another name with --out") from error
+        if not os.path.lexists(place):
+            return place
+        with open(regular_file(place), "rb") as file:
+            start = file.read(1 << 14)
+    except (OSError, ValueError) as error:
+        raise cannot_read(path, error) from error
+    except CompressLabError as error:
+        raise CompressLabError(error.what, str(path), "choose another name with --out") from error
     if start and PAGE_MARK not in start:
-        raise CompressLabError("There is a file that is no page of a dossier.", str(path), "choose another name with --out, or remove the file yourself")
+        raise CompressLabError(
+            "There is a file that is no page of a dossier.",
+            str(path),
+            "choose another name with --out, or remove the file yourself",
+        )
     return place
 
+
 @patch
-def to_html(self: Dossier,
+def to_html(
+    self: Dossier,
     path: "str | os.PathLike",  # where to write; an earlier page is replaced, entirely or not at all
 ) -> Path:
-    "Writes the dossier as one self-contained HTML page. Raises `CompressLabError` where that cannot be done, or would replace another file."
+    """Writes the dossier as one self-contained HTML page.
+
+    Raises `CompressLabError` where that cannot be done, or would replace another file.
+    """
     place = page_place(path)
-    try: replace_file(place, self._render("page").encode("utf-8", "replace"))
-    except OSError as error: raise cannot_write(error, str(path)) from error
+    try:
+        replace_file(place, self._render("page").encode("utf-8", "replace"))
+    except OSError as error:
+        raise cannot_write(error, str(path)) from error
     return Path(path)
+
 
 @patch
 def _repr_html_(self: Dossier) -> str:

@@ -8,7 +8,9 @@ __all__ = ['INK', 'GREY', 'BLUE', 'VERMILION', 'FAINT', 'STYLE', 'style', 'Plot'
            'layer_errors', 'svg']
 
 # %% ../../nbs/report/01_plots.ipynb #cell-02
-import re, unicodedata, warnings
+import re
+import unicodedata
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from html import escape
@@ -26,11 +28,34 @@ from ..core.errors import CompressLabError
 # %% ../../nbs/report/01_plots.ipynb #cell-05
 INK, GREY, BLUE, VERMILION = "#24292f", "#7d8590", "#3a7fc1", "#d4572f"
 FAINT = 0.65  # opacity of words and lines that are not the data
-STYLE = {"font.family": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
-         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-         "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.size": 0, "ytick.minor.size": 0,
-         "xtick.major.size": 3, "ytick.major.size": 3, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
-         "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "compress_lab", "savefig.facecolor": "none"}
+STYLE = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "compress_lab",
+    "savefig.facecolor": "none",
+}
+
 
 @contextmanager
 def style():
@@ -39,11 +64,14 @@ def style():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a browser has the fonts that the drawing lacks
         yield
 
+
 class Plot(Figure):
     "A figure that shows itself in a notebook without pyplot having been asked to."
+
     def _repr_png_(self) -> bytes:
         out = BytesIO()
-        with style(): self.savefig(out, format="png", dpi=100, facecolor="white")
+        with style():
+            self.savefig(out, format="png", dpi=100, facecolor="white")
         return out.getvalue()
 
 # %% ../../nbs/report/01_plots.ipynb #cell-08
@@ -51,7 +79,10 @@ def visible(
     text: str,
 ) -> str:  # the same text; line breaks, tabs and spaces stay
     "A text whose invisible characters (controls, direction overrides, lone surrogates) are replaced by a visible sign."
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c for c in text)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c for c in text
+    )
+
 
 def label(
     text: object,  # anything that is to be shown as one line
@@ -59,17 +90,25 @@ def label(
 ) -> str:  # the same text, cut to `width`
     "One visible line of text: line breaks and tabs become spaces."
     text = visible(re.sub(r"\s+", " ", str(text)).strip())
-    return text if len(text) <= width else text[:width - 1] + "…"
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 # %% ../../nbs/report/01_plots.ipynb #cell-11
 def _round_ticks(lo: float, hi: float, most: int = 6) -> list[float]:
     "Round numbers from `lo` to `hi` for a logarithmic axis: the finest of four ladders that has at most `most` steps."
-    ladders = [[1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9], [1, 1.5, 2, 3, 4, 5, 7], [1, 2, 5], [1, 3], [1]]
+    ladders = [
+        [1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9],
+        [1, 1.5, 2, 3, 4, 5, 7],
+        [1, 2, 5],
+        [1, 3],
+        [1],
+    ]
     decades = range(int(np.floor(np.log10(lo))), int(np.ceil(np.log10(hi))) + 1)
     for ladder in ladders:
         ticks = [float(f"{step}e{d}") for d in decades for step in ladder if lo <= float(f"{step}e{d}") <= hi]
-        if len(ticks) <= most: return ticks
+        if len(ticks) <= most:
+            return ticks
     return ticks[:: -(-len(ticks) // most)]
+
 
 def _log_axis(axis: mpl.axis.Axis, lo: float, hi: float, most: int = 6) -> None:
     "Make an axis logarithmic from `lo` to `hi`, with round ticks and no minor ones."
@@ -98,6 +137,7 @@ def _overlap(box: Bbox, others: list[Bbox]) -> float:
     height = lambda o: max(0, min(box.y1, o.y1) - max(box.y0, o.y0))
     return sum(width(o) * height(o) for o in others)
 
+
 def _outside(box: Bbox, frame: Bbox) -> float:
     "Area of `box` that lies outside `frame`."
     return box.width * box.height - _overlap(box, [frame])
@@ -118,16 +158,29 @@ def place_labels(
     angles = np.deg2rad([0, 180, 90, 270, 45, 315, 135, 225, 20, 340, 160, 200])
     for (x, y), text, at in zip(np.asarray(points, float).reshape(-1, 2), texts, pixels):
         note = ax.annotate(text, (x, y), (0, 0), textcoords="offset points", ha="center", va="center", **kwargs)
-        size = note.get_window_extent(); best = None
+        size = note.get_window_extent()
+        best = None
         for radius in (7, 14, 24, 38):
             for angle in angles:
                 dx, dy = np.cos(angle), np.sin(angle)
-                shift = np.array([dx * (radius * scale + size.width / 2 * (abs(dx) > .3)), dy * (radius * scale + size.height / 2)])
+                shift = np.array(
+                    [dx * (radius * scale + size.width / 2 * (abs(dx) > 0.3)), dy * (radius * scale + size.height / 2)]
+                )
                 box = Bbox.from_bounds(*(at + shift - [size.width / 2, size.height / 2]), size.width, size.height)
                 cost = _overlap(box, taken) + 3 * _outside(box, frame) + radius * scale
-                if best is None or cost < best[0] - 1e-6: best = cost, shift, box, radius
-        note.set_position(best[1] / scale); taken.append(best[2]); labels.append(note)
-        if best[3] > 14: ax.annotate("", (x, y), best[1] * 0.75 / scale, textcoords="offset points", arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": FAINT, "color": INK})
+                if best is None or cost < best[0] - 1e-6:
+                    best = cost, shift, box, radius
+        note.set_position(best[1] / scale)
+        taken.append(best[2])
+        labels.append(note)
+        if best[3] > 14:
+            ax.annotate(
+                "",
+                (x, y),
+                best[1] * 0.75 / scale,
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": FAINT, "color": INK},
+            )
     return labels
 
 # %% ../../nbs/report/01_plots.ipynb #cell-23
@@ -141,10 +194,12 @@ def _span(values: np.ndarray, pad: float = 0.08) -> tuple[bool, float, float]:
     room = pad * (hi - lo) or abs(hi) * pad or 1.0
     return False, lo - room, hi + room
 
+
 def _set_span(axis: mpl.axis.Axis, values: np.ndarray, pad: float = 0.08) -> None:
     "Give an axis the limits that `values` want, logarithmic where they span more than a factor of four."
     log, lo, hi = _span(values, pad)
-    if log: return _log_axis(axis, lo, hi)
+    if log:
+        return _log_axis(axis, lo, hi)
     axis.axes.set(**{f"{axis.axis_name}lim": (lo, hi)})
     axis.set_major_locator(mpl.ticker.MaxNLocator(5))
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
@@ -160,15 +215,28 @@ def pareto(
 ) -> Figure:  # not shown, not registered with pyplot
     "Quality against size with intervals, every point labelled, and the Pareto frontier as steps."
     data = frame.reindex(columns=["recipe", "size", "quality", "lo", "hi", "simulated"])
-    data = data[np.isfinite(data["size"].astype(float)) & np.isfinite(data["quality"].astype(float))].reset_index(drop=True)
-    if data.empty: raise CompressLabError("No recipe has both a size and a quality.", "pareto", "probe size and perplexity, then plot again")
-    data["lo"], data["hi"] = data["lo"].astype(float).fillna(data["quality"]), data["hi"].astype(float).fillna(data["quality"])
+    data = data[np.isfinite(data["size"].astype(float)) & np.isfinite(data["quality"].astype(float))].reset_index(
+        drop=True
+    )
+    if data.empty:
+        raise CompressLabError(
+            "No recipe has both a size and a quality.", "pareto", "probe size and perplexity, then plot again"
+        )
+    data["lo"], data["hi"] = (
+        data["lo"].astype(float).fillna(data["quality"]),
+        data["hi"].astype(float).fillna(data["quality"]),
+    )
     data["best"] = frontier(data["size"], data["quality"], better)
     with style():
-        fig = Plot(figsize=(7.2, 4.2), layout="constrained"); ax = fig.subplots()
-        _set_span(ax.xaxis, data["size"].to_numpy(float), pad=0.14); _set_span(ax.yaxis, data[["quality", "lo", "hi"]].to_numpy(float))
-        ax.set_xlabel(size_label); ax.set_title(f"{quality_label} ({better} is better)"); sns.despine(ax=ax, offset=6)
-        fig.draw_without_rendering(); fig.set_layout_engine("none")  # labels are placed in a layout that no longer moves
+        fig = Plot(figsize=(7.2, 4.2), layout="constrained")
+        ax = fig.subplots()
+        _set_span(ax.xaxis, data["size"].to_numpy(float), pad=0.14)
+        _set_span(ax.yaxis, data[["quality", "lo", "hi"]].to_numpy(float))
+        ax.set_xlabel(size_label)
+        ax.set_title(f"{quality_label} ({better} is better)")
+        sns.despine(ax=ax, offset=6)
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")  # labels are placed in a layout that no longer moves
         _pareto_points(ax, data, original)
     return fig
 
@@ -177,6 +245,7 @@ def _line_boxes(ax: mpl.axes.Axes, x: np.ndarray, y: np.ndarray) -> list[Bbox]:
     "The boxes, in pixels, around the pieces of an upright or level line."
     ends = ax.transData.transform(np.column_stack([x, y]).astype(float))
     return [Bbox([np.minimum(a, b) - 2, np.maximum(a, b) + 2]) for a, b in zip(ends, ends[1:])]
+
 
 def _pareto_points(ax: mpl.axes.Axes, data: pd.DataFrame, original: str) -> None:
     "Draw frontier, intervals, points and labels into axes whose limits are set."
@@ -187,16 +256,28 @@ def _pareto_points(ax: mpl.axes.Axes, data: pd.DataFrame, original: str) -> None
     for row in data.itertuples():
         color = BLUE if row.best else GREY
         ax.plot([row.size] * 2, [row.lo, row.hi], color=color, lw=1.2, solid_capstyle="butt", zorder=2)
-        ax.plot([row.size], [row.quality], marker="D" if row.recipe == original else "o", ms=5, color=color, mew=1.2,
-                mfc="none" if row.simulated in (True, 1) else color, zorder=3)
+        ax.plot(
+            [row.size],
+            [row.quality],
+            marker="D" if row.recipe == original else "o",
+            ms=5,
+            color=color,
+            mew=1.2,
+            mfc="none" if row.simulated in (True, 1) else color,
+            zorder=3,
+        )
         taken += _line_boxes(ax, [row.size] * 2, [row.lo, row.hi])
     place_labels(ax, data[["size", "quality"]], [label(r) for r in data["recipe"]], taken, fontsize=8.5)
 
 # %% ../../nbs/report/01_plots.ipynb #cell-31
 def _row_color(row: object) -> str:
-    "Colour of one interval: vermilion worse, blue better, grey if it holds the reference or no direction is the better one."
-    if row.better not in ("lower", "higher") or not (row.lo > row.reference or row.hi < row.reference): return GREY
+    """Colour of one interval: vermilion worse, blue better, grey if it holds the reference or no direction is the
+    better one.
+    """
+    if row.better not in ("lower", "higher") or not (row.lo > row.reference or row.hi < row.reference):
+        return GREY
     return VERMILION if (row.lo > row.reference) == (row.better == "lower") else BLUE
+
 
 def figures(
     value: float,
@@ -204,17 +285,30 @@ def figures(
     zeros: bool = False,  # keep zeros at the end, as in a column of a table
 ) -> str:
     "A number without an exponent where that can be avoided; a dash for not-a-number."
-    if not np.isfinite(value): return "–" if np.isnan(value) else "∞" if value > 0 else "\N{MINUS SIGN}∞"
-    if value == 0: return "0"
-    text = f"{value:{'#' if zeros else ''}.{digits}g}".rstrip(".") if 1e-4 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
+    if not np.isfinite(value):
+        return "–" if np.isnan(value) else "∞" if value > 0 else "\N{MINUS SIGN}∞"
+    if value == 0:
+        return "0"
+    text = (
+        f"{value:{'#' if zeros else ''}.{digits}g}".rstrip(".")
+        if 1e-4 <= abs(value) < 1000
+        else f"{value:,.0f}"
+        if abs(value) >= 1000
+        else f"{value:.1e}"
+    )
     return text.replace("-", "\N{MINUS SIGN}")
+
 
 def estimate(value: float, lo: float, hi: float) -> tuple[str, str, str]:
     "A value and its interval to the decimals that the interval supports: two significant figures of its width."
     width = hi - lo
-    if not (np.isfinite(width) and width > 0 and np.isfinite(value)): return figures(value), figures(lo), figures(hi)
+    if not (np.isfinite(width) and width > 0 and np.isfinite(value)):
+        return figures(value), figures(lo), figures(hi)
     decimals = int(1 - np.floor(np.log10(width)))
-    return tuple("0" if decimals > 12 else f"{round(v, decimals) + 0.0:,.{max(decimals, 0)}f}".replace("-", "\N{MINUS SIGN}") for v in (value, lo, hi))
+    return tuple(
+        "0" if decimals > 12 else f"{round(v, decimals) + 0.0:,.{max(decimals, 0)}f}".replace("-", "\N{MINUS SIGN}")
+        for v in (value, lo, hi)
+    )
 
 # %% ../../nbs/report/01_plots.ipynb #cell-33
 def intervals(
@@ -223,57 +317,89 @@ def intervals(
     columns: int = 2,  # panels side by side
 ) -> Figure:  # not shown, not registered with pyplot
     "Forest plot: a row per recipe, a panel per metric; intervals that hold the reference are grey."
-    data = frame.reindex(columns=["recipe", "metric", "value", "lo", "hi", "reference", "better", "log", "control_lo", "control_hi"])
+    data = frame.reindex(
+        columns=["recipe", "metric", "value", "lo", "hi", "reference", "better", "log", "control_lo", "control_hi"]
+    )
     data["reference"] = data["reference"].astype(float).fillna(0.0)
     data = data[np.isfinite(data["value"].astype(float))]
-    if data.empty: raise CompressLabError("There is no difference to plot.", "intervals", "compare at least one recipe with its original")
+    if data.empty:
+        raise CompressLabError(
+            "There is no difference to plot.", "intervals", "compare at least one recipe with its original"
+        )
     recipes, metrics = list(dict.fromkeys(data["recipe"])), list(dict.fromkeys(data["metric"]))
-    columns = min(columns, len(metrics)); rows = -(-len(metrics) // columns)
+    columns = min(columns, len(metrics))
+    rows = -(-len(metrics) // columns)
     with style():
         fig = Plot(figsize=(1.5 + 3.4 * columns, rows * (0.8 + 0.26 * len(recipes))), layout="constrained")
         fig.get_layout_engine().set(h_pad=0.1)
         axes = fig.subplots(rows, columns, squeeze=False, sharey=True)
-        for ax, metric in zip(axes.ravel(), metrics): _forest(ax, data[data["metric"] == metric], recipes, label(metric, 52))
-        for ax in axes.ravel()[len(metrics):]: ax.set_axis_off()
-        axes[0, 0].set_yticks(range(len(recipes)), [label(r, 32) for r in recipes]); axes[0, 0].set_ylim(len(recipes) - 0.4, -0.6)
+        for ax, metric in zip(axes.ravel(), metrics):
+            _forest(ax, data[data["metric"] == metric], recipes, label(metric, 52))
+        for ax in axes.ravel()[len(metrics) :]:
+            ax.set_axis_off()
+        axes[0, 0].set_yticks(range(len(recipes)), [label(r, 32) for r in recipes])
+        axes[0, 0].set_ylim(len(recipes) - 0.4, -0.6)
     return fig
 
 # %% ../../nbs/report/01_plots.ipynb #cell-34
 def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: str) -> None:
     "Draw one panel of the forest plot."
     lo, hi = (data[end].astype(float).replace([np.inf, -np.inf], np.nan) for end in ("lo", "hi"))
-    known = lo.notna() | hi.notna()   # without an interval nothing is called better or worse
+    known = lo.notna() | hi.notna()  # without an interval nothing is called better or worse
     lo, hi = lo.fillna(data["value"]), hi.fillna(data["value"])
     data = data.assign(lo=lo, hi=hi, better=data["better"].astype(object).where(known, None))
     reference = data["reference"].iloc[0]
     control = data[["control_lo", "control_hi"]].to_numpy(float).ravel()
-    spread = np.concatenate([data["value"], lo, hi, control, [] if data["log"].eq(True).any() and reference <= 0 else [reference]]).astype(float)
+    spread = np.concatenate(
+        [data["value"], lo, hi, control, [] if data["log"].eq(True).any() and reference <= 0 else [reference]]
+    ).astype(float)
     spread = spread[np.isfinite(spread)]
     if data["log"].eq(True).any() and (spread > 0).all() and spread.max() > 3 * spread.min():
-        room = max(spread.max() / spread.min(), 1.02) ** 0.06; _log_axis(ax.xaxis, spread.min() / room, spread.max() * room, 4)
+        room = max(spread.max() / spread.min(), 1.02) ** 0.06
+        _log_axis(ax.xaxis, spread.min() / room, spread.max() * room, 4)
     else:
-        room = 0.06 * (np.ptp(spread) or 1); ax.set_xlim(spread.min() - room, spread.max() + room)
-        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10])); ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: figures(v, 6)))
-    if ax.get_xlim()[0] <= reference <= ax.get_xlim()[1]: ax.axvline(reference, color=INK, lw=0.6, alpha=FAINT)
-    for y in set(range(len(recipes))) - {recipes.index(r) for r in data["recipe"]}: ax.annotate("–", (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", alpha=FAINT)
+        room = 0.06 * (np.ptp(spread) or 1)
+        ax.set_xlim(spread.min() - room, spread.max() + room)
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: figures(v, 6)))
+    if ax.get_xlim()[0] <= reference <= ax.get_xlim()[1]:
+        ax.axvline(reference, color=INK, lw=0.6, alpha=FAINT)
+    for y in set(range(len(recipes))) - {recipes.index(r) for r in data["recipe"]}:
+        ax.annotate("–", (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", alpha=FAINT)
     for row in data.itertuples():
         y, color = recipes.index(row.recipe), _row_color(row)
-        ax.plot([row.lo, row.hi], [y, y], color=color, lw=1.6, solid_capstyle="butt"); ax.plot([row.value], [y], "o", ms=4.5, color=color)
-        if row.control_lo < row.control_hi: ax.plot([row.control_lo, row.control_hi], [y, y], color=GREY, alpha=0.25, lw=8, solid_capstyle="butt", zorder=1)
+        ax.plot([row.lo, row.hi], [y, y], color=color, lw=1.6, solid_capstyle="butt")
+        ax.plot([row.value], [y], "o", ms=4.5, color=color)
+        if row.control_lo < row.control_hi:
+            ax.plot(
+                [row.control_lo, row.control_hi], [y, y], color=GREY, alpha=0.25, lw=8, solid_capstyle="butt", zorder=1
+            )
         value, lo, hi = estimate(row.value, row.lo, row.hi)
         words = value + (f"  [{lo}, {hi}]" if row.hi > row.lo else "")
-        ax.annotate(words, (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, alpha=FAINT if color == GREY else 1)
-    ax.set_title(title); ax.tick_params(axis="y", length=0); sns.despine(ax=ax, left=True)
+        ax.annotate(
+            words,
+            (1.02, y),
+            xycoords=ax.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            alpha=FAINT if color == GREY else 1,
+        )
+    ax.set_title(title)
+    ax.tick_params(axis="y", length=0)
+    sns.despine(ax=ax, left=True)
 
 # %% ../../nbs/report/01_plots.ipynb #plot-code
 def plot(
     comparison,  # what `cl.compare` returned
 ) -> Figure:  # not shown, not registered with pyplot
-    "Forest plot of a Comparison: a row per metric, with the ratios in one panel and in another the differences of those without one."
+    """Forest plot of a Comparison: a row per metric, with the ratios in one panel and in another the differences of
+    those without one.
+    """
     rows = []
     for found in comparison.differences:
         (title, reference, value), interval = ("compressed / original", 1.0, found.ratio), found.ratio_interval
-        if found.ratio is None: (title, reference, value), interval = ("difference", 0.0, found.value), found.interval
+        if found.ratio is None:
+            (title, reference, value), interval = ("difference", 0.0, found.value), found.interval
         better = found.metric.better if found.verdict.startswith(("better", "worse")) else None
         low, high = interval or (np.nan, np.nan)
         rows.append((found.metric.name, title, value, low, high, reference, better, found.ratio is not None))
@@ -287,20 +413,38 @@ def split_name(
     "Stack, block and role of a module: the first number in a dotted name is the block."
     parts = str(name).split(".")
     at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    if at is None: return "", None, name
-    return ".".join(parts[:at]), int(parts[at]), ".".join("*" if p.isdecimal() else p for p in parts[at + 1:]) or "block"
+    if at is None:
+        return "", None, name
+    return (
+        ".".join(parts[:at]),
+        int(parts[at]),
+        ".".join("*" if p.isdecimal() else p for p in parts[at + 1 :]) or "block",
+    )
 
 # %% ../../nbs/report/01_plots.ipynb #cell-41
 def layer_table(
     modules: Mapping[str, Mapping[str, float]],  # module name -> error metrics, as in a history entry
     metric: str,  # which of them
-) -> pd.DataFrame:  # one row per role, one column per block (-1: outside the blocks), the worst where several fold into one
+) -> (
+    pd.DataFrame
+):  # one row per role, one column per block (-1: outside the blocks), the worst where several fold into one
     "Errors of one step as roles × blocks, in the order in which the modules stand in the model."
     rows = [(*split_name(name), values.get(metric)) for name, values in modules.items()]
-    rows = [(stack, -1 if block is None else block, role, float(v)) for stack, block, role, v in rows if v is not None and np.isfinite(float(v))]
+    rows = [
+        (stack, -1 if block is None else block, role, float(v))
+        for stack, block, role, v in rows
+        if v is not None and np.isfinite(float(v))
+    ]
     several = len({stack for stack, block, *_ in rows if block >= 0}) > 1
-    tidy = pd.DataFrame([(f"{stack}.{role}" if several and stack else role, block, v) for stack, block, role, v in rows], columns=["role", "block", "error"])
-    return tidy.pivot_table(index="role", columns="block", values="error", aggfunc="max", sort=False).reindex(tidy["role"].unique()).sort_index(axis=1)
+    tidy = pd.DataFrame(
+        [(f"{stack}.{role}" if several and stack else role, block, v) for stack, block, role, v in rows],
+        columns=["role", "block", "error"],
+    )
+    return (
+        tidy.pivot_table(index="role", columns="block", values="error", aggfunc="max", sort=False)
+        .reindex(tidy["role"].unique())
+        .sort_index(axis=1)
+    )
 
 # %% ../../nbs/report/01_plots.ipynb #cell-43
 def layer_panels(
@@ -308,13 +452,15 @@ def layer_panels(
     metric: str,  # "weight_error", "output_error", …
 ) -> dict[str, pd.DataFrame]:  # panel title -> roles × blocks; a panel per step that recorded the metric
     "The error tables of one or more histories, with a title each: the recipe, and the step where a recipe has several."
-    if not isinstance(history, Mapping): history = {"": history}
+    if not isinstance(history, Mapping):
+        history = {"": history}
     panels = {}
     for recipe, steps in history.items():
         for number, step in enumerate(steps or (), 1):
             table = layer_table(step.get("modules") or {}, metric)
             several = f"step {number}: {step.get('method', '?')}" if len(steps) > 1 or not recipe else ""
-            if not table.empty: panels[", ".join(filter(None, [label(recipe), label(several)]))] = table
+            if not table.empty:
+                panels[", ".join(filter(None, [label(recipe), label(several)]))] = table
     return panels
 
 # %% ../../nbs/report/01_plots.ipynb #cell-44
@@ -322,11 +468,18 @@ def layer_errors(
     history: "Mapping[str, list[dict]] | list[dict]",  # recipe name -> history of its subject, or one history
     metric: str = "weight_error",  # which error: "weight_error" is |W-Ŵ|/|W|, "output_error" the same of the outputs
 ) -> Figure:  # not shown, not registered with pyplot
-    "Heat maps of the relative error: blocks across, module roles down, one panel per step, one logarithmic scale for all."
+    """Heat maps of the relative error: blocks across, module roles down, one panel per step, one logarithmic scale for
+    all.
+    """
     panels = layer_panels(history, metric)
     if not panels:
-        raise CompressLabError(f"No step recorded {label(metric)!r} of its modules.", "layer_errors", "apply a recipe that quantizes or prunes, and pass its subject's history")
-    every = np.concatenate([t.to_numpy().ravel() for t in panels.values()]); every = every[np.isfinite(every) & (every > 0)]
+        raise CompressLabError(
+            f"No step recorded {label(metric)!r} of its modules.",
+            "layer_errors",
+            "apply a recipe that quantizes or prunes, and pass its subject's history",
+        )
+    every = np.concatenate([t.to_numpy().ravel() for t in panels.values()])
+    every = every[np.isfinite(every) & (every > 0)]
     lo, hi = (every.min(), max(every.max(), every.min() * 1.01)) if len(every) else (0.1, 1.0)
     columns = 1 if len(panels) == 1 or max(map(len, panels.values())) > 16 else 2
     rows, height = -(-len(panels) // columns), max(map(len, panels.values()))
@@ -334,28 +487,52 @@ def layer_errors(
         fig = Plot(figsize=(4 * columns + 0.7, rows * (0.72 + 0.15 * height) + 0.75), layout="constrained")
         fig.get_layout_engine().set(h_pad=0.08)
         axes = fig.subplots(rows, columns, squeeze=False).ravel()
-        for ax, (title, table) in zip(axes, panels.items()): shown = _layer_panel(ax, title, table, mpl.colors.LogNorm(lo, hi))
-        for ax in axes[len(panels):]: ax.set_axis_off()
+        for ax, (title, table) in zip(axes, panels.items()):
+            shown = _layer_panel(ax, title, table, mpl.colors.LogNorm(lo, hi))
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
         bar = fig.colorbar(shown, ax=list(axes), location="bottom", shrink=0.5, aspect=45, pad=0.02)
-        bar.set_label(f"relative {label(metric).replace('_', ' ')}"); bar.outline.set_visible(False)
-        bar.set_ticks(_round_ticks(lo, hi, 5), labels=[f"{v:g}" for v in _round_ticks(lo, hi, 5)]); bar.ax.minorticks_off()
+        bar.set_label(f"relative {label(metric).replace('_', ' ')}")
+        bar.outline.set_visible(False)
+        bar.set_ticks(_round_ticks(lo, hi, 5), labels=[f"{v:g}" for v in _round_ticks(lo, hi, 5)])
+        bar.ax.minorticks_off()
     return fig
 
 # %% ../../nbs/report/01_plots.ipynb #cell-45
-def _layer_panel(ax: mpl.axes.Axes, title: str, table: pd.DataFrame, norm: mpl.colors.Normalize) -> mpl.collections.QuadMesh:
+def _layer_panel(
+    ax: mpl.axes.Axes, title: str, table: pd.DataFrame, norm: mpl.colors.Normalize
+) -> mpl.collections.QuadMesh:
     "Draw one panel: a coloured cell per role and block, the worst one marked and named in the title."
     values = table.to_numpy(float)
-    shown = ax.pcolormesh(np.ma.masked_invalid(np.maximum(values, norm.vmin)), norm=norm, cmap=sns.color_palette("crest", as_cmap=True), edgecolors="none", linewidth=0)
+    shown = ax.pcolormesh(
+        np.ma.masked_invalid(np.maximum(values, norm.vmin)),
+        norm=norm,
+        cmap=sns.color_palette("crest", as_cmap=True),
+        edgecolors="none",
+        linewidth=0,
+    )
     y, x = np.unravel_index(np.nanargmax(values), values.shape)
     block = table.columns[x]
     ax.plot([x + 0.5], [y + 0.5], "o", ms=4, mfc="none", mec=VERMILION, mew=1.3)
     where = f"block {block} {label(table.index[y])}" if block >= 0 else label(table.index[y])
     ax.set_title(title + "\n" if title else "", fontweight="bold", fontsize=8.5)
-    ax.annotate(f"worst {figures(values[y, x])} at {where}", (0, 1), (0, 3), "axes fraction", "offset points", fontsize=8, color=VERMILION)
+    ax.annotate(
+        f"worst {figures(values[y, x])} at {where}",
+        (0, 1),
+        (0, 3),
+        "axes fraction",
+        "offset points",
+        fontsize=8,
+        color=VERMILION,
+    )
     ticks = [i for i, b in enumerate(table.columns) if b < 0 or len(table.columns) <= 12 or b % 5 == 0]
-    ax.set_xticks([i + 0.5 for i in ticks], ["outside" if table.columns[i] < 0 else str(table.columns[i]) for i in ticks])
-    ax.set_yticks(np.arange(len(table)) + 0.5, [label(role, 34) for role in table.index]); ax.invert_yaxis()
-    ax.tick_params(length=0); sns.despine(ax=ax, left=True, bottom=True)
+    ax.set_xticks(
+        [i + 0.5 for i in ticks], ["outside" if table.columns[i] < 0 else str(table.columns[i]) for i in ticks]
+    )
+    ax.set_yticks(np.arange(len(table)) + 0.5, [label(role, 34) for role in table.index])
+    ax.invert_yaxis()
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
     return shown
 
 # %% ../../nbs/report/01_plots.ipynb #cell-50
@@ -366,12 +543,18 @@ def svg(
 ) -> str:  # an <svg> element
     "A figure as inline SVG, its ink in the colour of the surrounding text, with a text alternative."
     out = StringIO()
-    with style(): fig.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
-    text = out.getvalue()[out.getvalue().index("<svg"):]
+    with style():
+        fig.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
+    text = out.getvalue()[out.getvalue().index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S).replace(INK, "currentColor")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", text)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    opening = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {size[1]} {size[2]}" '
-               f'style="--width: {float(size[1]):.0f}" role="img" aria-label="{escape(label(alt, 2000), quote=True)}">')
-    return re.sub(r"<svg .*?>", lambda found: opening, text, count=1, flags=re.S)   # a function: a backslash in a name means itself
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {size[1]} '
+        f'{size[2]}" '
+        f'style="--width: {float(size[1]):.0f}" role="img" aria-label="{escape(label(alt, 2000), quote=True)}">'
+    )
+    return re.sub(
+        r"<svg .*?>", lambda found: opening, text, count=1, flags=re.S
+    )  # a function: a backslash in a name means itself

@@ -8,29 +8,37 @@ __all__ = ['GROUPS', 'number', 'mapping', 'group_tables', 'floor_rows']
 # %% ../../nbs/report/03_sections.ipynb #cell-03
 import math
 from collections.abc import Mapping
+
 from ..core.errors import listed
 from .plots import estimate, figures
 
 # %% ../../nbs/report/03_sections.ipynb #rows-code
 def number(value: object) -> float:
     "The value as a float; NaN if it is not a number."
-    try: return float(value)
-    except (TypeError, ValueError): return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
 
 def mapping(value: object) -> Mapping:
     "The value if it is a mapping, else an empty one."
     return value if isinstance(value, Mapping) else {}
 
+
 def _share(entry: Mapping, name: str) -> str:
     share = number(entry.get(name))
     return figures(100 * share, 3, True) + " %" if math.isfinite(share) else "–"
 
+
 def _spread(entry: Mapping, value: str, low: str, high: str, scale: float = 1.0) -> tuple[str, str]:
     "A difference as text, and its interval in brackets, nothing where there is none."
     change, *ends = (scale * number(entry.get(name)) for name in (value, low, high))
-    if not math.isfinite(change): return "–", ""
+    if not math.isfinite(change):
+        return "–", ""
     text, lo, hi = estimate(change, *ends)
     return ("+" if change > 0 else "") + text, f"[{lo}, {hi}]" if ends[1] > ends[0] else ""
+
 
 def _exemplars(named: Mapping) -> str:
     "The sentence about items whose answer changed."
@@ -38,11 +46,19 @@ def _exemplars(named: Mapping) -> str:
     surest = listed([str(each) for each in ids], 20) if isinstance(ids, list) else "–"
     return f"{figures(count)} of {figures(items)} items are {named.get('called')}; the surest, by id: {surest}."
 
+
 def _group_line(row: Mapping) -> tuple:
     "One line of a table of groups: name, items, accuracy of both models, and the difference with its interval."
     items = figures(number(row.get("items"))) + (", few" if row.get("small") else "") if "items" in row else ""
-    return str(row.get("group")), items, _share(row, "original"), _share(row, "compressed"), _spread(row, "difference", "low", "high", 100)
+    return (
+        str(row.get("group")),
+        items,
+        _share(row, "original"),
+        _share(row, "compressed"),
+        _spread(row, "difference", "low", "high", 100),
+    )
 
+# %% ../../nbs/report/03_sections.ipynb #rows-code-2
 def group_tables(
     cells: Mapping,  # cell key -> result
 ) -> list[tuple]:  # recipe, task, name of the grouping, lines of the table, sentence about items
@@ -51,11 +67,18 @@ def group_tables(
     for cell in cells.values():
         at = str(cell.get("recipe", "?")), str(mapping(cell.get("settings")).get("task", "?"))
         named = mapping(cell.get("exemplars"))
-        if named: items[at] = _exemplars(named)
+        if named:
+            items[at] = _exemplars(named)
         for name, parts in mapping(cell.get("groups")).items():
-            rows = [row for part in ("groups", "whole") if isinstance(some := mapping(parts).get(part), list) for row in some]
+            rows = [
+                row
+                for part in ("groups", "whole")
+                if isinstance(some := mapping(parts).get(part), list)
+                for row in some
+            ]
             lines = [_group_line(row) for row in rows[:100] if isinstance(row, Mapping)]
-            if lines: found.setdefault((*at, str(name)), lines)
+            if lines:
+                found.setdefault((*at, str(name)), lines)
     last = {key[:2]: key for key in found}
     return [(*key, lines, items.get(key[:2], "") if last[key[:2]] == key else "") for key, lines in found.items()]
 
@@ -69,9 +92,16 @@ def floor_rows(
         floor, recipe = mapping(cell.get("floor")), str(cell.get("recipe", "?"))
         flips, own = mapping(floor.get("flips")), mapping(floor.get("differences"))
         if flips:
-            what, above = f"{mapping(cell.get('settings')).get('task')}: answers that flipped", _spread(flips, "above", "above_low", "above_high", 100)
+            what, above = (
+                f"{mapping(cell.get('settings')).get('task')}: answers that flipped",
+                _spread(flips, "above", "above_low", "above_high", 100),
+            )
             rows.append((recipe, what, _share(flips, "share"), _share(flips, "floor"), above))
-        changed = {each.get("metric"): number(each.get("value")) for each in cell.get("differences") or () if isinstance(each, Mapping)}
+        changed = {
+            each.get("metric"): number(each.get("value"))
+            for each in cell.get("differences") or ()
+            if isinstance(each, Mapping)
+        }
         for name, entry in [] if flips else [*own.items()][:1]:
             value, noise = changed.get(name, math.nan), number(mapping(entry).get("value"))
             shown = [figures(each) if math.isfinite(each) else "–" for each in (value, noise, value - noise)]
