@@ -6,7 +6,7 @@ READY := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs prepare clean
+.PHONY: help demo test lint lab docs prepare clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -17,6 +17,10 @@ demo: $(READY) ## compress a real language model seven ways and show what it cos
 test: $(READY) ## run the tests: every notebook, the exports, the command line
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+lint: $(READY) ## look at the code of notebooks and tests with ruff
+	$(BIN)/ruff check nbs tests
+	$(BIN)/ruff format --check nbs tests
+
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
@@ -24,6 +28,8 @@ docs: $(READY) ## build the documentation site in _docs
 	$(BIN)/python -m compress_lab.site build
 
 prepare: $(READY) ## after editing notebooks: export, clean, write the README, test
+	$(BIN)/ruff format nbs tests
+	$(BIN)/ruff check nbs tests
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python -m compress_lab.site readme
