@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
@@ -14,7 +13,7 @@ from compress_lab.core.layers import linears
 from compress_lab.core.recipe import Method
 from compress_lab.core.subjects import Provenance, Subject
 from compress_lab.core.tiny import tiny
-from compress_lab.evaluate.records import Metric, NotMeasured, Probe, Records, setting
+from compress_lab.evaluate.records import Metric, NotMeasured, Probe, Records
 from compress_lab.study import Study
 
 LOG = os.environ.get("STUDY_TINY_LOG")

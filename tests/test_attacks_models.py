@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,6 @@ import compress_lab as cl
 from compress_lab.core import subjects
 from compress_lab.core.checkpoints import weight_files, weights_sha256
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.files import file_hash
 from compress_lab.core.starters import Starter
 from compress_lab.core.subjects import Subject, load
 from compress_lab.core.tiny import tiny

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress_lab.core.activations import ColumnNorms, Gram
+from compress_lab.core.activations import Gram
 from compress_lab.core.data import Calibration
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.layers import linears

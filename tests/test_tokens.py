@@ -1,6 +1,5 @@
 """Tokens are those of the text, and rows those of the model: tokenizers that begin, end and merge, and every tiny architecture."""
 
-import json
 import os
 import time
 
@@ -28,7 +27,7 @@ from compress_lab.core.inputs import around, check_rows, limits, opened, tokeniz
 from compress_lab.core.subjects import Subject
 from compress_lab.core.tiny import causal_lms, encoders, tiny
 from compress_lab.evaluate.comparison import compare, probe
-from compress_lab.evaluate.perplexity import Perplexity, token_losses
+from compress_lab.evaluate.perplexity import Perplexity
 from compress_lab.evaluate.records import NotMeasured
 from compress_lab.evaluate.scoring import Request, encode, packs, score
 from compress_lab.evaluate.task_probe import head_logits
