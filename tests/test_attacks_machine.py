@@ -678,7 +678,7 @@ def test_memory_of_a_model_with_few_places(monkeypatch):
 def test_a_child_that_says_nothing_is_an_error(monkeypatch):
     for said in ("", "hello", "[]", "{}", '{"baseline_bytes": "many", "loaded_bytes": 1, "peak_bytes": 1}'):
         monkeypatch.setattr(
-            memory.subprocess, "run", lambda *given, **more: subprocess.CompletedProcess(given, 0, said, "")
+            memory.subprocess, "run", lambda *given, said=said, **more: subprocess.CompletedProcess(given, 0, said, "")
         )
         with pytest.raises(CompressLabError, match="nothing that can be read"):
             memory.run("folder", 1, 1)

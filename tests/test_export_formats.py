@@ -226,7 +226,7 @@ def test_rows_are_longer_than_what_changes_with_their_length(form, name, length,
 def test_a_reader_that_forgets_a_window_is_noticed_and_named(tmp_path, monkeypatch):
     skip_without("onnx")
     form = type(as_format("onnx"))
-    run, model = form.run, tiny("mistral")
+    model = tiny("mistral")
     whole = type(model)(type(model.config)(**{**model.config.to_dict(), "sliding_window": None}))
     whole.load_state_dict(model.state_dict())
     monkeypatch.setattr(form, "run", lambda self, folder, tokens: logits(whole.eval(), {"input_ids": tokens}))
@@ -293,7 +293,7 @@ def test_files_that_are_damaged_are_named(form, tmp_path):
     for path in sorted((tmp_path / "out").iterdir()):
         good = path.read_bytes()
 
-        def replaced(content):
+        def replaced(content, path=path):
             path.write_bytes(content)
             try:
                 return format.run(tmp_path / "out", tokens)
@@ -309,8 +309,8 @@ def test_files_that_are_damaged_are_named(form, tmp_path):
                 content[random.randrange(min(len(good), 2000))] = random.randrange(256)
             replaced(content)
         path.unlink()
-        for make in (lambda: path.mkdir(), lambda: os.mkfifo(path), lambda: path.symlink_to(path)):
-            make()
+        for make in (os.mkdir, os.mkfifo, lambda path: path.symlink_to(path)):
+            make(path)
             if path.name == WEIGHTS[form]:
                 with pytest.raises(CompressLabError, match=path.name):
                     format.run(tmp_path / "out", tokens)

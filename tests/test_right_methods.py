@@ -253,7 +253,7 @@ def test_the_order_that_is_named_works_and_zeros_stay(name, plain):
         found = cl.RTN(4, 16).apply(found)
     assert consistent(found) or not method.changes_weights
     before, after = (dict(each.model.named_parameters()) for each in (pruned, found))
-    if pruned is subject or method.whole and not name in ("Distill", "GKD"):
+    if pruned is subject or method.whole and name not in ("Distill", "GKD"):
         return
     for linear in text_linears(pruned.model):
         assert (after[linear.key][before[linear.key] == 0] == 0).all(), linear.name

@@ -187,7 +187,7 @@ def test_a_full_disk_at_each_file(tmp_path, monkeypatch):
     for spared in range(3):
         store, left = Store(tmp_path / str(spared)), [spared]
 
-        def fill(path, data):
+        def fill(path, data, left=left):
             if not left[0]:
                 raise OSError(errno.ENOSPC, "No space left on device")
             left[0] -= 1

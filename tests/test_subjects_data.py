@@ -218,12 +218,14 @@ def test_round_trip_in_each_type(model, tmp_path, dtype):
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), subject.model.parameters()))
 
 
-def copy(model: Path, target: Path, config: dict = {}, **files) -> Path:
+def copy(model: Path, target: Path, config: dict | None = None, **files) -> Path:
     target.mkdir()
     for path in model.iterdir():
         if path.name != "compress_lab.json":
             (target / path.name).write_bytes(path.read_bytes())
-    (target / "config.json").write_text(json.dumps({**json.loads((target / "config.json").read_text()), **config}))
+    (target / "config.json").write_text(
+        json.dumps({**json.loads((target / "config.json").read_text()), **(config or {})})
+    )
     for name, content in files.items():
         (target / name.replace("_DOT_", ".")).write_bytes(content)
     return target
