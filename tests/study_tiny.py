@@ -1,4 +1,7 @@
-"A study that takes a second: a tiny random model, probes and methods that say when they were called. Run as a program it is one process of a study."
+"""A study that takes a second: a tiny random model, probes and methods that say when they were called.
+
+Run as a program it is one process of a study.
+"""
 
 import os
 import sys

@@ -550,7 +550,9 @@ from compress_lab.core import layerwise
 from compress_lab.core.layers import linears, release_memory
 torch.set_num_threads(1)
 def status(name): return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
-model = LlamaForCausalLM._from_config(LlamaConfig(vocab_size=500, hidden_size=512, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=8), dtype=torch.float32).eval()
+model = LlamaForCausalLM._from_config(LlamaConfig(
+    vocab_size=500, hidden_size=512, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=8
+), dtype=torch.float32).eval()
 class Text: tokens, key = torch.randint(0, 500, (64, 256), generator=torch.Generator().manual_seed(0)), "text"
 method, seen = eval(sys.argv[1], {"cl": cl}), []
 def look(needed, *where, **device):

@@ -1,4 +1,7 @@
-"""Folders of models as a hostile supplier, a failing disk or a killed process leaves them: refused by name or read rightly, and never a hang."""
+"""Folders of models as a hostile supplier, a failing disk or a killed process leaves them.
+
+They are refused by name or read rightly, and never a hang.
+"""
 
 import copy
 import json

@@ -30,9 +30,11 @@ GRAPH_INPUTS = """
 import numpy
 def feed(specs):
     rows, length = len(tokens), len(tokens[0])
-    known = dict(input_ids=numpy.array(tokens), attention_mask=numpy.ones((rows, length), numpy.int64), beam_idx=numpy.arange(rows, dtype=numpy.int32),
+    known = dict(input_ids=numpy.array(tokens), attention_mask=numpy.ones((rows, length), numpy.int64),
+                 beam_idx=numpy.arange(rows, dtype=numpy.int32),
                  position_ids=numpy.broadcast_to(numpy.arange(length), (rows, length)).copy())
-    return {name: known[name] if name in known else numpy.zeros((rows, int(shape[1]), 0, int(shape[3])), numpy.float32) for name, shape in specs}
+    return {name: known[name] if name in known else numpy.zeros((rows, int(shape[1]), 0, int(shape[3])), numpy.float32)
+            for name, shape in specs}
 """
 READERS = {
     "compressed-tensors": TRANSFORMERS,
@@ -42,13 +44,15 @@ READERS = {
     + """
 import openvino
 compiled = openvino.Core().compile_model(folder + "/openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-found = torch.from_numpy(compiled.create_infer_request().infer(feed([(port.get_any_name(), [str(size) for size in port.partial_shape]) for port in compiled.inputs]))[compiled.outputs[0]])
+specs = [(port.get_any_name(), [str(size) for size in port.partial_shape]) for port in compiled.inputs]
+found = torch.from_numpy(compiled.create_infer_request().infer(feed(specs))[compiled.outputs[0]])
 """,
     "onnx": GRAPH_INPUTS
     + """
 import onnxruntime
 session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
-found = torch.from_numpy(session.run([session.get_outputs()[0].name], feed([(spec.name, spec.shape) for spec in session.get_inputs()]))[0])
+specs = [(spec.name, spec.shape) for spec in session.get_inputs()]
+found = torch.from_numpy(session.run([session.get_outputs()[0].name], feed(specs))[0])
 """,
 }
 CASES = [  # format, model, head, method
@@ -77,7 +81,8 @@ def elsewhere(script, folder, tokens):
     around = (
         "import json, sys, torch\nfolder, tokens = sys.argv[1], json.loads(sys.argv[2])\n"
         + script
-        + "\nprint(json.dumps([found.float().tolist(), any(name.partition('.')[0] == 'compress_lab' for name in sys.modules)]))"
+        + "\nprint(json.dumps([found.float().tolist(), "
+        "any(name.partition('.')[0] == 'compress_lab' for name in sys.modules)]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", around, str(folder), json.dumps(tokens.tolist())], capture_output=True, text=True

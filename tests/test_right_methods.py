@@ -1,4 +1,7 @@
-"""What no method may do: take silence for information, undo what was done before, touch the caller's random numbers, or trip over a number."""
+"""What no method may do.
+
+Take silence for information, undo what was done before, touch the caller's random numbers, or trip over a number.
+"""
 
 import dataclasses
 import random

@@ -1,4 +1,7 @@
-"""Fetching, loading and data under conditions that a notebook cell cannot set up: races, kills, full disks, hostile files, a Hub of our own."""
+"""Fetching, loading and data under conditions that a notebook cell cannot set up.
+
+Races, kills, full disks, hostile files, a Hub of our own.
+"""
 
 import hashlib
 import json
@@ -33,7 +36,9 @@ CONTENT = b"weights " * 50_000
 SETUP = f"""
 import sys
 from compress_lab.core import starters
-starters.STARTERS["tiny"] = starters.Starter("tiny", "model", "tiny-starter==1.0", {{"tiny/weights": "{hashlib.sha256(CONTENT).hexdigest()}"}}, 1, "CC0")
+starters.STARTERS["tiny"] = starters.Starter(
+    "tiny", "model", "tiny-starter==1.0", {{"tiny/weights": "{hashlib.sha256(CONTENT).hexdigest()}"}}, 1, "CC0"
+)
 """
 FETCH = SETUP + "print((starters.fetch('tiny')/'weights').stat().st_size)"
 FAKE_PIP = """

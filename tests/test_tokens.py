@@ -1,4 +1,7 @@
-"""Tokens are those of the text, and rows those of the model: tokenizers that begin, end and merge, and every tiny architecture."""
+"""Tokens are those of the text, and rows those of the model.
+
+Tokenizers that begin, end and merge, and every tiny architecture.
+"""
 
 import os
 import time
@@ -598,9 +601,11 @@ ATTACKS = {
     "{{ raise_exception('no\x1b[31m') }}": r"TemplateError: no\\x1b",
     "{{ messages.__class__.__mro__ }}": "SecurityError",
     "{{ 'a' * 10**11 }}": "MemoryError",
-    "{% for a in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' * 99 }}{% endfor %}": "MemoryError|characters",
+    "{% for a in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' * 99 }}"
+    "{% endfor %}": "MemoryError|characters",
     "{{ messages[7].content }}": "UndefinedError",
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}": "more than 4 seconds",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+    "{% endfor %}{% endfor %}{% endfor %}": "more than 4 seconds",
     "{{ " + "(" * 4000 + ")" * 4000 + " }}": ".",
 }
 
