@@ -1,10 +1,12 @@
-"A study that takes a second: a tiny random model, probes and methods that say when they were called. Run as a program it is one process of a study."
+"""A study that takes a second: a tiny random model, probes and methods that say when they were called.
+
+Run as a program it is one process of a study.
+"""
 
 import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
@@ -14,7 +16,7 @@ from compress_lab.core.layers import linears
 from compress_lab.core.recipe import Method
 from compress_lab.core.subjects import Provenance, Subject
 from compress_lab.core.tiny import tiny
-from compress_lab.evaluate.records import Metric, NotMeasured, Probe, Records, setting
+from compress_lab.evaluate.records import Metric, NotMeasured, Probe, Records
 from compress_lab.study import Study
 
 LOG = os.environ.get("STUDY_TINY_LOG")

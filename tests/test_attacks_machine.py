@@ -550,7 +550,9 @@ from compress_lab.core import layerwise
 from compress_lab.core.layers import linears, release_memory
 torch.set_num_threads(1)
 def status(name): return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
-model = LlamaForCausalLM._from_config(LlamaConfig(vocab_size=500, hidden_size=512, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=8), dtype=torch.float32).eval()
+model = LlamaForCausalLM._from_config(LlamaConfig(
+    vocab_size=500, hidden_size=512, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=8
+), dtype=torch.float32).eval()
 class Text: tokens, key = torch.randint(0, 500, (64, 256), generator=torch.Generator().manual_seed(0)), "text"
 method, seen = eval(sys.argv[1], {"cl": cl}), []
 def look(needed, *where, **device):
@@ -678,7 +680,7 @@ def test_memory_of_a_model_with_few_places(monkeypatch):
 def test_a_child_that_says_nothing_is_an_error(monkeypatch):
     for said in ("", "hello", "[]", "{}", '{"baseline_bytes": "many", "loaded_bytes": 1, "peak_bytes": 1}'):
         monkeypatch.setattr(
-            memory.subprocess, "run", lambda *given, **more: subprocess.CompletedProcess(given, 0, said, "")
+            memory.subprocess, "run", lambda *given, said=said, **more: subprocess.CompletedProcess(given, 0, said, "")
         )
         with pytest.raises(CompressLabError, match="nothing that can be read"):
             memory.run("folder", 1, 1)

@@ -1,10 +1,12 @@
-"""Folders of models as a hostile supplier, a failing disk or a killed process leaves them: refused by name or read rightly, and never a hang."""
+"""Folders of models as a hostile supplier, a failing disk or a killed process leaves them.
+
+They are refused by name or read rightly, and never a hang.
+"""
 
 import copy
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,6 @@ import compress_lab as cl
 from compress_lab.core import subjects
 from compress_lab.core.checkpoints import weight_files, weights_sha256
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.files import file_hash
 from compress_lab.core.starters import Starter
 from compress_lab.core.subjects import Subject, load
 from compress_lab.core.tiny import tiny

@@ -1,4 +1,7 @@
-"Studies, run folders, pages and the command line as a hostile user, somebody else's folder and a failing machine would have them."
+"""Studies, run folders, pages and the command line under attack.
+
+As a hostile user, somebody else's folder and a failing machine would have them.
+"""
 
 import errno
 import json
@@ -93,7 +96,8 @@ def test_aliases_of_aliases_are_refused_at_once_wherever_they_stand(place, here)
         promptly(refuse, "30,000 values")
     assert (
         Study.from_yaml(
-            "subject: m\nrecipes: {a: &r [{method: RTN, bits: 8}], b: [{method: RTN, bits: 4}]}\nprobes: &p [size]\nseeds: [0]\n"
+            "subject: m\nrecipes: {a: &r [{method: RTN, bits: 8}], b: [{method: RTN, bits: 4}]}\n"
+            "probes: &p [size]\nseeds: [0]\n"
         )
         .to_yaml()
         .count("*")
@@ -133,8 +137,15 @@ def test_yaml_that_trips_its_reader_is_refused(text):
 
 # What a result depends on
 
-TASK = "name: mine\ndataset: table.parquet\nsplit: all\nkind: choice\ncolumns: [question, right]\nmetrics: [acc]\nlicence: mine\ncontext: '{{question}}'\noptions: [w1, w2]\nanswer: right\n"
-ASKED = "subject: model\ncalibration: {text: text.txt, n: 2, length: 8}\nrecipes: {RTN-4: [{method: RTN, bits: 4, group_size: 16}]}\nprobes: [{probe: perplexity, text: text.txt, n: 4, context: 8}, {probe: task, task: task.yaml}]\n"
+TASK = (
+    "name: mine\ndataset: table.parquet\nsplit: all\nkind: choice\ncolumns: [question, right]\nmetrics: [acc]\n"
+    "licence: mine\ncontext: '{{question}}'\noptions: [w1, w2]\nanswer: right\n"
+)
+ASKED = (
+    "subject: model\ncalibration: {text: text.txt, n: 2, length: 8}\n"
+    "recipes: {RTN-4: [{method: RTN, bits: 4, group_size: 16}]}\n"
+    "probes: [{probe: perplexity, text: text.txt, n: 4, context: 8}, {probe: task, task: task.yaml}]\n"
+)
 
 
 @pytest.fixture
@@ -539,8 +550,11 @@ def test_nobody_learns_where_the_user_works(files, capsys):
     Path(outside).parent.mkdir(exist_ok=True)
     Path(outside).write_text(Path(inside).read_text())
     Path("absolute.yaml").write_text(
-        f"subject: {files / 'model'}\nrecipes: {{RTN-4: [{{method: RTN, bits: 4, group_size: 16}}], broken: [{{method: RTN, targets: [nothing]}}]}}\nprobes: [{{probe: perplexity, text: {inside}, n: 4, context: 8}}, "
-        f"{{probe: perplexity, text: {outside}, n: 4, context: 8}}, {{probe: perplexity, text: {files}/missing/x.txt, n: 4, context: 8}}]\n"
+        f"subject: {files / 'model'}\n"
+        "recipes: {RTN-4: [{method: RTN, bits: 4, group_size: 16}], broken: [{method: RTN, targets: [nothing]}]}\n"
+        f"probes: [{{probe: perplexity, text: {inside}, n: 4, context: 8}}, "
+        f"{{probe: perplexity, text: {outside}, n: 4, context: 8}}, "
+        f"{{probe: perplexity, text: {files}/missing/x.txt, n: 4, context: 8}}]\n"
     )
     assert main(["run", "absolute.yaml", "--out", "run"]) == 1
     again = capsys.readouterr().out

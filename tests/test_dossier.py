@@ -1,4 +1,7 @@
-"""The dossier under what a notebook cell does not show: hostile text, gaps of every kind, broken cells, a full study."""
+"""The dossier under what a notebook cell does not show.
+
+Hostile text, gaps of every kind, broken cells, a full study.
+"""
 
 import math
 import os

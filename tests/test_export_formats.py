@@ -30,9 +30,11 @@ GRAPH_INPUTS = """
 import numpy
 def feed(specs):
     rows, length = len(tokens), len(tokens[0])
-    known = dict(input_ids=numpy.array(tokens), attention_mask=numpy.ones((rows, length), numpy.int64), beam_idx=numpy.arange(rows, dtype=numpy.int32),
+    known = dict(input_ids=numpy.array(tokens), attention_mask=numpy.ones((rows, length), numpy.int64),
+                 beam_idx=numpy.arange(rows, dtype=numpy.int32),
                  position_ids=numpy.broadcast_to(numpy.arange(length), (rows, length)).copy())
-    return {name: known[name] if name in known else numpy.zeros((rows, int(shape[1]), 0, int(shape[3])), numpy.float32) for name, shape in specs}
+    return {name: known[name] if name in known else numpy.zeros((rows, int(shape[1]), 0, int(shape[3])), numpy.float32)
+            for name, shape in specs}
 """
 READERS = {
     "compressed-tensors": TRANSFORMERS,
@@ -42,13 +44,15 @@ READERS = {
     + """
 import openvino
 compiled = openvino.Core().compile_model(folder + "/openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-found = torch.from_numpy(compiled.create_infer_request().infer(feed([(port.get_any_name(), [str(size) for size in port.partial_shape]) for port in compiled.inputs]))[compiled.outputs[0]])
+specs = [(port.get_any_name(), [str(size) for size in port.partial_shape]) for port in compiled.inputs]
+found = torch.from_numpy(compiled.create_infer_request().infer(feed(specs))[compiled.outputs[0]])
 """,
     "onnx": GRAPH_INPUTS
     + """
 import onnxruntime
 session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
-found = torch.from_numpy(session.run([session.get_outputs()[0].name], feed([(spec.name, spec.shape) for spec in session.get_inputs()]))[0])
+specs = [(spec.name, spec.shape) for spec in session.get_inputs()]
+found = torch.from_numpy(session.run([session.get_outputs()[0].name], feed(specs))[0])
 """,
 }
 CASES = [  # format, model, head, method
@@ -77,7 +81,8 @@ def elsewhere(script, folder, tokens):
     around = (
         "import json, sys, torch\nfolder, tokens = sys.argv[1], json.loads(sys.argv[2])\n"
         + script
-        + "\nprint(json.dumps([found.float().tolist(), any(name.partition('.')[0] == 'compress_lab' for name in sys.modules)]))"
+        + "\nprint(json.dumps([found.float().tolist(), "
+        "any(name.partition('.')[0] == 'compress_lab' for name in sys.modules)]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", around, str(folder), json.dumps(tokens.tolist())], capture_output=True, text=True
@@ -226,7 +231,7 @@ def test_rows_are_longer_than_what_changes_with_their_length(form, name, length,
 def test_a_reader_that_forgets_a_window_is_noticed_and_named(tmp_path, monkeypatch):
     skip_without("onnx")
     form = type(as_format("onnx"))
-    run, model = form.run, tiny("mistral")
+    model = tiny("mistral")
     whole = type(model)(type(model.config)(**{**model.config.to_dict(), "sliding_window": None}))
     whole.load_state_dict(model.state_dict())
     monkeypatch.setattr(form, "run", lambda self, folder, tokens: logits(whole.eval(), {"input_ids": tokens}))
@@ -293,7 +298,7 @@ def test_files_that_are_damaged_are_named(form, tmp_path):
     for path in sorted((tmp_path / "out").iterdir()):
         good = path.read_bytes()
 
-        def replaced(content):
+        def replaced(content, path=path):
             path.write_bytes(content)
             try:
                 return format.run(tmp_path / "out", tokens)
@@ -309,8 +314,8 @@ def test_files_that_are_damaged_are_named(form, tmp_path):
                 content[random.randrange(min(len(good), 2000))] = random.randrange(256)
             replaced(content)
         path.unlink()
-        for make in (lambda: path.mkdir(), lambda: os.mkfifo(path), lambda: path.symlink_to(path)):
-            make()
+        for make in (os.mkdir, os.mkfifo, lambda path: path.symlink_to(path)):
+            make(path)
             if path.name == WEIGHTS[form]:
                 with pytest.raises(CompressLabError, match=path.name):
                     format.run(tmp_path / "out", tokens)

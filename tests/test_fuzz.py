@@ -1,7 +1,8 @@
-"""A fuzzer of everything that comes from outside: studies, recipes, tasks, arguments and stored files, mutated round by round.
+"""A fuzzer of everything that comes from outside, mutated round by round.
 
-Each round ends well or in a `CompressLabError`, within seconds. 500 rounds by default, 10,000 with `--flags slow`; a round that fails prints its number,
-and `FUZZ_ROUND=<kind>:<number>` repeats it alone.
+Studies, recipes, tasks, arguments and stored files. Each round ends well or in a `CompressLabError`, within seconds.
+500 rounds by default, 10,000 with `--flags slow`; a round that fails prints its number, and
+`FUZZ_ROUND=<kind>:<number>` repeats it alone.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"What all weight grids promise: packed bits give back what was computed, zeros stay, rounding twice changes nothing, damage is named."
+"""What all weight grids promise.
+
+Packed bits give back what was computed, zeros stay, rounding twice changes nothing, damage is named.
+"""
 
 import json
 import math
@@ -11,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress_lab.core.activations import ColumnNorms, Gram
+from compress_lab.core.activations import Gram
 from compress_lab.core.data import Calibration
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.layers import linears
@@ -102,7 +105,10 @@ def stored(method, result, shape):
 
 
 def check(method, weight, result):
-    "The result is finite, keeps zeros, is what its bits stand for, and lies on its grid: its codes are the nearest to it."
+    """The result is finite, keeps zeros, is what its bits stand for, and lies on its grid.
+
+    Its codes are the nearest to it.
+    """
     assert result.weight.isfinite().all() and (result.weight[weight == 0] == 0).all()
     assert torch.equal(stored(method, result, weight.shape).dequantize(), result.weight)
     assert result.scales.float().isfinite().all() and (result.scales.float() > 0).all()

@@ -49,7 +49,7 @@ def test_every_public_name_exists(name):
 
 def test_a_wrong_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="did you mean"):
-        compress_lab.calibraton
+        _ = compress_lab.calibraton
     assert not hasattr(compress_lab, "__wrapped__")
 
 

@@ -1,4 +1,7 @@
-"""Low rank on every architecture: a smaller model that computes what the products do and comes back from its folder, or a refusal by name."""
+"""Low rank on every architecture.
+
+A smaller model that computes what the products do and comes back from its folder, or a refusal by name.
+"""
 
 import re
 
@@ -18,17 +21,20 @@ BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
 REFUSED = {  # words of the message: the architectures it is for
     "stack of experts": """
-        afmoe aria_text axk1 bailing_hybrid beam cohere2_moe deepseek_v2 deepseek_v3 dots1 dots3_note dots3_note_text ernie4_5_moe exaone_moe flex_olmo flint
-        glm4_moe glm4_moe_lite gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared hy_v3 hy_v4 inkling2_text inkling_text kimi_linear
-        kolibri1 laguna lfm2_moe llama4_text mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text nemotron_h olmoe qwen2_moe qwen3_5_moe
+        afmoe aria_text axk1 bailing_hybrid beam cohere2_moe deepseek_v2 deepseek_v3 dots1 dots3_note dots3_note_text
+        ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite gpt_oss granitemoe granitemoe_swa
+        granitemoehybrid granitemoeshared hy_v3 hy_v4 inkling2_text inkling_text kimi_linear kolibri1 laguna lfm2_moe
+        llama4_text mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text nemotron_h olmoe qwen2_moe qwen3_5_moe
         qwen3_5_moe_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text solar_open zaya""",
     "shares its weight": "zamba zamba2",
     "hold no linear": "ibert squeezebert",
 }
 
-# What is refused here can be left out by name, as the message says, and the rest factored: experts, gates and indexers that use a weight themselves.
+# What is refused here can be left out by name, as the message says, and the rest factored: experts, gates and
+# indexers that use a weight themselves.
 LEFT_OUT = """
-    axk2 deepseek_v32 deepseek_v4 falcon_mamba glm_moe_dsa hunyuan_v1_moe jamba jetmoe llama4 longcat_flash mamba mixtral phimoe rwkv"""
+    axk2 deepseek_v32 deepseek_v4 falcon_mamba glm_moe_dsa hunyuan_v1_moe jamba jetmoe llama4 longcat_flash mamba
+    mixtral phimoe rwkv"""
 
 
 def factored(model, ignore=()):

@@ -1,4 +1,7 @@
-"""Every notebook runs from top to bottom, each in a kernel of its own. `--flags slow` adds those that are left out by default."""
+"""Every notebook runs from top to bottom, each in a kernel of its own.
+
+`--flags slow` adds those that are left out by default.
+"""
 
 import re
 

@@ -28,7 +28,8 @@ from compress_lab.evaluate.records import NotMeasured, Probe
 KINDS = pytest.mark.parametrize("name", PERTURBATIONS)
 WORDS = st.lists(
     st.sampled_from(
-        "I do not like those colours because they are not red don't can't Paris B12 2,5 x naïve GOOD good-bye film's it’s".split()
+        "I do not like those colours because they are not red don't "
+        "can't Paris B12 2,5 x naïve GOOD good-bye film's it’s".split()
     )
     | st.text(max_size=8),
     max_size=12,

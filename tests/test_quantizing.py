@@ -1,4 +1,7 @@
-"""Every architecture that the walk is right for can be quantized, with and without calibration text; the others are refused by name."""
+"""Every architecture that the walk is right for can be quantized, with and without calibration text.
+
+The others are refused by name.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""What no method may do: take silence for information, undo what was done before, touch the caller's random numbers, or trip over a number."""
+"""What no method may do.
+
+Take silence for information, undo what was done before, touch the caller's random numbers, or trip over a number.
+"""
 
 import dataclasses
 import random
@@ -253,7 +256,7 @@ def test_the_order_that_is_named_works_and_zeros_stay(name, plain):
         found = cl.RTN(4, 16).apply(found)
     assert consistent(found) or not method.changes_weights
     before, after = (dict(each.model.named_parameters()) for each in (pruned, found))
-    if pruned is subject or method.whole and not name in ("Distill", "GKD"):
+    if pruned is subject or method.whole and name not in ("Distill", "GKD"):
         return
     for linear in text_linears(pruned.model):
         assert (after[linear.key][before[linear.key] == 0] == 0).all(), linear.name

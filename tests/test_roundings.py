@@ -1,4 +1,7 @@
-"""Rounded activations on models built differently: generation gives what one pass gives, saving gives the same, and what cannot be rounded is refused by name."""
+"""Rounded activations on models built differently.
+
+Generation gives what one pass gives, saving gives the same, and what cannot be rounded is refused by name.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""Every architecture, in every type, packed and not: saved, loaded in another process, and its outputs compared bit for bit."""
+"""Every architecture, in every type, packed and not.
+
+Saved, loaded in another process, and its outputs compared bit for bit.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,7 @@
-"""Table, sentence, picture and JSON of a dossier say the same of the same figures, for random studies of several recipes, tasks and seeds."""
+"""Table, sentence, picture and JSON of a dossier say the same of the same figures.
+
+For random studies of several recipes, tasks and seeds.
+"""
 
 import json
 import math

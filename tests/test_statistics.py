@@ -13,16 +13,13 @@ from scipy import stats
 from compress_lab.core.errors import CompressLabError
 from compress_lab.evaluate.records import Metric, Probe, Records, margin_of, show, verdict
 from compress_lab.evaluate.statistics import (
-    FEW,
     FEWEST,
     against_bound,
-    cluster_sums,
     detectable,
     flips,
     holm,
     interval,
     intervals,
-    jackknife,
     mcnemar,
     non_inferior,
     over_seeds,

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import textwrap
@@ -188,7 +187,7 @@ def test_a_full_disk_at_each_file(tmp_path, monkeypatch):
     for spared in range(3):
         store, left = Store(tmp_path / str(spared)), [spared]
 
-        def fill(path, data):
+        def fill(path, data, left=left):
             if not left[0]:
                 raise OSError(errno.ENOSPC, "No space left on device")
             left[0] -= 1

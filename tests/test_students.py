@@ -1,4 +1,8 @@
-"""Students of every architecture: copied blocks are the teacher's to the last bit; fresh ones, of every sixth, have the shape that was asked for and read back; or they are refused by name."""
+"""Students of every architecture.
+
+Copied blocks are the teacher's to the last bit; fresh ones, of every sixth, have the shape that was asked for and
+read back; or they are refused by name.
+"""
 
 import pytest
 import torch
@@ -13,7 +17,8 @@ from compress_lab.core.units import field
 
 torch.set_num_threads(1)
 
-ALSO_REFUSED = "beam diffllama flint recurrent_gemma"  # with the last block gone they are what they were, with another one they are not, or kinds of blocks come in turns
+# With the last block gone they are what they were, with another one they are not, or kinds of blocks come in turns.
+ALSO_REFUSED = "beam diffllama flint recurrent_gemma"
 NONE_FRESH = "blt flaubert jamba mllama xlm zamba2"  # neither fewer blocks nor fewer channels
 
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]

@@ -1,4 +1,7 @@
-"""Fetching, loading and data under conditions that a notebook cell cannot set up: races, kills, full disks, hostile files, a Hub of our own."""
+"""Fetching, loading and data under conditions that a notebook cell cannot set up.
+
+Races, kills, full disks, hostile files, a Hub of our own.
+"""
 
 import hashlib
 import json
@@ -33,7 +36,9 @@ CONTENT = b"weights " * 50_000
 SETUP = f"""
 import sys
 from compress_lab.core import starters
-starters.STARTERS["tiny"] = starters.Starter("tiny", "model", "tiny-starter==1.0", {{"tiny/weights": "{hashlib.sha256(CONTENT).hexdigest()}"}}, 1, "CC0")
+starters.STARTERS["tiny"] = starters.Starter(
+    "tiny", "model", "tiny-starter==1.0", {{"tiny/weights": "{hashlib.sha256(CONTENT).hexdigest()}"}}, 1, "CC0"
+)
 """
 FETCH = SETUP + "print((starters.fetch('tiny')/'weights').stat().st_size)"
 FAKE_PIP = """
@@ -218,12 +223,14 @@ def test_round_trip_in_each_type(model, tmp_path, dtype):
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), subject.model.parameters()))
 
 
-def copy(model: Path, target: Path, config: dict = {}, **files) -> Path:
+def copy(model: Path, target: Path, config: dict | None = None, **files) -> Path:
     target.mkdir()
     for path in model.iterdir():
         if path.name != "compress_lab.json":
             (target / path.name).write_bytes(path.read_bytes())
-    (target / "config.json").write_text(json.dumps({**json.loads((target / "config.json").read_text()), **config}))
+    (target / "config.json").write_text(
+        json.dumps({**json.loads((target / "config.json").read_text()), **(config or {})})
+    )
     for name, content in files.items():
         (target / name.replace("_DOT_", ".")).write_bytes(content)
     return target

@@ -1,4 +1,7 @@
-"""Task files travel with the package, anything else in their place is refused by name, and trees hold every request exactly."""
+"""Task files travel with the package, and anything else in their place is refused by name.
+
+Trees hold every request exactly.
+"""
 
 import subprocess
 import sys

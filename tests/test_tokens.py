@@ -1,6 +1,8 @@
-"""Tokens are those of the text, and rows those of the model: tokenizers that begin, end and merge, and every tiny architecture."""
+"""Tokens are those of the text, and rows those of the model.
 
-import json
+Tokenizers that begin, end and merge, and every tiny architecture.
+"""
+
 import os
 import time
 
@@ -28,7 +30,7 @@ from compress_lab.core.inputs import around, check_rows, limits, opened, tokeniz
 from compress_lab.core.subjects import Subject
 from compress_lab.core.tiny import causal_lms, encoders, tiny
 from compress_lab.evaluate.comparison import compare, probe
-from compress_lab.evaluate.perplexity import Perplexity, token_losses
+from compress_lab.evaluate.perplexity import Perplexity
 from compress_lab.evaluate.records import NotMeasured
 from compress_lab.evaluate.scoring import Request, encode, packs, score
 from compress_lab.evaluate.task_probe import head_logits
@@ -599,9 +601,11 @@ ATTACKS = {
     "{{ raise_exception('no\x1b[31m') }}": r"TemplateError: no\\x1b",
     "{{ messages.__class__.__mro__ }}": "SecurityError",
     "{{ 'a' * 10**11 }}": "MemoryError",
-    "{% for a in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' * 99 }}{% endfor %}": "MemoryError|characters",
+    "{% for a in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' * 99 }}"
+    "{% endfor %}": "MemoryError|characters",
     "{{ messages[7].content }}": "UndefinedError",
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}": "more than 4 seconds",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+    "{% endfor %}{% endfor %}{% endfor %}": "more than 4 seconds",
     "{{ " + "(" * 4000 + ")" * 4000 + " }}": ".",
 }
 

@@ -1,4 +1,7 @@
-"""Kernels whose heavy libraries are imported already: each is a fork, a process of its own, of one that imported them once."""
+"""Kernels whose heavy libraries are imported already.
+
+Each is a fork, a process of its own, of one that imported them once.
+"""
 
 import multiprocessing
 import os
