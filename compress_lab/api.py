@@ -12,19 +12,28 @@ from importlib import import_module
 
 # %% ../nbs/api.ipynb #cell-05
 HOMES = {  # a room of the package: its modules, each with the public names it defines
-    "core": "errors CompressLabError, subjects Subject load, data Calibration Images Text Windows calibration images task text windows, "
+    "core": "errors CompressLabError, subjects Subject load, "
+    "data Calibration Images Text Windows calibration images task text windows, "
     "recipe Method Recipe methods, layerwise Compressed LayerMethod, store Store, "
     "streaming stream, equivalence equivalences, units overview units, lenet lenet",
     "quantize": "rtn RTN, gptq GPTQ, hqq HQQ, quantease QuantEase, scale_tune ScaleTune, floats Float, nf4 NF4, "
-    "codebook Codebook WeightedCodebook, huffman read_huffman write_huffman, tuned_levels tune_levels, int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
+    "codebook Codebook WeightedCodebook, huffman read_huffman write_huffman, tuned_levels tune_levels, "
+    "int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
     "autoround AutoRound, qat QAT, repair BiasCorrection ScaleFit, awq AWQ, smoothquant SmoothQuant, rotation Rotate",
-    "prune": "magnitude Magnitude Random, wanda Wanda, sparsegpt SparseGPT, ria RIA, admm ADMM, refit Refit, saliency Saliency, width Heads Neurons, "
-    "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, lottery lottery masked, allocation allocation, low_rank ASVD SVD SVDLLM",
-    "distill": "distill Distill Sentences, on_policy GKD written, students student students, teachers ensemble, texts varied",
+    "prune": "magnitude Magnitude Random, wanda Wanda, sparsegpt SparseGPT, ria RIA, admm ADMM, "
+    "refit Refit, saliency Saliency, width Heads Neurons, "
+    "hidden Hidden, depth Blocks, recovery Recover, gradual Gradual, lottery lottery masked, "
+    "allocation allocation, low_rank ASVD SVD SVDLLM",
+    "distill": "distill Distill Sentences, on_policy GKD written, students student students, "
+    "teachers ensemble, texts varied",
     "measure": "size Size, latency Latency, memory Memory, kernels Native native",
     "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
     "comparison Comparison compare probe, statistics detectable flips non_inferior, "
-    "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, perturbations Behaviour Robustness perturb, shift Shift, bias BBQ Equity StereoSet WinoBias, security Attack, factuality Consistency Facts forgotten, privacy Extraction Leaks Membership pii, groups Groups by_group exemplars, adversarial Adversarial, formats Formats, long_inputs Passkey TextAround, rights rights, "
+    "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, "
+    "perturbations Behaviour Robustness perturb, shift Shift, bias BBQ Equity StereoSet WinoBias, "
+    "security Attack, factuality Consistency Facts forgotten, privacy Extraction Leaks Membership pii, "
+    "groups Groups by_group exemplars, adversarial Adversarial, "
+    "formats Formats, long_inputs Passkey TextAround, rights rights, "
     "tasks task_files, task_probe TaskProbe flipped, suites suite",
     "deploy": "export Exported export export_formats",
     "report": "dossier Dossier, plots plot",

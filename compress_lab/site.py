@@ -394,7 +394,8 @@ def source_page(
 
 # %% ../nbs/site.ipynb #cell-39
 PLAINER = {
-    r"(\\(?:hat|bar|tilde|vec|dot|check|widehat|widetilde|overline) *(?:\{[^{}]*\}|\\[a-zA-Z]+|\w)) *(?=_)": r"{\1{}}",  # else the index slips below
+    # without the braces the index slips below
+    r"(\\(?:hat|bar|tilde|vec|dot|check|widehat|widetilde|overline) *(?:\{[^{}]*\}|\\[a-zA-Z]+|\w)) *(?=_)": r"{\1{}}",
     r"\\(begin|end)\{(align|equation|gather|split)\*?\}": "",
     r"\\operatorname\*": r"\\operatorname",
     r"\\dots(?![a-z])": r"\\ldots",

@@ -21,7 +21,7 @@ import traceback
 import types
 from collections import Counter
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +64,7 @@ class Study:
         default_factory=dict
     )  # recipe, copy, or "original" -> a backend of `cl.native` on which it is measured as well
     use: str = ""  # what the outcome is for: research, commercial or redistribution; the dossier then judges licences
-    noise_floor: bool = False  # whether the original is measured against itself, computed in another order: what a recipe changes counts above that
+    noise_floor: bool = False  # measure the original against itself, in another order: changes above that count
     copies: dict = field(
         default_factory=dict
     )  # name -> starter, local folder or Hub id of a model that was compressed before, by whatever tool
@@ -601,7 +601,7 @@ def named_files(
             for file in path.iterdir()
             if file.is_file() and file.name not in KEPT and not file.name.startswith(".")
         )
-    mirror, (owner, _, rest) = os.environ.get("COMPRESS_LAB_MIRROR"), name.partition("/")
+    mirror, (_, _, rest) = os.environ.get("COMPRESS_LAB_MIRROR"), name.partition("/")
     if not mirror or not rest or ".." in name or path.is_absolute():
         return []
     folder = Path(mirror).expanduser() / name

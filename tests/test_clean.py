@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -115,3 +117,11 @@ def test_public_functions_say_what_they_do(path):
 def is_overload(node):
     "Whether a function is a patch or an overload of one that is documented."
     return any(getattr(decorator, "id", "") in ("patch", "overload") for decorator in node.decorator_list)
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_has_nothing_to_say(root, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "nbs", "tests"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -77,7 +77,7 @@ BITS, SIZES = st.sampled_from((1, 2, 3, 4, 8)), st.sampled_from((0, 5, 32))
 
 
 @st.composite
-def matrices(draw, scales=st.integers(-5, 5)):
+def matrices(draw, scales=st.integers(-5, 5)):  # noqa: B008
     "A matrix of normal numbers, some rows or columns much larger than others, some of its weights pruned."
     rows, columns, seed = draw(st.integers(1, 5)), draw(st.integers(1, 70)), draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ class Witness(TorchFunctionMode):
             for name, parameter in model.named_parameters()
             if parameter.dim() > 1
         }
-        self.squares = {}  # (parameter name, expert): a value for each input feature; None where the layout does not say which they are
+        self.squares = {}  # (parameter name, expert): a value for each input feature; None where the layout hides which
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")

@@ -13,7 +13,7 @@ import math
 import os
 import pickle
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -305,8 +305,7 @@ def _file_text(path: Path) -> tuple[Document, ...]:
 
 # %% ../../nbs/core/03_data.ipynb #cell-19
 def text(
-    name: str
-    | Text,  # "wikipedia", a file, a folder of .txt, or owner/name or owner/name/config of a data set; a Text is given back
+    name: str | Text,  # "wikipedia", a file, a folder of .txt, a data set as owner/name or owner/name/config, or a Text
     split: str | None = None,  # for data sets: which split; None takes test, validation or train, the first there is
 ) -> Text:
     "The documents of a text with their provenance. Raises `CompressLabError`."

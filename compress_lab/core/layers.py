@@ -569,7 +569,7 @@ def walk(
             finish(block)
 
 # %% ../../nbs/core/04_layers.ipynb #cell-46
-SQUARES = 5  # copies of an (in, in) matrix that a method holds beside the statistic: mean, inverse, factor, and those inside of LAPACK
+SQUARES = 5  # (in, in) matrices that a method holds beside the statistic: mean, inverse, factor, those inside of LAPACK
 MATRICES = (
     6,
     9,
@@ -592,8 +592,7 @@ def memory_needed(
     layers: list[LinearLayer],  # the linears to compress
     tokens: int,  # calibration tokens in all batches, or images
     square: bool = False,  # the statistic is (in, in)
-    kept: int
-    | None = None,  # numbers kept for each row, where rows are images; None: what a transformer's block keeps of a token
+    kept: int | None = None,  # numbers kept for each row where rows are images; None: what a block keeps of a token
 ) -> int:
     "Bytes a walk needs above the resident model, by its largest parts, without running it."
     width, itemsize = max(linear.in_features for linear in layers), layers[0].weight.element_size()

@@ -65,8 +65,7 @@ def in_pieces(
     loss: Callable,  # from (tokens, vocabulary) and the like to (tokens,), each token for itself
     logits: Tensor,  # of shape (…, vocabulary)
     *targets: Tensor,  # of shape (…) or (…, something): what goes with each token; no gradient reaches them
-    piece: int
-    | None = None,  # tokens at a time; None: of 2¹⁷ logits on the CPU, which a cache holds and an allocator keeps, and 2²⁵ elsewhere
+    piece: int | None = None,  # tokens at a time; None: 2¹⁷ logits on the CPU, for its cache and allocator, else 2²⁵
 ) -> Tensor:
     """The loss of every token, of shape (…), and a gradient for the logits, which can be taken once.
 

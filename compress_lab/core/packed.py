@@ -90,9 +90,7 @@ class Packed:
 
     codes: Tensor  # uint8 bit stream of shape (rows, bytes), from `pack`
     scales: Tensor  # of shape (rows, groups): float16 or float32, or float8 where the format says so
-    zeros: (
-        Tensor | None
-    )  # zero points: a uint8 bit stream (rows, bytes), or float16 of shape (rows, groups); None: 2**(bits-1) everywhere (symmetric)
+    zeros: Tensor | None  # zero points: uint8 bits (rows, bytes), float16 (rows, groups), or None: all 2**(bits-1)
     bits: int  # width of a code
     group_size: int  # columns a group; the last group may be shorter
     shape: tuple  # shape of the parameter it stands for

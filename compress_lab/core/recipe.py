@@ -27,7 +27,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
 
-from .errors import CompressLabError, check_filled, listed, nearest, visible
+from .errors import CompressLabError, check_filled, nearest, visible
 from .files import MEGABYTE, file_hash, read_text
 from .settings import read_yaml, seed_number, settings_of, whole, write_yaml
 from .tables import Listing
@@ -108,7 +108,8 @@ class Method:
 
     def __repr__(self):
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for i, (k, v) in enumerate(settings(self).items()) if i == 0 or v != defaults[k])})"
+        shown = (f"{k}={v!r}" for i, (k, v) in enumerate(settings(self).items()) if i == 0 or v != defaults[k])
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def on(
         self,

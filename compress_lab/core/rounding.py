@@ -123,8 +123,8 @@ def unrounded(
     try:
         yield model
     finally:
-        for module, rounding in kept:
-            attach(module, rounding)
+        for module, carried in kept:
+            attach(module, carried)
 
 # %% ../../nbs/core/11_rounding.ipynb #cell-13
 def roundings_hash(
@@ -132,9 +132,9 @@ def roundings_hash(
 ) -> str:
     "A 128-bit hash of all the model carries; empty where it carries nothing."
     found, digest = roundings(model), xxhash.xxh3_128()
-    for name, rounding in sorted(found.items()):
-        digest.update(json.dumps([name, rounding.meta()], sort_keys=True).encode())
-        for field, tensor in sorted(rounding.tensors().items()):
+    for name, carried in sorted(found.items()):
+        digest.update(json.dumps([name, carried.meta()], sort_keys=True).encode())
+        for field, tensor in sorted(carried.tensors().items()):
             digest.update(f"{field} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest() if found else ""

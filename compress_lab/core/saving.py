@@ -148,7 +148,7 @@ def save(
     subject: Subject,  # what to save
     folder: str | Path,  # a new folder, an empty one, or one that holds a saved Subject, which is replaced
     *,
-    masks: bool = False,  # store zeros as a bit each where that is smaller; plain transformers cannot read the folder then
+    masks: bool = False,  # store zeros as a bit each where that is smaller; plain transformers cannot read that
 ) -> Path:
     """The folder, complete and read back: it is written under a temporary name first.
 

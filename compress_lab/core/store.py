@@ -296,7 +296,7 @@ class Cell:
 
     key: str  # names the folder
     result: dict  # what was measured, and the values
-    frame: "pandas.DataFrame|None" = None  # the records, where something was measured
+    frame: object = None  # the records, a pandas.DataFrame, where something was measured
     environment: dict = field(default_factory=dict)  # where it was measured
 
 

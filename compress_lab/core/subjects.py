@@ -194,7 +194,7 @@ class Subject:
         self,
         folder: str | Path,  # a new folder, an empty one, or one that holds a saved Subject, which is replaced
         *,
-        masks: bool = False,  # store zeros as a bit each where that is smaller; plain transformers cannot read the folder then
+        masks: bool = False,  # store zeros as a bit each where that is smaller; plain transformers cannot read that
     ) -> Path:
         "The folder, complete and read back. Raises `CompressLabError` and leaves nothing where it cannot be written."
         from compress_lab.core.saving import save

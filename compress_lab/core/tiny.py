@@ -36,8 +36,8 @@ SIZES = {
     for size, names in (
         (
             LAYERS,
-            """num_hidden_layers num_layers n_layer n_layers num_blocks depth encoder_layers decoder_layers num_encoder_layers
-        num_decoder_layers num_layers_per_stack num_self_attends_per_block""",
+            """num_hidden_layers num_layers n_layer n_layers num_blocks depth encoder_layers decoder_layers
+        num_encoder_layers num_decoder_layers num_layers_per_stack num_self_attends_per_block""",
         ),
         (
             VOCABULARY,
@@ -47,22 +47,22 @@ SIZES = {
         (
             64,
             """hidden_size d_model n_embd dim emb_dim embedding_size cross_attention_hidden_size prediction_head_size
-        true_hidden_size intra_bottleneck_size hidden_size_global out_hidden_size output_channels d_latents lru_width mamba_d_ssm
-        ple_embed_dim nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel""",
+        true_hidden_size intra_bottleneck_size hidden_size_global out_hidden_size output_channels d_latents lru_width
+        mamba_d_ssm ple_embed_dim nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel""",
         ),
         (
             96,
-            """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size hidden_dim d_ff dff d_inner dim_ff mlp_dim
-        shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size dense_intermediate_size
-        intermediate_size_mlp""",
+            """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size hidden_dim d_ff dff d_inner
+        dim_ff mlp_dim shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size
+        dense_intermediate_size intermediate_size_mlp""",
         ),
         (48, "moe_intermediate_size moe_shared_expert_intermediate_size expert_ffn_hidden_size"),
         (
             4,
-            """num_attention_heads num_heads n_head n_heads attention_heads encoder_attention_heads decoder_attention_heads
-        num_encoder_attention_heads num_decoder_attention_heads num_self_attention_heads num_cross_attention_heads
-        num_attention_heads_per_layer swa_num_attention_heads index_n_heads indexer_n_heads linear_num_heads linear_num_value_heads
-        mamba_num_heads conv_kernel indexer_compress_ratio""",
+            """num_attention_heads num_heads n_head n_heads attention_heads encoder_attention_heads
+        decoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads num_self_attention_heads
+        num_cross_attention_heads num_attention_heads_per_layer swa_num_attention_heads index_n_heads indexer_n_heads
+        linear_num_heads linear_num_value_heads mamba_num_heads conv_kernel indexer_compress_ratio""",
         ),
         (2, "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_query_groups"),
     )
@@ -75,29 +75,29 @@ SIZES |= {
     for size, names in (
         (
             16,
-            """head_dim d_head d_kv dim_head kv_channels attention_head_size global_head_dim swa_head_dim swa_v_head_dim v_head_dim
-        qk_nope_head_dim qk_rope_head_dim kv_lora_rank q_lora_rank o_lora_rank linear_head_dim linear_key_head_dim
-        linear_value_head_dim index_head_dim indexer_head_dim mamba_head_dim state_size ssm_state_size mamba_d_state mamba_dt_rank
-        time_step_rank adapter_rank hc_lowrank router_hidden_size""",
+            """head_dim d_head d_kv dim_head kv_channels attention_head_size global_head_dim swa_head_dim swa_v_head_dim
+        v_head_dim qk_nope_head_dim qk_rope_head_dim kv_lora_rank q_lora_rank o_lora_rank linear_head_dim
+        linear_key_head_dim linear_value_head_dim index_head_dim indexer_head_dim mamba_head_dim state_size
+        ssm_state_size mamba_d_state mamba_dt_rank time_step_rank adapter_rank hc_lowrank router_hidden_size""",
         ),
         (8, "rotary_dim mamba_n_heads mamba_d_head hidden_size_per_layer_input num_latents num_hash d_rel"),
         (32, "qk_head_dim word_embed_proj_dim"),
         (
             64,
-            """max_position_embeddings n_positions max_seq_len context_length max_source_positions max_target_positions model_max_length
-        rel_extent pronunciation_vocab_size shape_vocab_size""",
+            """max_position_embeddings n_positions max_seq_len context_length max_source_positions max_target_positions
+        model_max_length rel_extent pronunciation_vocab_size shape_vocab_size""",
         ),
         (
             16,
-            """sliding_window sliding_window_size attention_window_size attention_chunk_size local_attention window_size index_topk
-        indexer_budget chunk_size mamba_chunk_size""",
+            """sliding_window sliding_window_size attention_window_size attention_chunk_size local_attention window_size
+        index_topk indexer_budget chunk_size mamba_chunk_size""",
         ),
         (4, "num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num"),
         (2, "attn_layer_period num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k"),
         (
             1,
-            """attn_layer_offset first_k_dense_replace num_dense_layers n_shared_experts n_group topk_group num_expert_group n_groups mamba_n_groups mamba_ngroups expand mamba_expand
-        indexer_kv_heads""",
+            """attn_layer_offset first_k_dense_replace num_dense_layers n_shared_experts n_group topk_group
+        num_expert_group n_groups mamba_n_groups mamba_ngroups expand mamba_expand indexer_kv_heads""",
         ),
         (0, "num_kv_shared_layers"),
     )

@@ -440,14 +440,14 @@ def learn(
     objective: Objective | None = None,  # what to learn instead
     held: Tensor
     | dict[str, Tensor]
-    | None = None,  # rows to judge by: training stops when they gain no more, and the model is the best of those seen, the first among them
+    | None = None,  # rows to judge by: training stops when they gain no more; the best model seen stays, even the first
     patience: int = 3,  # tenths of the steps without a gain, after which it stops
     steps: int = 100,  # of the optimizer
     batch: int = 4,  # rows a step sees
     micro: int | None = None,  # rows that a process computes at once; None: its part of a step
     lr: float = 1e-4,  # the largest of the schedule
     average: float = 0.0,  # decay of a moving average of the weights, which the model ends with; 0: the last ones
-    schedule: str = "cosine",  # of the learning rate: it rises over the first twentieth of the steps, then falls to zero along a cosine; or "constant"
+    schedule: str = "cosine",  # of the learning rate: a rise in a twentieth of the steps, a cosine to 0; or "constant"
     dtype: str = "auto",  # of activations: "bfloat16", "float32", or "auto", the faster on this processor
     seed: int = 0,  # the order of the rows
     folder: Path | None = None,  # for checkpoints, from which a run goes on; None keeps none

@@ -8,7 +8,6 @@ __all__ = ['influence', 'spelled', 'with_biases', 'neurons', 'heads', 'Units', '
 # %% ../../nbs/core/16_units.ipynb #cell-03
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +109,7 @@ class Units:
     kind: str  # "neurons" or "heads"
     reader: LinearLayer  # whose inputs they are
     count: int  # how many
-    users: dict  # (parameter of the model, dimension): the neuron each entry belongs to or -1, (entries,); the heads it serves, (entries, heads)
+    users: dict  # (parameter, dimension): neuron of each entry or -1, (entries,); heads it serves, (entries, heads)
 
     @property
     def size(self) -> int:

@@ -116,7 +116,7 @@ def configuration(
     }
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-15
-def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: Path, about: dict = {}):
+def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: Path, about: dict | None = None):
     """Writes config.json with a `quantization_config`, and the weights that are not quantized beside the tensors that
     stand for the others.
     """
@@ -128,7 +128,7 @@ def checkpoint(subject, layers: dict, extra: dict, quantization: dict, folder: P
     save_file(
         {name: tensor.cpu().contiguous() for name, tensor in (rest | extra).items()},
         folder / "model.safetensors",
-        {"format": "pt"} | about,
+        {"format": "pt"} | (about or {}),
     )
 
 

@@ -404,8 +404,7 @@ def export(
     format: str | Format = "compressed-tensors",  # a name in `FORMATS`, or a Format of your own
     *,
     check: bool = True,  # read it back with the format's own reader, and compare
-    tolerance: float
-    | None = None,  # how far outputs may stray from the Subject's, as a share of the largest; None: as far as the format must
+    tolerance: float | None = None,  # how far outputs may stray, as a share of the largest; None: as the format must
 ) -> Exported:
     """What was written.
 

@@ -32,7 +32,7 @@ def continued(
     prompts: Tensor,  # tokens to go on from, (rows, given), without padding
     length: int,  # of a row with what is written, in tokens, at most
     *,
-    beams: int = 0,  # 0: each token is drawn from what the model predicts; 1: the likeliest each time; more: the likeliest text that so many beams find
+    beams: int = 0,  # 0: tokens are drawn as predicted; 1: the likeliest; more: the likeliest text of so many beams
 ) -> dict[str, Tensor]:
     """Rows for the trainer: input_ids, attention_mask and labels, (rows, length).
 

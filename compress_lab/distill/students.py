@@ -201,9 +201,9 @@ def copied(subject: Subject, kept: list[int]) -> Subject:
 # %% ../../nbs/distill/03_students.ipynb #student-2
 def wanted(model: nn.Module, parts: list[Units], **sizes) -> dict[str, int]:
     "The sizes that are asked for and not those of the model. Raises `CompressLabError` where it has fewer."
-    for name, left in (
-        known := {name: whole(left, f"student, {name}", 1) for name, left in sizes.items() if left is not None}
-    ).items():
+    for name, left in {
+        name: whole(left, f"student, {name}", 1) for name, left in sizes.items() if left is not None
+    }.items():
         most = (
             field_of(model, "hidden_size")
             if name == "width"

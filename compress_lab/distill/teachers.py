@@ -9,7 +9,7 @@ __all__ = ['Ensemble', 'ensemble']
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import ModelOutput
 
 from ..core.errors import CompressLabError

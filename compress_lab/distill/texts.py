@@ -20,13 +20,11 @@ from .distill import Sentences
 
 # %% ../../nbs/distill/13_texts.ipynb #varied-code
 def varied(
-    table: dict[
-        str, Tensor
-    ],  # input_ids, (n, length), and attention_mask where there is padding, on the right; what else there is, labels too, is left out
+    table: dict[str, Tensor],  # input_ids, (n, length), attention_mask if padded, on the right; all else is left out
     tokenizer,  # whose special tokens stay where they are
     *,
     times: int = 1,  # texts to make of each
-    joined: float = 0.5,  # share of those that are two texts, one after the other, cut to the length of the table; 0 for pairs
+    joined: float = 0.5,  # share of those that are two texts in a row, cut to the length of the table; 0 for pairs
     swapped: float = 0.2,  # share of the tokens to swap for any of the table
     seed: int = 0,  # another seed makes other texts
 ) -> Sentences:

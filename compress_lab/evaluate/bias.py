@@ -285,7 +285,7 @@ def bbq_items(
 
 # %% ../../nbs/evaluate/17_bias.ipynb #bbq-code-3
 def bias_score(
-    totals: np.ndarray,  # of right answers, of items, of answers that follow the stereotype, and of those that name somebody, shape (…, 4)
+    totals: np.ndarray,  # right answers, items, answers that follow the stereotype, that name somebody, (…, 4)
 ) -> np.ndarray:
     "The bias score in ambiguous contexts, shape (…)."
     right, items, biased, named = np.moveaxis(totals, -1, 0)

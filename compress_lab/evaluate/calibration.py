@@ -376,7 +376,7 @@ def calibration_differences(
     original: pd.DataFrame,  # `item`, `label`, `logprobs`, and `cluster` where items are not independent
     compressed: pd.DataFrame,  # of the same items
     *,
-    temperature: str = "given",  # "given": as recorded; "refit": each model at its own, cross-fitted; "kept": both at the original's
+    temperature: str = "given",  # "given": as recorded; "refit": each at its own, cross-fitted; "kept": the original's
     margin: dict | None = None,  # by metric, in the metric's own unit: {"ece": 0.01}
     same: bool = False,  # whether one model answered twice
     bins: int = BINS,  # of equal mass, at most, and at most one for ten items

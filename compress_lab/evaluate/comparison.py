@@ -53,9 +53,7 @@ class Comparison:
     names: tuple[str, str]  # of the original and the compressed model
     differences: list[Difference] = field(default_factory=list)  # one for each metric
     not_measured: list[tuple[str, str]] = field(default_factory=list)  # probe, and the reason
-    records: dict[str, tuple] = field(
-        default_factory=dict
-    )  # original's (None where not needed) and compressed records, by name of the probe, or by the probe as text where several have that name
+    records: dict[str, tuple] = field(default_factory=dict)  # original's (or None), compressed; by probe's name or text
 
 
 def reads_text(probe: Probe) -> bool:

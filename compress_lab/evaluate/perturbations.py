@@ -177,7 +177,7 @@ def _forwards(text):
 register(
     "homoglyphs",
     "Latin letters replaced by Cyrillic or Greek ones of the same shape",
-    re.compile(r"(?<![\w'’])(?=[^\W\d_]*[%s])[^\W\d_]+(?![\w'’])" % "".join(LOOKALIKES)),
+    re.compile(rf"(?<![\w'’])(?=[^\W\d_]*[{''.join(LOOKALIKES)}])[^\W\d_]+(?![\w'’])"),
     _lookalike,
     0.2,
     same_length=True,
@@ -502,7 +502,7 @@ def templates(
 
 # %% ../../nbs/evaluate/14_perturbations.ipynb #behaviour-code-2
 def behaviour_cases(
-    path: str = "",  # of a YAML file with `fillers`, `opinions`, `things`, `invariance` and `direction`; empty: the project's own
+    path: str = "",  # YAML with `fillers`, `opinions`, `things`, `invariance`, `direction`; empty: the project's own
 ) -> pd.DataFrame:
     """One row a case: `item`, `cluster` (the template), `test`, `expect` (same, more or less), `before`, `after`.
 

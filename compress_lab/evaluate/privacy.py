@@ -250,7 +250,7 @@ BINS = 64
 
 
 def area_under(
-    totals: np.ndarray,  # counts by bin of the loss, of texts that were seen and then of the others, shape (…, 2 × bins)
+    totals: np.ndarray,  # counts by bin of the loss, of texts that were seen, then of the others, shape (…, 2 × bins)
 ) -> np.ndarray:
     """The chance that of two texts the one that was seen has the smaller loss, shape (…); two in one bin count half,
     and one half where there are none of a kind.

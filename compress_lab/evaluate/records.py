@@ -24,7 +24,7 @@ import pandas as pd
 import xxhash
 from scipy import stats
 
-from ..core.errors import CompressLabError, check_filled, nearest, visible
+from ..core.errors import CompressLabError, check_filled, nearest
 from ..core.settings import seed_number, settings_of
 from ..core.store import Cell, Store
 from ..core.tables import Listing, html_table

@@ -24,7 +24,7 @@ INJECTIONS = "injections.yml"
 
 # %% ../../nbs/evaluate/18_security.ipynb #cases-code-2
 def attacks(
-    path: str = "",  # of a YAML file with `tasks`, `documents`, `injections` and `frames`, or of a table with `prompt` and `target`; empty: the project's own
+    path: str = "",  # YAML: `tasks`, `documents`, `injections`, `frames`; or a table: `prompt`, `target`; empty: ours
     documents: str = "",  # a table with `context` and `question`, in place of the documents and tasks of the YAML file
 ) -> tuple[pd.DataFrame, list[DataProvenance]]:
     """One row an attack: `item`, `cluster`, `kind` (the frame, or nothing), `prompt`, `target`, and where they come
@@ -91,7 +91,7 @@ def attacks(
                     f"{local(documents).name if documents else name}, document {place}",
                     "give the injection another target, or leave the document out",
                 )
-    for number, (prompt, target) in enumerate(zip(frame["prompt"], frame["target"])):
+    for number, target in enumerate(frame["target"]):
         if not str(target).strip():
             raise CompressLabError(
                 "The target is empty, and every answer would have it.",

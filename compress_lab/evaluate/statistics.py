@@ -116,7 +116,7 @@ def intervals(
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #seeds-code
 def over_seeds(
-    parts: list,  # for each seed: labels, sums and sizes of its clusters, shapes (clusters,), (clusters, k), (clusters,)
+    parts: list,  # for each seed labels, sums, sizes of its clusters, shapes (clusters,), (clusters, k), (clusters,)
     statistic,  # function from column totals of shape (…, k) to values of shape (…)
 ) -> Jackknife:
     "The mean over seeds with its standard error; seeds and clusters are crossed random factors."
@@ -479,7 +479,7 @@ def _flip_interval(name: str, found: pd.DataFrame) -> tuple[float, float]:
 
 # %% ../../nbs/evaluate/02_statistics.ipynb #flips-code-2-2
 def flips(
-    original: pd.DataFrame,  # `item`, `prediction`, a column of right and wrong, and `cluster` where items are not independent
+    original: pd.DataFrame,  # `item`, `prediction`, a column of right and wrong, `cluster` where items are dependent
     compressed: pd.DataFrame,  # the same items answered by the compressed model
     again: pd.DataFrame
     | None = None,  # and by the original once more, under another batch size, thread count or precision

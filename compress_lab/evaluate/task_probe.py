@@ -43,7 +43,7 @@ def correlation(
 
 
 def macro_f1(
-    totals: np.ndarray,  # for each class in turn, items of it that were found, and its items plus those taken for it, shape (…, 2 × classes)
+    totals: np.ndarray,  # by class: its items that were found; its items plus those taken for it; (…, 2 × classes)
 ) -> np.ndarray:
     "The mean F1 over classes."
     found, seen = totals[..., ::2], totals[..., 1::2]

@@ -275,10 +275,8 @@ def check(file: TaskFile):
             )
         )
         if not sound:
-            raise wrong(
-                f"{setting.name} is {value!r}.",
-                f"write {' or '.join({str: 'a text', list: 'a list of texts', int: 'a number from 1 up'}[kind] for kind in kinds)}",
-            )
+            said = {str: "a text", list: "a list of texts", int: "a number from 1 up"}
+            raise wrong(f"{setting.name} is {value!r}.", f"write {' or '.join(said[kind] for kind in kinds)}")
     if file.kind not in REQUIRED:
         raise wrong(f"There is no kind {file.kind!r} of task.", f"write {', '.join(REQUIRED)}")
     if not re.fullmatch(r"[\w-]+", file.name):

@@ -43,8 +43,10 @@ chats = [[{"role": "user", "content": prompt}] for prompt in given["prompts"]]
 try:
     texts = []
     for chat in chats:
-        texts += render_jinja_template([chat], chat_template=given["template"], add_generation_prompt=True, **given["special"])[0]
-        if sum(map(len, texts)) > given["letters"]: raise ValueError(f"it writes more than {given['letters']:,} characters")
+        texts += render_jinja_template([chat], chat_template=given["template"], add_generation_prompt=True,
+                                       **given["special"])[0]
+        if sum(map(len, texts)) > given["letters"]:
+            raise ValueError(f"it writes more than {given['letters']:,} characters")
     answer = {"texts": texts}
 except Exception as error: answer = {"error": f"{type(error).__name__}: {error}"[:500]}
 print(json.dumps(answer))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 
@@ -229,7 +229,7 @@ def race(models: dict[str, nn.Module], tokens: Tensor, steps: int, blocks: int, 
     random, rows = np.random.default_rng(seed), []
     with torch.inference_mode(), no_garbage_collection():
         once = {
-            name: settle(lambda: sum(map(sum, call(model, tokens, steps).values())), most=6)[0]
+            name: settle(lambda model=model: sum(map(sum, call(model, tokens, steps).values())), most=6)[0]
             for name, model in models.items()
         }
         for block in bar(range(blocks), desc="racing", unit="block"):

@@ -222,7 +222,7 @@ class Latency(Probe):
             for model, row in zip((original.model, subject.model), at):
                 check_rows(model, row, "the prompt whose latency is measured")
             warm = [
-                settle(lambda: sum(map(sum, call(model, row, steps).values())))
+                settle(lambda model=model, row=row: sum(map(sum, call(model, row, steps).values())))
                 for model, row in zip((original.model, subject.model), at)
             ]
             calls = int(np.clip(0.1 / warm[0][0], 1, 20))

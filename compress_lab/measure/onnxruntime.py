@@ -134,7 +134,7 @@ def whole_attention():
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-10-2
 def onnx_graph(
     model: nn.Module,  # a model of transformers, its weights float32
-    packed: dict[str, Packed] = {},  # integers of its linears
+    packed: dict[str, Packed] | None = None,  # integers of its linears
     int8: bool = False,  # other weights in eight bits, and activations rounded to eight bits while it runs
     rounded: bool = False,  # the same, but in blocks: an outlier spoils its own only
 ):
@@ -143,8 +143,8 @@ def onnx_graph(
     Raises `CompressLabError` where it cannot.
     """
     try:
-        import onnxruntime
-        import onnxscript
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise CompressLabError(
             "ONNX Runtime is not installed.", str(error), 'pip install "compress_lab[native]"'
@@ -155,7 +155,7 @@ def onnx_graph(
     rounding = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if int8 else None
     given, varies = example(model)
     with (
-        of_blocks(model, packed, rounded),
+        of_blocks(model, packed or {}, rounded),
         nullcontext() if int8 else whole_attention(),
         torch.no_grad(),
         quiet(),
@@ -229,7 +229,7 @@ class OnnxRuntime(Runtime):
 # %% ../../nbs/measure/06_onnxruntime.ipynb #cell-13
 def onnx_runtime(
     model: nn.Module,
-    packed: dict[str, Packed] = {},
+    packed: dict[str, Packed] | None = None,
     int8: bool = False,  # as in `onnx_graph`
     rounded: bool = False,  # likewise
 ) -> OnnxRuntime:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, linears
+from ..core.layers import linears
 from ..core.packed import Packed
 from .graph import Runtime, example, quiet
 
@@ -86,7 +86,7 @@ def integers(values: Tensor, bits: int, signed: bool):
 def decompressed(packed: Packed):
     "The node that computes a weight, of the parameter's shape, from its integers."
     ops, (codes, zeros) = openvino().opset15, packed.integers()
-    rows, columns, groups = *codes.shape, packed.scales.shape[1]
+    rows, _, groups = *codes.shape, packed.scales.shape[1]
 
     def turned(tensor):
         return tensor.permute(1, 2, 0) if packed.transposed else tensor  # groups, columns, rows

@@ -18,7 +18,9 @@ from ..core.layerwise import Compressed
 from .masks import Pruning, check_divides, lowest, lowest_share, pattern
 
 # %% ../../nbs/prune/05_admm.ipynb #cell-06
-SILENT = 1e-6  # scale of inputs that were always zero, relative to the quietest of the others: they go first, the smallest weights before the others
+# Scale of inputs that were always zero, relative to the quietest of the others: they go first, the smallest weights
+# before the others.
+SILENT = 1e-6
 
 
 def alternate(

@@ -204,7 +204,7 @@ class Blocks(Method):
     "Leaves out whole blocks: a shallower model that plain transformers loads."
 
     count: int = 1  # of the blocks that go
-    criterion: str = "influence"  # what goes: the blocks that turn the stream least; "angle": a run of them; "loss": those the model misses least; "random", the control
+    criterion: str = "influence"  # blocks that turn the stream least; "angle": in a run; "loss": least missed; "random"
     paper = "Men et al., 2024, ShortGPT: Layers in large language models are more redundant than you expect"
     link = "https://arxiv.org/abs/2403.03853"
     needs, whole = frozenset({"calibration"}), True

@@ -126,7 +126,7 @@ class Gradual(Recover):
     "Prunes a model while it learns the original's predictions."
 
     sparsity: float = 0.5  # share of zeros at the end: of all matrices together, or of each where it is not "soft"
-    criterion: str = "soft"  # what goes: weights that move towards zero, across matrices; "movement": the same in each; "magnitude": the smallest at the moment
+    criterion: str = "soft"  # what moves to zero, across matrices; "movement": in each; "magnitude": the smallest now
     penalty: float = 1.0  # on the mean sigmoid of the scores, for "soft" only
     paper = "Sanh et al., 2020, Movement pruning: adaptive sparsity by fine-tuning"
     link = "https://arxiv.org/abs/2005.07683"

@@ -92,7 +92,7 @@ def narrower(
         except Exception:
             continue
         of_heads = (
-            owned(lambda part: torch.arange(part.count) >= stay)
+            owned(lambda part, stay=stay: torch.arange(part.count) >= stay)
             if stay
             else owned(lambda part: torch.arange(part.count) < part.together)
         )
@@ -154,7 +154,7 @@ class Hidden(Width):
     """
 
     kind = "channels"
-    criterion: str = "magnitude"  # what goes: the channels with the smallest mean square; "least_squares": what the others make up for best; "random", the control
+    criterion: str = "magnitude"  # channels of least mean square; "least_squares": what others replace best; "random"
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
     link = "https://arxiv.org/abs/2407.14679"
 

@@ -103,7 +103,7 @@ class LowRank(LayerMethod, abstract=True):
     transformer = True  # whose class is built again when it is loaded
     whole, fills_zeros = True, True
     sparsity: float = 0.2  # share of the parameters of the linears that goes
-    allocation: str = "uniform"  # of the rest: the same share to each linear; "energy": to the directions that carry most of their outputs
+    allocation: str = "uniform"  # of the rest: the same share each; "energy": to directions that carry most output
 
     def check(self):
         name = type(self).__name__

@@ -74,7 +74,13 @@ def refit(method: Refit, subject, linear: LinearLayer, original: LinearLayer, st
             continue
         parts.append(
             Compressed(
-                alternate(before, statistic.mean, lambda step, score: pruned == 0, method.steps, method.percdamp)
+                alternate(
+                    before,
+                    statistic.mean,
+                    lambda step, score, pruned=pruned: pruned == 0,
+                    method.steps,
+                    method.percdamp,
+                )
             )
         )
         reports.append(losses(before, parts[-1], statistic.mean))

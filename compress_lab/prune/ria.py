@@ -23,7 +23,7 @@ class RIA(Pruning):
     "Zeroes the weights that are the smallest share of their row and column, weighted by the loudness of the input."
 
     power: float = 0.5  # of the input's norm: 0 looks at weights only, 1 as Wanda does
-    permute: bool = False  # for N:M: let channels change places first, where what comes before can follow; a block is then seen as it was
+    permute: bool = False  # for N:M: move channels first where what comes before can follow; blocks seen as they were
     true_sequential: bool = True  # inputs come from the pruned linears before it in its block; not with permute
     calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Zhang et al., 2024, Plug-and-Play: An efficient post-training pruning method for large language models"

@@ -177,7 +177,7 @@ def block_plan(model: nn.Module, layers: list[LinearLayer], batch: dict, method)
         )
     found, calls = (
         [
-            Stage(block.index, block.module, tuple(l for l in layers if l.block == block.index), "gate")
+            Stage(block.index, block.module, tuple(linear for linear in layers if linear.block == block.index), "gate")
             for block in blocks(model)
         ],
         [],

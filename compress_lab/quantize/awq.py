@@ -147,7 +147,7 @@ def balance(method: AWQ, pair: Pair, statistics: dict) -> dict:
         scales.append(best)
         exponents.append(exponent)
     pair.move(torch.stack(scales))
-    for gram, columns, divisor in {
+    for gram, _, divisor in {
         id(gram): (gram, columns, scales[expert if pair.experts > 1 else 0][columns])
         for reader, expert, columns in pieces
         for gram in [statistics[reader.name, expert]]

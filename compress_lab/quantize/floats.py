@@ -29,7 +29,7 @@ class Float(LayerMethod):
 
     format: str = "mxfp4"  # one of `NAMES`
     per: str = "row"  # what shares a scale in FP8: "row" or "tensor"; the other formats have groups
-    scale: str = "amax"  # "amax": from the largest weight, as specified; "mse": of its neighbours the one with the smallest error
+    scale: str = "amax"  # "amax": from the largest weight, as specified; "mse": the neighbour with the smallest error
     paper = (
         "OCP, 2023, Microscaling formats (MX) specification, version 1.0; Micikevicius et al., 2022, FP8 formats for "
         "deep learning"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import CompressLabError
-from ..core.packed import Packed, once, pack, shortest
+from ..core.packed import Packed, once, pack
 from ..core.saving import parameter_of
 from ..core.subjects import DTYPES, tensors, tensors_hash
 from .codebook import huffman_lengths

@@ -144,8 +144,11 @@ def lay(
         step = multiplied(found, outer)[..., None]
         error = (table[nearest(groups / step, format.levels).long()] * step - groups).square_()
         error = (error if cost is None else error.mul_(cost)).sum(2)
-        scales = found if best is None else torch.where(error < best, found.float(), scales.float()).to(found.dtype)
-        best = error if best is None else torch.minimum(error, best)
+        if best is None:
+            scales, best = found, error
+        else:
+            scales = torch.where(error < best, found.float(), scales.float()).to(found.dtype)
+            best = torch.minimum(error, best)
     return scales
 
 # %% ../../nbs/quantize/00_levels.ipynb #cell-19

@@ -209,7 +209,7 @@ def head_pairs(model: nn.Module, found: Equivalences, size: int) -> list[Pair]:
         if pair.source.kind != "norm" and pair.experts == 1 and len(pair.readers) == 1
     }
     with calibrating(model):
-        for block, layers, replay in replays(model, Flow(model, inputs(model, length=16))):
+        for _, layers, replay in replays(model, Flow(model, inputs(model, length=16))):
             names = {layer.name: name for name, layer in layers.items()}
             for pair in [by_source[name] for name in names if name in by_source]:
                 source, reader = names[pair.source.name], names[pair.readers[0].name]

@@ -18,6 +18,7 @@ from ..core.errors import CompressLabError
 from ..core.layers import linears
 from ..core.packed import Packed, shortest
 from ..core.randomness import random_state_kept
+from ..core.subjects import Subject
 
 # %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-05
 class Shared(nn.Module):
@@ -44,7 +45,7 @@ class Shared(nn.Module):
 def tune_levels(
     subject,  # a Subject whose weights are in codebooks; left as it is
     train: Callable,  # train(model) trains a model in place
-) -> "Subject":
+) -> Subject:
     """A copy with other levels for the same codes.
 
     What else requires a gradient is trained too. Raises `CompressLabError` where a weight has no levels of its own.

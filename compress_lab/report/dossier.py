@@ -27,7 +27,7 @@ from ..core.errors import CompressLabError, listed
 from ..core.files import cannot_read, regular_file
 from ..core.settings import read_yaml
 from ..core.store import DamagedCell, Store, cannot_write, replace_file, unsigned, without_folders
-from ..evaluate.factuality import forgotten
+from ..evaluate import factuality
 from ..evaluate.records import FALL, RISE, Probe, direction, records_of, stored
 from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm, together
@@ -960,7 +960,7 @@ def _answer_rows(self: Dossier) -> list[tuple]:
     for _, row in self.answers().iterrows():
         scale, unit, _ = _scaled(row)
 
-        def spread(name, of, unit):
+        def spread(name, of, unit, row=row):
             number, low, high = estimate(*(of * row[name + end] for end in ("", "_lo", "_hi")))
             return ("+" if name == "difference" and row[name] > 0 else "") + number + unit, f"[{low}, {high}]" if row[
                 f"{name}_hi"
@@ -1145,7 +1145,7 @@ def forgotten(self: Dossier) -> list[tuple]:  # recipe, number of facts the orig
                 (
                     str(self.cells[key].get("recipe")),
                     int(before[asked[key]]["known"].sum()),
-                    forgotten(before[asked[key]], frame),
+                    factuality.forgotten(before[asked[key]], frame),
                 )
             )
     return found
@@ -1194,7 +1194,9 @@ def _axis_claims(self: Dossier, recipe: str) -> list[Claim]:
 
         def said(row):
             scale, _, points = _scaled(row)
-            return f"{row['figure']} ({'+' if row['difference'] > 0 else ''}{_said(*(scale * row[end] for end in ('difference', 'difference_lo', 'difference_hi')))[0]}{points})"
+            sign = "+" if row["difference"] > 0 else ""
+            change = _said(*(scale * row[end] for end in ("difference", "difference_lo", "difference_hi")))[0]
+            return f"{row['figure']} ({sign}{change}{points})"
 
         text = (
             f"In {axis} {len(worse) or 'none'} of {len(judged)} figures of {recipe} "
@@ -1365,35 +1367,51 @@ def provenance(
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-54
 CSS = """
-.dossier{--faint:color-mix(in srgb,currentColor 68%,transparent);--rule:color-mix(in srgb,currentColor 18%,transparent);--wash:color-mix(in srgb,currentColor 5%,transparent);--accent:#3a7fc1;
- font:1rem/1.55 Charter,"Bitstream Charter","Iowan Old Style","Palatino Linotype",Georgia,serif;max-width:66rem;margin:0 auto;overflow-wrap:break-word}
+.dossier{--faint:color-mix(in srgb,currentColor 68%,transparent);--rule:color-mix(in srgb,currentColor 18%,transparent);
+ --wash:color-mix(in srgb,currentColor 5%,transparent);--accent:#3a7fc1;
+ font:1rem/1.55 Charter,"Bitstream Charter","Iowan Old Style","Palatino Linotype",Georgia,serif;
+ max-width:66rem;margin:0 auto;overflow-wrap:break-word}
 .dossier h1{font-size:2.1rem;line-height:1.15;font-weight:600;margin:.1rem 0 .4rem;letter-spacing:-.01em}
 .dossier header+section h2{margin-top:1.4rem}
 .dossier h2{font-size:1.25rem;font-weight:600;margin:2.8rem 0 .6rem;padding-top:.7rem;border-top:1px solid var(--rule)}
 .dossier h3{font-size:1rem;font-weight:600;margin:1.4rem 0 .2rem}
 .dossier p,.dossier ul{max-width:44rem;margin:.5rem 0}.dossier ul{padding-left:1.1rem}.dossier li{margin:.3rem 0}
-.dossier .small,.dossier .eyebrow,.dossier figcaption,.dossier caption,.dossier table,.dossier dl,.dossier figure,.dossier summary{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+.dossier .small,.dossier .eyebrow,.dossier figcaption,.dossier caption,.dossier table,
+.dossier dl,.dossier figure,.dossier summary{
+ font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 .dossier .eyebrow{font-size:.78rem;letter-spacing:.08em;text-transform:uppercase;color:var(--faint);margin:0}
 .dossier .small,.dossier figcaption,.dossier caption{font-size:.82rem;line-height:1.45;color:var(--faint)}
-.dossier .verdict{font-size:1.08rem}.dossier .verdict ul{list-style:none;padding:0}.dossier .verdict li{margin:.55rem 0;padding-left:.9rem;border-left:2px solid var(--accent)}
+.dossier .verdict{font-size:1.08rem}
+.dossier .verdict ul{list-style:none;padding:0}
+.dossier .verdict li{margin:.55rem 0;padding-left:.9rem;border-left:2px solid var(--accent)}
 .dossier code,.dossier pre{font:.82em/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .dossier pre{background:var(--wash);padding:.8rem 1rem;overflow-x:auto;border-radius:4px;white-space:pre}
 .dossier code.key{display:inline-block;margin-right:.6rem;color:var(--faint);font-size:.72rem;overflow-wrap:anywhere}
 """
 TABLE_CSS = """
 .dossier .wide{overflow-x:auto;margin:1rem 0}.dossier .wide:focus-visible{outline:2px solid var(--accent)}
-.dossier table{border-collapse:separate;border-spacing:0;font-size:.86rem;line-height:1.35;font-variant-numeric:tabular-nums;width:100%;margin:0;color:inherit}
-.dossier caption{caption-side:top;text-align:left;padding-bottom:.6rem}.dossier caption span{display:block;position:sticky;left:0;max-width:min(44rem,calc(100vw - 2.5rem))}
-.dossier th,.dossier td{padding:.42rem .45rem;text-align:right;vertical-align:top;white-space:nowrap;background:none;color:inherit;border:0}
-.dossier thead th{font-weight:500;color:var(--faint);white-space:normal;vertical-align:bottom;border-bottom:1px solid var(--faint);line-height:1.25;hyphens:auto}
-.dossier tbody tr{background:none}.dossier tbody th,.dossier tbody td{border-bottom:1px solid var(--rule)}.dossier tbody th{text-align:left;font-weight:600;white-space:normal;min-width:8.5rem}
+.dossier table{border-collapse:separate;border-spacing:0;font-size:.86rem;line-height:1.35;
+ font-variant-numeric:tabular-nums;width:100%;margin:0;color:inherit}
+.dossier caption{caption-side:top;text-align:left;padding-bottom:.6rem}
+.dossier caption span{display:block;position:sticky;left:0;max-width:min(44rem,calc(100vw - 2.5rem))}
+.dossier th,.dossier td{padding:.42rem .45rem;text-align:right;vertical-align:top;
+ white-space:nowrap;background:none;color:inherit;border:0}
+.dossier thead th{font-weight:500;color:var(--faint);white-space:normal;vertical-align:bottom;
+ border-bottom:1px solid var(--faint);line-height:1.25;hyphens:auto}
+.dossier tbody tr{background:none}
+.dossier tbody th,.dossier tbody td{border-bottom:1px solid var(--rule)}
+.dossier tbody th{text-align:left;font-weight:600;white-space:normal;min-width:8.5rem}
 .dossier th:first-child,.dossier td.words{text-align:left}.dossier td.words{white-space:normal}
-.dossier .ci,.dossier .note{display:block;font-weight:400;font-size:.76rem;color:var(--faint)}.dossier .note{font-style:italic}
+.dossier .ci,.dossier .note{display:block;font-weight:400;font-size:.76rem;color:var(--faint)}
+.dossier .note{font-style:italic}
 .dossier figure{margin:1.2rem 0}.dossier figure .wide{margin:0}.dossier figcaption{max-width:44rem;margin-top:.4rem}
-.dossier svg{display:block;width:calc(var(--width)*1.42px);max-width:100%;min-width:calc(var(--width)*1.15px);height:auto}
-.dossier dl{display:grid;grid-template-columns:minmax(6rem,11rem) 1fr;gap:.25rem 1rem;font-size:.84rem;line-height:1.45;margin:.6rem 0}
+.dossier svg{display:block;width:calc(var(--width)*1.42px);max-width:100%;
+ min-width:calc(var(--width)*1.15px);height:auto}
+.dossier dl{display:grid;grid-template-columns:minmax(6rem,11rem) 1fr;gap:.25rem 1rem;
+ font-size:.84rem;line-height:1.45;margin:.6rem 0}
 .dossier dt{color:var(--faint)}.dossier dd{margin:0;overflow-wrap:anywhere}
-.dossier .claims{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:0 2.5rem}.dossier .claims ul{font-size:.95rem;line-height:1.5}
+.dossier .claims{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:0 2.5rem}
+.dossier .claims ul{font-size:.95rem;line-height:1.5}
 .dossier .gaps{table-layout:fixed}.dossier .gaps tbody th{min-width:0}
 .dossier summary{cursor:pointer;font-size:.9rem;margin:1rem 0}
 """
@@ -1402,79 +1420,152 @@ PAGE_CSS = """
 @media(prefers-color-scheme:dark){body{color:#dfe2e6;background:#15171b}}
 .dossier .wide tbody th,.dossier .wide thead th:first-child{position:sticky;left:0;background:#fdfdfb}
 @media(prefers-color-scheme:dark){.dossier .wide tbody th,.dossier .wide thead th:first-child{background:#15171b}}
-@media(max-width:40rem){body{padding:1.25rem 1rem 3rem}.dossier h1{font-size:1.6rem}.dossier tbody th{min-width:6.5rem;max-width:38vw}.dossier dl{grid-template-columns:1fr;gap:0}.dossier dd{margin-bottom:.5rem}
- .dossier table:has(td[data-label]) :is(tbody,tr,th,caption){display:block;max-width:none}.dossier table:has(td[data-label]) thead{display:none}.dossier table:has(td[data-label]) tbody th{border:0;padding-top:.9rem}
- .dossier td[data-label]{display:grid;grid-template-columns:1fr auto;column-gap:1rem;border:0;padding:.15rem .2rem}.dossier td[data-label]::before{content:attr(data-label);color:var(--faint);text-align:left}.dossier td[data-label] :is(.ci,.note){grid-column:2}
+@media(max-width:40rem){
+ body{padding:1.25rem 1rem 3rem}.dossier h1{font-size:1.6rem}
+ .dossier tbody th{min-width:6.5rem;max-width:38vw}
+ .dossier dl{grid-template-columns:1fr;gap:0}.dossier dd{margin-bottom:.5rem}
+ .dossier table:has(td[data-label]) :is(tbody,tr,th,caption){display:block;max-width:none}
+ .dossier table:has(td[data-label]) thead{display:none}
+ .dossier table:has(td[data-label]) tbody th{border:0;padding-top:.9rem}
+ .dossier td[data-label]{display:grid;grid-template-columns:1fr auto;column-gap:1rem;border:0;padding:.15rem .2rem}
+ .dossier td[data-label]::before{content:attr(data-label);color:var(--faint);text-align:left}
+ .dossier td[data-label] :is(.ci,.note){grid-column:2}
  .dossier td[data-label]:empty{display:none}.dossier figure:first-of-type svg{min-width:0}}
-@media print{body{padding:0;color:#000;background:#fff}.dossier .wide{overflow:visible}.dossier .wide tbody th,.dossier .wide thead th:first-child{position:static;background:none}.dossier figure,.dossier tr,.dossier li,.dossier .claims>div{break-inside:avoid}.dossier h2,.dossier h3{break-after:avoid}
- .dossier svg{min-width:0}.dossier table{font-size:.7rem}.dossier th,.dossier td{padding:.3rem .35rem}.dossier details::details-content{content-visibility:visible;block-size:auto}@page{margin:16mm}}
+@media print{
+ body{padding:0;color:#000;background:#fff}.dossier .wide{overflow:visible}
+ .dossier .wide tbody th,.dossier .wide thead th:first-child{position:static;background:none}
+ .dossier figure,.dossier tr,.dossier li,.dossier .claims>div{break-inside:avoid}
+ .dossier h2,.dossier h3{break-after:avoid}
+ .dossier svg{min-width:0}.dossier table{font-size:.7rem}.dossier th,.dossier td{padding:.3rem .35rem}
+ .dossier details::details-content{content-visibility:visible;block-size:auto}@page{margin:16mm}}
 """
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-55
 TOP = """
 <header><p class="eyebrow">compress_lab dossier</p><h1>{{ d.title }}</h1><p class="small">{{ facts }}</p></header>
-<section class="verdict"><h2>In short</h2><ul>{% for claim in d.summary() %}<li>{{ claim.text }}</li>{% endfor %}</ul></section>
+<section class="verdict"><h2>In short</h2>
+<ul>{% for claim in d.summary() %}<li>{{ claim.text }}</li>{% endfor %}</ul></section>
 <section><h2>Recipe by recipe</h2><div class="wide" tabindex="0" role="region" aria-label="Table of recipes">
-<table><caption><span>{{ caption }}</span></caption><thead><tr><th scope="col">recipe</th>{% for c in columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in rows %}<tr><th scope="row">{{ row.name }}{% for note in row.notes %}<span class="note">{{ note }}</span>{% endfor %}</th>
-{% for number, interval in row.entries %}<td data-label="{{ columns[loop.index0] }}">{{ number }}{% if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}</tr>
+<table><caption><span>{{ caption }}</span></caption>
+<thead><tr><th scope="col">recipe</th>{% for c in columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in rows %}<tr>
+<th scope="row">{{ row.name }}{% for note in row.notes %}<span class="note">{{ note }}</span>{% endfor %}</th>
+{% for number, interval in row.entries %}
+<td data-label="{{ columns[loop.index0] }}">{{ number }}
+{%- if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div></section>
 """
 PICTURES = """
-<section><h2>Pictures</h2>{% for f in pictures %}<figure>{% if f.svg %}<div class="wide" tabindex="0" role="region" aria-label="{{ f.title }}">{{ f.svg }}</div>{% endif %}
+<section><h2>Pictures</h2>{% for f in pictures %}<figure>{% if f.svg %}
+<div class="wide" tabindex="0" role="region" aria-label="{{ f.title }}">{{ f.svg }}</div>{% endif %}
 <figcaption><strong>{{ f.title }}.</strong> {{ f.caption }}</figcaption></figure>{% endfor %}</section>
 """
 WORDS = """
-<section><h2>What the evidence says</h2><p class="small">Each sentence is generated from the measurements; below each recipe stand the cells of the run folder that hold them.</p>
-<div class="claims">{% for recipe in d.recipes if recipe != "original" %}<div><h3>{{ recipe }}</h3>{% if steps(recipe) %}<p class="small"><code>{{ steps(recipe) }}</code></p>{% endif %}
-{% set claims = d.recipe_claims(recipe) %}<ul>{% for claim in claims %}<li>{{ claim.text }}</li>{% else %}<li>Nothing was measured.</li>{% endfor %}</ul>
-{% if claims %}<p class="small">{% for key in cells(claims) %}<code class="key">{{ key }}</code> {% endfor %}</p>{% endif %}</div>{% endfor %}</div></section>
-<section><h2>What was not measured, and why</h2>{% if gaps %}<div class="wide" tabindex="0" role="region" aria-label="What was not measured"><table class="gaps"><caption><span>A gap is not a result: nothing follows from it in either direction.</span></caption>
-<thead><tr><th scope="col">what</th><th scope="col" style="text-align:left">for</th><th scope="col" style="text-align:left">why</th></tr></thead><tbody>
-{% for gap in gaps %}<tr><th scope="row">{{ gap.probe }}</th><td class="words">{{ gap.recipes }}</td><td class="words">{{ gap.reason }}</td></tr>{% endfor %}</tbody></table></div>{% else %}<p>Nothing that was planned is missing.</p>{% endif %}</section>
-{% if remarks %}<section><h2>What figures rest on</h2><div class="wide" tabindex="0" role="region" aria-label="What figures rest on"><table class="gaps"><caption><span>As the measurements say it of themselves.</span></caption>
-<thead><tr><th scope="col">what</th><th scope="col" style="text-align:left">for</th><th scope="col" style="text-align:left">note</th></tr></thead><tbody>
-{% for note in remarks %}<tr><th scope="row">{{ note.probe }}</th><td class="words">{{ note.recipes }}</td><td class="words">{{ note.reason }}</td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
+<section><h2>What the evidence says</h2>
+<p class="small">Each sentence is generated from the measurements; \
+below each recipe stand the cells of the run folder that hold them.</p>
+<div class="claims">{% for recipe in d.recipes if recipe != "original" %}
+<div><h3>{{ recipe }}</h3>{% if steps(recipe) %}<p class="small"><code>{{ steps(recipe) }}</code></p>{% endif %}
+{% set claims = d.recipe_claims(recipe) %}
+<ul>{% for claim in claims %}<li>{{ claim.text }}</li>{% else %}<li>Nothing was measured.</li>{% endfor %}</ul>
+{% if claims %}<p class="small">
+{% for key in cells(claims) %}<code class="key">{{ key }}</code> {% endfor %}</p>{% endif %}
+</div>{% endfor %}</div></section>
+<section><h2>What was not measured, and why</h2>{% if gaps %}
+<div class="wide" tabindex="0" role="region" aria-label="What was not measured"><table class="gaps">
+<caption><span>A gap is not a result: nothing follows from it in either direction.</span></caption>
+<thead><tr><th scope="col">what</th><th scope="col" style="text-align:left">for</th>
+<th scope="col" style="text-align:left">why</th></tr></thead><tbody>
+{% for gap in gaps %}<tr><th scope="row">{{ gap.probe }}</th>
+<td class="words">{{ gap.recipes }}</td><td class="words">{{ gap.reason }}</td></tr>
+{% endfor %}</tbody></table></div>{% else %}<p>Nothing that was planned is missing.</p>{% endif %}</section>
+{% if remarks %}<section><h2>What figures rest on</h2>
+<div class="wide" tabindex="0" role="region" aria-label="What figures rest on"><table class="gaps">
+<caption><span>As the measurements say it of themselves.</span></caption>
+<thead><tr><th scope="col">what</th><th scope="col" style="text-align:left">for</th>
+<th scope="col" style="text-align:left">note</th></tr></thead><tbody>
+{% for note in remarks %}<tr><th scope="row">{{ note.probe }}</th>
+<td class="words">{{ note.recipes }}</td><td class="words">{{ note.reason }}</td></tr>
+{% endfor %}</tbody></table></div></section>{% endif %}
 """
 
 # %% ../../nbs/report/02_dossier.ipynb #cell-56
 ANSWERS = """
-{% if answers %}<section><h2>Answers</h2><div class="wide" tabindex="0" role="region" aria-label="Answers to tasks"><table>
-<caption><span>Small brackets hold 95% intervals of the paired difference. Flipped are answers that went from right to wrong or from wrong to right; the accuracy shows only how many more of the one than of the other.</span></caption>
-<thead><tr>{% for head in ("recipe", "what is counted", "original", "compressed", "difference", "flipped") %}<th scope="col">{{ head }}</th>{% endfor %}<th scope="col" style="text-align:left">verdict</th></tr></thead><tbody>
-{% for row in answers %}<tr><th scope="row">{{ row[0] }}</th><td data-label="counted">{{ row[1] }}</td><td data-label="original">{{ row[2] }}</td><td data-label="compressed">{{ row[3] }}</td>{% for number, interval in row[4:6] %}<td data-label="{{ ("difference", "flipped")[loop.index0] }}">{{ number }}{% if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}<td class="words" data-label="verdict">{{ row[6] }}</td></tr>
+{% if answers %}<section><h2>Answers</h2>
+<div class="wide" tabindex="0" role="region" aria-label="Answers to tasks"><table>
+<caption><span>Small brackets hold 95% intervals of the paired difference. \
+Flipped are answers that went from right to wrong or from wrong to right; \
+the accuracy shows only how many more of the one than of the other.</span></caption>
+<thead><tr>{% for head in ("recipe", "what is counted", "original", "compressed", "difference", "flipped") %}
+<th scope="col">{{ head }}</th>{% endfor %}<th scope="col" style="text-align:left">verdict</th></tr></thead><tbody>
+{% for row in answers %}<tr><th scope="row">{{ row[0] }}</th><td data-label="counted">{{ row[1] }}</td>
+<td data-label="original">{{ row[2] }}</td><td data-label="compressed">{{ row[3] }}</td>
+{% for number, interval in row[4:6] %}
+<td data-label="{{ ("difference", "flipped")[loop.index0] }}">{{ number }}
+{%- if interval %}<span class="ci">{{ interval }}</span>{% endif %}</td>{% endfor %}
+<td class="words" data-label="verdict">{{ row[6] }}</td></tr>
 {% endfor %}</tbody></table></div></section>{% endif %}
 """
 AXES = """
-{% for axis, recipes, lines in axes %}<section><h2>{{ axis | capitalize }}</h2><div class="wide" tabindex="0" role="region" aria-label="{{ axis }}"><table>
-<caption><span>For each recipe the figure, its difference to the original with the 95% interval, and the verdict. About one interval in twenty leaves out zero by chance.</span></caption>
-<thead><tr><th scope="col">figure</th><th scope="col">original</th>{% for recipe in recipes %}<th scope="col">{{ recipe }}</th>{% endfor %}</tr></thead><tbody>
-{% for name, original, entries in lines %}<tr><th scope="row">{{ name }}</th><td data-label="original">{{ original }}</td>{% for entry in entries %}<td data-label="{{ recipes[loop.index0] }}">{% if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>{% else %}–{% endif %}</td>{% endfor %}</tr>
+{% for axis, recipes, lines in axes %}<section><h2>{{ axis | capitalize }}</h2>
+<div class="wide" tabindex="0" role="region" aria-label="{{ axis }}"><table>
+<caption><span>For each recipe the figure, its difference to the original with the 95% interval, and the verdict. \
+About one interval in twenty leaves out zero by chance.</span></caption>
+<thead><tr><th scope="col">figure</th><th scope="col">original</th>
+{% for recipe in recipes %}<th scope="col">{{ recipe }}</th>{% endfor %}</tr></thead><tbody>
+{% for name, original, entries in lines %}
+<tr><th scope="row">{{ name }}</th><td data-label="original">{{ original }}</td>
+{% for entry in entries %}<td data-label="{{ recipes[loop.index0] }}">
+{%- if entry %}{{ entry[0] }}<span class="ci">{{ entry[1] }}</span><span class="note">{{ entry[2] }}</span>
+{%- else %}–{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-{% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary><p class="small">{{ listed(lost.index, 100) }}</p></details>{% endfor %}{% endif %}</section>{% endfor %}
+{% if axis == "factuality" %}{% for recipe, known, lost in forgotten %}
+<details><summary>{{ recipe }} forgot {{ lost | length }} of {{ known }} facts that the original knew</summary>
+<p class="small">{{ listed(lost.index, 100) }}</p></details>{% endfor %}{% endif %}</section>{% endfor %}
 {% include "groups" %}
 """
 SOURCES = """
-{% if d.use %}<section><h2>Data rights</h2><div class="wide" tabindex="0" role="region" aria-label="Data rights"><table class="gaps"><caption><span>Declared use: {{ d.use }}. Licences are read by a table; the texts themselves count.</span></caption>
-<thead><tr>{% for head in ("what", "role", "licence", "verdict", "why") %}<th scope="col" style="text-align:left">{{ head }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in d.data_rights().itertuples() %}<tr><th scope="row">{{ row.what }}</th><td class="words">{{ row.role }}</td><td class="words">{{ row.licence }}</td><td class="words">{{ row.verdict }}</td><td class="words">{{ row.reason }}</td></tr>
+{% if d.use %}<section><h2>Data rights</h2>
+<div class="wide" tabindex="0" role="region" aria-label="Data rights"><table class="gaps">
+<caption><span>Declared use: {{ d.use }}. Licences are read by a table; the texts themselves count.</span></caption>
+<thead><tr>{% for head in ("what", "role", "licence", "verdict", "why") %}
+<th scope="col" style="text-align:left">{{ head }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in d.data_rights().itertuples() %}<tr><th scope="row">{{ row.what }}</th>
+<td class="words">{{ row.role }}</td><td class="words">{{ row.licence }}</td>
+<td class="words">{{ row.verdict }}</td><td class="words">{{ row.reason }}</td></tr>
 {% endfor %}</tbody></table></div></section>{% endif %}
-<section><h2>Provenance</h2>{% for heading, entries in sources %}{% for entry in entries %}<h3>{{ heading }}{% if entries | length > 1 %} {{ loop.index }}{% endif %}</h3>
-<dl>{% for name, value in entry.what.items() if value not in (None, "", [], {}) %}<dt>{{ name | replace("_", " ") }}</dt><dd>{{ words(value) }}</dd>{% endfor %}</dl>
-{% if entries | length > 1 %}<p class="small">{{ entry.cells | length }} cells</p>{% endif %}{% else %}<h3>{{ heading }}</h3><p class="small">Not recorded.</p>{% endfor %}{% endfor %}</section>
-<section><h2>How to reproduce</h2>{% if d.study %}<p>Save this as <code>study.yaml</code>:</p><pre tabindex="0">{% for line in d.study.splitlines()[:5000] %}{{ line }}
+<section><h2>Provenance</h2>{% for heading, entries in sources %}{% for entry in entries %}
+<h3>{{ heading }}{% if entries | length > 1 %} {{ loop.index }}{% endif %}</h3>
+<dl>{% for name, value in entry.what.items() if value not in (None, "", [], {}) %}
+<dt>{{ name | replace("_", " ") }}</dt><dd>{{ words(value) }}</dd>{% endfor %}</dl>
+{% if entries | length > 1 %}<p class="small">{{ entry.cells | length }} cells</p>{% endif %}
+{% else %}<h3>{{ heading }}</h3><p class="small">Not recorded.</p>{% endfor %}{% endfor %}</section>
+<section><h2>How to reproduce</h2>{% if d.study %}
+<p>Save this as <code>study.yaml</code>:</p><pre tabindex="0">{% for line in d.study.splitlines()[:5000] %}{{ line }}
 {% endfor %}</pre>{% else %}<p>The study file was not recorded; the steps of each recipe stand above.</p>{% endif %}
 <p>Then, with the versions named under provenance:</p><pre tabindex="0">compress-lab run study.yaml</pre></section>
-<section><h2>Every measurement</h2><details><summary>{{ d.evidence | length }} rows</summary><div class="wide" tabindex="0" role="region" aria-label="Every measurement"><table>
-<caption><span>All metrics of all probes. Brackets hold 95% intervals of the paired difference or ratio.</span></caption><thead><tr>{% for head in ("recipe", "probe", "metric", "original", "compressed", "difference", "ratio", "items", "clusters") %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in measurements %}<tr><th scope="row">{{ row[0] }}</th>{% for text in row[1:] %}<td>{{ text }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div></details></section>
+<section><h2>Every measurement</h2><details><summary>{{ d.evidence | length }} rows</summary>
+<div class="wide" tabindex="0" role="region" aria-label="Every measurement"><table>
+<caption>
+<span>All metrics of all probes. Brackets hold 95% intervals of the paired difference or ratio.</span></caption>
+<thead><tr>
+{% for head in ("recipe", "probe", "metric", "original", "compressed", "difference", "ratio", "items", "clusters") %}
+<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in measurements %}
+<tr><th scope="row">{{ row[0] }}</th>{% for text in row[1:] %}<td>{{ text }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div></details></section>
 """
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"><title>{{ d.title }}: compress_lab dossier</title>
-<style>{{ css }}{{ page_css }}</style></head><body><main class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}{% include "pictures" %}{% include "words" %}{% include "sources" %}</main></body></html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{{ d.title }}: compress_lab dossier</title>
+<style>{{ css }}{{ page_css }}</style></head>
+<body><main class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}
+{% include "pictures" %}{% include "words" %}{% include "sources" %}</main></body></html>
 """
-BRIEF = """<style>{{ css }}</style><div class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}{% include "pictures" %}</div>"""
+BRIEF = """<style>{{ css }}</style>
+<div class="dossier">{% include "top" %}{% include "answers" %}{% include "axes" %}{% include "pictures" %}</div>"""
 TEMPLATES = Environment(
     autoescape=True,
     loader=DictLoader(

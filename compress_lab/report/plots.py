@@ -119,8 +119,8 @@ def _log_axis(axis: mpl.axis.Axis, lo: float, hi: float, most: int = 6) -> None:
 
 # %% ../../nbs/report/01_plots.ipynb #cell-14
 def frontier(
-    size: "array-like",  # (n,) smaller is better
-    quality: "array-like",  # (n,) `better` says which way is good
+    size: np.ndarray | pd.Series | list,  # (n,) smaller is better
+    quality: np.ndarray | pd.Series | list,  # (n,) `better` says which way is good
     better: str = "lower",  # "lower" or "higher"
 ) -> np.ndarray:  # (n,) of bool, True where no other point is at most as large and at least as good
     "The points of the Pareto frontier of size and quality; a point with a missing coordinate is never on it."
@@ -145,7 +145,7 @@ def _outside(box: Bbox, frame: Bbox) -> float:
 # %% ../../nbs/report/01_plots.ipynb #cell-19
 def place_labels(
     ax: mpl.axes.Axes,  # axes that hold everything else already
-    points: "array-like",  # (n, 2) in data coordinates
+    points: np.ndarray | list,  # (n, 2) in data coordinates
     texts: list[str],  # n labels
     obstacles: "list[Bbox]" = (),  # boxes in pixels that labels should not cover, besides the points
     **kwargs,  # passed to `Axes.annotate`
@@ -206,7 +206,7 @@ def _set_span(axis: mpl.axis.Axis, values: np.ndarray, pad: float = 0.08) -> Non
 
 # %% ../../nbs/report/01_plots.ipynb #cell-24
 def pareto(
-    frame: pd.DataFrame,  # one row per recipe: recipe, size, quality; optional lo, hi (interval of the quality), simulated (bool)
+    frame: pd.DataFrame,  # a row per recipe: recipe, size, quality; optional lo, hi (of the quality), simulated (bool)
     *,
     better: str = "lower",  # which quality is good: "lower" or "higher"
     size_label: str = "size",  # words under the horizontal axis
@@ -312,11 +312,14 @@ def estimate(value: float, lo: float, hi: float) -> tuple[str, str, str]:
 
 # %% ../../nbs/report/01_plots.ipynb #cell-33
 def intervals(
-    frame: pd.DataFrame,  # tidy: recipe, metric, value, lo, hi; optional reference (0), better ("lower"/"higher"/None), log (bool), control_lo, control_hi
+    frame: pd.DataFrame,  # tidy: recipe, metric, value, lo, hi; optional reference, better, log, control_lo, control_hi
     *,
     columns: int = 2,  # panels side by side
 ) -> Figure:  # not shown, not registered with pyplot
-    "Forest plot: a row per recipe, a panel per metric; intervals that hold the reference are grey."
+    """Forest plot: a row per recipe, a panel per metric; intervals that hold the reference are grey.
+
+    Of the optional columns `reference` is 0 unless given, `better` is "lower", "higher" or None, and `log` a bool.
+    """
     data = frame.reindex(
         columns=["recipe", "metric", "value", "lo", "hi", "reference", "better", "log", "control_lo", "control_hi"]
     )

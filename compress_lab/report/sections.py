@@ -110,14 +110,28 @@ def floor_rows(
 
 # %% ../../nbs/report/03_sections.ipynb #page-code
 GROUPS = """
-{% set tables = group_tables(d.cells) %}{% if tables %}<section><h2>By group</h2>{% for recipe, task, by, lines, sentence in tables %}<h3>{{ recipe }}: {{ task }} by {{ by }}</h3><div class="wide" tabindex="0" role="region" aria-label="{{ recipe }}: {{ task }} by {{ by }}"><table>
-{% if loop.first %}<caption><span>Accuracy by group, the group first that lost most. Small brackets hold 95% intervals of the paired difference, in points; groups of few items are left out of the worst group and of the gap.</span></caption>{% endif %}
-<thead><tr>{% for head in ("group", "items", "original", "compressed", "difference") %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in lines %}<tr><th scope="row">{{ row[0] }}</th><td>{{ row[1] }}</td><td>{{ row[2] }}</td><td>{{ row[3] }}</td><td>{{ row[4][0] }}{% if row[4][1] %}<span class="ci">{{ row[4][1] }}</span>{% endif %}</td></tr>
-{% endfor %}</tbody></table></div>{% if sentence %}<p class="small">{{ sentence }}</p>{% endif %}{% endfor %}</section>{% endif %}
-{% set rows = floor_rows(d.cells) %}{% if rows %}<section><h2>Above the noise floor</h2><div class="wide" tabindex="0" role="region" aria-label="Above the noise floor"><table>
-<caption><span>The original against itself, computed in another order, changes what stands under noise floor: only what a recipe changes above that comes from compression. Small brackets hold 95% intervals, of flips in points.</span></caption>
-<thead><tr>{% for head in ("recipe", "what", "recipe", "noise floor", "above it") %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in rows %}<tr><th scope="row">{{ row[0] }}</th><td class="words">{{ row[1] }}</td><td>{{ row[2] }}</td><td>{{ row[3] }}</td><td>{{ row[4][0] }}{% if row[4][1] %}<span class="ci">{{ row[4][1] }}</span>{% endif %}</td></tr>
+{% set tables = group_tables(d.cells) %}{% if tables %}<section><h2>By group</h2>
+{% for recipe, task, by, lines, sentence in tables %}<h3>{{ recipe }}: {{ task }} by {{ by }}</h3>
+<div class="wide" tabindex="0" role="region" aria-label="{{ recipe }}: {{ task }} by {{ by }}"><table>
+{% if loop.first %}<caption><span>Accuracy by group, the group first that lost most. \
+Small brackets hold 95% intervals of the paired difference, in points; \
+groups of few items are left out of the worst group and of the gap.</span></caption>{% endif %}
+<thead><tr>{% for head in ("group", "items", "original", "compressed", "difference") %}
+<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in lines %}
+<tr><th scope="row">{{ row[0] }}</th><td>{{ row[1] }}</td><td>{{ row[2] }}</td><td>{{ row[3] }}</td>
+<td>{{ row[4][0] }}{% if row[4][1] %}<span class="ci">{{ row[4][1] }}</span>{% endif %}</td></tr>
+{% endfor %}</tbody></table></div>
+{% if sentence %}<p class="small">{{ sentence }}</p>{% endif %}{% endfor %}</section>{% endif %}
+{% set rows = floor_rows(d.cells) %}{% if rows %}<section><h2>Above the noise floor</h2>
+<div class="wide" tabindex="0" role="region" aria-label="Above the noise floor"><table>
+<caption><span>The original against itself, computed in another order, changes what stands under noise floor: \
+only what a recipe changes above that comes from compression. \
+Small brackets hold 95% intervals, of flips in points.</span></caption>
+<thead><tr>{% for head in ("recipe", "what", "recipe", "noise floor", "above it") %}
+<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in rows %}
+<tr><th scope="row">{{ row[0] }}</th><td class="words">{{ row[1] }}</td><td>{{ row[2] }}</td><td>{{ row[3] }}</td>
+<td>{{ row[4][0] }}{% if row[4][1] %}<span class="ci">{{ row[4][1] }}</span>{% endif %}</td></tr>
 {% endfor %}</tbody></table></div></section>{% endif %}
 """
