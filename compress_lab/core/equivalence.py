@@ -346,7 +346,7 @@ def wiring(
     source: str,  # names of two of its linears
     reader: str,
 ) -> Tensor | None:
-    "Which output of the source each input of the reader is, (in,); None where it is not so for all of them."
+    "Maps each input of the consumer to the producer's output, (in,), or None if any is unmapped."
     rows, before, spelled = carried(replay, source, reader), replay.inputs[reader], 0
     for digit in range(math.ceil(math.log(len(rows) + 1, 16))):
         factors = torch.ones(replay.layers[source].out_features)

@@ -75,8 +75,9 @@ class Compressed:
 
 # %% ../../nbs/core/10_layerwise.ipynb #cell-08
 def join(method, layers, statistics: dict) -> list[tuple]:
-    """The method as it is for them, groups of (linear, expert, matrix) that share it and a statistic, and that
-    statistic.
+    """Groups the matrices that share a method and an input statistic.
+
+    Each group is the method with its settings there, its (linear, expert, matrix) triples, and the statistic.
     """
     groups = defaultdict(list)
     for linear in layers:

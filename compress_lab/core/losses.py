@@ -105,7 +105,7 @@ def loss_of(loss: str, logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def check_training(method, losses=LOSSES):
-    "Raises `CompressLabError` where a setting of the training is none."
+    "Raises `CompressLabError` if a training setting is invalid."
     for name, known in (("loss", losses), ("calibration_dtype", ("auto", *DTYPES))):
         if getattr(method, name) not in known:
             raise CompressLabError(

@@ -41,7 +41,7 @@ def staying(
     count: int,  # of the teacher's blocks
     blocks,  # how many stay, their numbers, or a `Blocks` that says how many go
 ) -> list[int]:
-    "Numbers of the blocks that stay. Raises `CompressLabError` where there are none such."
+    "Indices of the blocks that are kept. Raises `CompressLabError` if the selection is empty."
     if isinstance(blocks, Blocks):
         blocks = count - blocks.count
     try:

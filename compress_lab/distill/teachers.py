@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
 def ensemble(
     subjects,  # several, of one vocabulary or the same classes
 ) -> Subject:
-    """They together, a Subject; its members are not copied.
+    """A Subject whose predictions are the average of the models'; its members are not copied.
 
     Raises `CompressLabError` where they predict different things.
     """

@@ -464,7 +464,7 @@ def _difference(name, first, second, low, high, margin, items, count, method) ->
 # %% ../../nbs/evaluate/13_calibration.ipynb #probe-code
 @dataclass(frozen=True)
 class CalibrationProbe(TaskProbe):
-    "How rightly a model is sure of its answers to a task."
+    "Calibration of a model's confidence on a task."
 
     name: ClassVar[str] = "calibration"
     temperature: str = "given"  # "given"; "refit": each model at its own, cross-fitted; "kept": both at the original's

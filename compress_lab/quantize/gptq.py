@@ -27,7 +27,7 @@ class GPTQ(LayerMethod):
     bits: int = 4  # width of a code, 1 to 8
     group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
     symmetric: bool = False  # no zero point: the grid spans as far down as up
-    act_order: bool = True  # columns with the loudest inputs first
+    act_order: bool = True  # columns in order of decreasing Hessian diagonal
     percdamp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
     shrinks: int = 20  # narrower spans tried for each group
     true_sequential: bool = True  # each linear sees inputs from the quantized ones before it in its block too

@@ -69,7 +69,7 @@ class RoundCache(Rounding):
     window: int
 
     def settle(self, layer, name: str, states: Tensor, new: int):
-        "Rounds in place what has become old enough among the states of a layer, the last of which are new."
+        "Quantizes in place the cached states that are older than the full-precision window."
         axis, total = getattr(self, name), layer.get_seq_length()
         step = self.group_size if "channel" in (self.keys, self.values) else 1
         until, first = max(total - self.window, 0) // step * step, total - states.shape[-2]
