@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LOSSES', 'LIMITS', 'LOGIT_BYTES', 'kl_loss', 'token_loss', 'Pieces', 'in_pieces', 'loss_of', 'check_training',
            'causal', 'check_loss', 'inputs_of', 'predictions', 'attended', 'Objective', 'Imitate', 'check_loaded',
-           'check_vocabulary', 'moved', 'requiring']
+           'check_vocabulary', 'moved', 'requiring', 'first_not_finite', 'check_finite_loss']
 
 # %% ../../nbs/core/14_losses.ipynb #cell-03
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 
@@ -276,3 +277,44 @@ def requiring(model: nn.Module, parameters: Iterable[Tensor]):
     finally:
         for parameter, value in before.items():
             parameter.requires_grad_(value)
+
+# %% ../../nbs/core/14_losses.ipynb #finite-code
+def first_not_finite(
+    model: nn.Module,
+    run: Callable,  # a function that runs it
+) -> str:
+    "Name of the first module without children whose output holds NaN or infinity; empty if there is none."
+    names = []
+
+    def look(name):
+        def hook(module, inputs, output):
+            if isinstance(output, Tensor) and output.is_floating_point() and not output.isfinite().all():
+                names.append(name)
+
+        return hook
+
+    leaves = {name: module for name, module in model.named_modules() if name and not any(module.children())}
+    hooks = [module.register_forward_hook(look(name)) for name, module in leaves.items()]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return names[0] if names else ""
+
+
+def check_finite_loss(
+    loss: float,
+    step: int,
+    who: str,  # what is training, for the message
+    model: nn.Module,
+    run: Callable,  # a function that computes the step again
+):
+    "Raises `CompressLabError` for a loss that is not finite, with the module where that began."
+    if math.isfinite(loss):
+        return
+    name = first_not_finite(model, run)
+    began = f" {name} is the first module whose output is not finite." if name else ""
+    fix = "check model and text, or use a smaller lr"
+    raise CompressLabError(f"The loss is {loss} at step {step}.{began}", who, fix)

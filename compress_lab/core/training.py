@@ -26,7 +26,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .errors import CompressLabError
 from .files import intact_folder, seal_folder, set_aside
-from .losses import Imitate, Objective
+from .losses import Imitate, Objective, check_finite_loss
 from .precision import dtype_of
 from .progress import bar
 from .randomness import random_state_kept
@@ -169,12 +169,9 @@ class Pupil(Trainer):
         with self.accelerator.autocast():
             parts = {name: part.sum() / max(1, num_items_in_batch) for name, part in model(learned=inputs).items()}
         loss = sum(parts.values())
-        if not loss.isfinite():
-            raise CompressLabError(
-                f"The loss is {loss.detach().item()} at step {self.state.global_step}.",
-                "training",
-                "check model and text, or use a smaller lr",
-            )
+        check_finite_loss(
+            loss.detach().item(), self.state.global_step, "training", self.model, lambda: model(learned=inputs)
+        )
         for name, part in parts.items():
             self.seen[name] = self.seen.get(name, 0.0) + part.detach().item()
         return loss * self.args.world_size  # the gradients of processes are averaged

@@ -7,6 +7,7 @@ __all__ = ['Master', 'train', 'QAT', 'done_once', 'fine_tune']
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-03
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,14 @@ from torch.func import functional_call
 from ..core.errors import CompressLabError
 from ..core.layers import LinearLayer, calibrating, check_memory
 from ..core.layerwise import Compressed, Finished, check_finite, losses, put
-from ..core.losses import LOGIT_BYTES, check_loss, check_training, check_vocabulary, loss_of
+from compress_lab.core.losses import (
+    LOGIT_BYTES,
+    check_finite_loss,
+    check_loss,
+    check_training,
+    check_vocabulary,
+    loss_of,
+)
 from ..core.precision import autocast
 from ..core.progress import bar
 from ..core.recipe import Method
@@ -92,6 +100,10 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (method.steps - step) / (method.steps - warm + 1))
     )
+
+    def forward(rows):
+        return functional_call(model, {name: master() for name, master in masters.items()}, kwargs={"input_ids": rows})
+
     generator, order, found = torch.Generator().manual_seed(seed), [], []
     for step in bar(range(method.steps), desc="training", unit="step"):
         if len(order) < method.batch:
@@ -100,22 +112,17 @@ def train(
         with autocast(method.calibration_dtype, rows.device):
             wanted = teacher(input_ids=rows).logits if method.loss == "kl" else rows
             with torch.enable_grad():
-                logits = functional_call(
-                    model, {name: master() for name, master in masters.items()}, kwargs={"input_ids": rows}
-                ).logits
+                logits = forward(rows).logits
         with torch.enable_grad():
             loss = loss_of(method.loss, logits, wanted)
+        found.append(float(loss.detach()))
+        check_finite_loss(found[-1], step, str(method), model, partial(forward, rows))
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
             parameter.grad = gradient
         optimizer.step()
         schedule.step()
         for master in masters.values():
             master.factor.data.clamp_(0.25, 4)
-        found.append(float(loss.detach()))
-        if not found[-1] < float("inf"):
-            raise CompressLabError(
-                f"The loss is {found[-1]} at step {step}.", str(method), "check model and text, or use a smaller lr"
-            )
     return found
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-14
