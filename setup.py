@@ -6,14 +6,14 @@ config = ConfigParser(delimiters=["="], interpolation=None)
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 words = lambda key: settings.get(key, "").split()
-extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness", "torchao")}
+extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness")}
 setup(
     name=settings["lib_name"], version=settings["version"], description=settings["description"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     author=settings["author"], author_email=settings["author_email"], url=settings["git_url"], license="Apache-2.0",
     keywords=settings["keywords"], python_requires=f">={settings['min_python']}", packages=find_packages(include=["compress_lab*"]),
     package_data={"compress_lab": ["data/*.yml"], "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"]},
-    install_requires=words("requirements"), extras_require={**extras, "dev": sum(extras.values(), [])},
+    install_requires=words("requirements"), extras_require={**extras, "torchao": words("torchao_requirements"), "dev": sum(extras.values(), [])},
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": ["compress_lab=compress_lab._modidx:d"],
