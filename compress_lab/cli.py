@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXPORT_FORMATS', 'STUDY_FILE', 'EXTRAS', 'KERNELS', 'console', 'say', 'paragraph', 'table', 'as_list', 'show_table',
-           'run_folder', 'page_of', 'show_dossier', 'run', 'report', 'kind_named', 'setting_rows', 'options_of',
-           'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of',
-           'recipe_from_code', 'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe',
-           'show_comparison', 'export', 'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies',
-           'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on',
-           'main']
+           'run_folder', 'page_of', 'show_dossier', 'run', 'report', 'setting_rows', 'options_of', 'near_options',
+           'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code',
+           'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'export',
+           'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_models', 'add_lists', 'parser',
+           'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -49,7 +48,7 @@ def paragraph(
     text: str,  # may hold names of others
     style: str = "",  # of rich
 ):
-    "Prints the text folded between words to the width of the terminal."
+    "Prints the text, wrapped between words at the width of the terminal."
     from rich.text import Text
 
     console().print(Text(visible(text, 4000), style), soft_wrap=False)
@@ -80,7 +79,7 @@ def as_list(
     columns,  # headings
     rows,  # rows of texts
 ):
-    "The same as a list: the first cell of each row, and below it the others that hold something, with their headings."
+    "The table as a list: the first cell of each row, then its other cells that are not empty, with their headings."
     lines = []
     for first, *others in rows:
         lines.append((first, ""))
@@ -94,7 +93,7 @@ def show_table(
     title: str = "",  # a line above
     folds=None,  # as for `table`
 ):
-    "Prints the table, or a list where the terminal is too narrow for its words."
+    "Prints a table, or a list if the terminal is too narrow for its words."
     where, rows = console(), [*rows]
     if title:
         paragraph(title, "bold")
@@ -179,20 +178,6 @@ def report(
     return 0
 
 # %% ../nbs/cli.ipynb #settings-kind
-def kind_named(
-    asked: str,  # name of a method, or name or class of a probe
-    known,  # the classes by name
-    what: str,  # "method" or "probe"
-):
-    "The class. Raises `CompressLabError` with the nearest names where there is none."
-    names = {kind.__name__: kind for kind in known.values()} | dict(known)
-    if asked in names:
-        return names[asked]
-    close = nearest(asked, names)
-    fix = f"did you mean {' or '.join(close)}?" if close else f"compress-lab {what}s lists them"
-    raise CompressLabError(f"There is no {what} {asked!r}.", fix=f"{fix} One of your own: --import its file")
-
-
 def setting_rows(
     kind,  # a Method or Probe class
 ) -> list[tuple]:
@@ -210,10 +195,7 @@ def setting_rows(
 def options_of(
     words: list[str],  # of a command line
 ) -> dict[str, list[str]]:
-    """The words behind each option, by its name with underscores.
-
-    Raises `CompressLabError` where one stands behind none.
-    """
+    "Groups the words by the option they follow. Raises `CompressLabError` for a word before the first option."
     found, name = {}, ""
     for word in words:
         if word.startswith("--"):
@@ -231,7 +213,7 @@ def near_options(
     asked: str,  # name of an option, with or without dashes
     names,  # of those there are
 ) -> str:
-    "What to do instead; empty where none is close."
+    "Suggests the options with similar names; empty if there are none."
     close = nearest(asked.partition("=")[0].lstrip("-"), [name.lstrip("-") for name in names])
     return f"did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
 
@@ -240,7 +222,7 @@ def value_of(
     words: list[str],  # behind an option
     hint,  # type of the setting
 ):
-    "The value: true where nothing stands there, a text as it is, anything else as YAML has it."
+    "The value of an option: true if it has no words, a string as it is, anything else parsed as YAML."
     from typing import get_args
 
     kinds, text = get_args(hint) or (hint,), " ".join(words)
@@ -261,7 +243,7 @@ def settings_given(
     lists=(),  # names of more options, that take lists
     others=(),  # the command's own options, to suggest
 ) -> dict:
-    "The settings by name. Raises `CompressLabError` where one is not known, with the nearest names."
+    "The settings by name. Raises `CompressLabError` for an unknown one, with similar names."
     from typing import get_type_hints
 
     hints, given = get_type_hints(kind), {}
@@ -281,7 +263,7 @@ def describe(
     name: str,  # of a method or probe
     kind,  # its class
 ):
-    "Prints what it is, its settings, what it needs, an example and its paper."
+    "Prints a method or probe: its docstring, settings, requirements, an example and its paper."
     from inspect import cleandoc
 
     is_method = hasattr(kind, "paper")
@@ -341,8 +323,8 @@ def target(
 def step_of(
     node,  # of Python's syntax tree: a method that is called with literals
 ) -> dict:
-    "The step of a recipe that it stands for. Raises `ValueError` where it is anything else."
-    from compress_lab.core.recipe import methods
+    "Converts a syntax tree to a step of a recipe. Raises `ValueError` if it is not a method with literal settings."
+    from compress_lab.core.recipe import method_class
 
     def literal(value):
         try:
@@ -358,7 +340,7 @@ def step_of(
             lists = {name: [value] if isinstance(value, str) else [*value] for name, value in lists.items()}
             return {**step_of(inner), "targets": [literal(target) for target in targets], **lists}
         case ast.Call(ast.Name(name) | ast.Attribute(ast.Name("cl"), name), values, words):
-            names = [each.name for each in fields(kind_named(name, methods(), "method"))]
+            names = [each.name for each in fields(method_class(name))]
             if len(values) > len(names):
                 raise ValueError(f"{name} has {len(names)} settings, and {len(values)} are given")
             given = [*zip(names, values), *((word.arg, word.value) for word in words)]
@@ -369,7 +351,7 @@ def step_of(
 def recipe_from_code(
     text: str,  # methods as Python has them, one >> the other
 ):
-    "The Recipe. The text is read and never run. Raises `CompressLabError` where it is none."
+    "Parses a recipe from Python code without running it. Raises `CompressLabError` if it is not a recipe."
     from compress_lab.core.recipe import Recipe
 
     def steps(node):
@@ -391,7 +373,7 @@ def recipe_of(
     seed: int,  # of the method, where it has one and the words name none
     others=(),  # the command's own options, to suggest
 ):
-    "The Recipe. Raises `CompressLabError`, with near names of methods and files, where there is none."
+    "The recipe that is named. Raises `CompressLabError`, with similar names of methods and files, if there is none."
     from compress_lab.core.recipe import Recipe, methods
 
     known = methods()
@@ -449,13 +431,12 @@ def methods(
     options,  # parsed arguments
 ) -> int:
     "Lists the methods, or shows one with its settings."
-    from compress_lab.core.recipe import method_row, methods
+    from compress_lab.core.recipe import method_class, method_row, methods
 
-    known = methods()
     if options.name:
-        describe(options.name, kind_named(options.name, known, "method"))
+        describe(options.name, method_class(options.name))
     else:
-        rows = [method_row(*each) for each in known.items()]
+        rows = [method_row(*each) for each in methods().items()]
         cells = [
             (name, f"{what}\nsettings: {settings}\nneeds: {needs}\n{paper}".rstrip())
             for name, what, settings, needs, paper in rows
@@ -468,14 +449,13 @@ def probes(
     options,  # parsed arguments
 ) -> int:
     "Lists the probes, or shows one with its settings."
-    from compress_lab.evaluate.records import probe_row, probes
+    from compress_lab.evaluate.records import probe_class, probe_row, probes
 
-    known = probes()
     if options.name:
-        kind = kind_named(options.name, known, "probe")
+        kind = probe_class(options.name)
         describe(kind.name, kind)
     else:
-        rows = [probe_row(*each) for each in known.items()]
+        rows = [probe_row(*each) for each in probes().items()]
         cells = [
             (name, f"{what}\nsettings: {settings}\nneeds: {needs}\nmeasures: {metrics}")
             for name, what, settings, needs, metrics in rows
@@ -546,9 +526,9 @@ def probe(
     options,  # parsed arguments
 ) -> int:
     "Measures a model, or the paired difference of two."
-    from compress_lab.evaluate.records import probes, show, show_interval
+    from compress_lab.evaluate.records import probe_class, show, show_interval
 
-    kind = kind_named(options.probe, probes(), "probe")
+    kind = probe_class(options.probe)
     asked = kind(**settings_given(kind, options.words, others=options.parser._option_string_actions))
     seed_number(options.seed, "--seed")
     if kind.paired and options.against is None:
@@ -575,7 +555,7 @@ def show_comparison(
     compressed,
     seed: int,  # which items are drawn
 ) -> int:
-    "Prints the paired difference of two Subjects; 1 where it could not be measured."
+    "Prints the paired difference of two Subjects. Returns 1 if it could not be measured, else 0."
     from compress_lab.evaluate.comparison import compare
 
     found = compare(original, compressed, [asked], seed=seed)
@@ -649,7 +629,7 @@ seeds: [0]                      # each draws its own calibration text and items
 def init(
     options,  # parsed arguments
 ) -> int:
-    "Writes a study to start from. Raises `CompressLabError` where the file exists or cannot be written."
+    "Writes an example study. Raises `CompressLabError` if the file exists or cannot be written."
     path = Path(options.file)
     try:
         with open(path, "x", encoding="utf-8") as file:
@@ -795,9 +775,9 @@ class _SettingsHelp(argparse.Action):
                 print()
                 describe(name, known[name])
         elif name := getattr(options, "probe", None):
-            from compress_lab.evaluate.records import probes
+            from compress_lab.evaluate.records import probe_class
 
-            kind = kind_named(name, probes(), "probe")
+            kind = probe_class(name)
             print()
             describe(kind.name, kind)
         parser.exit()
@@ -927,7 +907,7 @@ def unknown_option(
     options,  # parsed arguments
     words: list[str],  # that no argument takes
 ):
-    "Ends with the usage of the command and the nearest option."
+    "Exits with the usage of the command and a suggestion of the option that was meant."
     close = near_options(words[0], options.parser._option_string_actions) if words[0].startswith("-") else ""
     options.parser.error("; ".join(filter(None, (f"there is no argument {words[0]!r} here", close))))
 

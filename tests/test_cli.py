@@ -82,7 +82,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints(here, capsys):
     assert main(["run", "study.yaml", "--out", "runs/my run"]) == 0
     said = capsys.readouterr().out
     assert said.count("  stored\n") == stored and len(Store("runs/my run").keys()) == 11
-    for words in ("recipe", "perplexity", "RTN-4", "half", "2:4 >> GPTQ-4", "seed 0", "runs/my run/dossier.html"):
+    for words in ("perplexity", "RTN-4", "half", "2:4 >> GPTQ-4", "seed 0", "runs/my run/dossier.html"):
         assert words in said
     page = Path("runs/my run/dossier.html").read_text()
     assert "RTN-4" in page and "<html" in page

@@ -283,7 +283,7 @@ def first_not_finite(
     model: nn.Module,
     run: Callable,  # a function that runs it
 ) -> str:
-    "Name of the first module without children whose output holds NaN or infinity; empty if there is none."
+    "Name of the first leaf module whose output contains NaN or infinity; empty if there is none."
     names = []
 
     def look(name):
@@ -311,7 +311,7 @@ def check_finite_loss(
     model: nn.Module,
     run: Callable,  # a function that computes the step again
 ):
-    "Raises `CompressLabError` for a loss that is not finite, with the module where that began."
+    "Raises `CompressLabError` if the loss is not finite, and names the first module with such an output."
     if math.isfinite(loss):
         return
     name = first_not_finite(model, run)

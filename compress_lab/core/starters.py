@@ -79,6 +79,13 @@ STARTERS = {
             "Apache-2.0",
             "sentence-transformers/all-MiniLM-L6-v2",
         ),
+    )
+}
+
+# %% ../../nbs/core/01_starters.ipynb #texts-code
+STARTERS |= {
+    starter.name: starter
+    for starter in (
         Starter(
             "wikipedia",
             "text",

@@ -134,13 +134,9 @@ class Subject:
     tokenizer: object = None  # its tokenizer; None where it has none
     provenance: Provenance = Provenance()  # where it comes from
     history: tuple[dict, ...] = ()  # one entry for each Method applied, oldest first
-    packed: dict[str, Packed] = field(
-        default_factory=dict
-    )  # the integers behind quantized weights, by module or parameter name
+    packed: dict[str, Packed] = field(default_factory=dict)  # integers behind quantized weights, by module or parameter
     streamed: bool = False  # finished blocks are read from their checkpoint, see `stream`
-    files: dict[str, bytes] = field(
-        default_factory=dict
-    )  # what else lay in its folder, by name: settings of an image processor, a licence
+    files: dict[str, bytes] = field(default_factory=dict)  # what else lay in its folder, by name, such as a licence
 
     def __post_init__(self):
         self.model.eval()
@@ -166,29 +162,16 @@ class Subject:
         """A 128-bit hash of weights, configuration or module tree, packed layout and roundings, computed afresh each
         time.
         """
-        stable = _stable(
-            json.loads(
-                json.dumps(
-                    self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model), default=str
-                )
-            )
-        )
-        rest = json.dumps(
-            [type(self.model).__name__, stable, {name: packed.meta() for name, packed in self.packed.items()}],
-            sort_keys=True,
-        )
+        config = self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model)
+        stable = _stable(json.loads(json.dumps(config, default=str)))
+        packed = {name: packed.meta() for name, packed in self.packed.items()}
+        rest = json.dumps([type(self.model).__name__, stable, packed], sort_keys=True)
         return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()
 
     def copy(self) -> "Subject":
         "A Subject with weights of its own; nothing done to it reaches this one."
-        return Subject(
-            deepcopy(self.model),
-            self.tokenizer,
-            self.provenance,
-            deepcopy(self.history),
-            dict(self.packed),
-            files=self.files,
-        )
+        model, history, packed = deepcopy(self.model), deepcopy(self.history), dict(self.packed)
+        return Subject(model, self.tokenizer, self.provenance, history, packed, files=self.files)
 
     def save(
         self,

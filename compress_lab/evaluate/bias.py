@@ -295,7 +295,7 @@ def bias_score(
 def bbq_pairs(
     frame: pd.DataFrame,  # of `bbq_items`
 ) -> list[tuple[str, str]]:
-    "The prompt and one answer, for each answer to each question."
+    "Pairs of a prompt and an answer, one pair for each answer option of each question."
     pairs = []
     for row in frame.itertuples():
         options = "\n".join(f"({letter}) {answer}" for letter, answer in zip("abc", row.answers))
@@ -307,7 +307,7 @@ def bbq_counts(
     frame: pd.DataFrame,  # of `bbq_items`
     said,  # number of the answer to each question, (questions,)
 ) -> tuple:
-    "What is counted of each question, and which questions tell whom the stereotype is about."
+    "The counts behind the metrics by question, and a mask of the questions that name whom the stereotype is about."
     amb = frame["ambiguous"].to_numpy(float)
     right, told = (said == frame["label"]).to_numpy(float), (frame["biased"] >= 0).to_numpy(float)
     named, biased = (said != frame["unknown"]).to_numpy(float) * told, (said == frame["biased"]).to_numpy(float)

@@ -192,7 +192,9 @@ def forgotten(
     after: pd.DataFrame,  # those of the compressed model
 ) -> pd.DataFrame:
     "The facts that the original knew and the compressed model does not, and what it says instead."
-    both = before.set_index("item").join(after.set_index("item")[["known", "said"]], rsuffix="_now", validate="1:1")
+    both = before.set_index("item").join(
+        after.set_index("item")[["known", "said"]], suffixes=("", "_now"), validate="1:1"
+    )
     lost = both[(both["known"] == 1) & (both["known_now"] == 0)]
     return pd.DataFrame({"relation": lost["cluster"], "known": lost["said"], "says now": lost["said_now"]})
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCALES', 'RISE', 'FALL', 'REGISTRY', 'RULES', 'NUMBER', 'NESTED', 'RESULT', 'VALUE', 'DIFFERENCE', 'Metric', 'show',
            'show_interval', 'key_of', 'Records', 'drawn', 'judged_on', 'Difference', 'direction', 'verdict',
-           'margin_of', 'NotMeasured', 'probe_row', 'probes', 'Probe', 'setting', 'Spread', 'combined', 'flaw',
-           'stored', 'records_of']
+           'margin_of', 'NotMeasured', 'probe_row', 'probes', 'Probe', 'setting', 'probe_class', 'Spread', 'combined',
+           'flaw', 'stored', 'records_of']
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-03
 import hashlib
@@ -493,6 +493,22 @@ def key(self: Probe) -> str:
     return hashlib.sha256(json.dumps([self.version, self.to_dict()], sort_keys=True).encode()).hexdigest()[:12]
 
 
+def probe_class(
+    name: str,  # of the probe or of its class
+) -> type[Probe]:
+    "The class of that name. Raises `CompressLabError` with similar names if there is none."
+    known = REGISTRY if name in REGISTRY else probes()
+    if name in known:
+        return known[name]
+    for kind in known.values():
+        if kind.__name__ == name:
+            return kind
+    close = nearest(name, known)
+    fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(known)}."
+    fix += " One of your own: define its class first, or --import its file"
+    raise CompressLabError(f"There is no probe {name!r}.", fix=fix)
+
+
 @patch_to(Probe, cls_method=True)
 def from_dict(
     cls,
@@ -506,22 +522,14 @@ def from_dict(
             repr(given)[:200],
             "write for instance {probe: perplexity, n: 8}",
         )
-    name = given["probe"]
-    known = REGISTRY if name in REGISTRY else probes()
-    if name not in known:
-        close = nearest(name, known)
-        fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(known)}."
-        fix += " One of your own: define its class first, or --import its file"
-        raise CompressLabError(f"There is no probe {name!r}.", fix=fix)
-    settings, names = (
-        {key: value for key, value in given.items() if key != "probe"},
-        [setting.name for setting in fields(known[name])],
-    )
+    name, kind = given["probe"], probe_class(given["probe"])
+    settings = {key: value for key, value in given.items() if key != "probe"}
+    names = [setting.name for setting in fields(kind)]
     for unknown in (key for key in settings if key not in names):
         close = nearest(unknown, names)
         fix = f"did you mean {' or '.join(close)}?" if close else f"its settings are {', '.join(names) or 'none'}"
         raise CompressLabError(f"{name} has no setting {unknown!r}.", fix=fix)
-    return known[name](**settings)
+    return kind(**settings)
 
 # %% ../../nbs/evaluate/01_records.ipynb #cell-33
 @patch

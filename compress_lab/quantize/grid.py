@@ -101,7 +101,7 @@ def cost_of(
     bits: int,  # 1 to 8
     importance: Tensor | None,  # as for `fit`
 ) -> Tensor:
-    "What rounding each row to its grid costs, in squares of its step, (rows,)."
+    "Weighted squared rounding error of each row, (rows,), in units of its squared step."
     steps = (weight / scales[:, None]).add_(zeros[:, None])
     error = steps.round().clamp_(0, 2**bits - 1).sub_(steps)
     if importance is None:
