@@ -12,10 +12,10 @@ from importlib import import_module
 
 # %% ../nbs/api.ipynb #cell-05
 HOMES = {  # a room of the package: its modules, each with the public names it defines
-    "core": "errors CompressLabError, subjects Subject load, "
-    "data Calibration Images Text Windows calibration images task text windows, "
-    "recipe Method Recipe methods, layerwise Compressed LayerMethod, store Store, "
-    "streaming stream, equivalence equivalences, units overview units, lenet lenet",
+    "core": "errors CompressLabError, store Store",
+    "models": "subjects Subject load, equivalence equivalences, units overview units, lenet lenet",
+    "data": "texts Calibration Images Text Windows calibration images task text windows",
+    "compress": "recipe Method Recipe methods, layerwise Compressed LayerMethod, streaming stream",
     "quantize": "rtn RTN, gptq GPTQ, hqq HQQ, quantease QuantEase, scale_tune ScaleTune, floats Float, nf4 NF4, "
     "codebook Codebook WeightedCodebook, huffman read_huffman write_huffman, tuned_levels tune_levels, "
     "int8 Int8, llm_int8 LLMInt8, kv_cache KVCache, mixed allocate mixture sensitivity, "
@@ -26,7 +26,8 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
     "allocation allocation, low_rank ASVD SVD SVDLLM",
     "distill": "distill Distill Sentences, on_policy GKD written, students student students, "
     "teachers ensemble, texts varied",
-    "measure": "size Size, latency Latency, memory Memory, kernels Native native",
+    "measure": "size Size, latency Latency, memory Memory",
+    "runtimes": "native Native native",
     "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
     "comparison Comparison compare probe, statistics detectable flips non_inferior, "
     "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, "
@@ -236,7 +237,7 @@ def __getattr__(name: str):
     homes = public_names()
     if name in homes:
         return explain(name, getattr(import_module(homes[name]), name))
-    if name in {*HOMES, "study"}:
+    if name in {*HOMES, "train", "study"}:
         return import_module(f"compress_lab.{name}")
     from compress_lab.core.errors import nearest
 

@@ -324,7 +324,7 @@ def step_of(
     node,  # of Python's syntax tree: a method that is called with literals
 ) -> dict:
     "Converts a syntax tree to a step of a recipe. Raises `ValueError` if it is not a method with literal settings."
-    from compress_lab.core.recipe import method_class
+    from compress_lab.core.registry import METHODS
 
     def literal(value):
         try:
@@ -340,7 +340,7 @@ def step_of(
             lists = {name: [value] if isinstance(value, str) else [*value] for name, value in lists.items()}
             return {**step_of(inner), "targets": [literal(target) for target in targets], **lists}
         case ast.Call(ast.Name(name) | ast.Attribute(ast.Name("cl"), name), values, words):
-            names = [each.name for each in fields(method_class(name))]
+            names = [each.name for each in fields(METHODS.named(name))]
             if len(values) > len(names):
                 raise ValueError(f"{name} has {len(names)} settings, and {len(values)} are given")
             given = [*zip(names, values), *((word.arg, word.value) for word in words)]
@@ -352,7 +352,7 @@ def recipe_from_code(
     text: str,  # methods as Python has them, one >> the other
 ):
     "Parses a recipe from Python code without running it. Raises `CompressLabError` if it is not a recipe."
-    from compress_lab.core.recipe import Recipe
+    from compress_lab.compress.recipe import Recipe
 
     def steps(node):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
@@ -374,7 +374,7 @@ def recipe_of(
     others=(),  # the command's own options, to suggest
 ):
     "The recipe that is named. Raises `CompressLabError`, with similar names of methods and files, if there is none."
-    from compress_lab.core.recipe import Recipe, methods
+    from compress_lab.compress.recipe import Recipe, methods
 
     known = methods()
     if asked in known:
@@ -411,8 +411,8 @@ def apply(
     )
     for name in ("n", "length"):
         whole(getattr(options, name), f"--{name}", least=1)
-    from compress_lab.core.data import calibration
-    from compress_lab.core.subjects import load
+    from compress_lab.data.texts import calibration
+    from compress_lab.models.subjects import load
 
     subject, text = load(options.model), None
     if recipe.needs_calibration:
@@ -431,10 +431,12 @@ def methods(
     options,  # parsed arguments
 ) -> int:
     "Lists the methods, or shows one with its settings."
-    from compress_lab.core.recipe import method_class, method_row, methods
+    from compress_lab.core.registry import METHODS
+
+    from compress_lab.compress.recipe import method_row, methods
 
     if options.name:
-        describe(options.name, method_class(options.name))
+        describe(options.name, METHODS.named(options.name))
     else:
         rows = [method_row(*each) for each in methods().items()]
         cells = [
@@ -496,7 +498,7 @@ def texts(
     options,  # parsed arguments
 ) -> int:
     "Lists the texts that come as packages, and what else is taken for one."
-    from compress_lab.core.starters import STARTERS
+    from compress_lab.models.starters import STARTERS
 
     rows = [
         (
@@ -535,7 +537,7 @@ def probe(
         raise CompressLabError(
             f"{kind.name} compares two models.", "the command line", "name the original with --against"
         )
-    from compress_lab.core.subjects import load
+    from compress_lab.models.subjects import load
 
     if options.against is not None:
         return show_comparison(asked, load(options.against), load(options.model), options.seed)
@@ -580,8 +582,8 @@ def export(
     options,  # parsed arguments
 ) -> int:
     "Writes a saved Subject in a format that other programs read, and reads it back."
-    from compress_lab.core.subjects import load
     from compress_lab.deploy.export import as_format, export
+    from compress_lab.models.subjects import load
 
     form = as_format(options.format)
     written = export(load(options.folder), options.out, form)
@@ -706,7 +708,7 @@ def machine() -> list[tuple]:
 # %% ../nbs/cli.ipynb #cell-21-2
 def folders() -> list[tuple]:
     "Rows about the cache and the mirror."
-    from compress_lab.core.starters import STARTERS, cache_dir
+    from compress_lab.models.starters import STARTERS, cache_dir
 
     cache, mirror = cache_dir(), os.environ.get("COMPRESS_LAB_MIRROR")
     used = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
@@ -768,7 +770,7 @@ class _SettingsHelp(argparse.Action):
         parser.print_help()
         import_all(options.imports)
         if name := getattr(options, "recipe", None):
-            from compress_lab.core.recipe import methods
+            from compress_lab.compress.recipe import methods
 
             known = methods()
             if name in known:

@@ -98,7 +98,7 @@ class Study:
 
 # %% ../nbs/study.ipynb #cell-07
 def _check_recipes(study):
-    from compress_lab.core.recipe import Recipe
+    from compress_lab.compress.recipe import Recipe
 
     where = "study, recipes"
     if (
@@ -201,7 +201,7 @@ def _check_native(study):
     only(study.native, ["original", *study.recipes, *study.copies], where)
     if not study.native:
         return
-    from compress_lab.measure.kernels import BACKENDS
+    from compress_lab.runtimes.native import BACKENDS
 
     for name, backend in study.native.items():
         if backend not in ("auto", *BACKENDS):
@@ -259,8 +259,7 @@ def offered(
     module,  # that was imported
 ) -> list[type]:
     "The Methods and Probes that the module defines, or takes over from another one that is not part of this package."
-    from compress_lab.core.recipe import Method
-    from compress_lab.evaluate.records import REGISTRY
+    from compress_lab.core.registry import METHODS, PROBES
 
     def belongs(kind):
         if f"{kind.__module__}.".startswith(f"{module.__name__}."):
@@ -268,7 +267,7 @@ def offered(
         return kind in named and not kind.__module__.startswith("compress_lab.")
 
     named = [kind for kind in vars(module).values() if isinstance(kind, type)]
-    return [kind for kind in (*Method.registry.values(), *REGISTRY.values()) if belongs(kind)]
+    return [kind for kind in (*METHODS.values(), *PROBES.values()) if belongs(kind)]
 
 
 def check_offered(
@@ -296,10 +295,9 @@ def import_own(
 
     Raises `CompressLabError`, and registers nothing, where it has none.
     """
-    from compress_lab.core.recipe import Method, methods
-    from compress_lab.evaluate.records import REGISTRY, probes
+    from compress_lab.core.registry import METHODS, PROBES
 
-    file, before = as_file(given, folder), [(Method.registry, methods()), (REGISTRY, probes())]
+    file, before = as_file(given, folder), [(registry, {**registry.discover()}) for registry in (METHODS, PROBES)]
     try:
         module = load_file(file, [registry for registry, _ in before]) if file else import_module(given)
         check_offered(module, before)
@@ -400,7 +398,7 @@ def from_dict(
     folder: str | None = None,  # that its imports are relative to, which are run; None: imports are refused
 ) -> Study:
     "The study those values describe. Raises `CompressLabError` where they describe none."
-    from compress_lab.core.recipe import Recipe
+    from compress_lab.compress.recipe import Recipe
 
     known = [each.name for each in fields(cls)]
     only(data, known, where)
@@ -544,7 +542,7 @@ def tokenizer_content(
     "A hash of what the tokenizer makes of a text; empty without one."
     if tokenizer is None:
         return ""
-    from compress_lab.core.inputs import tokenizer_key
+    from compress_lab.models.inputs import tokenizer_key
 
     told = [
         type(tokenizer).__name__,
@@ -587,7 +585,7 @@ def named_files(
     config: "str|None" = None,  # part of the data set
 ) -> list[Path]:
     "The files behind the name: itself, those in the folder, the tables in the mirror."
-    from compress_lab.core.subjects import local
+    from compress_lab.models.subjects import local
 
     try:
         path = local(name)
@@ -643,8 +641,8 @@ def contents(
     code: tuple = (),  # the probe, or the methods
 ) -> str:
     "The key, with names and hashes of the files that the settings name, and of code that is not part of this package."
-    from compress_lab.core.recipe import code_key
-    from compress_lab.core.starters import STARTERS
+    from compress_lab.compress.recipe import code_key
+    from compress_lab.models.starters import STARTERS
 
     files = [path for each in settings for path in sources(each)]
     stats = [path.stat() for path in files]
@@ -677,7 +675,7 @@ def arms(
     device="cpu",  # where recipes are applied
 ) -> list[Arm]:
     "All arms in the order in which they are run."
-    from compress_lab.core.recipe import settings
+    from compress_lab.compress.recipe import settings
 
     probes = {probe: contents(probe.key, probe.settings(), code=(probe,)) for probe in self.probes}
     steps = {name: [step.method for step in recipe.steps] for name, recipe in self.recipes.items()}
@@ -861,7 +859,7 @@ class Run:
         subject=None,  # the Subject where it is loaded already
         debug: bool = False,  # raise what goes wrong instead of recording it
     ):
-        from compress_lab.core.subjects import load
+        from compress_lab.models.subjects import load
 
         self.study, self.store, self.debug, self.console = study, Store(root), debug, console()
         self.store.sweep()
@@ -881,7 +879,7 @@ class Run:
         seed: int,  # draws the windows
     ):
         "The calibration text of a seed, drawn once."
-        from compress_lab.core.data import calibration
+        from compress_lab.data.texts import calibration
 
         options = self.study.calibration
         if seed not in self.texts:
@@ -932,12 +930,12 @@ def compress(
 
     It resumes where a killed run left it.
     """
-    from compress_lab.core.subjects import load
+    from compress_lab.models.subjects import load
 
     if arm.original:
         return self.subject
     if arm.backend:
-        from compress_lab.measure.kernels import native
+        from compress_lab.runtimes.native import native
 
         return native(self.compress(replace(arm, backend="")), arm.backend)
     if arm.copy:

@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 import compress_lab as cl
-from compress_lab.core.tiny import tiny
-from compress_lab.core.training import learn
+from compress_lab.models.tiny import tiny
+from compress_lab.train.trainer import learn
 
 torch.set_num_threads(1)
 tokens = torch.randint(0, 100, (40, 16), generator=torch.Generator().manual_seed(5))
@@ -67,7 +67,7 @@ def learned(folder: Path) -> dict[str, list[float]]:
         "average": {"average": 0.9},
     }
     if "ACCELERATE_USE_FSDP" in os.environ:
-        del distill["average"]  # refused: nbs/core/17_training
+        del distill["average"]  # refused: nbs/train/02_trainer
         try:
             cl.GKD(own=1.0, prompt=8, **settings).apply(
                 cl.Subject(moved()), cl.Sentences({"input_ids": tokens}), original=cl.Subject(tiny("llama"))

@@ -12,11 +12,11 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
-from compress_lab.core.layers import linears
-from compress_lab.core.recipe import Method
-from compress_lab.core.subjects import Provenance, Subject
-from compress_lab.core.tiny import tiny
+from compress_lab.compress.recipe import Method
 from compress_lab.evaluate.records import Metric, NotMeasured, Probe, Records
+from compress_lab.models.layers import linears
+from compress_lab.models.subjects import Provenance, Subject
+from compress_lab.models.tiny import tiny
 from compress_lab.study import Study
 
 LOG = os.environ.get("STUDY_TINY_LOG")

@@ -16,20 +16,19 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from compress_lab.core import layers, starters
+from compress_lab.compress.layerwise import Finished
+from compress_lab.compress.streaming import stream
 from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.files import seal
-from compress_lab.core.layerwise import Finished
-from compress_lab.core.starters import Starter
-from compress_lab.core.streaming import stream
-from compress_lab.core.subjects import Subject, load
-from compress_lab.core.tiny import tiny
-from compress_lab.core.training import learn
 from compress_lab.evaluate import writing
 from compress_lab.evaluate.records import NotMeasured
 from compress_lab.measure import latency, memory
 from compress_lab.measure.latency import Latency
+from compress_lab.models import layers, starters
+from compress_lab.models.starters import Starter
+from compress_lab.models.subjects import Subject, load
+from compress_lab.models.tiny import tiny
 from compress_lab.prune.low_rank import SVDLLM
 from compress_lab.prune.sparsegpt import SparseGPT
 from compress_lab.prune.wanda import Wanda
@@ -37,6 +36,7 @@ from compress_lab.quantize.autoround import AutoRound
 from compress_lab.quantize.gptq import GPTQ
 from compress_lab.quantize.int8 import Int8
 from compress_lab.quantize.rtn import RTN
+from compress_lab.train.trainer import learn
 
 MODULES = ("random", "json", "torch", "pip", "sitecustomize", "usercustomize", "compress_lab", "numpy", "platformdirs")
 SOME = Starter("some", "text", "some-starter==1.0", {"some/data.txt": hashlib.sha256(b"data").hexdigest()}, 1, "CC0")
@@ -546,8 +546,8 @@ WALK = """
 import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 import compress_lab as cl
-from compress_lab.core import layerwise
-from compress_lab.core.layers import linears, release_memory
+from compress_lab.compress import layerwise
+from compress_lab.models.layers import linears, release_memory
 torch.set_num_threads(1)
 def status(name): return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
 model = LlamaForCausalLM._from_config(LlamaConfig(
@@ -589,7 +589,7 @@ def test_the_memory_a_walk_needs_is_what_it_takes(method):
 LIMITED = """
 import psutil, resource, sys
 import torch, compress_lab as cl
-from compress_lab.core.layers import check_memory, free_memory
+from compress_lab.models.layers import check_memory, free_memory
 used = psutil.Process().memory_info()
 most = (used.vms if sys.argv[1] == "RLIMIT_AS" else used.data) + (100 << 20)
 resource.setrlimit(getattr(resource, sys.argv[1]), (most, most))

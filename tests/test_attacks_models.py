@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import compress_lab as cl
-from compress_lab.core import subjects
-from compress_lab.core.checkpoints import weight_files, weights_sha256
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.starters import Starter
-from compress_lab.core.subjects import Subject, load
-from compress_lab.core.tiny import tiny
+from compress_lab.models import subjects
+from compress_lab.models.checkpoints import weight_files, weights_sha256
+from compress_lab.models.starters import Starter
+from compress_lab.models.subjects import Subject, load
+from compress_lab.models.tiny import tiny
 
 CONFIG = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 
@@ -388,7 +388,7 @@ def test_a_model_that_was_converted_is_checked_whole(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compress_lab.core.subjects import load
+from compress_lab.models.subjects import load
 subject = load(sys.argv[1])
 subject.history = ({"method": "Second"},)
 rename = Path.rename

@@ -23,9 +23,9 @@ from test_dossier import synthetic
 
 import compress_lab
 from compress_lab.cli import main
+from compress_lab.compress.recipe import Recipe
 from compress_lab.core import store as store_module
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.recipe import Recipe
 from compress_lab.core.settings import read_yaml
 from compress_lab.core.store import Store, checksum, to_json, unsigned
 from compress_lab.evaluate.records import Metric, Probe, Records
@@ -154,7 +154,7 @@ def files(here):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from compress_lab.core.tiny import tiny as model
+    from compress_lab.models.tiny import tiny as model
 
     letters = ["<unk>", "w", *"0123456789"]
     merges = [("w", digit) for digit in "0123456789"]

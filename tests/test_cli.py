@@ -14,7 +14,7 @@ import pytest
 
 import compress_lab
 from compress_lab.cli import EXTRAS, main
-from compress_lab.core.recipe import Method
+from compress_lab.compress.recipe import Method
 from compress_lab.core.store import Store
 
 COMMAND = str(Path(sys.executable).with_name("compress-lab"))
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from compress_lab.core.tiny import tiny
+    from compress_lab.models.tiny import tiny
 
     folder, chance = tmp_path_factory.mktemp("cli"), random.Random(0)
     words = [f"w{number}" for number in range(100)]
@@ -423,7 +423,7 @@ SIGNS = """
 from dataclasses import dataclass
 import compress_lab as cl
 import pandas as pd
-from compress_lab.core.layers import linears
+from compress_lab.models.layers import linears
 
 @dataclass(frozen=True)
 class Signs(cl.LayerMethod):

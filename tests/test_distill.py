@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import compress_lab as cl
-from compress_lab.core import training
-from compress_lab.core.tiny import inputs, tiny
+from compress_lab.models.tiny import inputs, tiny
+from compress_lab.train import trainer
 
 
 class Text:
@@ -19,8 +19,8 @@ class Text:
 
 def distilled(folder):
     "A student of half the width after ten steps with projections and two micro-batches, and the losses of all steps."
-    losses, learn = [], training.learn
-    training.learn = lambda *given, **more: losses.extend(learn(*given, **more))
+    losses, learn = [], trainer.learn
+    trainer.learn = lambda *given, **more: losses.extend(learn(*given, **more))
     try:
         taught = cl.Distill(
             alpha=0.2, features="hidden", steps=10, micro=2, lr=1e-2, calibration_dtype="float32"
@@ -31,19 +31,19 @@ def distilled(folder):
             checkpoint=folder,
         )
     finally:
-        training.learn = learn
+        trainer.learn = learn
     return losses, taught.fingerprint
 
 
 PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from test_distill import distilled, training
-step = training.Pupil.training_step
+from test_distill import distilled, trainer
+step = trainer.Pupil.training_step
 def killed(self, *given, **more):
     if self.state.global_step == 7: os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *given, **more)
-training.Pupil.training_step = killed
+trainer.Pupil.training_step = killed
 distilled(sys.argv[2])
 """
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.subjects import Subject
-from compress_lab.core.tiny import inputs, logits, strayed, tiny
 from compress_lab.deploy.export import FORMATS, as_format, export, row_length
 from compress_lab.deploy.gguf import check_header, llama_cpp
-from compress_lab.measure.onnxruntime import OnnxRuntime
+from compress_lab.models.subjects import Subject
+from compress_lab.models.tiny import inputs, logits, strayed, tiny
 from compress_lab.quantize.floats import Float
 from compress_lab.quantize.rtn import RTN
+from compress_lab.runtimes.onnxruntime import OnnxRuntime
 
 TRANSFORMERS = """
 import transformers

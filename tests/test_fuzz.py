@@ -24,8 +24,8 @@ from test_dossier import STUDY as SYNTHETIC
 from test_dossier import synthetic
 
 from compress_lab.cli import main
+from compress_lab.compress.recipe import Recipe
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.recipe import Recipe
 from compress_lab.core.store import Store, checksum, to_json
 from compress_lab.evaluate.records import stored
 from compress_lab.evaluate.tasks import items, read_task

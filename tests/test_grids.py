@@ -14,15 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress_lab.core.activations import Gram
-from compress_lab.core.data import Calibration
+from compress_lab.compress.input_statistics import Gram
+from compress_lab.compress.layerwise import by_weights
+from compress_lab.compress.recipe import Recipe
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.layers import linears
-from compress_lab.core.layerwise import by_weights
-from compress_lab.core.packed import LEVELS, Packed
-from compress_lab.core.recipe import Recipe
-from compress_lab.core.subjects import Provenance, Subject, load
-from compress_lab.core.tiny import tiny
+from compress_lab.data.texts import Calibration
+from compress_lab.models.layers import linears
+from compress_lab.models.packed import LEVELS, Packed
+from compress_lab.models.subjects import Provenance, Subject, load
+from compress_lab.models.tiny import tiny
 from compress_lab.prune.magnitude import Magnitude
 from compress_lab.quantize.autoround import AutoRound
 from compress_lab.quantize.awq import AWQ, search

@@ -10,13 +10,21 @@ from notebook_files import LIB
 import compress_lab
 
 HEAVY = "torch transformers datasets pandas numpy scipy matplotlib nbdev".split()
-ROOMS = {  # a room: the rooms it may import from, itself aside
-    "core": set(),
-    "quantize": {"core"},
-    "prune": {"core"},
-    "distill": {"core", "prune"},
-    "measure": {"core", "evaluate"},
-    "evaluate": {"core", "measure"},
+FLOORS = [  # from the ground up: a room imports from the floors below its own, and from its own room
+    {"core"},
+    {"models"},
+    {"data"},
+    {"compress", "train"},
+    {"quantize", "prune", "distill", "evaluate"},
+    {"measure"},
+    {"runtimes"},
+    {"report", "deploy"},
+]
+BESIDE = {"distill": {"prune"}}  # rooms of the same floor that may be imported
+ROOMS = {
+    room: {below for lower in FLOORS[:height] for below in lower} | BESIDE.get(room, set())
+    for height, floor in enumerate(FLOORS)
+    for room in floor
 }
 FILES = [path for room in ROOMS for path in sorted((LIB / room).rglob("*.py"))]
 

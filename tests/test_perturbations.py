@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.files import own_data
-from compress_lab.core.subjects import Subject
-from compress_lab.core.tiny import tiny
 from compress_lab.evaluate.comparison import compare
 from compress_lab.evaluate.perturbations import (
     PERTURBATIONS,
@@ -24,6 +22,8 @@ from compress_lab.evaluate.perturbations import (
     perturb,
 )
 from compress_lab.evaluate.records import NotMeasured, Probe
+from compress_lab.models.subjects import Subject
+from compress_lab.models.tiny import tiny
 
 KINDS = pytest.mark.parametrize("name", PERTURBATIONS)
 WORDS = st.lists(

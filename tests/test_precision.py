@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import compress_lab as cl
-from compress_lab.core.tiny import tiny
 from compress_lab.evaluate.fidelity import divergences
+from compress_lab.models.tiny import tiny
 
 METHODS = (cl.GPTQ(bits=3, group_size=16), cl.Wanda(0.5), cl.SparseGPT(0.5), cl.RIA(0.5), cl.AWQ(bits=3, group_size=16))
 

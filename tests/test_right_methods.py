@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import compress_lab as cl
-from compress_lab.core.activations import Gram
+from compress_lab.compress.input_statistics import Gram
+from compress_lab.compress.layerwise import by_weights
+from compress_lab.compress.recipe import Recipe, methods
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.layers import linears, text_linears, towers
-from compress_lab.core.layerwise import by_weights
-from compress_lab.core.recipe import Recipe, methods
-from compress_lab.core.tiny import inputs, tiny
+from compress_lab.models.layers import linears, text_linears, towers
+from compress_lab.models.tiny import inputs, tiny
 from compress_lab.prune.masks import lowest
 
 QUICK = {  # settings that make a method quick, on rows of 24 tokens
@@ -317,7 +317,7 @@ def test_no_method_touches_the_callers_random_numbers_or_goes_by_them(name, plai
 
 def test_no_helper_touches_the_callers_random_numbers(plain):
     subject, text, _ = plain
-    from compress_lab.core.training import learn
+    from compress_lab.train.trainer import learn
 
     def taught():
         learn(subject.copy().model, text.tokens, steps=2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import compress_lab as cl
-from compress_lab.core.tiny import tiny
+from compress_lab.models.tiny import tiny
 
 TOKENS = torch.randint(8, 96, (2, 24), generator=torch.Generator().manual_seed(0))
 KEEP_KEYS = ["bloom", "gptj", "opt", "gpt_oss", "deepseek_v3", "gemma3_text", "lfm2"]

@@ -22,7 +22,7 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 import compress_lab as cl
-from compress_lab.core.streaming import stream
+from compress_lab.compress.streaming import stream
 group, source, target, way = sys.argv[1:]
 subject = cl.load(source)
 Path(group, "cgroup.procs").write_text(str(os.getpid()))

@@ -16,8 +16,8 @@ import study_tiny as tiny
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from compress_lab.compress.recipe import Recipe
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.recipe import Recipe
 from compress_lab.core.store import Store
 from compress_lab.study import Study, failures
 

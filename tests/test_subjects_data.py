@@ -27,15 +27,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from compress_lab.core.data import calibration, task, text
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.packed import INTEGERS, Bitmask, Packed, masked_bytes
-from compress_lab.core.subjects import Subject, load
+from compress_lab.data.texts import calibration, task, text
+from compress_lab.models.packed import INTEGERS, Bitmask, Packed, masked_bytes
+from compress_lab.models.subjects import Subject, load
 
 CONTENT = b"weights " * 50_000
 SETUP = f"""
 import sys
-from compress_lab.core import starters
+from compress_lab.models import starters
 starters.STARTERS["tiny"] = starters.Starter(
     "tiny", "model", "tiny-starter==1.0", {{"tiny/weights": "{hashlib.sha256(CONTENT).hexdigest()}"}}, 1, "CC0"
 )
@@ -572,8 +572,8 @@ def test_a_saved_bitmask_survives_loading_and_notices_damage(model, tmp_path, dt
 def test_what_is_pruned_is_a_positive_zero(recipe):
     "A negative zero is a value, and a bitmask could save nothing on it."
     import compress_lab as cl
-    from compress_lab.core.layers import linears
-    from compress_lab.core.tiny import inputs, tiny
+    from compress_lab.models.layers import linears
+    from compress_lab.models.tiny import inputs, tiny
 
     class Text:
         tokens, key = inputs(tiny("llama"), batch=8, length=16)["input_ids"], "random"

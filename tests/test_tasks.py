@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from notebook_files import ROOT
 
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.tiny import tiny
 from compress_lab.evaluate.scoring import Request, grow, inputs, packs, score
 from compress_lab.evaluate.tasks import read_task, task_files
+from compress_lab.models.tiny import tiny
 
 few_tokens = st.lists(st.integers(0, 2), min_size=2, max_size=9)
 requests = st.lists(

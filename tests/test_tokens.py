@@ -23,12 +23,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from compress_lab.core import data, wiki
-from compress_lab.core.data import DataProvenance, Document, Text, calibration, images, task, text, windows
 from compress_lab.core.errors import CompressLabError
-from compress_lab.core.inputs import around, check_rows, limits, opened, tokenizer_key
-from compress_lab.core.subjects import Subject
-from compress_lab.core.tiny import causal_lms, encoders, tiny
+from compress_lab.data import texts, wiki
+from compress_lab.data.texts import DataProvenance, Document, Text, calibration, images, task, text, windows
 from compress_lab.evaluate.comparison import compare, probe
 from compress_lab.evaluate.perplexity import Perplexity
 from compress_lab.evaluate.records import NotMeasured
@@ -36,6 +33,9 @@ from compress_lab.evaluate.scoring import Request, encode, packs, score
 from compress_lab.evaluate.task_probe import head_logits
 from compress_lab.evaluate.tasks import items
 from compress_lab.evaluate.writing import answers_to, encoded, rendered
+from compress_lab.models.inputs import around, check_rows, limits, opened, tokenizer_key
+from compress_lab.models.subjects import Subject
+from compress_lab.models.tiny import causal_lms, encoders, tiny
 from compress_lab.prune.wanda import Wanda
 
 torch.set_num_threads(1)
@@ -326,16 +326,16 @@ def test_token_streams_are_those_of_the_tokenizer_that_is_asked(words):
             else "".join(map(chr, row[1:-1]))
         )
         assert any(said in document.text.rstrip() + "\n\n" for document in words.half("calibration")), kind
-    data.STREAMS.clear()
+    texts.STREAMS.clear()
     first, same, other = fast("merges"), fast("merges"), fast("merges")
     other.backend_tokenizer.normalizer = normalizers.Lowercase()
     calibration(words, first, n=1, length=24)
     calibration(words, same, n=1, length=24)
-    assert len(data.STREAMS) == 1
+    assert len(texts.STREAMS) == 1
     rows = calibration(words, other, n=4, length=24).tokens
-    assert len(data.STREAMS) == 2 and other.decode(rows.flatten()).islower()
+    assert len(texts.STREAMS) == 2 and other.decode(rows.flatten()).islower()
     assert len({tokenizer_key(fast("merges", template)) for template in TEMPLATES.values()}) == len(TEMPLATES)
-    assert tokenizer_key(Slow()) is None and len(data.STREAMS) == 2
+    assert tokenizer_key(Slow()) is None and len(texts.STREAMS) == 2
 
 
 def classifiers():
@@ -697,7 +697,7 @@ def test_a_kept_text_that_changed_is_made_again(tmp_path, capsys):
     def damage(change):
         kept.write_bytes(change(kept.read_bytes()))
 
-    assert data._kept(kept, make) == data._kept(kept, make) == make() and len(made) == 2
+    assert texts._kept(kept, make) == texts._kept(kept, make) == make() and len(made) == 2
     for change in (
         lambda found: found.replace(b"Prose", b"Prosa"),
         lambda found: found[:9],
@@ -706,13 +706,13 @@ def test_a_kept_text_that_changed_is_made_again(tmp_path, capsys):
     ):
         made.clear()
         damage(change)
-        assert data._kept(kept, make) == [["1", "Title", "Prose of some length."]] and len(made) == 1
+        assert texts._kept(kept, make) == [["1", "Title", "Prose of some length."]] and len(made) == 1
         assert (
             capsys.readouterr().err + capsys.readouterr().out or (tmp_path / "converted" / "damaged-kept.json").exists()
         )
     kept.unlink()
     kept.mkdir()
-    assert data._kept(kept, make) == [["1", "Title", "Prose of some length."]]
+    assert texts._kept(kept, make) == [["1", "Title", "Prose of some length."]]
 
 
 def test_only_regular_files_of_text_are_read(tmp_path):
@@ -754,8 +754,8 @@ def test_only_regular_files_of_text_are_read(tmp_path):
 def test_no_expression_takes_longer_than_the_text_is_long():
     began, many = time.monotonic(), 30_000
     for line in (" = " + "a = " * many, " = a" + " " * many + "= b", " = " * many):
-        data.TITLE.match(line)
-        data._pieces("\n" + line + " " * many + "x", "text")
+        texts.TITLE.match(line)
+        texts._pieces("\n" + line + " " * many + "x", "text")
     for markup in (
         "{{" * many + "}}" * many,
         "<!--" * many,

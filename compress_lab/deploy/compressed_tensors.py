@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
 from ..core.files import read_json
-from ..core.packed import Packed, pack
-from ..core.rounding import Rounding, rounding_of
-from ..core.subjects import tensors, write_configs
-from ..core.tiny import logits
 from .export import Format
-from ..measure.graph import reading
+from ..models.input_quantizers import Rounding, rounding_of
+from ..models.packed import Packed, pack
+from ..models.subjects import tensors, write_configs
+from ..models.tiny import logits
+from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-05
 def words(

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CompressLabError, nearest
-from ..core.factored import ranks
 from ..core.files import cannot_write, new_folder
-from ..core.inputs import limits
-from ..core.layers import LinearLayer, embeddings, linears, size_of
-from ..core.packed import Packed
-from ..core.subjects import Subject, local
-from ..core.tiny import inputs, logits, strayed
-from ..measure.graph import quiet
+from ..models.inputs import limits
+from ..models.layers import LinearLayer, embeddings, linears, size_of
+from ..models.low_rank import ranks
+from ..models.packed import Packed
+from ..models.subjects import Subject, local
+from ..models.tiny import inputs, logits, strayed
+from ..runtimes.graph import quiet
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-06
 def quantized(

@@ -18,12 +18,12 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import CompressLabError
-from ..core.layers import size_of
-from ..core.packed import Packed
-from ..core.subjects import tensors
-from ..core.tiny import logits
 from .export import Format
-from ..measure.graph import reading
+from ..models.layers import size_of
+from ..models.packed import Packed
+from ..models.subjects import tensors
+from ..models.tiny import logits
+from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/05_gguf.ipynb #cell-06
 def kind(packed: Packed) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..core.errors import CompressLabError
 from ..core.files import read_json
-from ..core.packed import Packed, pack
-from ..core.tiny import logits
 from .compressed_tensors import checkpoint, words
 from .export import Format
-from ..measure.graph import reading
+from ..models.packed import Packed, pack
+from ..models.tiny import logits
+from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/06_gptq_format.ipynb #cell-05
 def columnwise(packed: Packed) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .export import Format
 from .openvino import feed
-from ..measure.graph import reading
-from ..measure.onnxruntime import onnx_graph
+from ..runtimes.graph import reading
+from ..runtimes.onnxruntime import onnx_graph
 
 # %% ../../nbs/deploy/04_onnx.ipynb #cell-05
 class Onnx(Format):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .export import Format
-from ..measure.graph import reading
-from ..measure.openvino import exported, openvino, pack_constants
+from ..runtimes.graph import reading
+from ..runtimes.openvino import exported, openvino, pack_constants
 
 # %% ../../nbs/deploy/03_openvino.ipynb #cell-05
 def feed(inputs: list[tuple], tokens: Tensor) -> dict[str, np.ndarray]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core.packed import Packed
-from ..core.subjects import tensors
-from ..core.tiny import logits
 from .compressed_tensors import checkpoint, read
 from .export import Format
-from ..measure.graph import reading
+from ..models.packed import Packed
+from ..models.subjects import tensors
+from ..models.tiny import logits
+from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/07_torchao.ipynb #cell-06
 def as_torchao(

@@ -19,10 +19,18 @@ import xxhash
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from ..compress.recipe import Method
 from ..core.errors import CompressLabError
 from ..core.files import read_json, regular_file, remove
-from ..core.layers import check_memory, linears, size_of
-from compress_lab.core.losses import (
+from ..core.progress import bar, write
+from .features import attending, attention_loss, hidden_loss, layer_pairs, projection, relation_loss
+from .losses import DIVERGENCES, of_top, top_of
+from .vocabularies import PLACES, as_teacher_reads, at_places, sorted_loss, teacher_columns
+from ..models.layers import check_memory, linears, size_of
+from ..models.precision import autocast, dtype_of
+from ..models.starters import _locked, cache_dir
+from ..models.subjects import tensors_hash
+from compress_lab.train.losses import (
     LOGIT_BYTES,
     Objective,
     attended,
@@ -37,14 +45,6 @@ from compress_lab.core.losses import (
     requiring,
     token_loss,
 )
-from ..core.precision import autocast, dtype_of
-from ..core.progress import bar, write
-from ..core.recipe import Method
-from ..core.starters import _locked, cache_dir
-from ..core.subjects import tensors_hash
-from .features import attending, attention_loss, hidden_loss, layer_pairs, projection, relation_loss
-from .losses import DIVERGENCES, of_top, top_of
-from .vocabularies import PLACES, as_teacher_reads, at_places, sorted_loss, teacher_columns
 
 # %% ../../nbs/distill/10_distill.ipynb #settings-code
 FEATURES = ("none", "hidden", "directions", "attention", "relations")
@@ -274,7 +274,7 @@ def outputs_of(
     """Columns for the table: `teacher_values`, (n, …, k + 1), and `teacher_top`, (n, …, k), computed where they are not
     there yet.
     """
-    from compress_lab.core.training import Rows
+    from compress_lab.train.trainer import Rows
 
     rows, model = Rows({name: column for name, column in table.items() if name != "labels"}), teacher.model
     device = next(model.parameters()).device
@@ -385,7 +385,7 @@ def run(self: Distill, subject, layers, calibration=None, checkpoint=None, seed=
     """Trains the Subject in place, all but the linears that are no target; returns how far each linear moved, relative,
     by name.
     """
-    from compress_lab.core.training import learn
+    from compress_lab.train.trainer import learn
 
     check_loaded(self, subject)
     student, teacher, table = subject.model, original.model, rows_to_learn(calibration)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CompressLabError
-from ..core.losses import kl_loss
+from ..train.losses import kl_loss
 
 # %% ../../nbs/distill/01_losses.ipynb #cell-06
 def mixture(one: Tensor, other: Tensor, share: float) -> Tensor:

@@ -16,14 +16,14 @@ from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
 from ..core.errors import CompressLabError
-from ..core.inputs import check_rows
-from ..core.losses import attended, causal
 from ..core.progress import bar
 from ..core.randomness import random_state_kept
 from ..core.settings import seed_number
 from ..core.settings import whole as whole_number
-from ..core.subjects import tensors_hash
 from .distill import Distill, Lesson, Sentences
+from ..models.inputs import check_rows
+from ..models.subjects import tensors_hash
+from ..train.losses import attended, causal
 
 # %% ../../nbs/distill/11_on_policy.ipynb #write-code
 @torch.no_grad()

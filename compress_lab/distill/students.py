@@ -16,16 +16,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..compress.recipe import Method, Recipe
 from ..core.errors import CompressLabError
-from ..core.layers import blocks as blocks_of
-from ..core.layers import linears, size_of
 from ..core.randomness import random_state_kept
-from ..core.recipe import Method, Recipe
 from ..core.settings import seed_number, whole
-from ..core.subjects import Provenance, Subject
-from ..core.tiny import inputs, logits
-from ..core.units import Units, units
-from ..core.units import field as field_of
+from ..models.layers import blocks as blocks_of
+from ..models.layers import linears, size_of
+from ..models.subjects import Provenance, Subject
+from ..models.tiny import inputs, logits
+from ..models.units import Units, units
+from ..models.units import field as field_of
 from ..prune.depth import Blocks, one_stack, shallower, shorter
 from ..prune.hidden import Hidden, generates, narrower
 from ..prune.shrink import configuration, going, shapes, with_fields

@@ -13,8 +13,8 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..core.errors import CompressLabError
-from ..core.losses import predictions
-from ..core.subjects import Subject
+from ..models.subjects import Subject
+from ..train.losses import predictions
 
 # %% ../../nbs/distill/12_teachers.ipynb #ensemble-code
 class Ensemble(nn.Module):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..compress.recipe import fits
 from ..core.errors import CompressLabError
-from ..core.losses import attended
 from ..core.progress import bar
-from ..core.recipe import fits
 from ..core.settings import seed_number
 from ..core.settings import whole as whole_number
 from .distill import Sentences
+from ..train.losses import attended
 
 # %% ../../nbs/distill/13_texts.ipynb #varied-code
 def varied(

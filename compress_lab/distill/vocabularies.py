@@ -13,9 +13,9 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import CompressLabError
-from ..core.inputs import check_rows, opened
-from ..core.losses import attended, causal, in_pieces
 from ..core.progress import bar
+from ..models.inputs import check_rows, opened
+from ..train.losses import attended, causal, in_pieces
 
 # %% ../../nbs/distill/04_vocabularies.ipynb #loss-code
 def sorted_loss(

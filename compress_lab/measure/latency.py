@@ -20,7 +20,6 @@ from fastcore.basics import patch
 from scipy import stats
 
 from ..core.errors import CompressLabError
-from ..core.inputs import check_rows, limits
 from ..core.progress import bar
 from ..core.store import environment
 from ..evaluate.perplexity import evaluating
@@ -35,6 +34,7 @@ from compress_lab.evaluate.records import (
     setting,
     verdict,
 )
+from ..models.inputs import check_rows, limits
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-06
 ARMS = ("original", "compressed", "control")

@@ -12,9 +12,9 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
-from ..core.packed import masked_bytes
-from ..core.subjects import tensors
 from ..evaluate.records import Metric, Probe, Records
+from ..models.packed import masked_bytes
+from ..models.subjects import tensors
 
 # %% ../../nbs/measure/01_size.ipynb #cell-06
 def packed_by_tensor(subject) -> dict[int, object]:

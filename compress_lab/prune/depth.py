@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..compress.recipe import Method
 from ..core.errors import CompressLabError
-from ..core.layers import Block, blocks, calibrating, text_linears
-from ..core.losses import in_pieces, token_loss
-from ..core.recipe import Method
+from ..models.layers import Block, blocks, calibrating, text_linears
 from .shrink import check_same, filled, shapes, with_fields
+from ..train.losses import in_pieces, token_loss
 
 # %% ../../nbs/prune/22_depth.ipynb #cell-06
 def states(values) -> Tensor:

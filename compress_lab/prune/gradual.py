@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import CompressLabError
-from ..core.losses import moved
 from .masks import lowest_share
 from .recovery import Recover, check_trainable, taught
+from ..train.losses import moved
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-06
 PACE = 100  # how much faster scores learn than weights, where how large they are matters
@@ -90,7 +90,7 @@ def share_at(step: int, steps: int, sparsity: float) -> float:
 
 def growing(masks: list[tuple[nn.Module, Masked]], steps: int, sparsity: float):
     "A callback that lets the masks of modules grow, at most fifty times."
-    from compress_lab.core.training import Watch
+    from compress_lab.train.trainer import Watch
 
     def grow(step):
         if step >= steps or step % max(1, steps // 50) and step < steps - 1:
@@ -149,7 +149,7 @@ class Gradual(Recover):
         """Prunes and trains the linears of the Subject in place; returns how far each moved, relative, and its zeros,
         by name.
         """
-        from compress_lab.core.training import sharded
+        from compress_lab.train.trainer import sharded
 
         check_trainable(self, subject, layers, calibration, original)
         if sharded():

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..core.activations import unseen
-from ..core.equivalence import centres, norms
+from ..compress.input_statistics import unseen
+from ..compress.layerwise import Compressed, calibrate, check_finite, losses, put
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, text_linears
-from ..core.layerwise import Compressed, calibrate, check_finite, losses, put
-from ..core.tiny import inputs, logits, reason, strayed, tolerance
-from ..core.units import Units, units
-from ..core.units import field as field_of
+from ..models.equivalence import centres, norms
+from ..models.layers import LinearLayer, text_linears
+from ..models.tiny import inputs, logits, reason, strayed, tolerance
+from ..models.units import Units, units
+from ..models.units import field as field_of
 from .shrink import filled, going, proposals, shapes, with_fields
 from .width import Width, cheapest, choose, cut_reader, damped, repaired
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.activations import ColumnMagnitudes, Gram, unseen
+from ..compress.input_statistics import ColumnMagnitudes, Gram, unseen
+from ..compress.layerwise import Compressed, LayerMethod, change_each, check_finite, losses, put
 from ..core.errors import CompressLabError
-from ..core.factored import alike, check_factors, place, split
-from ..core.layerwise import Compressed, LayerMethod, change_each, check_finite, losses, put
+from ..models.low_rank import alike, check_factors, place, split
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-06
 def root(

@@ -8,9 +8,10 @@ __all__ = ['Recover', 'check_trainable', 'taught']
 # %% ../../nbs/prune/30_recovery.ipynb #cell-03
 from dataclasses import dataclass
 
+from ..compress.recipe import Method
 from ..core.errors import CompressLabError
-from ..core.layers import check_memory
-from compress_lab.core.losses import (
+from ..models.layers import check_memory
+from compress_lab.train.losses import (
     LOGIT_BYTES,
     check_loaded,
     check_loss,
@@ -19,7 +20,6 @@ from compress_lab.core.losses import (
     moved,
     requiring,
 )
-from ..core.recipe import Method
 
 # %% ../../nbs/prune/30_recovery.ipynb #cell-05
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def check_trainable(method, subject, layers, calibration, original):
 
 def taught(method, subject, parameters: list, calibration, original, checkpoint, seed: int, callbacks=()):
     "Trains some parameters of the Subject in place, the others stay."
-    from compress_lab.core.training import learn
+    from compress_lab.train.trainer import learn
 
     teacher = original.model if method.loss == "kl" else None
     with requiring(subject.model, parameters):

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..compress.layerwise import Compressed, put
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, calibrating, check_memory
-from ..core.layerwise import Compressed, put
-from ..core.losses import check_loss, loss_of, requiring
 from ..core.progress import bar
+from ..models.layers import LinearLayer, calibrating, check_memory
 from .masks import Pruning, lowest, lowest_share
+from ..train.losses import check_loss, loss_of, requiring
 
 # %% ../../nbs/prune/09_saliency.ipynb #cell-06
 def gradients(

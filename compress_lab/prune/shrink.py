@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
-from ..core.tiny import inputs, logits, reason, strayed, tolerance
-from ..core.units import Units
+from ..models.tiny import inputs, logits, reason, strayed, tolerance
+from ..models.units import Units
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-06
 def going(

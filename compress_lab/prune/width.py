@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core.activations import Gram, unseen
+from ..compress.input_statistics import Gram, unseen
+from ..compress.layerwise import Compressed, LayerMethod, calibrate, check_finite, losses, put
 from ..core.errors import CompressLabError
-from ..core.layerwise import Compressed, LayerMethod, calibrate, check_finite, losses, put
-from ..core.units import Units, units
+from ..models.units import Units, units
 from .shrink import configuration, going, shrink
 
 # %% ../../nbs/prune/21_width.ipynb #cell-06

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
+from ..compress.recipe import Method
 from ..core.errors import CompressLabError, listed
-from ..core.layers import Held, LinearLayer, Stage, blocks, body, calibrating, check_memory, release_memory
-from ..core.layerwise import Compressed, Finished, check_finite, losses, put
-from ..core.losses import LIMITS
-from ..core.precision import precision
 from ..core.progress import bar
-from ..core.recipe import Method
+from ..models.layers import Held, LinearLayer, Stage, blocks, body, calibrating, check_memory, release_memory
+from ..models.precision import precision
 from .grid import check_grid
 from compress_lab.quantize.ste import (
     UNFELT,
@@ -32,6 +31,7 @@ from compress_lab.quantize.ste import (
     soft_span,
     to_groups,
 )
+from ..train.losses import LIMITS
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-06
 class Rounding:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.activations import ColumnNorms
+from ..compress.input_statistics import ColumnNorms
+from ..compress.layerwise import Compressed, LayerMethod
 from ..core.errors import CompressLabError
-from ..core.layerwise import Compressed, LayerMethod
 
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-06
 INITS = ("companded", "linear", "density", "random")

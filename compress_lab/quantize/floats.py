@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..compress.layerwise import Compressed, LayerMethod
 from ..core.errors import CompressLabError
 from ..core.errors import nearest as nearest_name
-from ..core.layerwise import Compressed, LayerMethod
 from .levels import FORMATS, Format, factor, lay, rounded
 
 # %% ../../nbs/quantize/10_floats.ipynb #cell-06

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.activations import unseen
+from ..compress.input_statistics import unseen
+from ..compress.layerwise import Compressed, LayerMethod, change_each, check_finite, treat
 from ..core.errors import CompressLabError
-from ..core.layers import Trace, calibrating
-from ..core.layerwise import Compressed, LayerMethod, change_each, check_finite, treat
-from ..core.rounding import Rounding, attach, detach
-from ..core.tiny import inputs
+from ..models.input_quantizers import Rounding, attach, detach
+from ..models.layers import Trace, calibrating
+from ..models.tiny import inputs
 from .grid import half_precision
 from .observers import OBSERVERS, threshold
 

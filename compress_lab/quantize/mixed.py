@@ -16,16 +16,16 @@ from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from ..core.activations import Gram
+from ..compress.input_statistics import Gram
+from ..compress.layerwise import LayerMethod, treat
+from ..compress.recipe import Recipe, Step, plan
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
-from ..core.layerwise import LayerMethod, treat
-from ..core.losses import causal, requiring
-from ..core.packed import Packed
-from ..core.precision import autocast, precision
 from ..core.progress import bar
-from ..core.recipe import Recipe, Step, plan
 from ..core.settings import whole as whole_number
+from ..models.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
+from ..models.packed import Packed
+from ..models.precision import autocast, precision
+from ..train.losses import causal, requiring
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-06
 def check_methods(methods: list):

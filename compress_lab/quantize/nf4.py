@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..core.layerwise import Compressed, LayerMethod
+from ..compress.layerwise import Compressed, LayerMethod
 from .levels import FORMATS, Format, eight_bits, factor, lay, rounded
 
 # %% ../../nbs/quantize/11_nf4.ipynb #cell-08

@@ -13,20 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
+from ..compress.recipe import Method
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, calibrating, check_memory
-from ..core.layerwise import Compressed, Finished, check_finite, losses, put
-from compress_lab.core.losses import (
-    LOGIT_BYTES,
-    check_finite_loss,
-    check_loss,
-    check_training,
-    check_vocabulary,
-    loss_of,
-)
-from ..core.precision import autocast
 from ..core.progress import bar
-from ..core.recipe import Method
+from ..models.layers import LinearLayer, calibrating, check_memory
+from ..models.precision import autocast
 from .grid import check_grid, fit
 from compress_lab.quantize.ste import (
     UNFELT,
@@ -38,6 +30,14 @@ from compress_lab.quantize.ste import (
     parts_of,
     shaped_for,
     to_groups,
+)
+from compress_lab.train.losses import (
+    LOGIT_BYTES,
+    check_finite_loss,
+    check_loss,
+    check_training,
+    check_vocabulary,
+    loss_of,
 )
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-06

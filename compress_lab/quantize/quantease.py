@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.activations import Gram
+from ..compress.input_statistics import Gram
+from ..compress.layerwise import Compressed
 from ..core.errors import CompressLabError
-from ..core.layerwise import Compressed
 from .gptq import GPTQ
 from .repair import fitted
 from .rtn import RTN

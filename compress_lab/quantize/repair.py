@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.activations import ColumnMeans, Gram, output_error, unseen
+from ..compress.input_statistics import ColumnMeans, Gram, output_error, unseen
+from ..compress.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, counterpart
-from ..core.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses
-from ..core.packed import Packed
+from ..models.layers import LinearLayer, counterpart
+from ..models.packed import Packed
 from .grid import half_precision
 from .ste import matrix_of, to_groups
 

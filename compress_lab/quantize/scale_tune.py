@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..compress.recipe import Method
 from ..core.errors import CompressLabError
-from ..core.layers import LinearLayer, calibrating, check_memory
-from ..core.losses import LOGIT_BYTES, check_loss, check_training
-from ..core.packed import Packed, shortest
-from ..core.recipe import Method
+from ..models.layers import LinearLayer, calibrating, check_memory
+from ..models.packed import Packed, shortest
 from .qat import done_once, train
 from .repair import check_scales_free, unscaled
 from .ste import LearnedScales, from_groups, shaped_for, to_groups
+from ..train.losses import LOGIT_BYTES, check_loss, check_training
 
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-06
 class Scales(LearnedScales):

@@ -10,8 +10,8 @@ __all__ = ['UNFELT', 'matrix_of', 'shaped_for', 'parts_of', 'to_groups', 'from_g
 import torch
 from torch import Tensor
 
-from ..core.layers import LinearLayer
-from ..core.layerwise import Compressed
+from ..compress.layerwise import Compressed
+from ..models.layers import LinearLayer
 from .grid import half_precision, span
 
 # %% ../../nbs/quantize/31_ste.ipynb #cell-06

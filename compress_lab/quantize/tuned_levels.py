@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import CompressLabError
-from ..core.layers import linears
-from ..core.packed import Packed, shortest
 from ..core.randomness import random_state_kept
-from ..core.subjects import Subject
+from ..models.layers import linears
+from ..models.packed import Packed, shortest
+from ..models.subjects import Subject
 
 # %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-05
 class Shared(nn.Module):
