@@ -13,7 +13,7 @@ from importlib import import_module
 # %% ../nbs/api.ipynb #cell-05
 HOMES = {  # a room of the package: its modules, each with the public names it defines
     "core": "errors CompressLabError, store Store",
-    "models": "subjects Subject load, equivalence equivalences, units overview units, lenet lenet",
+    "models": "subject Subject, loading load, equivalence equivalences, units overview units, lenet lenet",
     "data": "texts Calibration Images Text Windows calibration images task text windows",
     "compress": "recipe Method Recipe methods, layerwise Compressed LayerMethod, streaming stream",
     "quantize": "rtn RTN, gptq GPTQ, hqq HQQ, quantease QuantEase, scale_tune ScaleTune, floats Float, nf4 NF4, "

@@ -412,7 +412,7 @@ def apply(
     for name in ("n", "length"):
         whole(getattr(options, name), f"--{name}", least=1)
     from compress_lab.data.texts import calibration
-    from compress_lab.models.subjects import load
+    from compress_lab.models.loading import load
 
     subject, text = load(options.model), None
     if recipe.needs_calibration:
@@ -431,9 +431,8 @@ def methods(
     options,  # parsed arguments
 ) -> int:
     "Lists the methods, or shows one with its settings."
-    from compress_lab.core.registry import METHODS
-
     from compress_lab.compress.recipe import method_row, methods
+    from compress_lab.core.registry import METHODS
 
     if options.name:
         describe(options.name, METHODS.named(options.name))
@@ -537,7 +536,7 @@ def probe(
         raise CompressLabError(
             f"{kind.name} compares two models.", "the command line", "name the original with --against"
         )
-    from compress_lab.models.subjects import load
+    from compress_lab.models.loading import load
 
     if options.against is not None:
         return show_comparison(asked, load(options.against), load(options.model), options.seed)
@@ -583,7 +582,7 @@ def export(
 ) -> int:
     "Writes a saved Subject in a format that other programs read, and reads it back."
     from compress_lab.deploy.export import as_format, export
-    from compress_lab.models.subjects import load
+    from compress_lab.models.loading import load
 
     form = as_format(options.format)
     written = export(load(options.folder), options.out, form)

@@ -585,7 +585,7 @@ def named_files(
     config: "str|None" = None,  # part of the data set
 ) -> list[Path]:
     "The files behind the name: itself, those in the folder, the tables in the mirror."
-    from compress_lab.models.subjects import local
+    from compress_lab.models.folders import local
 
     try:
         path = local(name)
@@ -731,7 +731,7 @@ def not_measured(
     error: Exception,  # why
 ) -> dict:
     "The part of a result that says why there are no values."
-    from compress_lab.evaluate.records import NotMeasured
+    from compress_lab.core.errors import NotMeasured
 
     if isinstance(error, NotMeasured):
         return dict(status="not measured", reason=error.what)
@@ -859,7 +859,7 @@ class Run:
         subject=None,  # the Subject where it is loaded already
         debug: bool = False,  # raise what goes wrong instead of recording it
     ):
-        from compress_lab.models.subjects import load
+        from compress_lab.models.loading import load
 
         self.study, self.store, self.debug, self.console = study, Store(root), debug, console()
         self.store.sweep()
@@ -930,7 +930,7 @@ def compress(
 
     It resumes where a killed run left it.
     """
-    from compress_lab.models.subjects import load
+    from compress_lab.models.loading import load
 
     if arm.original:
         return self.subject
@@ -1113,7 +1113,7 @@ def fill(
 @patch
 def store_one(self: Run, arm: Arm, key: str, probe, subject, failure) -> Cell:
     "The cell, measured and stored; `failure` is why there is no subject to measure."
-    from compress_lab.evaluate.records import NotMeasured
+    from compress_lab.core.errors import NotMeasured
 
     result, frame, began = described(arm, probe, subject), None, time.perf_counter()
     try:

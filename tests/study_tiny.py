@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 
 from compress_lab.compress.recipe import Method
-from compress_lab.evaluate.records import Metric, NotMeasured, Probe, Records
+from compress_lab.core.errors import NotMeasured
+from compress_lab.evaluate.records import Metric, Probe, Records
 from compress_lab.models.layers import linears
-from compress_lab.models.subjects import Provenance, Subject
+from compress_lab.models.subject import Provenance, Subject
 from compress_lab.models.tiny import tiny
 from compress_lab.study import Study
 

@@ -5,7 +5,8 @@ import torch
 
 from compress_lab.core.errors import CompressLabError
 from compress_lab.models.architectures import audit
-from compress_lab.models.tiny import causal_lms, encoders, inputs, tiny
+from compress_lab.models.forward import inputs
+from compress_lab.models.tiny import causal_lms, encoders, tiny
 
 torch.set_num_threads(1)
 
@@ -36,7 +37,7 @@ def test_architecture(head, name):
         return
     model = tiny(name, head=head)
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_500_000, (
-        "a size that models/06_tiny does not cut"
+        "a size that models/03_tiny does not cut"
     )
     problems = audit(model, [inputs(model, seed=0), inputs(model, seed=1)]).problems
     if name in NOT_SUPPORTED:

@@ -19,15 +19,15 @@ from transformers import TrainerCallback
 from compress_lab.compress.layerwise import Finished
 from compress_lab.compress.streaming import stream
 from compress_lab.core.children import child_environment, python_command
-from compress_lab.core.errors import CompressLabError
+from compress_lab.core.errors import CompressLabError, NotMeasured
 from compress_lab.core.files import seal
 from compress_lab.evaluate import writing
-from compress_lab.evaluate.records import NotMeasured
 from compress_lab.measure import latency, memory
 from compress_lab.measure.latency import Latency
 from compress_lab.models import layers, starters
+from compress_lab.models.loading import load
 from compress_lab.models.starters import Starter
-from compress_lab.models.subjects import Subject, load
+from compress_lab.models.subject import Subject
 from compress_lab.models.tiny import tiny
 from compress_lab.prune.low_rank import SVDLLM
 from compress_lab.prune.sparsegpt import SparseGPT

@@ -21,10 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
-from compress_lab.models import subjects
+from compress_lab.models import loading
 from compress_lab.models.checkpoints import weight_files, weights_sha256
+from compress_lab.models.loading import load
 from compress_lab.models.starters import Starter
-from compress_lab.models.subjects import Subject, load
+from compress_lab.models.subject import Subject
 from compress_lab.models.tiny import tiny
 
 CONFIG = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
@@ -355,11 +356,11 @@ def test_a_model_that_was_converted_is_checked_whole(tmp_path, monkeypatch):
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             (folder / name).write_text(name)
 
-    monkeypatch.setattr(subjects, "_dequantise", dequantise)
+    monkeypatch.setattr(loading, "_dequantise", dequantise)
     starter = Starter("fake", "model", "fake==1.0", {"fake/a.gguf": "0"}, 1, "CC0")
     (tmp_path / "cache").mkdir()
-    folder = subjects._converted(starter, tmp_path / "a.gguf")
-    assert subjects._converted(starter, tmp_path / "a.gguf") == folder and len(made) == 1
+    folder = loading._converted(starter, tmp_path / "a.gguf")
+    assert loading._converted(starter, tmp_path / "a.gguf") == folder and len(made) == 1
     for count, damage in enumerate(
         [
             lambda: (folder / "config.json").write_text("config_json"),
@@ -375,7 +376,7 @@ def test_a_model_that_was_converted_is_checked_whole(tmp_path, monkeypatch):
     ):
         damage()
         with within(5):
-            subjects._converted(starter, tmp_path / "a.gguf")
+            loading._converted(starter, tmp_path / "a.gguf")
         assert (
             len(made) == count
             and (folder / "config.json").read_text() == "config.json"
@@ -388,7 +389,7 @@ def test_a_model_that_was_converted_is_checked_whole(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compress_lab.models.subjects import load
+from compress_lab.models.loading import load
 subject = load(sys.argv[1])
 subject.history = ({"method": "Second"},)
 rename = Path.rename

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import compress_lab as cl
-from compress_lab.models.tiny import inputs, tiny
+from compress_lab.models.forward import inputs
+from compress_lab.models.tiny import tiny
 from compress_lab.train import trainer
 
 

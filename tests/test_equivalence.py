@@ -9,9 +9,10 @@ from test_architectures import ALL, NOT_BUILT
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.models.equivalence import equivalences
+from compress_lab.models.forward import inputs, logits
 from compress_lab.models.layers import linears
-from compress_lab.models.subjects import weights_hash
-from compress_lab.models.tiny import inputs, logits, tiny
+from compress_lab.models.subject import weights_hash
+from compress_lab.models.tiny import tiny
 
 torch.set_num_threads(1)
 

@@ -13,8 +13,9 @@ import torch
 from compress_lab.core.errors import CompressLabError
 from compress_lab.deploy.export import FORMATS, as_format, export, row_length
 from compress_lab.deploy.gguf import check_header, llama_cpp
-from compress_lab.models.subjects import Subject
-from compress_lab.models.tiny import inputs, logits, strayed, tiny
+from compress_lab.models.forward import inputs, logits, relative_error
+from compress_lab.models.subject import Subject
+from compress_lab.models.tiny import tiny
 from compress_lab.quantize.floats import Float
 from compress_lab.quantize.rtn import RTN
 from compress_lab.runtimes.onnxruntime import OnnxRuntime
@@ -174,7 +175,7 @@ def test_models_of_every_type(form, dtype, tmp_path):
         for name, packed in subject.packed.items():
             wide.get_parameter(name).copy_(packed.dequantize())
     done, tokens = export(subject, tmp_path / "out", form), inputs(wide, length=9)["input_ids"]
-    far = strayed(as_format(form).run(tmp_path / "out", tokens), logits(wide, {"input_ids": tokens}))
+    far = relative_error(as_format(form).run(tmp_path / "out", tokens), logits(wide, {"input_ids": tokens}))
     assert (
         far < (0.02 if dtype is torch.bfloat16 and form in ("compressed-tensors", "torchao") else 1e-5)
         and done.difference < 0.02

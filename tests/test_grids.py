@@ -20,8 +20,9 @@ from compress_lab.compress.recipe import Recipe
 from compress_lab.core.errors import CompressLabError
 from compress_lab.data.texts import Calibration
 from compress_lab.models.layers import linears
+from compress_lab.models.loading import load
 from compress_lab.models.packed import LEVELS, Packed
-from compress_lab.models.subjects import Provenance, Subject, load
+from compress_lab.models.subject import Provenance, Subject
 from compress_lab.models.tiny import tiny
 from compress_lab.prune.magnitude import Magnitude
 from compress_lab.quantize.autoround import AutoRound

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress_lab.core.errors import CompressLabError
+from compress_lab.core.errors import CompressLabError, NotMeasured
 from compress_lab.core.files import own_data
 from compress_lab.evaluate.comparison import compare
 from compress_lab.evaluate.perturbations import (
@@ -21,8 +21,8 @@ from compress_lab.evaluate.perturbations import (
     losses,
     perturb,
 )
-from compress_lab.evaluate.records import NotMeasured, Probe
-from compress_lab.models.subjects import Subject
+from compress_lab.evaluate.records import Probe
+from compress_lab.models.subject import Subject
 from compress_lab.models.tiny import tiny
 
 KINDS = pytest.mark.parametrize("name", PERTURBATIONS)

@@ -9,8 +9,9 @@ from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
+from compress_lab.models.forward import inputs, logits
 from compress_lab.models.layers import text_linears, tied
-from compress_lab.models.tiny import inputs, logits, tiny
+from compress_lab.models.tiny import tiny
 
 METHODS = (
     cl.RTN(bits=4, group_size=16),

@@ -16,8 +16,9 @@ from compress_lab.compress.input_statistics import Gram
 from compress_lab.compress.layerwise import by_weights
 from compress_lab.compress.recipe import Recipe, methods
 from compress_lab.core.errors import CompressLabError
+from compress_lab.models.forward import inputs
 from compress_lab.models.layers import linears, text_linears, towers
-from compress_lab.models.tiny import inputs, tiny
+from compress_lab.models.tiny import tiny
 from compress_lab.prune.masks import lowest
 
 QUICK = {  # settings that make a method quick, on rows of 24 tokens

@@ -14,15 +14,17 @@ from test_architectures import ALL, NOT_BUILT
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
-from compress_lab.models.tiny import inputs, logits, tiny
+from compress_lab.models.forward import inputs, logits
+from compress_lab.models.tiny import tiny
 
 torch.set_num_threads(1)
 
 READER = """
 import json, sys, torch
 torch.set_num_threads(1)
-from compress_lab.models.subjects import load
-from compress_lab.models.tiny import inputs, logits
+from compress_lab.models.loading import load
+from compress_lab.models.forward import inputs
+from compress_lab.models.forward import logits
 for line in sys.stdin:
     folder, runs = json.loads(line)
     subject = load(folder)

@@ -11,8 +11,9 @@ from test_structure import REFUSED
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
+from compress_lab.models.forward import inputs, logits
 from compress_lab.models.layers import blocks, size_of, tied
-from compress_lab.models.tiny import inputs, logits, tiny
+from compress_lab.models.tiny import tiny
 from compress_lab.models.units import field
 
 torch.set_num_threads(1)

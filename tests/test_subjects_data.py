@@ -29,8 +29,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from compress_lab.core.errors import CompressLabError
 from compress_lab.data.texts import calibration, task, text
+from compress_lab.models.loading import load
 from compress_lab.models.packed import INTEGERS, Bitmask, Packed, masked_bytes
-from compress_lab.models.subjects import Subject, load
+from compress_lab.models.subject import Subject
 
 CONTENT = b"weights " * 50_000
 SETUP = f"""
@@ -572,8 +573,9 @@ def test_a_saved_bitmask_survives_loading_and_notices_damage(model, tmp_path, dt
 def test_what_is_pruned_is_a_positive_zero(recipe):
     "A negative zero is a value, and a bitmask could save nothing on it."
     import compress_lab as cl
+    from compress_lab.models.forward import inputs
     from compress_lab.models.layers import linears
-    from compress_lab.models.tiny import inputs, tiny
+    from compress_lab.models.tiny import tiny
 
     class Text:
         tokens, key = inputs(tiny("llama"), batch=8, length=16)["input_ids"], "random"

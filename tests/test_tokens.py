@@ -23,18 +23,17 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from compress_lab.core.errors import CompressLabError
+from compress_lab.core.errors import CompressLabError, NotMeasured
 from compress_lab.data import texts, wiki
 from compress_lab.data.texts import DataProvenance, Document, Text, calibration, images, task, text, windows
 from compress_lab.evaluate.comparison import compare, probe
 from compress_lab.evaluate.perplexity import Perplexity
-from compress_lab.evaluate.records import NotMeasured
 from compress_lab.evaluate.scoring import Request, encode, packs, score
 from compress_lab.evaluate.task_probe import head_logits
 from compress_lab.evaluate.tasks import items
 from compress_lab.evaluate.writing import answers_to, encoded, rendered
 from compress_lab.models.inputs import around, check_rows, limits, opened, tokenizer_key
-from compress_lab.models.subjects import Subject
+from compress_lab.models.subject import Subject
 from compress_lab.models.tiny import causal_lms, encoders, tiny
 from compress_lab.prune.wanda import Wanda
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from .recipe import Recipe, plan
 from ..core.errors import CompressLabError
 from ..core.settings import seed_number
-from ..models.saving import check_folder, save
-from ..models.subjects import Subject, local
+from ..models.folders import local
+from ..models.saving import check_folder
+from ..models.subject import Subject
 
 # %% ../../nbs/compress/06_streaming.ipynb #cell-05
 def stream(
@@ -44,6 +45,6 @@ def stream(
     seed_number(seed)
     subject.streamed = True
     recipe.apply(work, calibration, checkpoint=blocks, seed=seed, in_place=True)
-    save(work, folder)
+    work.save(folder)
     shutil.rmtree(blocks)
     return folder

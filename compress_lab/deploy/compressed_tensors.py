@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..core.errors import CompressLabError
 from ..core.files import read_json
 from .export import Format
+from ..models.folders import write_configs
+from ..models.forward import logits
 from ..models.input_quantizers import Rounding, rounding_of
 from ..models.packed import Packed, pack
-from ..models.subjects import tensors, write_configs
-from ..models.tiny import logits
+from ..models.subject import tensors
 from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-05

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from ..core.errors import CompressLabError, nearest
 from ..core.files import cannot_write, new_folder
+from ..models.folders import local
+from ..models.forward import inputs, logits, relative_error
 from ..models.inputs import limits
 from ..models.layers import LinearLayer, embeddings, linears, size_of
 from ..models.low_rank import ranks
 from ..models.packed import Packed
-from ..models.subjects import Subject, local
-from ..models.tiny import inputs, logits, strayed
+from ..models.subject import Subject
 from ..runtimes.graph import quiet
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-06
@@ -304,7 +305,9 @@ def difference(
     """
     batch = inputs(subject.model, batch=2 if length <= SHORT else 1, length=length)
     found, (own, held) = form.run(folder, batch["input_ids"]).float(), expected(form, subject, layers, batch)
-    return tuple(strayed(found, wanted) if found.shape == wanted.shape else float("inf") for wanted in (held, own))
+    return tuple(
+        relative_error(found, wanted) if found.shape == wanted.shape else float("inf") for wanted in (held, own)
+    )
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-17
 @dataclass(frozen=True)

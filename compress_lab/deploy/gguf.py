@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..core.errors import CompressLabError
 from .export import Format
+from ..models.forward import logits
 from ..models.layers import size_of
 from ..models.packed import Packed
-from ..models.subjects import tensors
-from ..models.tiny import logits
+from ..models.subject import tensors
 from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/05_gguf.ipynb #cell-06

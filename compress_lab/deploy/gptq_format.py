@@ -17,8 +17,8 @@ from ..core.errors import CompressLabError
 from ..core.files import read_json
 from .compressed_tensors import checkpoint, words
 from .export import Format
+from ..models.forward import logits
 from ..models.packed import Packed, pack
-from ..models.tiny import logits
 from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/06_gptq_format.ipynb #cell-05

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .compressed_tensors import checkpoint, read
 from .export import Format
+from ..models.forward import logits
 from ..models.packed import Packed
-from ..models.subjects import tensors
-from ..models.tiny import logits
+from ..models.subject import tensors
 from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/07_torchao.ipynb #cell-06

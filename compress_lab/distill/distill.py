@@ -26,15 +26,15 @@ from ..core.progress import bar, write
 from .features import attending, attention_loss, hidden_loss, layer_pairs, projection, relation_loss
 from .losses import DIVERGENCES, of_top, top_of
 from .vocabularies import PLACES, as_teacher_reads, at_places, sorted_loss, teacher_columns
+from ..models.forward import is_causal
 from ..models.layers import check_memory, linears, size_of
 from ..models.precision import autocast, dtype_of
 from ..models.starters import _locked, cache_dir
-from ..models.subjects import tensors_hash
+from ..models.subject import tensors_hash
 from compress_lab.train.losses import (
     LOGIT_BYTES,
     Objective,
     attended,
-    causal,
     check_loaded,
     check_training,
     check_vocabulary,
@@ -174,7 +174,7 @@ class Lesson(Objective):
         row: dict[str, Tensor],  # one row of the table, to see what comes out
         seed: int = 0,  # of all that is drawn
     ):
-        self.method, self.teacher, self.causal, self.seed = method, teacher, causal(student), seed
+        self.method, self.teacher, self.causal, self.seed = method, teacher, is_causal(student), seed
         with torch.no_grad():
             logits, ours = looked_into(student, row, method.features)
             _, theirs = looked_into(teacher, as_teacher_reads(row), method.features)

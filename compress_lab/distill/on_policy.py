@@ -21,9 +21,10 @@ from ..core.randomness import random_state_kept
 from ..core.settings import seed_number
 from ..core.settings import whole as whole_number
 from .distill import Distill, Lesson, Sentences
+from ..models.forward import is_causal
 from ..models.inputs import check_rows
-from ..models.subjects import tensors_hash
-from ..train.losses import attended, causal
+from ..models.subject import tensors_hash
+from ..train.losses import attended
 
 # %% ../../nbs/distill/11_on_policy.ipynb #write-code
 @torch.no_grad()
@@ -38,7 +39,7 @@ def continued(
 
     Raises `CompressLabError` where the model cannot write.
     """
-    if not causal(model):
+    if not is_causal(model):
         raise CompressLabError(
             "Only a causal language model can write.", type(model).__name__, "learn from given rows, with Distill"
         )
@@ -110,7 +111,7 @@ class GKD(Distill):
             )
 
     def lesson(self, student, teacher, row, seed=0):
-        if not causal(student):
+        if not is_causal(student):
             raise CompressLabError("Only a causal language model can write.", type(student).__name__, "use Distill")
         if row["input_ids"].shape[1] <= self.prompt:
             raise CompressLabError(

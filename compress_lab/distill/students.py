@@ -20,10 +20,10 @@ from ..compress.recipe import Method, Recipe
 from ..core.errors import CompressLabError
 from ..core.randomness import random_state_kept
 from ..core.settings import seed_number, whole
+from ..models.forward import inputs, logits
 from ..models.layers import blocks as blocks_of
 from ..models.layers import linears, size_of
-from ..models.subjects import Provenance, Subject
-from ..models.tiny import inputs, logits
+from ..models.subject import Provenance, Subject
 from ..models.units import Units, units
 from ..models.units import field as field_of
 from ..prune.depth import Blocks, one_stack, shallower, shorter

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..core.errors import CompressLabError
-from ..models.subjects import Subject
+from ..models.subject import Subject
 from ..train.losses import predictions
 
 # %% ../../nbs/distill/12_teachers.ipynb #ensemble-code

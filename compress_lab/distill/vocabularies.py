@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import CompressLabError
 from ..core.progress import bar
+from ..models.forward import is_causal
 from ..models.inputs import check_rows, opened
-from ..train.losses import attended, causal, in_pieces
+from ..train.losses import attended, in_pieces
 
 # %% ../../nbs/distill/04_vocabularies.ipynb #loss-code
 def sorted_loss(
@@ -78,7 +79,7 @@ def check_readers(student, teacher, table: dict[str, Tensor]):
     if "input_ids" not in table:
         raise CompressLabError("The rows are no text.", ", ".join(table), 'use another loss than "uld"')
     for name, each in (("student", student), ("teacher", teacher)):
-        if not all(map(causal, getattr(each.model, "members", [each.model]))):
+        if not all(map(is_causal, getattr(each.model, "members", [each.model]))):
             raise CompressLabError(
                 f"The {name} does not predict the next token, and what it predicts belongs to its own tokens.",
                 type(each.model).__name__,

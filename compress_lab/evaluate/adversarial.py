@@ -16,9 +16,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from ..core.errors import NotMeasured
 from ..core.progress import bar
 from .perturbations import NEIGHBOURS, OnTexts, answers, class_logprobs, clean_texts
-from .records import Metric, NotMeasured, Records, setting
+from .records import Metric, Records, setting
 from .statistics import quotient
 
 # %% ../../nbs/evaluate/25_adversarial.ipynb #edits-code

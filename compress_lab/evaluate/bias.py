@@ -15,15 +15,15 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, NotMeasured
 from ..core.files import read_text
 from ..data.texts import DataProvenance, task
 from .perturbations import class_logprobs
-from .records import Metric, NotMeasured, Probe, Records, judged_on, key_of, setting
+from .records import Metric, Probe, Records, judged_on, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
 from .statistics import quotient
 from .tasks import enough
-from ..models.subjects import local
+from ..models.folders import local
 
 # %% ../../nbs/evaluate/19_bias.ipynb #equity-code
 PEOPLE = {

@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core.errors import CompressLabError, visible
+from ..core.errors import CompressLabError, NotMeasured, visible
 from ..core.settings import only, seed_number
-from .records import Difference, NotMeasured, Probe, Records, html_table, show, show_interval
+from ..core.tables import html_table
+from .records import Difference, Probe, Records, show, show_interval
 from .suites import expanded
 
 # %% ../../nbs/evaluate/08_comparison.ipynb #cell-06
@@ -79,7 +80,8 @@ def as_subject(
     tokenizer=None,  # of a model of transformers; None: the one that stands where it was loaded from
 ):
     "The Subject. Raises `CompressLabError` where it is none of these."
-    from compress_lab.models.subjects import Subject, load
+    from compress_lab.models.loading import load
+    from compress_lab.models.subject import Subject
 
     if "fingerprint" in dir(given):
         return given

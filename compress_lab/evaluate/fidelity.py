@@ -12,10 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
-from .perplexity import CHUNK, evaluating, logits_of, rows_of, segments
-from .records import Metric, NotMeasured, Probe, Records, setting
+from .perplexity import CHUNK, rows_of, segments
+from .records import Metric, Probe, Records, setting
+from ..models.forward import evaluating, logits_of
 from ..models.inputs import check_rows
 
 # %% ../../nbs/evaluate/06_fidelity.ipynb #cell-06

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from ..models.subjects import Subject
+from ..models.subject import Subject
 
 # %% ../../nbs/evaluate/10_noise_floor.ipynb #twice-code
 @contextmanager

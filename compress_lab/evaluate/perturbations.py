@@ -19,11 +19,11 @@ import pandas as pd
 import xxhash
 from scipy import special
 
-from ..core.errors import CompressLabError, nearest
+from ..core.errors import CompressLabError, NotMeasured, nearest
 from ..core.files import MEGABYTE, own_data, read_text
 from ..core.settings import read_yaml, seed_number
 from ..data.texts import task
-from .records import Metric, NotMeasured, Probe, Records, drawn, judged_on, key_of, setting
+from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
 from .task_probe import head_logits
 
 # %% ../../nbs/evaluate/17_perturbations.ipynb #machine-code

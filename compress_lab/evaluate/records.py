@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCALES', 'RISE', 'FALL', 'RULES', 'NUMBER', 'NESTED', 'RESULT', 'VALUE', 'DIFFERENCE', 'Metric', 'show',
            'show_interval', 'key_of', 'Records', 'drawn', 'judged_on', 'Difference', 'direction', 'verdict',
-           'margin_of', 'NotMeasured', 'probe_row', 'probes', 'Probe', 'setting', 'probe_class', 'Spread', 'combined',
-           'flaw', 'stored', 'records_of']
+           'margin_of', 'probe_row', 'probes', 'Probe', 'setting', 'probe_class', 'Spread', 'combined', 'flaw',
+           'stored', 'records_of']
 
 # %% ../../nbs/evaluate/03_records.ipynb #cell-03
 import hashlib
@@ -21,10 +21,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 import xxhash
-from ..core.registry import PROBES
 from scipy import stats
 
 from ..core.errors import CompressLabError, check_filled, nearest
+from ..core.registry import PROBES
 from ..core.settings import seed_number, settings_of
 from ..core.store import Cell, Store
 from ..core.tables import Listing, html_table
@@ -377,10 +377,6 @@ def margin_of(
     return float(margin)
 
 # %% ../../nbs/evaluate/03_records.ipynb #cell-24
-class NotMeasured(CompressLabError):
-    "What was asked cannot be measured honestly here; the message says why."
-
-
 def probe_row(
     name: str,  # of a probe
     kind: type,  # its class

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
-from .perplexity import CHUNK, check_causal, evaluating, logits_of
-from .records import NotMeasured
+from .perplexity import CHUNK
+from ..models.forward import check_causal, evaluating, logits_of
 from ..models.input_quantizers import unrounded
 from ..models.inputs import around, check_rows
 
@@ -425,7 +425,7 @@ def score(
                 type(model).__name__,
                 "use the model's own tokenizer",
             )
-        check_causal(model, vocabulary)
+        check_causal(model)
         cpu = all(weight.device.type == "cpu" for weight in model.parameters())
         budget = budget or (min(PACK, max(1, CHUNK // vocabulary)) if cpu else max(1, 8 * CHUNK // vocabulary))
         way = way or exact_way(model, requests, budget)

@@ -17,7 +17,7 @@ from ..data.texts import DataProvenance, task
 from .perturbations import templates
 from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
 from .writing import answers_to
-from ..models.subjects import local
+from ..models.folders import local
 
 # %% ../../nbs/evaluate/20_security.ipynb #cases-code
 INJECTIONS = "injections.yml"

@@ -19,8 +19,8 @@ from ..core.files import read_text
 from ..data.texts import DataProvenance, task
 from .perturbations import answers, loss_metrics, losses
 from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
+from ..models.folders import local
 from ..models.starters import sha256
-from ..models.subjects import local
 
 # %% ../../nbs/evaluate/18_shift.ipynb #read-code
 COLUMNS = ("item", "kind", "text", "label")

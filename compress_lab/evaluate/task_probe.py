@@ -19,14 +19,14 @@ import pandas as pd
 import torch
 from scipy import special, stats
 
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
-from .perplexity import evaluating
-from .records import Difference, Metric, NotMeasured, Probe, Records, setting
+from .records import Difference, Metric, Probe, Records, setting
 from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes
 from .tasks import Items, TaskFile, cleaned, items, matches, read_task, task_files
 from .writing import answers_to
+from ..models.forward import evaluating
 from ..models.inputs import check_tokens, limits, tokenizer_key
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-06

@@ -32,7 +32,7 @@ from ..core.files import read_text
 from ..core.settings import read_yaml, seed_number
 from ..data.texts import DataProvenance, task
 from .records import judged_on
-from ..models.subjects import local
+from ..models.folders import local
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #cell-06
 @dataclass(frozen=True)

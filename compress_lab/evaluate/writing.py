@@ -15,12 +15,11 @@ import torch
 from transformers import GenerationConfig
 
 from ..core.children import child_environment, python_command
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from ..core.settings import seed_number
-from .perplexity import evaluating
-from .records import NotMeasured
 from .scoring import tokenizer_of
+from ..models.forward import evaluating
 from ..models.inputs import limits, opened
 
 # %% ../../nbs/evaluate/13_writing.ipynb #render-code

@@ -19,21 +19,11 @@ import torch
 from fastcore.basics import patch
 from scipy import stats
 
-from ..core.errors import CompressLabError
+from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from ..core.store import environment
-from ..evaluate.perplexity import evaluating
-from compress_lab.evaluate.records import (
-    Difference,
-    Metric,
-    NotMeasured,
-    Probe,
-    Records,
-    combined,
-    margin_of,
-    setting,
-    verdict,
-)
+from ..evaluate.records import Difference, Metric, Probe, Records, combined, margin_of, setting, verdict
+from ..models.forward import evaluating
 from ..models.inputs import check_rows, limits
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-06

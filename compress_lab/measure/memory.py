@@ -20,9 +20,9 @@ from typing import ClassVar
 import pandas as pd
 
 from ..core.children import child_environment, python_command
-from ..core.errors import CompressLabError, visible
+from ..core.errors import CompressLabError, NotMeasured, visible
 from ..core.progress import bar
-from ..evaluate.records import Metric, NotMeasured, Probe, Records, setting
+from ..evaluate.records import Metric, Probe, Records, setting
 from ..models.inputs import limits
 
 # %% ../../nbs/measure/03_memory.ipynb #cell-06
@@ -44,7 +44,7 @@ def child(
     import torch
     from transformers import AutoModelForCausalLM  # noqa: F401  # the baseline holds it
 
-    from compress_lab.models.subjects import load
+    from compress_lab.models.loading import load
 
     baseline = peak_bytes()
     model = load(folder).model

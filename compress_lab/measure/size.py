@@ -14,7 +14,7 @@ import torch
 
 from ..evaluate.records import Metric, Probe, Records
 from ..models.packed import masked_bytes
-from ..models.subjects import tensors
+from ..models.subject import tensors
 
 # %% ../../nbs/measure/01_size.ipynb #cell-06
 def packed_by_tensor(subject) -> dict[int, object]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CompressLabError
+from .forward import inputs, logits, relative_error, tolerance
 from .layers import tied
-from .tiny import inputs, logits, strayed, tolerance
 
 # %% ../../nbs/models/08_low_rank.ipynb #cell-06
 def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -163,7 +163,7 @@ def changed(model: nn.Module, names: list[str], batch: dict, wanted: Tensor) -> 
         raise
     except Exception as error:
         return str(error)
-    if not (change := strayed(given, wanted)) < tolerance(model):
+    if not (change := relative_error(given, wanted)) < tolerance(model):
         return f"the outputs change by {change:.2g} of their size"
     tokens = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in batch.items()}
     try:

@@ -17,8 +17,8 @@ from ..compress.input_statistics import unseen
 from ..compress.layerwise import Compressed, calibrate, check_finite, losses, put
 from ..core.errors import CompressLabError
 from ..models.equivalence import centres, norms
+from ..models.forward import inputs, logits, reason, relative_error, tolerance
 from ..models.layers import LinearLayer, text_linears
-from ..models.tiny import inputs, logits, reason, strayed, tolerance
 from ..models.units import Units, units
 from ..models.units import field as field_of
 from .shrink import filled, going, proposals, shapes, with_fields
@@ -229,7 +229,7 @@ def check_reads_back(model: nn.Module, original: nn.Module):
     try:
         again = type(model)._from_config(model.config, dtype=model.dtype).eval().to(model.device)
         again.load_state_dict(model.state_dict())
-        change = strayed(logits(again, batch), logits(model, batch))
+        change = relative_error(logits(again, batch), logits(model, batch))
     except Exception as error:
         raise CompressLabError(
             f"The narrower model does not run: {reason(error)}", type(model).__name__, "cut neurons or blocks instead"

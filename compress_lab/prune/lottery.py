@@ -16,7 +16,7 @@ from torch import nn
 from ..core.errors import CompressLabError
 from ..core.settings import whole
 from ..models.layers import linears, text_linears
-from ..models.subjects import Subject
+from ..models.subject import Subject
 from .magnitude import Magnitude
 
 # %% ../../nbs/prune/12_lottery.ipynb #cell-06

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..models.equivalence import Flow, Replay, replays, wiring
+from ..models.forward import inputs, relative_error
 from ..models.layers import LinearLayer, calibrating
-from ..models.tiny import inputs, strayed
 from ..models.units import field, kinds
 
 # %% ../../nbs/prune/04_permutation.ipynb #cell-06
@@ -146,7 +146,7 @@ def unmoved(replay: Replay, columns: Tensor, moves: dict) -> bool:
         channels.move(replay.block, order)
         found = replay.run()[0]
         channels.move(replay.block, order.argsort())
-    return strayed(found, wanted) < 1e-4
+    return relative_error(found, wanted) < 1e-4
 
 
 def candidates(replay: Replay, width: int, count: int | None) -> list[tuple]:

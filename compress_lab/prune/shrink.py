@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
-from ..models.tiny import inputs, logits, reason, strayed, tolerance
+from ..models.forward import inputs, logits, reason, relative_error, tolerance
 from ..models.units import Units
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-06
@@ -166,7 +166,7 @@ def check_same(reference: nn.Module, smaller: nn.Module):
                 type(reference).__name__,
                 "this architecture cannot be cut so, a mask can be used",
             ) from error
-        if not (change := strayed(given, wanted)) < tolerance(reference):
+        if not (change := relative_error(given, wanted)) < tolerance(reference):
             raise CompressLabError(
                 f"The smaller model's outputs differ by {change:.2g} of their size from those of the model whose "
                 "units are not read.",

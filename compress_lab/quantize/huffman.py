@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import CompressLabError
+from ..models.loading import DTYPES
 from ..models.packed import Packed, once, pack
 from ..models.saving import parameter_of
-from ..models.subjects import DTYPES, tensors, tensors_hash
+from ..models.subject import tensors, tensors_hash
 from .codebook import huffman_lengths
 
 # %% ../../nbs/quantize/13_huffman.ipynb #cell-06

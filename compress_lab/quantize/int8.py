@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ..compress.input_statistics import unseen
 from ..compress.layerwise import Compressed, LayerMethod, change_each, check_finite, treat
 from ..core.errors import CompressLabError
+from ..models.forward import inputs
 from ..models.input_quantizers import Rounding, attach, detach
 from ..models.layers import Trace, calibrating
-from ..models.tiny import inputs
 from .grid import half_precision
 from .observers import OBSERVERS, threshold
 

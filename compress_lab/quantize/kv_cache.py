@@ -16,8 +16,8 @@ from transformers import cache_utils as caches
 
 from ..compress.recipe import Method, settings
 from ..core.errors import CompressLabError
+from ..models.forward import inputs
 from ..models.input_quantizers import Rounding, attach, detach, rounding_of
-from ..models.tiny import inputs
 from .grid import half_precision, step_between
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-08

@@ -22,10 +22,11 @@ from ..compress.recipe import Recipe, Step, plan
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..core.settings import whole as whole_number
+from ..models.forward import is_causal
 from ..models.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
 from ..models.packed import Packed
 from ..models.precision import autocast, precision
-from ..train.losses import causal, requiring
+from ..train.losses import requiring
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-06
 def check_methods(methods: list):
@@ -244,7 +245,7 @@ def check_asked(subject, calibration, methods: list, metric: str, by: str):
             type(subject.model).__name__,
             'use metric="output_error"',
         )
-    if metric == "loss" and not causal(subject.model):
+    if metric == "loss" and not is_causal(subject.model):
         raise CompressLabError(
             "The loss of the next token is that of a causal language model.",
             type(subject.model).__name__,

@@ -25,8 +25,8 @@ from compress_lab.models.equivalence import (
     replays,
     stream,
 )
+from ..models.forward import inputs, logits, relative_error
 from ..models.layers import calibrating, head, text_linears, tied
-from ..models.tiny import inputs, logits, strayed
 
 # %% ../../nbs/quantize/08_rotation.ipynb #cell-06
 def prime(number: int) -> bool:
@@ -264,7 +264,7 @@ class Rotate(Method):
         turn(streams, rotation(streams.width, self.seed, keeps_mean(streams)))
         for number, pair in enumerate(heads):
             turn_heads(pair, rotation(size, self.seed + number + 1))
-        change = strayed(logits(model, batch), before)
+        change = relative_error(logits(model, batch), before)
         if not change < (1e-3 if model.dtype == torch.float32 else 0.1):
             raise CompressLabError(
                 f"The rotation changed the logits by {change:.1%}: something reads or writes the residual stream that "

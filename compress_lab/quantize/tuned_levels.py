@@ -18,7 +18,7 @@ from ..core.errors import CompressLabError
 from ..core.randomness import random_state_kept
 from ..models.layers import linears
 from ..models.packed import Packed, shortest
-from ..models.subjects import Subject
+from ..models.subject import Subject
 
 # %% ../../nbs/quantize/14_tuned_levels.ipynb #cell-05
 class Shared(nn.Module):

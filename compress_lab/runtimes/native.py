@@ -28,12 +28,11 @@ from ..core.errors import CompressLabError, nearest
 from ..core.progress import bar
 from ..data.texts import calibration
 from ..evaluate.fidelity import divergences
-from ..evaluate.perplexity import evaluating
 from ..measure.latency import cached, call, clear_of, geometric, no_garbage_collection, settle
+from ..models.forward import evaluating, inputs
 from ..models.inputs import check_length, limits
 from ..models.precision import faster_dtype
-from ..models.subjects import Subject
-from ..models.tiny import inputs
+from ..models.subject import Subject
 from .graph import Runtime, quiet
 
 # %% ../../nbs/runtimes/04_native.ipynb #cell-06

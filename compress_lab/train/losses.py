@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'LIMITS', 'LOGIT_BYTES', 'kl_loss', 'token_loss', 'Pieces', 'in_pieces', 'loss_of', 'check_training',
-           'causal', 'check_loss', 'inputs_of', 'predictions', 'attended', 'Objective', 'Imitate', 'check_loaded',
+           'check_loss', 'inputs_of', 'predictions', 'attended', 'Objective', 'Imitate', 'check_loaded',
            'check_vocabulary', 'moved', 'requiring', 'first_not_finite', 'check_finite_loss']
 
 # %% ../../nbs/train/01_losses.ipynb #cell-03
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
+from ..models.forward import is_causal
 from ..models.precision import DTYPES
-from ..models.tiny import causal_lms
 
 # %% ../../nbs/train/01_losses.ipynb #cell-06
 def kl_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -123,18 +123,13 @@ def check_training(method, losses=LOSSES):
             )
 
 
-def causal(model: nn.Module) -> bool:
-    "Whether a token of this model sees only what comes before it, and can learn the next."
-    return any(kind.__name__ in causal_lms().values() for kind in type(model).__mro__)
-
-
 def check_loss(model: nn.Module, loss: str, tokens: Tensor):
     "Raises `CompressLabError` where the model does not give what the loss needs."
     with torch.no_grad():
         output = model(input_ids=tokens[:1, :8])
     if not hasattr(output, "logits"):
         raise CompressLabError("The model has no logits to learn from.", type(model).__name__, "use one with a head")
-    if loss == "next_token" and not causal(model):
+    if loss == "next_token" and not is_causal(model):
         raise CompressLabError(
             "The next token can be learned by a causal language model only.", type(model).__name__, 'use loss="kl"'
         )
@@ -166,6 +161,7 @@ class Objective:
     "What is learned from a batch: its labels, or else its text."
 
     shown = {}  # beside the parts of the loss, in the progress bar
+    causal: bool | None = None  # whether a token of the model sees only what comes before it; None: not yet known
 
     def rows(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         "What a step, the first is 0, learns from in the place of a batch that it was given."
@@ -177,15 +173,17 @@ class Objective:
         A token of a causal language model is to predict the next. Raises `CompressLabError` where there is nothing to
         predict.
         """
+        if self.causal is None:
+            self.causal = is_causal(model)
         if (labels := batch.get("labels")) is None:
-            if not causal(model):
+            if not self.causal:
                 raise CompressLabError(
                     "The rows have no labels, and a causal language model alone can learn from text without.",
                     type(model).__name__,
                     "give labels, or learn from a teacher alone",
                 )
             labels = batch["input_ids"].masked_fill(~attended(batch), -100)
-        elif labels.dim() < 2 or not causal(model):
+        elif labels.dim() < 2 or not self.causal:
             return labels
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
 

@@ -29,8 +29,8 @@ from ..core.errors import CompressLabError
 from ..core.files import intact_folder, seal_folder, set_aside
 from ..core.progress import bar
 from ..core.randomness import random_state_kept
+from ..models.folders import _silence
 from ..models.precision import dtype_of
-from ..models.subjects import _silence
 from .losses import Imitate, Objective, check_finite_loss
 
 # %% ../../nbs/train/02_trainer.ipynb #order-code
