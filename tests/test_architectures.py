@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from compress_lab.compress.architectures import audit
 
 from compress_lab.core.errors import CompressLabError
-from compress_lab.models.architectures import audit
 from compress_lab.models.forward import inputs
 from compress_lab.models.tiny import causal_lms, encoders, tiny
 

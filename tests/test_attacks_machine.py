@@ -547,7 +547,8 @@ import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 import compress_lab as cl
 from compress_lab.compress import layerwise
-from compress_lab.models.layers import linears, release_memory
+from compress_lab.models.layers import linears
+from compress_lab.core.memory import release_memory
 torch.set_num_threads(1)
 def status(name): return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
 model = LlamaForCausalLM._from_config(LlamaConfig(
@@ -589,7 +590,7 @@ def test_the_memory_a_walk_needs_is_what_it_takes(method):
 LIMITED = """
 import psutil, resource, sys
 import torch, compress_lab as cl
-from compress_lab.models.layers import check_memory, free_memory
+from compress_lab.core.memory import check_memory, free_memory
 used = psutil.Process().memory_info()
 most = (used.vms if sys.argv[1] == "RLIMIT_AS" else used.data) + (100 << 20)
 resource.setrlimit(getattr(resource, sys.argv[1]), (most, most))

@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from .walk import memory_needed, walk, walk_memory
+from ..core.memory import check_memory, release_memory
+from ..models.observing import calibrating, observe
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,15 +34,6 @@ from ..core.errors import CompressLabError, listed
 from ..core.files import intact, remove, seal, set_aside
 from ..core.progress import bar
 from ..models.input_quantizers import Rounding, attach, rounding_of
-from compress_lab.models.layers import (
-    calibrating,
-    check_memory,
-    memory_needed,
-    observe,
-    release_memory,
-    walk,
-    walk_memory,
-)
 from ..models.packed import Packed
 from ..models.precision import precision
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import xxhash
+from ..core.memory import check_memory
 from fastcore.basics import patch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from .features import attending, attention_loss, hidden_loss, layer_pairs, proje
 from .losses import DIVERGENCES, of_top, top_of
 from .vocabularies import PLACES, as_teacher_reads, at_places, sorted_loss, teacher_columns
 from ..models.forward import is_causal
-from ..models.layers import check_memory, linears, size_of
+from ..models.layers import linears, size_of
 from ..models.precision import autocast, dtype_of
 from ..models.starters import _locked, cache_dir
 from ..models.subject import tensors_hash

@@ -8,9 +8,10 @@ __all__ = ['Recover', 'check_trainable', 'taught']
 # %% ../../nbs/prune/30_recovery.ipynb #cell-03
 from dataclasses import dataclass
 
+from ..core.memory import check_memory
+
 from ..compress.recipe import Method
 from ..core.errors import CompressLabError
-from ..models.layers import check_memory
 from compress_lab.train.losses import (
     LOGIT_BYTES,
     check_loaded,

@@ -10,6 +10,9 @@ __all__ = ['Rounding', 'first_tensor', 'block_error', 'learn', 'restore', 'block
 from dataclasses import dataclass
 
 import torch
+from ..compress.walk import PausedForwards, Stage
+from ..core.memory import check_memory, release_memory
+from ..models.observing import body, calibrating
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,7 +20,7 @@ from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
 from ..compress.recipe import Method
 from ..core.errors import CompressLabError, listed
 from ..core.progress import bar
-from ..models.layers import Held, LinearLayer, Stage, blocks, body, calibrating, check_memory, release_memory
+from ..models.layers import LinearLayer, blocks
 from ..models.precision import precision
 from .grid import check_grid
 from compress_lab.quantize.ste import (
@@ -259,16 +262,16 @@ def learn_blocks(
     "Goes through the blocks; returns what each linear lost, by name."
     model, report, finished = subject.model, {}, Finished(checkpoint, subject, layers)
     stages = block_plan(model, layers, {"input_ids": batches[0]["input_ids"][:1, :16]}, method)
-    original = Held(body(model, layers, batches[0]), batches, stages)
-    quantized = Held(body(model, layers, batches[0]), batches, stages) if method.quantized_inputs else None
+    original = PausedForwards(body(model, layers, batches[0]), batches, stages)
+    quantized = PausedForwards(body(model, layers, batches[0]), batches, stages) if method.quantized_inputs else None
     try:
-        reached = list(original.arrive(0))
+        reached = list(original.advance_to(0))
         for number, stage in enumerate(bar(stages, desc=str(method), unit="block")):
             targets = [first_tensor(stage.gate.forward(*args, **kwargs)) for _, args, kwargs in reached]
-            inputs = [(args, kwargs) for _, args, kwargs in (quantized.arrive(number) if quantized else reached)]
+            inputs = [(args, kwargs) for _, args, kwargs in (quantized.advance_to(number) if quantized else reached)]
             original.passed = number
             reached = (
-                list(original.arrive(number + 1)) if number + 1 < len(stages) else []
+                list(original.advance_to(number + 1)) if number + 1 < len(stages) else []
             )  # past this block while it is the original
             if checkpoint is not None and finished.path(stage.block).exists():
                 finished.load(stage.block, report)

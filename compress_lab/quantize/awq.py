@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from ..compress.walk import memory_needed, walk
+from ..core.memory import check_memory
 from torch import Tensor
 
 from ..compress.input_statistics import Gram
 from ..compress.layerwise import Compressed, Finished, LayerMethod, treat
 from ..core.errors import CompressLabError
 from ..models.equivalence import Pair, equivalences
-from ..models.layers import check_memory, memory_needed, walk
 from ..models.precision import precision
 from .grid import by_groups, check_grid, codes, fit, span, values
 

@@ -11,6 +11,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
+from ..compress.walk import Trace
+from ..models.observing import calibrating
 from torch import Tensor, nn
 
 from ..compress.input_statistics import unseen
@@ -18,7 +20,6 @@ from ..compress.layerwise import Compressed, LayerMethod, change_each, check_fin
 from ..core.errors import CompressLabError
 from ..models.forward import inputs
 from ..models.input_quantizers import Rounding, attach, detach
-from ..models.layers import Trace, calibrating
 from .grid import half_precision
 from .observers import OBSERVERS, threshold
 

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
+from ..compress.walk import memory_needed, walk
+from ..core.memory import check_memory
+from ..models.observing import calibrating
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..core.settings import whole as whole_number
 from ..models.forward import is_causal
-from ..models.layers import LinearLayer, blocks, calibrating, check_memory, memory_needed, walk
+from ..models.layers import LinearLayer, blocks
 from ..models.packed import Packed
 from ..models.precision import autocast, precision
 from ..train.losses import requiring

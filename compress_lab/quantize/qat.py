@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from ..core.memory import check_memory
+from ..models.observing import calibrating
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,7 +19,7 @@ from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
 from ..compress.recipe import Method
 from ..core.errors import CompressLabError
 from ..core.progress import bar
-from ..models.layers import LinearLayer, calibrating, check_memory
+from ..models.layers import LinearLayer
 from ..models.precision import autocast
 from .grid import check_grid, fit
 from compress_lab.quantize.ste import (

@@ -9,11 +9,13 @@ __all__ = ['Scales', 'ScaleTune', 'check_scales', 'tune']
 from dataclasses import dataclass, replace
 
 import torch
+from ..core.memory import check_memory
+from ..models.observing import calibrating
 from torch import Tensor
 
 from ..compress.recipe import Method
 from ..core.errors import CompressLabError
-from ..models.layers import LinearLayer, calibrating, check_memory
+from ..models.layers import LinearLayer
 from ..models.packed import Packed, shortest
 from .qat import done_once, train
 from .repair import check_scales_free, unscaled
