@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compress.layerwise import Compressed, LayerMethod
 from ..core.errors import CompressLabError
 from ..core.errors import nearest as nearest_name
-from .levels import FORMATS, Format, factor, lay, rounded
+from .levels import FORMATS, Format, factor, fit_scales, rounded
 
 # %% ../../nbs/quantize/10_floats.ipynb #cell-06
 SHARES = {
@@ -73,4 +73,4 @@ class Float(LayerMethod):
         "The rounded matrix with its codes and scales."
         size, outer = self.columns_per_group(weight.shape[1]), factor(self.layout, weight)
         shares = SHARES[self.layout.scale] if self.scale == "mse" else (1.0,)
-        return rounded(self.layout, weight, size, lay(self.layout, weight, size, outer, shares), outer)
+        return rounded(self.layout, weight, size, fit_scales(self.layout, weight, size, outer, shares), outer)

@@ -171,12 +171,12 @@ def stored_zeros(
 def by_groups(
     method,  # with `bits`, `columns_per_group`, and what `stored_zeros` asks for
     weight: Tensor,  # (rows, in)
-    lay: Callable,  # lay(columns of the group): scales and zero points of shape (rows,)
+    fit_group: Callable,  # fit_group(columns of the group): scales and zero points of shape (rows,)
 ) -> Compressed:
     "Every weight at the nearest value of its group's grid, with codes, scales and zero points."
     rounded, quantized, found = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.uint8), []
     for part in grouped(weight, method.columns_per_group(weight.shape[1])):
-        scales, zeros = lay(part)
+        scales, zeros = fit_group(part)
         level = codes(weight[:, part], scales[:, None], zeros[:, None], method.bits)
         quantized[:, part], rounded[:, part] = level.to(torch.uint8), values(level, scales[:, None], zeros[:, None])
         found.append((scales, zeros))

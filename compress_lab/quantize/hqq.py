@@ -82,10 +82,10 @@ class HQQ(LayerMethod):
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "The rounded matrix with its codes, scales and zero points."
 
-        def lay(part):
+        def fit_group(part):
             scales, zeros = fit(weight[:, part], self.bits, False)
             return scales, half_quadratic(
                 weight[:, part], scales, zeros, self.bits, self.p, float(self.beta), self.kappa, self.iterations
             )
 
-        return by_groups(self, weight, lay)
+        return by_groups(self, weight, fit_group)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..compress.layerwise import Compressed, LayerMethod
-from .levels import FORMATS, Format, eight_bits, factor, lay, rounded
+from .levels import FORMATS, Format, eight_bits, factor, fit_scales, rounded
 
 # %% ../../nbs/quantize/11_nf4.ipynb #cell-08
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class NF4(LayerMethod):
             self.columns_per_group(weight.shape[1]),
             eight_bits(factor(self.layout, weight)) if self.double else None,
         )
-        return rounded(self.layout, weight, size, lay(self.layout, weight, size, outer), outer)
+        return rounded(self.layout, weight, size, fit_scales(self.layout, weight, size, outer), outer)
