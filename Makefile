@@ -17,9 +17,10 @@ demo: $(READY) ## compress a real language model seven ways and show what it cos
 test: $(READY) ## run the tests: every notebook, the exports, the command line
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-lint: $(READY) ## look at the code of notebooks and tests with ruff
+lint: $(READY) ## look at the code of notebooks and tests with ruff, and at the direction of imports
 	$(BIN)/ruff check nbs tests
 	$(BIN)/ruff format --check nbs tests
+	$(BIN)/lint-imports --no-cache
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

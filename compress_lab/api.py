@@ -12,7 +12,7 @@ from importlib import import_module
 
 # %% ../nbs/api.ipynb #cell-05
 HOMES = {  # a room of the package: its modules, each with the public names it defines
-    "core": "errors CompressLabError, store Store",
+    "core": "errors CompressLabError NotMeasured, store Store",
     "models": "subject Subject, loading load, equivalence equivalences, units overview units, lenet lenet",
     "data": "texts Calibration Images Text Windows calibration images task text windows",
     "compress": "recipe Method Recipe methods, layerwise Compressed LayerMethod, streaming stream",
@@ -28,7 +28,7 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
     "teachers ensemble, texts varied",
     "measure": "size Size, latency Latency, memory Memory",
     "runtimes": "native Native native",
-    "evaluate": "records Difference Metric NotMeasured Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
+    "evaluate": "records Difference Metric Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
     "comparison Comparison compare probe, statistics detectable flips non_inferior, "
     "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, "
     "perturbations Behaviour Robustness perturb, shift Shift, bias BBQ Equity StereoSet WinoBias, "

@@ -1,32 +1,18 @@
-"""`import compress_lab` is light, and the rooms import downwards only."""
+"""`import compress_lab` is light, the rooms import downwards only, and their notebooks are numbered in that order."""
 
-import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from notebook_files import LIB
+from conftest import ROOT
+from notebook_files import LIB, PATHS, code, read
 
 import compress_lab
 
+ROOMS = {path.parent.name for path in LIB.glob("*/__init__.py")}
 HEAVY = "torch transformers datasets pandas numpy scipy matplotlib nbdev".split()
-FLOORS = [  # from the ground up: a room imports from the floors below its own, and from its own room
-    {"core"},
-    {"models"},
-    {"data"},
-    {"compress", "train"},
-    {"quantize", "prune", "distill", "evaluate"},
-    {"measure"},
-    {"runtimes"},
-    {"report", "deploy"},
-]
-BESIDE = {"distill": {"prune"}}  # rooms of the same floor that may be imported
-ROOMS = {
-    room: {below for lower in FLOORS[:height] for below in lower} | BESIDE.get(room, set())
-    for height, floor in enumerate(FLOORS)
-    for room in floor
-}
-FILES = [path for room in ROOMS for path in sorted((LIB / room).rglob("*.py"))]
 
 
 def fresh(script):
@@ -61,24 +47,33 @@ def test_a_wrong_name_is_an_attribute_error():
     assert not hasattr(compress_lab, "__wrapped__")
 
 
-def imported_rooms(path):
-    "The rooms a module imports from, and `study`, `cli` and the like, as the code says."
-    package = ["compress_lab", *path.relative_to(LIB).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            start = ".".join(part for part in (base, node.module) if part)
-            names = [f"{start}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "compress_lab" and len(parts) > 1:
-                yield parts[1]
+def test_rooms_import_downwards_only_and_in_no_circle():
+    "The contracts in `.importlinter`, imports inside functions included."
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", FILES, ids=[path.relative_to(LIB).as_posix() for path in FILES])
-def test_rooms_import_downwards_only(path):
-    room = path.relative_to(LIB).parts[0]
-    assert set(imported_rooms(path)) <= ROOMS[room] | {room}
+def imported_by(path):
+    "The modules of its own room that the code of a notebook imports."
+    room = path.parent.name
+    for _, source in code(read(path)):
+        for names in re.findall(
+            rf"from compress_lab\.{room}\.(\w+) import|from compress_lab\.{room} import (\w+)", source
+        ):
+            yield "".join(names)
+
+
+ROOM_NOTEBOOKS = [path for path in PATHS if path.parent.name in ROOMS]
+
+
+def test_numbers_of_a_room_are_unique():
+    numbers = [(path.parent.name, path.name[:2]) for path in ROOM_NOTEBOOKS]
+    assert all(number.isdecimal() for _, number in numbers) and len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("path", ROOM_NOTEBOOKS, ids=str)
+def test_a_notebook_imports_no_later_one_of_its_room(path):
+    number = {other.stem[3:]: other.stem[:2] for other in ROOM_NOTEBOOKS if other.parent == path.parent}
+    assert all(number[name] < path.stem[:2] for name in imported_by(path) if name in number and name != path.stem[3:])
