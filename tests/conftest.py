@@ -28,7 +28,21 @@ os.environ.update(
 
 
 def pytest_addoption(parser):
-    parser.addoption("--flags", default="", help="run notebooks and cells with these flags too: slow, gpu, peers")
+    parser.addoption(
+        "--flags",
+        default="",
+        help="run notebooks and cells with these flags too: slow, gpu, peers; and with sweep what takes long: every "
+        "architecture where a sample is tried otherwise, and the heaviest cases",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    "Leaves out what is marked with `sweep`, unless it is asked for."
+    if "sweep" in config.getoption("--flags").split():
+        return
+    left_out = [item for item in items if item.get_closest_marker("sweep")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("sweep")]
 
 
 @pytest.fixture(scope="session")

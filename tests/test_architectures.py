@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from compress_lab.compress.architectures import audit
+from sweeps import ALL, swept
 
+from compress_lab.compress.architectures import audit
 from compress_lab.core.errors import CompressLabError
 from compress_lab.models.forward import inputs
 from compress_lab.models.tiny import causal_lms, encoders, tiny
 
 torch.set_num_threads(1)
 
-ALL = [("causal_lm", name) for name in causal_lms()] + [("masked_lm", name) for name in encoders()]
 
 # transformers cannot build these from a configuration with its own defaults
 NOT_BUILT = {
@@ -29,7 +29,7 @@ NOT_SUPPORTED = {
 }
 
 
-@pytest.mark.parametrize("head, name", ALL, ids=[f"{head}-{name}" for head, name in ALL])
+@swept("head, name", ALL)
 def test_architecture(head, name):
     if name in NOT_BUILT:
         with pytest.raises(CompressLabError, match=NOT_BUILT[name]):

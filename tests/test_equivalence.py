@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_architectures import ALL, NOT_BUILT
+from sweeps import ALL, swept
+from test_architectures import NOT_BUILT
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
@@ -46,7 +47,7 @@ def lively(name, seed=0):
     return model
 
 
-@pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
+@swept("head, name", BUILT)
 def test_random_scales_through_every_pair_leave_the_logits(head, name):
     model = tiny(name, head=head)
     weights = weights_hash(model)

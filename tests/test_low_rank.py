@@ -7,7 +7,8 @@ import re
 
 import pytest
 import torch
-from test_architectures import ALL, NOT_BUILT
+from sweeps import ALL, swept
+from test_architectures import NOT_BUILT
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
@@ -51,7 +52,7 @@ def product(pair):
     return pair.second.weight.data @ pair.first.weight.data
 
 
-@pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
+@swept("head, name", BUILT)
 def test_smaller_or_refused(head, name, tmp_path):
     model = tiny(name, head=head)
     if words := next((words for words, names in REFUSED.items() if name in names.split()), None):

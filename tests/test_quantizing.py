@@ -5,7 +5,8 @@ The others are refused by name.
 
 import pytest
 import torch
-from test_architectures import ALL, NOT_BUILT, NOT_SUPPORTED
+from sweeps import ALL, swept
+from test_architectures import NOT_BUILT, NOT_SUPPORTED
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
@@ -28,7 +29,7 @@ class Text:
         self.tokens = tokens
 
 
-@pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
+@swept("head, name", BUILT)
 def test_quantized(head, name):
     model = tiny(name, head=head)
     batch = inputs(model, seed=0)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_architectures import ALL, NOT_BUILT
+from sweeps import ALL, swept
+from test_architectures import NOT_BUILT
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
@@ -70,7 +71,7 @@ def compressed(subject, packed: bool):
     return (cl.RTN(bits=8, group_size=16) if packed else cl.Magnitude(0.5)).apply(subject)
 
 
-@pytest.mark.parametrize("head, name", [pair for pair in ALL if pair[1] not in NOT_BUILT], ids=lambda value: value)
+@swept("head, name", [pair for pair in ALL if pair[1] not in NOT_BUILT])
 def test_comes_back(head, name, tmp_path, elsewhere):
     tiny(name, head=head).save_pretrained(tmp_path / "original")
     for dtype in ("float32", "bfloat16", "float16"):

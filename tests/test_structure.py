@@ -6,7 +6,8 @@ the original does when they are not read.
 
 import pytest
 import torch
-from test_architectures import ALL, NOT_BUILT
+from sweeps import ALL, swept
+from test_architectures import NOT_BUILT
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
@@ -88,7 +89,7 @@ def generated(model, batch):
         return None
 
 
-@pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
+@swept("head, name", BUILT)
 def test_smaller_or_refused(head, name, tmp_path):
     model = tiny(name, head=head)
     subject, text, size = (

@@ -4,9 +4,9 @@ Copied blocks are the teacher's to the last bit; fresh ones, of every sixth, hav
 read back; or they are refused by name.
 """
 
-import pytest
 import torch
-from test_architectures import ALL, NOT_BUILT
+from sweeps import ALL, swept
+from test_architectures import NOT_BUILT
 from test_structure import REFUSED
 
 import compress_lab as cl
@@ -32,7 +32,7 @@ def reads_back(small, folder):
     torch.testing.assert_close(logits(plain, batch), logits(small.model, batch), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head, name", BUILT, ids=[f"{head}-{name}" for head, name in BUILT])
+@swept("head, name", BUILT)
 def test_copied(head, name, tmp_path):
     teacher = cl.Subject(tiny(name, head=head))
     stack = blocks(teacher.model)
@@ -61,7 +61,7 @@ SOME = [
 ]  # each takes seconds
 
 
-@pytest.mark.parametrize("head, name", SOME, ids=[f"{head}-{name}" for head, name in SOME])
+@swept("head, name", SOME)
 def test_fresh(head, name, tmp_path):
     teacher = cl.Subject(tiny(name, head=head))
     made = 0

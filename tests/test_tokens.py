@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from sweeps import ALL, swept
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -34,7 +35,7 @@ from compress_lab.evaluate.tasks import items
 from compress_lab.evaluate.writing import answers_to, encoded, rendered
 from compress_lab.models.inputs import around, check_rows, limits, opened, tokenizer_key
 from compress_lab.models.subject import Subject
-from compress_lab.models.tiny import causal_lms, encoders, tiny
+from compress_lab.models.tiny import causal_lms, tiny
 from compress_lab.prune.wanda import Wanda
 
 torch.set_num_threads(1)
@@ -384,7 +385,7 @@ def requests_of(seed, places):
     return [Request(np.array([*stem, *draw.integers(8, 90, size)]), size) for stem in stems for size in (1, 4, 2)]
 
 
-@pytest.mark.parametrize("kind", causal_lms())
+@swept("kind", causal_lms())
 def test_a_likelihood_does_not_depend_on_what_else_is_asked(kind):
     try:
         model = tiny(kind)
@@ -484,9 +485,7 @@ NOT_SO_SIMPLE = {
 OTHER = {"vision_tower", "vision_model", "image_encoder", "audio_tower", "entity_embeddings"}  # parts that read no text
 
 
-@pytest.mark.parametrize(
-    "head, kind", [("causal_lm", kind) for kind in causal_lms()] + [("masked_lm", kind) for kind in encoders()]
-)
+@swept("head, kind", ALL)
 def test_a_model_reads_as_much_as_is_said(head, kind):
     try:
         model = tiny(kind, head=head)
