@@ -431,9 +431,8 @@ def methods(
     options,  # parsed arguments
 ) -> int:
     "Lists the methods, or shows one with its settings."
-    from compress_lab.core.registry import METHODS
-
     from compress_lab.compress.recipe import method_row, methods
+    from compress_lab.core.registry import METHODS
 
     if options.name:
         describe(options.name, METHODS.named(options.name))

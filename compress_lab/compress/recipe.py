@@ -26,10 +26,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from ..core.registry import METHODS
-
 from ..core.errors import CompressLabError, check_filled, nearest, visible
 from ..core.files import MEGABYTE, file_hash, read_text
+from ..core.registry import METHODS
 from ..core.settings import read_yaml, seed_number, settings_of, whole, write_yaml
 from ..core.tables import Listing
 

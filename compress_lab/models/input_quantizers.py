@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import torch
 import xxhash
-from ..core.registry import METHODS
 from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
+from ..core.registry import METHODS
 
 # %% ../../nbs/models/04_input_quantizers.ipynb #cell-06
 @dataclass(eq=False)
