@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ..core.progress import bar
-from .perturbations import NEIGHBOURS, OnTexts, answers, class_logprobs, clean_texts
+from .classifiers import OnTexts, answers, class_logprobs, clean_texts
+from .perturbations import NEIGHBOURS
 from .records import Metric, NotMeasured, Records, setting
 from .statistics import quotient
 

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.errors import CompressLabError
 from ..core.files import read_text
 from ..data.texts import DataProvenance, task
-from .perturbations import class_logprobs
+from .classifiers import class_logprobs
 from .records import Metric, NotMeasured, Probe, Records, judged_on, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
 from .statistics import quotient

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 
 from ..core.errors import CompressLabError, visible
 from ..core.settings import only, seed_number
-from .records import Difference, NotMeasured, Probe, Records, html_table, show, show_interval
+from ..core.tables import html_table
+from .records import Difference, NotMeasured, Probe, Records, show, show_interval
 from .suites import expanded
 
 # %% ../../nbs/evaluate/10_comparison.ipynb #cell-06

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.settings import seed_number
-from .perturbations import OnTexts, answers, clean_texts, loss_metrics, losses
+from .classifiers import OnTexts, answers, clean_texts, loss_metrics, losses
 from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 from .scoring import encode, likelihoods, tokenizer_of
 from ..models.inputs import limits, opened

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'PERTURBATIONS', 'KEYS', 'NEIGHBOURS', 'LOOKALIKES', 'INVISIBLE', 'BACKWARDS', 'BACK', 'SHORT', 'BRITISH',
-           'SPOKEN', 'BEHAVIOUR', 'Perturbation', 'register', 'perturb', 'class_logprobs', 'answers', 'losses',
-           'loss_metrics', 'OnTexts', 'clean_texts', 'Robustness', 'templates', 'behaviour_cases', 'Behaviour']
+           'SPOKEN', 'BEHAVIOUR', 'Perturbation', 'register', 'perturb', 'Robustness', 'templates', 'behaviour_cases',
+           'Behaviour']
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #imports
 import re
@@ -17,14 +17,12 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import xxhash
-from scipy import special
 
 from ..core.errors import CompressLabError, nearest
 from ..core.files import MEGABYTE, own_data, read_text
-from ..core.settings import read_yaml, seed_number
-from ..data.texts import task
-from .records import Metric, NotMeasured, Probe, Records, drawn, judged_on, key_of, setting
-from .task_probe import head_logits
+from ..core.settings import read_yaml
+from .classifiers import OnTexts, answers, class_logprobs, clean_texts, loss_metrics, losses
+from .records import Metric, NotMeasured, Probe, Records, key_of, setting
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #machine-code
 WORD = r"(?<![\w'’])[^\W\d_]{%d,}(?![\w'’])"  # letters only, from so many up
@@ -312,117 +310,6 @@ register(
     undo=_back(BRITISH | _reverse(BRITISH)),
 )
 register("spoken", "features of several spoken varieties: ain't, them for those, gonna", *_table(SPOKEN))
-
-# %% ../../nbs/evaluate/19_perturbations.ipynb #answers-code
-def class_logprobs(
-    subject,  # a Subject that classifies texts, or an object with `predict`
-    texts: list[str],
-    tokens: int | None = None,  # at a time; None: what suits a processor
-) -> np.ndarray:
-    """Log-probabilities of the classes, float64 of shape (texts, classes).
-
-    Raises `NotMeasured` where the model gives no classes.
-    """
-    if hasattr(subject, "predict"):
-        return special.log_softmax(np.asarray(subject.predict(texts), dtype=np.float64), 1)
-    if subject.tokenizer is None:
-        raise NotMeasured("The subject has no tokenizer to read text with.", subject.name, "load it with one")
-    return special.log_softmax(head_logits(subject, [(text,) for text in texts], tokens)[0], 1)
-
-
-def answers(
-    subject,  # as for `class_logprobs`
-    items: pd.DataFrame,  # `item`, `text`, `label`, and `cluster` where items are not independent
-    tokens: int | None = None,  # at a time
-) -> pd.DataFrame:
-    "One row an item: `item`, `cluster`, `label`, `prediction`, `correct`, `logprobs`."
-    logp = class_logprobs(subject, items["text"].tolist(), tokens)
-    label = items["label"].to_numpy()
-    return pd.DataFrame(
-        {
-            "item": items["item"].to_numpy(),
-            "cluster": items["cluster" if "cluster" in items else "item"].to_numpy(),
-            "label": label,
-            "prediction": logp.argmax(1),
-            "correct": (logp.argmax(1) == label).astype(float),
-            "logprobs": list(logp),
-        }
-    )
-
-# %% ../../nbs/evaluate/19_perturbations.ipynb #losses-code
-def losses(
-    clean: pd.DataFrame,  # `item`, `prediction`, a column of right and wrong, and `cluster` where there is one
-    perturbed: dict[str, pd.DataFrame],  # the same of the perturbed items, by perturbation
-    changed: dict[str, np.ndarray],  # whether each item's text was changed, in the order of `clean`
-    column: str = "correct",  # of right and wrong answers
-) -> pd.DataFrame:
-    """`clean`, and for each perturbation what was lost, whether the prediction flipped, and whether the item counts.
-
-    Raises `CompressLabError` where items differ.
-    """
-    frame = pd.DataFrame(
-        {
-            "item": clean["item"].to_numpy(),
-            "cluster": clean["cluster" if "cluster" in clean else "item"].to_numpy(),
-            "clean": clean[column].to_numpy(float),
-        }
-    )
-    for name, other in perturbed.items():
-        if sorted(other["item"]) != sorted(frame["item"]):
-            raise CompressLabError(
-                f"The items of {name} are not those of the clean texts.", name, "measure the same items"
-            )
-        other, counts = other.set_index("item").loc[frame["item"]], np.asarray(changed[name], dtype=float)
-        if not counts.any():
-            continue
-        frame[f"lost_{name}"] = (frame["clean"] - other[column].to_numpy(float)) * counts
-        frame[f"flip_{name}"] = (clean["prediction"].to_numpy() != other["prediction"].to_numpy()) * counts
-        frame[f"changed_{name}"] = counts
-    return frame.assign(**{key: frame.filter(regex=f"^{key}_").sum(axis=1) for key in ("lost", "flip", "changed")})
-
-# %% ../../nbs/evaluate/19_perturbations.ipynb #items-code
-def loss_metrics(
-    key: str,  # of the columns of `losses`: empty for all perturbations together, or _ and the name of one
-) -> tuple:
-    "What was lost and what flipped, as metrics."
-    return tuple(
-        Metric(f"{word}{key}", "share", "lower", f"{column}{key}", f"changed{key}")
-        for word, column in (("lost", "lost"), ("flips", "flip"))
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnTexts(Probe):
-    "What probes of text classifiers have in common: labelled texts."
-
-    sampled: ClassVar[tuple] = ("text", "cluster")
-    task: str = "nyu-mll/glue"  # as for `cl.task`
-    config: str | None = "sst2"  # which part of it
-    split: str | None = None  # which split; None: validation, then test
-    text: str = "sentence"  # column of the texts
-    label: str = "label"  # column of the labels, whole numbers from 0
-    tokens: int | None = setting(None, least=1)  # at a time; None: what suits a processor
-
-
-def clean_texts(
-    probe: OnTexts,  # with `n`, how many of them
-    given: pd.DataFrame | None,  # `text`, `label` and perhaps `item` and `cluster` in place of the task; None: the task
-    seed: int,  # which texts
-) -> tuple[pd.DataFrame, list, str]:
-    """The texts to perturb with `item`, where they come from, and a key of them.
-
-    Raises `CompressLabError` where the task has no such columns.
-    """
-    found = task(probe.task, probe.config, probe.split, columns=(probe.text, probe.label)) if given is None else None
-    frame = (
-        given
-        if found is None
-        else pd.DataFrame({"text": found.frame[probe.text].astype(str), "label": found.frame[probe.label]})
-    )
-    frame = frame if "item" in frame else frame.assign(item=np.arange(len(frame)))
-    if found:
-        frame = frame.iloc[drawn(len(frame), probe.n, seed_number(seed))].reset_index(drop=True)
-    return frame, judged_on(found.provenance) if found else [], f"{key_of(*frame['item'], *frame['text'])}-{seed}"
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #probe-code
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 import xxhash
-from ..core.registry import PROBES
 from scipy import stats
 
 from ..core.errors import CompressLabError, check_filled, nearest
+from ..core.registry import PROBES
 from ..core.settings import seed_number, settings_of
 from ..core.store import Cell, Store
 from ..core.tables import Listing, html_table

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import CompressLabError
 from ..core.files import read_text
 from ..data.texts import DataProvenance, task
-from .perturbations import answers, loss_metrics, losses
+from .classifiers import answers, loss_metrics, losses
 from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
 from ..models.starters import sha256
 from ..models.subjects import local
