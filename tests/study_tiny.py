@@ -13,7 +13,9 @@ import pandas as pd
 import torch
 
 from compress_lab.compress.recipe import Method
-from compress_lab.evaluate.records import Metric, NotMeasured, Probe, Records
+from compress_lab.evaluate.metrics import Metric
+from compress_lab.evaluate.probe import NotMeasured, Probe
+from compress_lab.evaluate.records import Records
 from compress_lab.models.layers import linears
 from compress_lab.models.subjects import Provenance, Subject
 from compress_lab.models.tiny import tiny

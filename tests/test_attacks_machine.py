@@ -22,7 +22,7 @@ from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.files import seal
 from compress_lab.evaluate import writing
-from compress_lab.evaluate.records import NotMeasured
+from compress_lab.evaluate.probe import NotMeasured
 from compress_lab.measure import latency, memory
 from compress_lab.measure.latency import Latency
 from compress_lab.models import layers, starters

@@ -14,7 +14,7 @@ from compress_lab.core.files import own_data
 from compress_lab.evaluate.classifiers import class_logprobs, losses
 from compress_lab.evaluate.comparison import compare
 from compress_lab.evaluate.perturbations import PERTURBATIONS, Behaviour, Robustness, behaviour_cases, perturb
-from compress_lab.evaluate.records import NotMeasured, Probe
+from compress_lab.evaluate.probe import NotMeasured, Probe
 from compress_lab.models.subjects import Subject
 from compress_lab.models.tiny import tiny
 

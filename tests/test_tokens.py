@@ -28,7 +28,7 @@ from compress_lab.data import texts, wiki
 from compress_lab.data.texts import DataProvenance, Document, Text, calibration, images, task, text, windows
 from compress_lab.evaluate.comparison import compare, probe
 from compress_lab.evaluate.perplexity import Perplexity
-from compress_lab.evaluate.records import NotMeasured
+from compress_lab.evaluate.probe import NotMeasured
 from compress_lab.evaluate.scoring import Request, encode, packs, score
 from compress_lab.evaluate.task_probe import head_logits
 from compress_lab.evaluate.tasks import items

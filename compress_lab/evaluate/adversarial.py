@@ -18,8 +18,10 @@ import torch
 
 from ..core.progress import bar
 from .classifiers import OnTexts, answers, class_logprobs, clean_texts
+from .metrics import Metric
 from .perturbations import NEIGHBOURS
-from .records import Metric, NotMeasured, Records, setting
+from .probe import NotMeasured, setting
+from .records import Records
 from .statistics import quotient
 
 # %% ../../nbs/evaluate/27_adversarial.ipynb #edits-code

@@ -19,7 +19,9 @@ from ..core.errors import CompressLabError
 from ..core.files import read_text
 from ..data.texts import DataProvenance, task
 from .classifiers import class_logprobs
-from .records import Metric, NotMeasured, Probe, Records, judged_on, key_of, setting
+from .metrics import Metric
+from .probe import NotMeasured, Probe, setting
+from .records import Records, judged_on, key_of
 from .scoring import encode, likelihoods, tokenizer_of
 from .statistics import quotient
 from .tasks import enough

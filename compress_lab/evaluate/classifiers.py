@@ -16,7 +16,9 @@ from scipy import special
 from ..core.errors import CompressLabError
 from ..core.settings import seed_number
 from ..data.texts import task
-from .records import Metric, NotMeasured, Probe, drawn, judged_on, key_of, setting
+from .metrics import Metric
+from .probe import NotMeasured, Probe, setting
+from .records import drawn, judged_on, key_of
 from .task_probe import head_logits
 
 # %% ../../nbs/evaluate/18_classifiers.ipynb #answers-code

@@ -16,7 +16,10 @@ from fastcore.basics import patch
 from ..core.errors import CompressLabError, visible
 from ..core.settings import only, seed_number
 from ..core.tables import html_table
-from .records import Difference, NotMeasured, Probe, Records, show, show_interval
+from .differences import Difference
+from .metrics import show, show_interval
+from .probe import NotMeasured, Probe
+from .records import Records
 from .suites import expanded
 
 # %% ../../nbs/evaluate/10_comparison.ipynb #cell-06

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..core.errors import CompressLabError
 from ..core.progress import bar
+from .metrics import Metric
 from .perplexity import CHUNK, evaluating, logits_of, rows_of, segments
-from .records import Metric, NotMeasured, Probe, Records, setting
+from .probe import NotMeasured, Probe, setting
+from .records import Records
 from ..models.inputs import check_rows
 
 # %% ../../nbs/evaluate/08_fidelity.ipynb #cell-06

@@ -14,7 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from .records import Metric, Probe, Records, setting
+from .metrics import Metric
+from .probe import Probe, setting
+from .records import Records
 from .scoring import tokenizer_of
 from .task_probe import RIGHT, answered
 from .tasks import TaskFile, items, read_task

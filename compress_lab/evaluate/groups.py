@@ -16,7 +16,8 @@ import pandas as pd
 
 from ..core.errors import CompressLabError
 from ..data.texts import task
-from .records import Records, setting
+from .probe import setting
+from .records import Records
 from .statistics import cluster_sums, intervals, paired, paired_interval, same_items
 from .task_probe import TaskProbe, flip_metrics, metric_of
 from .tasks import items

@@ -14,7 +14,9 @@ import pandas as pd
 
 from ..core.settings import seed_number
 from .classifiers import OnTexts, answers, clean_texts, loss_metrics, losses
-from .records import Metric, NotMeasured, Probe, Records, key_of, setting
+from .metrics import Metric
+from .probe import NotMeasured, Probe, setting
+from .records import Records, key_of
 from .scoring import encode, likelihoods, tokenizer_of
 from ..models.inputs import limits, opened
 

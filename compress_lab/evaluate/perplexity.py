@@ -19,7 +19,9 @@ from torch import Tensor
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..data.texts import windows
-from .records import Metric, NotMeasured, Probe, Records, setting
+from .metrics import Metric
+from .probe import NotMeasured, Probe, setting
+from .records import Records
 from ..models.input_quantizers import unrounded
 from ..models.inputs import check_rows
 

@@ -22,7 +22,9 @@ from ..core.errors import CompressLabError, nearest
 from ..core.files import MEGABYTE, own_data, read_text
 from ..core.settings import read_yaml
 from .classifiers import OnTexts, answers, class_logprobs, clean_texts, loss_metrics, losses
-from .records import Metric, NotMeasured, Probe, Records, key_of, setting
+from .metrics import Metric
+from .probe import NotMeasured, Probe, setting
+from .records import Records, key_of
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #machine-code
 WORD = r"(?<![\w'’])[^\W\d_]{%d,}(?![\w'’])"  # letters only, from so many up

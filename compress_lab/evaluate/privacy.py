@@ -19,7 +19,9 @@ import pandas as pd
 from ..core.errors import CompressLabError
 from ..core.settings import seed_number
 from ..data.texts import task
-from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
+from .metrics import Metric
+from .probe import Probe, setting
+from .records import Records, drawn, judged_on, key_of
 from .scoring import Request, likelihoods, tokenizer_of
 from .statistics import quotient
 from .writing import answers_to

@@ -17,7 +17,7 @@ import torch
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from .perplexity import CHUNK, check_causal, evaluating, logits_of
-from .records import NotMeasured
+from .probe import NotMeasured
 from ..models.input_quantizers import unrounded
 from ..models.inputs import around, check_rows
 

@@ -14,8 +14,10 @@ import pandas as pd
 
 from ..core.errors import CompressLabError
 from ..data.texts import DataProvenance, task
+from .metrics import Metric
 from .perturbations import templates
-from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
+from .probe import Probe, setting
+from .records import Records, drawn, judged_on, key_of
 from .writing import answers_to
 from ..models.subjects import local
 

@@ -18,7 +18,9 @@ from ..core.errors import CompressLabError
 from ..core.files import read_text
 from ..data.texts import DataProvenance, task
 from .classifiers import answers, loss_metrics, losses
-from .records import Metric, Probe, Records, drawn, judged_on, key_of, setting
+from .metrics import Metric
+from .probe import Probe, setting
+from .records import Records, drawn, judged_on, key_of
 from ..models.starters import sha256
 from ..models.subjects import local
 

@@ -21,8 +21,11 @@ from scipy import special, stats
 
 from ..core.errors import CompressLabError
 from ..core.progress import bar
+from .differences import Difference
+from .metrics import Metric
 from .perplexity import evaluating
-from .records import Difference, Metric, NotMeasured, Probe, Records, setting
+from .probe import NotMeasured, Probe, setting
+from .records import Records
 from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes
 from .tasks import Items, TaskFile, cleaned, items, matches, read_task, task_files

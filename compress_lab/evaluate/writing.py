@@ -19,7 +19,7 @@ from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..core.settings import seed_number
 from .perplexity import evaluating
-from .records import NotMeasured
+from .probe import NotMeasured
 from .scoring import tokenizer_of
 from ..models.inputs import limits, opened
 

@@ -22,18 +22,11 @@ from scipy import stats
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..core.store import environment
+from ..evaluate.differences import Difference, combined, margin_of, verdict
+from ..evaluate.metrics import Metric
 from ..evaluate.perplexity import evaluating
-from compress_lab.evaluate.records import (
-    Difference,
-    Metric,
-    NotMeasured,
-    Probe,
-    Records,
-    combined,
-    margin_of,
-    setting,
-    verdict,
-)
+from ..evaluate.probe import NotMeasured, Probe, setting
+from ..evaluate.records import Records
 from ..models.inputs import check_rows, limits
 
 # %% ../../nbs/measure/02_latency.ipynb #cell-06
