@@ -28,8 +28,9 @@ HOMES = {  # a room of the package: its modules, each with the public names it d
     "teachers ensemble, texts varied",
     "measure": "size Size, latency Latency, memory Memory",
     "runtimes": "native Native native",
-    "evaluate": "records Difference Metric Probe Records probes, perplexity Perplexity, fidelity Fidelity, "
-    "comparison Comparison compare probe, statistics detectable flips non_inferior, "
+    "evaluate": "metrics Metric, records Records, differences Difference, probe Probe probes, "
+    "perplexity Perplexity, fidelity Fidelity, comparison Comparison compare probe, "
+    "statistics detectable flips non_inferior, "
     "calibration CalibrationProbe calibration_differences reliability_diagram risk_coverage_diagram, "
     "perturbations Behaviour Robustness perturb, shift Shift, bias BBQ Equity StereoSet WinoBias, "
     "security Attack, factuality Consistency Facts forgotten, privacy Extraction Leaks Membership pii, "

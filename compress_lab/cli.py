@@ -450,7 +450,7 @@ def probes(
     options,  # parsed arguments
 ) -> int:
     "Lists the probes, or shows one with its settings."
-    from compress_lab.evaluate.records import probe_class, probe_row, probes
+    from compress_lab.evaluate.probe import probe_class, probe_row, probes
 
     if options.name:
         kind = probe_class(options.name)
@@ -527,7 +527,8 @@ def probe(
     options,  # parsed arguments
 ) -> int:
     "Measures a model, or the paired difference of two."
-    from compress_lab.evaluate.records import probe_class, show, show_interval
+    from compress_lab.evaluate.metrics import show, show_interval
+    from compress_lab.evaluate.probe import probe_class
 
     kind = probe_class(options.probe)
     asked = kind(**settings_given(kind, options.words, others=options.parser._option_string_actions))
@@ -776,7 +777,7 @@ class _SettingsHelp(argparse.Action):
                 print()
                 describe(name, known[name])
         elif name := getattr(options, "probe", None):
-            from compress_lab.evaluate.records import probe_class
+            from compress_lab.evaluate.probe import probe_class
 
             kind = probe_class(name)
             print()

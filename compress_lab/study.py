@@ -145,7 +145,7 @@ def _check_probes(study):
     where = "study, probes"
     if not isinstance(study.probes, (list, tuple)) or not study.probes:
         raise CompressLabError("A study needs probes.", where, "for example probes: [perplexity, size]")
-    from compress_lab.evaluate.records import Probe
+    from compress_lab.evaluate.probe import Probe
     from compress_lab.evaluate.suites import expanded
 
     probes = tuple(probe if isinstance(probe, Probe) else Probe.from_dict(probe) for probe in expanded(study.probes))
@@ -155,7 +155,7 @@ def _check_probes(study):
 
 
 def _check_margin(study):
-    from compress_lab.evaluate.records import margin_of
+    from compress_lab.evaluate.differences import margin_of
 
     metrics = {metric.name: metric for probe in study.probes for metric in probe.metrics}
     if isinstance(study.margin, dict):
@@ -783,7 +783,7 @@ def line(
     "The cell in one line: recipe, probe, seed, value with interval and ratio to the original, seconds."
     from rich.text import Text
 
-    from compress_lab.evaluate.records import show, show_interval
+    from compress_lab.evaluate.metrics import show, show_interval
 
     result = cell.result
     words = Text(
@@ -896,7 +896,7 @@ def stored(
     probe,  # a Probe, whose cell it is
 ) -> Cell | None:
     "The cell where it is stored, sound and no failure."
-    from compress_lab.evaluate.records import stored
+    from compress_lab.evaluate.results import stored
 
     try:
         cell = stored(self.store, key, probe)
@@ -913,7 +913,7 @@ def original_records(
     seed: int,
 ):
     "The Records of the original under an unpaired probe; None where there are none."
-    from compress_lab.evaluate.records import records_of
+    from compress_lab.evaluate.results import records_of
 
     arm = next(arm for arm in self.arms if arm.original and arm.seed == seed)
     key = next((key for key, each in arm.cells.items() if each == probe), None)
@@ -974,7 +974,7 @@ def measure(
     subject,  # the arm's Subject
 ):
     "Result and frame of one cell."
-    from compress_lab.evaluate.records import RULES
+    from compress_lab.evaluate.results import RULES
 
     records = probe.measure(subject, self.subject if probe.paired else None, seed=arm.seed)
     before = None if arm.original or probe.paired else self.original_records(probe, arm.seed)
@@ -1005,7 +1005,7 @@ def brought_up(
     """The stored cell under the arm's present name, its intervals and verdicts by the present rules and the study's
     present margin.
     """
-    from compress_lab.evaluate.records import RULES, records_of
+    from compress_lab.evaluate.results import RULES, records_of
 
     changes = {} if cell.result["recipe"] == arm.name else {"recipe": arm.name}
     if cell.result["status"] == "measured" and (cell.result.get("margin", "unknown"), cell.result.get("rules")) != (
@@ -1037,7 +1037,7 @@ def again(
     floor, or the probe has none.
     """
     from compress_lab.evaluate.noise_floor import again
-    from compress_lab.evaluate.records import records_of
+    from compress_lab.evaluate.results import records_of
 
     if not self.study.noise_floor or probe.name not in FLOORED:
         return None
@@ -1157,7 +1157,7 @@ def exemplified(
     probe,  # a Probe that tells something of all seeds together
 ):
     "Stores with the last seed of each arm what the probe tells of all seeds that measured the same."
-    from compress_lab.evaluate.records import records_of
+    from compress_lab.evaluate.results import records_of
 
     for name in dict.fromkeys(arm.name for arm in self.arms if not arm.original):
         found = [
@@ -1187,7 +1187,7 @@ def failures(
     store: Store,  # a run folder
 ) -> dict[str, str]:
     "What failed in the last run of the folder: the message by recipe, or by recipe and probe."
-    from compress_lab.evaluate.records import stored
+    from compress_lab.evaluate.results import stored
 
     found = {}
     for key in store.current():

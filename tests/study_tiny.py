@@ -14,7 +14,9 @@ import torch
 
 from compress_lab.compress.recipe import Method
 from compress_lab.core.errors import NotMeasured
-from compress_lab.evaluate.records import Metric, Probe, Records
+from compress_lab.evaluate.metrics import Metric
+from compress_lab.evaluate.probe import Probe
+from compress_lab.evaluate.records import Records
 from compress_lab.models.layers import linears
 from compress_lab.models.subject import Provenance, Subject
 from compress_lab.models.tiny import tiny

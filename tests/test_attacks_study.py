@@ -28,7 +28,9 @@ from compress_lab.core import store as store_module
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.settings import read_yaml
 from compress_lab.core.store import Store, checksum, to_json, unsigned
-from compress_lab.evaluate.records import Metric, Probe, Records
+from compress_lab.evaluate.metrics import Metric
+from compress_lab.evaluate.probe import Probe
+from compress_lab.evaluate.records import Records
 from compress_lab.evaluate.tasks import read_task
 from compress_lab.report.dossier import Dossier
 from compress_lab.study import Study, contents, failures, identity

@@ -27,7 +27,7 @@ from compress_lab.cli import main
 from compress_lab.compress.recipe import Recipe
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.store import Store, checksum, to_json
-from compress_lab.evaluate.records import stored
+from compress_lab.evaluate.results import stored
 from compress_lab.evaluate.tasks import items, read_task
 from compress_lab.report.dossier import Dossier
 from compress_lab.study import Study, failures

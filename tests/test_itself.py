@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import compress_lab as cl
-from compress_lab.evaluate.records import Probe
+from compress_lab.evaluate.probe import Probe
 from compress_lab.models.tiny import tiny
 
 WORDS = "the cook nurse driver likes sees asked because he she was late kind and old red green blue".split()

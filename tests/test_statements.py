@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from compress_lab.core.store import Store, to_json
+from compress_lab.evaluate.differences import direction
 from compress_lab.evaluate.fidelity import Fidelity
 from compress_lab.evaluate.perplexity import Perplexity
-from compress_lab.evaluate.records import Records, direction
+from compress_lab.evaluate.records import Records
 from compress_lab.evaluate.statistics import holm
 from compress_lab.evaluate.task_probe import TaskProbe
 from compress_lab.report.dossier import Dossier, told

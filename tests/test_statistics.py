@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from compress_lab.core.errors import CompressLabError
-from compress_lab.evaluate.records import Metric, Probe, Records, margin_of, show, verdict
+from compress_lab.evaluate.differences import margin_of, verdict
+from compress_lab.evaluate.metrics import Metric, show
+from compress_lab.evaluate.probe import Probe
+from compress_lab.evaluate.records import Records
 from compress_lab.evaluate.statistics import (
     FEWEST,
     against_bound,

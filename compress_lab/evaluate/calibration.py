@@ -17,7 +17,10 @@ import pandas as pd
 from scipy import optimize, special, stats
 
 from ..core.errors import CompressLabError
-from .records import Difference, Metric, Probe, Records, combined, margin_of, verdict
+from .differences import Difference, combined, margin_of, verdict
+from .metrics import Metric
+from .probe import Probe
+from .records import Records
 from .statistics import FEWEST, cluster_sums, from_left_out, jackknife, same_items, shrinkage
 from .task_probe import TaskProbe
 

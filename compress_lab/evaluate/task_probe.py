@@ -21,7 +21,10 @@ from scipy import special, stats
 
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
-from .records import Difference, Metric, Probe, Records, setting
+from .differences import Difference
+from .metrics import Metric
+from .probe import Probe, setting
+from .records import Records
 from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes
 from .tasks import Items, TaskFile, cleaned, items, matches, read_task, task_files

@@ -22,7 +22,10 @@ from scipy import stats
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from ..core.store import environment
-from ..evaluate.records import Difference, Metric, Probe, Records, combined, margin_of, setting, verdict
+from ..evaluate.differences import Difference, combined, margin_of, verdict
+from ..evaluate.metrics import Metric
+from ..evaluate.probe import Probe, setting
+from ..evaluate.records import Records
 from ..models.forward import evaluating
 from ..models.inputs import check_rows, limits
 

@@ -22,7 +22,9 @@ import pandas as pd
 from ..core.children import child_environment, python_command
 from ..core.errors import CompressLabError, NotMeasured, visible
 from ..core.progress import bar
-from ..evaluate.records import Metric, Probe, Records, setting
+from ..evaluate.metrics import Metric
+from ..evaluate.probe import Probe, setting
+from ..evaluate.records import Records
 from ..models.inputs import limits
 
 # %% ../../nbs/measure/03_memory.ipynb #cell-06

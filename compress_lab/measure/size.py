@@ -12,7 +12,9 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
-from ..evaluate.records import Metric, Probe, Records
+from ..evaluate.metrics import Metric
+from ..evaluate.probe import Probe
+from ..evaluate.records import Records
 from ..models.packed import masked_bytes
 from ..models.subject import tensors
 

@@ -28,7 +28,9 @@ from ..core.files import cannot_read, regular_file
 from ..core.settings import read_yaml
 from ..core.store import DamagedCell, Store, cannot_write, replace_file, unsigned, without_folders
 from ..evaluate import factuality
-from ..evaluate.records import FALL, RISE, Probe, direction, records_of, stored
+from ..evaluate.differences import FALL, RISE, direction
+from ..evaluate.probe import Probe
+from ..evaluate.results import records_of, stored
 from ..evaluate.rights import USES, rights
 from ..evaluate.statistics import holm, together
 from ..evaluate.suites import expanded
