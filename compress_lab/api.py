@@ -13,7 +13,7 @@ from importlib import import_module
 # %% ../nbs/api.ipynb #cell-05
 HOMES = {  # a room of the package: its modules, each with the public names it defines
     "core": "errors CompressLabError NotMeasured, store Store",
-    "models": "subject Subject, loading load, equivalence equivalences, units overview units, lenet lenet",
+    "models": "loading Subject load, equivalence equivalences, units overview units, lenet lenet",
     "data": "texts Calibration Images Text Windows calibration images task text windows",
     "compress": "recipe Method Recipe methods, layerwise Compressed LayerMethod, streaming stream",
     "quantize": "rtn RTN, gptq GPTQ, hqq HQQ, quantease QuantEase, scale_tune ScaleTune, floats Float, nf4 NF4, "
@@ -173,18 +173,19 @@ def example(
 ) -> str:
     "One line of code that uses it."
     import inspect
-    from dataclasses import fields
+
+    from compress_lab.core.settings import setting_fields
 
     typed = lambda settings: f"cl.{name}({', '.join(f'{key}={value!r}' for key, value in settings)})".replace("'", '"')
     if name in EXAMPLES:
         return EXAMPLES[name]
     if hasattr(thing, "registry") and hasattr(thing, "paper"):  # a Method
-        call = typed([(each.name, each.default) for each in fields(thing)[:1]])
+        call = typed([(each.name, each.default) for each in setting_fields(thing)[:1]])
         repairs = "original" in thing.needs and (thing.keeps_codes or not (thing.quantizes or thing.prunes))
         text = ', cl.calibration("wikipedia", subject)' if "calibration" in thing.needs else ""
         return f"{call}.apply({'compressed' if repairs else 'subject'}{text}{', original=subject' if repairs else ''})"
     if hasattr(thing, "metrics") and hasattr(thing, "measure"):  # a Probe
-        needed = [(each.name, "…") for each in fields(thing) if each.metadata.get("needed")]
+        needed = [(each.name, "…") for each in setting_fields(thing) if each.metadata.get("needed")]
         return f"cl.compare(original, compressed, [{typed(needed)}])"
     given = inspect.signature(thing).parameters.values()
     asked = [each.name for each in given if each.default is each.empty and not str(each).startswith("*")]

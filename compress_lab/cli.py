@@ -23,7 +23,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from .core.errors import CompressLabError, nearest, visible
-from .core.settings import read_yaml, seed_number, whole
+from .core.settings import read_yaml, seed_number, setting_fields, whole
 
 # %% ../nbs/cli.ipynb #cell-06
 def console(error: bool = False):
@@ -185,7 +185,7 @@ def setting_rows(
     from compress_lab.api import comments
 
     rows, meanings = [], comments(kind)
-    for each in fields(kind):
+    for each in setting_fields(kind):
         default = "" if each.default is MISSING else repr(each.default)
         needed = f"must name {each.metadata['needed']}" if each.metadata.get("needed") else ""
         rows.append((each.name, default, "; ".join(filter(None, (meanings.get(each.name), needed)))))
@@ -247,7 +247,7 @@ def settings_given(
     from typing import get_type_hints
 
     hints, given = get_type_hints(kind), {}
-    known = {each.name: hints[each.name] for each in fields(kind)} | dict.fromkeys(lists, list)
+    known = {each.name: hints[each.name] for each in setting_fields(kind)} | dict.fromkeys(lists, list)
     for name, values in options_of(words).items():
         if name.startswith("no_") and known.get(name[3:]) is bool and not values:
             given[name[3:]] = False
@@ -340,7 +340,7 @@ def step_of(
             lists = {name: [value] if isinstance(value, str) else [*value] for name, value in lists.items()}
             return {**step_of(inner), "targets": [literal(target) for target in targets], **lists}
         case ast.Call(ast.Name(name) | ast.Attribute(ast.Name("cl"), name), values, words):
-            names = [each.name for each in fields(METHODS.named(name))]
+            names = [each.name for each in setting_fields(METHODS.named(name))]
             if len(values) > len(names):
                 raise ValueError(f"{name} has {len(names)} settings, and {len(values)} are given")
             given = [*zip(names, values), *((word.arg, word.value) for word in words)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLOSE_LOOK', 'Compressed', 'join', 'losses', 'averaged', 'check_finite', 'compressed', 'by_weights', 'compress_group',
            'check_range', 'put', 'treat', 'Finished', 'stored_part', 'batches_of', 'memory_of', 'calibrate',
-           'change_each', 'LayerMethod']
+           'change_each', 'LayerMethod', 'CalibratedLayerMethod']
 
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-03
 import copy
@@ -14,26 +14,26 @@ import json
 import os
 from abc import abstractmethod
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from .walk import memory_needed, walk, walk_memory
-from ..core.memory import check_memory, release_memory
-from ..models.observing import calibrating, observe
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .input_statistics import Gram, output_error, unseen
-from .recipe import Method
+from .recipe import CalibratedMethod, Method
+from .walk import memory_needed, walk, walk_memory
 from ..core.errors import CompressLabError, listed
 from ..core.files import intact, remove, seal, set_aside
+from ..core.memory import check_memory, release_memory
 from ..core.progress import bar
 from ..models.input_quantizers import Rounding, attach, rounding_of
+from ..models.observing import calibrating, observe
 from ..models.packed import Packed
 from ..models.precision import precision
 
@@ -514,3 +514,12 @@ class LayerMethod(Method, abstract=True):
             checkpoint,
             lambda group, statistics: treat(self, subject, group, statistics),
         )
+
+# %% ../../nbs/compress/05_layerwise.ipynb #sequential-code
+@dataclass(frozen=True)
+class CalibratedLayerMethod(LayerMethod, CalibratedMethod, abstract=True):
+    "A LayerMethod with statistics of the inputs, gathered in one walk through the model."
+
+    true_sequential: bool = field(
+        default=True, kw_only=True
+    )  # each linear sees inputs from the compressed ones before it in its block too

@@ -16,13 +16,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 import xxhash
-from ..core.memory import check_memory
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..compress.recipe import Method
+from ..compress.recipe import CalibratedMethod
 from ..core.errors import CompressLabError
 from ..core.files import read_json, regular_file, remove
+from ..core.memory import check_memory
 from ..core.progress import bar, write
 from .features import attending, attention_loss, hidden_loss, layer_pairs, projection, relation_loss
 from .losses import DIVERGENCES, of_top, top_of
@@ -64,7 +64,7 @@ RANGES = {
 
 # %% ../../nbs/distill/10_distill.ipynb #settings-code-2
 @dataclass(frozen=True)
-class Distill(Method):
+class Distill(CalibratedMethod):
     "Trains a model to predict what the original does; zeros stay."
 
     loss: str = "kl"  # of the predictions: one of `LOSSES`; "uld" for a teacher with another tokenizer
@@ -82,7 +82,6 @@ class Distill(Method):
     micro: int | None = None  # rows that are computed at once, a divisor of those; None: all of a step
     average: float = 0.0  # decay of a moving average of the weights, which the model ends with; 0: the last ones
     lr: float = 1e-4  # rises over the first twentieth of the steps, then falls to zero along a cosine
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
     link = "https://arxiv.org/abs/1503.02531"
     needs = frozenset({"calibration", "original", "training"})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import Gram
-from ..compress.layerwise import Compressed
+from ..compress.layerwise import CalibratedLayerMethod, Compressed
 from ..core.errors import CompressLabError
 from .masks import Pruning, check_divides, lowest, lowest_share, pattern
 
@@ -73,17 +73,14 @@ def growing(
 
 # %% ../../nbs/prune/06_admm.ipynb #cell-10-2
 @dataclass(frozen=True)
-class ADMM(Pruning):
+class ADMM(Pruning, CalibratedLayerMethod):
     "Zeroes a growing share of the weights while the others move to where they serve the outputs best."
 
     steps: int = 20  # rounds in all
     growth: int = 15  # rounds until the sparsity is reached; the mask stays from then on
     percdamp: float = 0.1  # ridge towards the original, as a share of the second moment of each input
-    true_sequential: bool = True  # each linear sees inputs from the pruned ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
     link = "https://arxiv.org/abs/2401.02938"
-    needs = frozenset({"calibration"})
     statistic, without_inputs = Gram, "pruned by magnitude"
 
     def check(self):

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import ColumnMagnitudes, Gram, unseen
-from ..compress.layerwise import Compressed, LayerMethod, change_each, check_finite, losses, put
+from compress_lab.compress.layerwise import (
+    CalibratedLayerMethod,
+    Compressed,
+    LayerMethod,
+    change_each,
+    check_finite,
+    losses,
+    put,
+)
 from ..core.errors import CompressLabError
 from ..models.low_rank import alike, check_factors, place, split
 
@@ -212,17 +220,14 @@ class SVD(LowRank):
 
 
 @dataclass(frozen=True)
-class ASVD(LowRank):
+class ASVD(LowRank, CalibratedLayerMethod):
     "Keeps the directions in which the weights are largest, where loud inputs count more."
 
     alpha: float = 0.5  # power of the mean absolute input that a column is multiplied by
-    true_sequential: bool = True  # each linear sees inputs from the factored ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = (
         "Yuan et al., 2023, ASVD: Activation-aware singular value decomposition for compressing large language models"
     )
     link = "https://arxiv.org/abs/2312.05821"
-    needs = frozenset({"calibration"})
     statistic = ColumnMagnitudes
 
     def check(self):
@@ -235,18 +240,15 @@ class ASVD(LowRank):
 
 
 @dataclass(frozen=True)
-class SVDLLM(LowRank):
+class SVDLLM(LowRank, CalibratedLayerMethod):
     """Keeps the directions in which the outputs are largest: no other matrix of that rank has outputs closer to the
     original's.
     """
 
-    true_sequential: bool = True  # each linear sees inputs from the factored ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = (
         "Wang et al., 2024, SVD-LLM: Truncation-aware singular value decomposition for large language model compression"
     )
     link = "https://arxiv.org/abs/2403.07378"
-    needs = frozenset({"calibration"})
     statistic = Gram
 
     def scaled(self, weight: Tensor, statistic: Gram) -> Tensor:

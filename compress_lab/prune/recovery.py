@@ -8,10 +8,9 @@ __all__ = ['Recover', 'check_trainable', 'taught']
 # %% ../../nbs/prune/30_recovery.ipynb #cell-03
 from dataclasses import dataclass
 
-from ..core.memory import check_memory
-
-from ..compress.recipe import Method
+from ..compress.recipe import CalibratedMethod
 from ..core.errors import CompressLabError
+from ..core.memory import check_memory
 from compress_lab.train.losses import (
     LOGIT_BYTES,
     check_loaded,
@@ -24,14 +23,13 @@ from compress_lab.train.losses import (
 
 # %% ../../nbs/prune/30_recovery.ipynb #cell-05
 @dataclass(frozen=True)
-class Recover(Method):
+class Recover(CalibratedMethod):
     "Trains the linears of a pruned model to predict what the original does; zeros stay."
 
     loss: str = "kl"  # "kl": to the original; "next_token": of the text
     steps: int = 100  # of the optimizer
     batch: int = 4  # calibration rows a step sees
     lr: float = 1e-4  # rises over the first twentieth of the steps, then falls to zero along a cosine
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
     link = "https://arxiv.org/abs/2407.14679"
     needs = frozenset({"calibration", "original", "training"})

@@ -9,20 +9,26 @@ __all__ = ['Refit', 'refit']
 from dataclasses import dataclass
 
 from ..compress.input_statistics import Gram, output_error, unseen
-from ..compress.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses, put
+from compress_lab.compress.layerwise import (
+    CalibratedLayerMethod,
+    Compressed,
+    averaged,
+    calibrate,
+    check_finite,
+    losses,
+    put,
+)
 from ..core.errors import CompressLabError
 from ..models.layers import LinearLayer, counterpart
 from .admm import alternate
 
 # %% ../../nbs/prune/08_refit.ipynb #cell-05
 @dataclass(frozen=True)
-class Refit(LayerMethod):
+class Refit(CalibratedLayerMethod):
     "Fits the weights that pruning left to the outputs of the original; zeros stay where they are."
 
     steps: int = 20  # rounds
     percdamp: float = 0.1  # ridge towards the original, as a share of the second moment of each input
-    true_sequential: bool = True  # each linear sees inputs from the refitted ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Boža, 2024, Fast and effective weight update for pruned large language models"
     link = "https://arxiv.org/abs/2401.02938"
     needs = frozenset({"calibration", "original"})

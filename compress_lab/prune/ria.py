@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..compress.input_statistics import ColumnNorms
-from ..compress.layerwise import Compressed, calibrate, check_finite, treat
+from ..compress.layerwise import CalibratedLayerMethod, Compressed, calibrate, check_finite, treat
 from ..core.errors import CompressLabError
 from ..models.layers import LinearLayer
 from .masks import Pruning, lowest, pattern
@@ -19,15 +19,12 @@ from .permutation import Channels, aligned, interchangeable, kept, reorder
 
 # %% ../../nbs/prune/05_ria.ipynb #cell-05
 @dataclass(frozen=True)
-class RIA(Pruning):
+class RIA(Pruning, CalibratedLayerMethod):
     "Zeroes the weights that are the smallest share of their row and column, weighted by the loudness of the input."
 
     power: float = 0.5  # of the input's norm: 0 looks at weights only, 1 as Wanda does
     permute: bool = False  # for N:M: move channels first where what comes before can follow; blocks seen as they were
-    true_sequential: bool = True  # inputs come from the pruned linears before it in its block; not with permute
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Zhang et al., 2024, Plug-and-Play: An efficient post-training pruning method for large language models"
-    needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "pruned by its weights alone"
     joint = False
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import Gram
-from ..compress.layerwise import Compressed
+from ..compress.layerwise import CalibratedLayerMethod, Compressed
 from ..compress.second_order import inverse_factor
 from ..core.errors import CompressLabError
 from .admm import alternate
@@ -47,17 +47,14 @@ def prune_columns(
 
 # %% ../../nbs/prune/07_sparsegpt.ipynb #cell-09
 @dataclass(frozen=True)
-class SparseGPT(Pruning):
+class SparseGPT(Pruning, CalibratedLayerMethod):
     "Zeroes weights column by column; the columns still free compensate each as far as the inputs allow."
 
     columns: int = 128  # that share one choice of what goes
     rounds: int = 5  # of least squares over whole rows after the sweep; 0: none, as published
     percdamp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
-    true_sequential: bool = True  # each linear sees inputs from the pruned ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Frantar and Alistarh, 2023, SparseGPT: Massive language models can be accurately pruned in one-shot"
     link = "https://arxiv.org/abs/2301.00774"
-    needs = frozenset({"calibration"})
     statistic, without_inputs = Gram, "pruned by magnitude"
     joint = False
 

@@ -11,19 +11,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..compress.input_statistics import ColumnNorms
-from ..compress.layerwise import Compressed
+from ..compress.layerwise import CalibratedLayerMethod, Compressed
 from .masks import Pruning, lowest
 
 # %% ../../nbs/prune/03_wanda.ipynb #cell-05
 @dataclass(frozen=True)
-class Wanda(Pruning):
+class Wanda(Pruning, CalibratedLayerMethod):
     "Zeroes the weights of each row with the smallest |weight| × norm of the input."
 
-    true_sequential: bool = True  # each linear sees inputs from the pruned ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Sun et al., 2024, A simple and effective pruning approach for large language models"
     link = "https://arxiv.org/abs/2306.11695"
-    needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "pruned by magnitude"
 
     def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:

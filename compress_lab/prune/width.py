@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import Gram, unseen
-from ..compress.layerwise import Compressed, LayerMethod, calibrate, check_finite, losses, put
+from compress_lab.compress.layerwise import (
+    CalibratedLayerMethod,
+    Compressed,
+    calibrate,
+    check_finite,
+    losses,
+    put,
+)
 from ..core.errors import CompressLabError
 from ..models.units import Units, units
 from .shrink import configuration, going, shrink
@@ -93,7 +100,7 @@ CRITERIA = ("least_squares", "magnitude", "random")
 
 # %% ../../nbs/prune/21_width.ipynb #cell-13-2
 @dataclass(frozen=True)
-class Width(LayerMethod, abstract=True):
+class Width(CalibratedLayerMethod, abstract=True):
     "Cuts units out of every block."
 
     kind: ClassVar[str] = ""  # of units
@@ -102,11 +109,8 @@ class Width(LayerMethod, abstract=True):
     criterion: str = "least_squares"  # what goes: what the rest replaces best; "magnitude": smallest columns; "random"
     repair: bool = True  # whether the others make up for it, by least squares
     percdamp: float = 0.01  # share of the mean of the second moments' diagonal that is added to it
-    true_sequential: bool = True  # each block sees inputs from the cut ones before it
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Kurtić et al., 2023, ZipLM: Inference-aware structured pruning of language models"
     link = "https://arxiv.org/abs/2302.04089"
-    needs = frozenset({"calibration"})
     transformer, statistic = True, Gram
 
     @property

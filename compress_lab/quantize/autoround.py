@@ -10,17 +10,17 @@ __all__ = ['Rounding', 'first_tensor', 'block_error', 'learn', 'restore', 'block
 from dataclasses import dataclass
 
 import torch
-from ..compress.walk import PausedForwards, Stage
-from ..core.memory import check_memory, release_memory
-from ..models.observing import body, calibrating
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
-from ..compress.recipe import Method
+from ..compress.recipe import CalibratedMethod
+from ..compress.walk import PausedForwards, Stage
 from ..core.errors import CompressLabError, listed
+from ..core.memory import check_memory, release_memory
 from ..core.progress import bar
 from ..models.layers import LinearLayer, blocks
+from ..models.observing import body, calibrating
 from ..models.precision import precision
 from .grid import check_grid
 from compress_lab.quantize.ste import (
@@ -203,7 +203,7 @@ def block_plan(model: nn.Module, layers: list[LinearLayer], batch: dict, method)
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-16
 @dataclass(frozen=True)
-class AutoRound(Method):
+class AutoRound(CalibratedMethod):
     "Learns which way to round each weight, block by block, by signed gradient descent."
 
     bits: int = 4  # width of a code, 1 to 8
@@ -213,7 +213,6 @@ class AutoRound(Method):
     batch: int = 8  # calibration rows a step sees
     lr: float | None = None  # first step size, falling to zero; None: 1 / steps
     quantized_inputs: bool = True  # a block sees what the quantized blocks before it put out
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Cheng et al., 2023, Optimize weight rounding via signed gradient descent for the quantization of LLMs"
     link = "https://arxiv.org/abs/2309.05516"
     quantizes = True

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from ..compress.walk import memory_needed, walk
-from ..core.memory import check_memory
 from torch import Tensor
 
 from ..compress.input_statistics import Gram
 from ..compress.layerwise import Compressed, Finished, LayerMethod, treat
+from ..compress.recipe import CalibratedMethod
+from ..compress.walk import memory_needed, walk
 from ..core.errors import CompressLabError
+from ..core.memory import check_memory
 from ..models.equivalence import Pair, equivalences
 from ..models.precision import precision
 from .grid import by_groups, check_grid, codes, fit, span, values
@@ -75,7 +76,7 @@ def search(
 
 # %% ../../nbs/quantize/06_awq.ipynb #cell-10
 @dataclass(frozen=True)
-class AWQ(LayerMethod):
+class AWQ(LayerMethod, CalibratedMethod):
     "Scales input channels before rounding, by a power of their loudness, and clips each group."
 
     bits: int = 4  # width of a code, 1 to 8
@@ -83,11 +84,9 @@ class AWQ(LayerMethod):
     symmetric: bool = False  # no zero point: the grid spans as far down as up
     grid: int = 20  # exponents tried besides 0; 0: no scaling
     clip: bool = True  # try narrower spans for each group
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Lin et al., 2024, AWQ: Activation-aware weight quantization for on-device LLM compression and acceleration"
     link = "https://arxiv.org/abs/2306.00978"
     quantizes = True
-    needs = frozenset({"calibration"})
     transformer, statistic, without_inputs = True, Gram, "rounded to nearest"
 
     def check(self):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import ColumnNorms
-from ..compress.layerwise import Compressed, LayerMethod
+from ..compress.layerwise import CalibratedLayerMethod, Compressed, LayerMethod
 from ..core.errors import CompressLabError
 
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-06
@@ -158,14 +158,11 @@ def share(
 
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-17
 @dataclass(frozen=True)
-class WeightedCodebook(Codebook):
+class WeightedCodebook(Codebook, CalibratedLayerMethod):
     "A codebook that is finer for weights on loud inputs: their errors count by the mean square of the input."
 
-    true_sequential: bool = True  # each linear sees inputs from the compressed ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
     link = "https://arxiv.org/abs/2306.07629"
-    needs = frozenset({"calibration"})
     statistic, without_inputs = ColumnNorms, "all weights count alike"
 
     def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:

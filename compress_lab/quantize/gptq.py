@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import Gram
-from ..compress.layerwise import Compressed, LayerMethod
+from ..compress.layerwise import CalibratedLayerMethod, Compressed
 from ..compress.second_order import inverse_factor
 from ..core.errors import CompressLabError
 from ..core.errors import nearest as nearest_name
@@ -47,7 +47,7 @@ def round_columns(
 
 # %% ../../nbs/quantize/04_gptq.ipynb #cell-13
 @dataclass(frozen=True)
-class GPTQ(LayerMethod):
+class GPTQ(CalibratedLayerMethod):
     "Rounds column by column; the columns still free compensate each error as far as the inputs allow."
 
     bits: int = 4  # width of a code, 1 to 8
@@ -56,14 +56,11 @@ class GPTQ(LayerMethod):
     act_order: bool = True  # columns in order of decreasing Hessian diagonal
     percdamp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
     shrinks: int = 20  # narrower spans tried for each group
-    true_sequential: bool = True  # each linear sees inputs from the quantized ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     zero_point: str = "integer"  # or "real": any number, kept in 16 bits
     levels: str = ""  # a grid that is not even: a format such as "nf4" or "mxfp4", with its bits and group size
     paper = "Frantar et al., 2023, GPTQ: Accurate post-training quantization for generative pre-trained transformers"
     link = "https://arxiv.org/abs/2210.17323"
     quantizes = True
-    needs = frozenset({"calibration"})
     statistic, without_inputs = Gram, "rounded to nearest"
 
     def check(self):

@@ -11,15 +11,22 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from ..compress.walk import Trace
-from ..models.observing import calibrating
 from torch import Tensor, nn
 
 from ..compress.input_statistics import unseen
-from ..compress.layerwise import Compressed, LayerMethod, change_each, check_finite, treat
+from compress_lab.compress.layerwise import (
+    CalibratedLayerMethod,
+    Compressed,
+    LayerMethod,
+    change_each,
+    check_finite,
+    treat,
+)
+from ..compress.walk import Trace
 from ..core.errors import CompressLabError
 from ..models.forward import inputs
 from ..models.input_quantizers import Rounding, attach, detach
+from ..models.observing import calibrating
 from .grid import half_precision
 from .observers import OBSERVERS, threshold
 
@@ -147,19 +154,18 @@ def inputs_only(method: RoundsInputs, linear, statistic) -> dict:
 
 # %% ../../nbs/quantize/21_int8.ipynb #int8-code
 @dataclass(frozen=True)
-class Int8(RoundsInputs):
+class Int8(RoundsInputs, CalibratedLayerMethod):
     "Rounds weights to eight bits a row, and lets every linear round its inputs to eight bits."
 
     activations: str = "token"  # "token": a scale for each token at run time; "static": one for each linear, calibrated
     observer: str = "minmax"  # for static scales: "minmax", "percentile", "mse" or "entropy"
     percentile: float = 99.99  # for that observer: share of the inputs that is not clipped, in percent
-    true_sequential: bool = True  # static scales: each linear sees inputs from the rounded ones before it in its block
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = (
         "Jacob et al., 2018, Quantization and training of neural networks for efficient integer-arithmetic-only "
         "inference"
     )
     link = "https://arxiv.org/abs/1712.05877"
+    needs = frozenset()  # a scale for each token needs no text
 
     def check(self):
         if self.activations not in ("token", "static"):

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from ..core.memory import check_memory
-from ..models.observing import calibrating
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
-from ..compress.recipe import Method
+from ..compress.recipe import CalibratedMethod
 from ..core.errors import CompressLabError
+from ..core.memory import check_memory
 from ..core.progress import bar
 from ..models.layers import LinearLayer
+from ..models.observing import calibrating
 from ..models.precision import autocast
 from .grid import check_grid, fit
 from compress_lab.quantize.ste import (
@@ -129,7 +129,7 @@ def train(
 
 # %% ../../nbs/quantize/33_qat.ipynb #cell-14
 @dataclass(frozen=True)
-class QAT(Method):
+class QAT(CalibratedMethod):
     "Trains the weights, and the scales of their grids, while the model computes with rounded weights."
 
     bits: int = 4  # width of a code, 1 to 8
@@ -141,7 +141,6 @@ class QAT(Method):
     batch: int = 4  # calibration rows a step sees
     lr: float = 1e-4  # of the weights; rises over the first twentieth of the steps, then falls to zero
     scale_lr: float = 1e-3  # of the scales, relative
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Esser et al., 2020, Learned step size quantization"
     link = "https://arxiv.org/abs/1902.08153"
     quantizes = True

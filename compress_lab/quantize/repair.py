@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import ColumnMeans, Gram, output_error, unseen
-from ..compress.layerwise import Compressed, LayerMethod, averaged, calibrate, check_finite, losses
+from compress_lab.compress.layerwise import (
+    CalibratedLayerMethod,
+    Compressed,
+    averaged,
+    calibrate,
+    check_finite,
+    losses,
+)
 from ..core.errors import CompressLabError
 from ..models.layers import LinearLayer, counterpart
 from ..models.packed import Packed
@@ -66,12 +73,10 @@ def original_of(linear: LinearLayer, original, changed: bool = True) -> LinearLa
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-12
 @dataclass(frozen=True)
-class ScaleFit(LayerMethod):
+class ScaleFit(CalibratedLayerMethod):
     "Fits the scales of quantized linears to the outputs of the original, codes and zero points as they are."
 
     percdamp: float = 0.01  # ridge towards the scales there are, as a share of the mean of the system's diagonal
-    true_sequential: bool = True  # each linear sees inputs from the repaired ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "closed-form least squares on the criterion of Frantar et al., 2023, GPTQ"
     link = "https://arxiv.org/abs/2210.17323"
     keeps_codes = True
@@ -173,11 +178,9 @@ def check_bias(layers: list[LinearLayer]):
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-19
 @dataclass(frozen=True)
-class BiasCorrection(LayerMethod):
+class BiasCorrection(CalibratedLayerMethod):
     "Moves the bias of each linear so that its outputs have the mean they had in the original."
 
-    true_sequential: bool = True  # each linear sees inputs from the corrected ones before it in its block too
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Nagel et al., 2019, Data-free quantization through weight equalization and bias correction"
     link = "https://arxiv.org/abs/1906.04721"
     keeps_codes = True

@@ -9,13 +9,13 @@ __all__ = ['Scales', 'ScaleTune', 'check_scales', 'tune']
 from dataclasses import dataclass, replace
 
 import torch
-from ..core.memory import check_memory
-from ..models.observing import calibrating
 from torch import Tensor
 
-from ..compress.recipe import Method
+from ..compress.recipe import CalibratedMethod
 from ..core.errors import CompressLabError
+from ..core.memory import check_memory
 from ..models.layers import LinearLayer
+from ..models.observing import calibrating
 from ..models.packed import Packed, shortest
 from .qat import done_once, train
 from .repair import check_scales_free, unscaled
@@ -36,7 +36,7 @@ class Scales(LearnedScales):
 
 # %% ../../nbs/quantize/36_scale_tune.ipynb #cell-10
 @dataclass(frozen=True)
-class ScaleTune(Method):
+class ScaleTune(CalibratedMethod):
     """Trains the scales of quantized linears, all together, to predict what the original did; codes and zero points
     stay.
     """
@@ -45,7 +45,6 @@ class ScaleTune(Method):
     steps: int = 64  # of the optimizer
     batch: int = 4  # calibration rows a step sees
     lr: float = 2e-3  # relative; rises over the first twentieth of the steps, then falls to zero
-    calibration_dtype: str = "auto"  # of activations: "bfloat16", "float32" or "auto", the faster one here
     paper = "Chen et al., 2024, EfficientQAT: Efficient quantization-aware training for large language models"
     link = "https://arxiv.org/abs/2407.11062"
     keeps_codes = True
