@@ -117,7 +117,7 @@ def page_of(
 
     Raises `CompressLabError` where a file of the user's stands there.
     """
-    from compress_lab.report.dossier import page_place
+    from compress_lab.report.page import page_place
 
     root = os.path.relpath(store.path) if "://" in store.root else store.root
     page = out if out is not None else f"{root}/dossier.html" if store.local else "dossier.html"
@@ -431,9 +431,8 @@ def methods(
     options,  # parsed arguments
 ) -> int:
     "Lists the methods, or shows one with its settings."
-    from compress_lab.core.registry import METHODS
-
     from compress_lab.compress.recipe import method_row, methods
+    from compress_lab.core.registry import METHODS
 
     if options.name:
         describe(options.name, METHODS.named(options.name))
