@@ -29,8 +29,8 @@ class Claim:
     figures: dict[str, object]
     cells: tuple[str, ...]  # keys
 
-    def __str__(evidence):
-        return evidence.text
+    def __str__(self):
+        return self.text
 
 
 def _said(value: float, lo: float, hi: float, unit: str = "") -> tuple[str, str]:
