@@ -167,7 +167,7 @@ def time_claim(row: pd.Series, work: str) -> Claim:
 
 # %% ../../nbs/report/04_claims.ipynb #shown-code
 def shown_direction(row: pd.Series) -> str | None:
-    "The better direction of what the verdict calls better or worse; none of the rest, which is drawn in grey."
+    "The better direction of a difference that the verdict calls better or worse; None for others, drawn in grey."
     within = math.isfinite(row["control_lo"]) and not (faster(row) or slower(row))
     return row["better"] if told(row) in ("better", "worse") and not within else None
 
@@ -208,7 +208,7 @@ def _changes(rows: list[tuple], what: str) -> tuple[str, str]:
 
 
 def _named(rows: list, recipes: bool = False) -> str:
-    "Tasks with their changes, after the recipe where there are several."
+    "Tasks with their accuracy changes, each after its recipe if `recipes`."
     return _listed(
         [f"{row['recipe'] + ' in ' if recipes else ''}{row['task']} ({_points(row['difference'])})" for row in rows]
     )
@@ -238,14 +238,14 @@ def _all_tasks(rows: list[tuple]) -> tuple[str, dict]:
 
 # %% ../../nbs/report/04_claims.ipynb #answers-claim-2
 def _seen(rows: list[tuple]) -> tuple[list, list]:
-    "The changes that their intervals show, and those without an interval."
+    "The accuracy changes that an interval shows, and the changes without an interval."
     return [row for row, _ in rows if told(row) in ("worse", "better")], [
         row for row, _ in rows if told(row) == "no interval"
     ]
 
 
 def _answer_claim(evidence: Evidence, recipe: str) -> list[Claim]:
-    "How the accuracies of a recipe changed, and what they hide."
+    "How the accuracies of a recipe changed, and how many answers flipped behind them."
     if not (rows := _accuracies(evidence, recipe)):
         return []
     compared, (moved, flipped), (_, unknown) = len(_accuracies(evidence)), _changes(rows, "tasks"), _seen(rows)
@@ -270,7 +270,7 @@ def _answer_claim(evidence: Evidence, recipe: str) -> list[Claim]:
 
 # %% ../../nbs/report/04_claims.ipynb #answers-claim-2-2
 def _hidden_claim(evidence: Evidence) -> list[Claim]:
-    "How many changes of accuracy were seen, how many remain, and what is behind the others."
+    "How many accuracy changes were seen, how many remain after Holm's correction, and the flips behind the others."
     every = _accuracies(evidence)
     if not every:
         return []

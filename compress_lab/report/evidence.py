@@ -29,7 +29,7 @@ from .sections import mapping, number
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-05
 def _interval(value: object) -> tuple[float, float]:
-    "Both ends of an interval; not-a-numbers for what is none."
+    "Both ends of an interval; NaN for anything else."
     return (
         (number(value[0]), number(value[1]))
         if isinstance(value, (list, tuple)) and len(value) == 2
@@ -40,7 +40,7 @@ def _interval(value: object) -> tuple[float, float]:
 def _bounds(
     entry: Mapping,  # value of a metric, with its unit
 ) -> tuple[float, float]:
-    "What the metric can be at all; shares that do not say so are between -1 and 1."
+    "The range of a metric; shares without declared bounds are between -1 and 1."
     low, high = _interval(entry.get("bounds"))
     if math.isfinite(low) and math.isfinite(high):
         return low, high
@@ -115,7 +115,7 @@ SEEDED = (
 
 
 def _over_seeds(row: dict, found: Mapping) -> dict:
-    "The row of several seeds with the difference over all of them, or without an interval if there is none."
+    "The row of several seeds, with the difference over all of them, or without an interval if none was computed."
     missing = {"method": "no interval: the records of the seeds are not at hand", "verdict": "no interval"}
     if not found:
         return row | dict.fromkeys(SEEDED, math.nan) | missing
@@ -211,7 +211,7 @@ def called(
     cell: Mapping,  # with the key `probe`
     settings: Mapping,  # of the probe
 ) -> str:
-    "Name of a probe, with the task that it asks."
+    "Name of a probe, followed by its task for task probes."
     probe, task = str(cell.get("probe", "?")), mapping(settings).get("task")
     return f"{probe} {task}" if task and probe == "task" else probe
 
@@ -371,7 +371,7 @@ def from_run(
 def _facts_frame(
     frame: "pd.DataFrame | None",  # of a cell
 ) -> bool:
-    "Whether the records of facts are such."
+    "Whether a frame holds records of facts: each item named once, and numbers in `known`."
     sound = (
         frame is not None
         and {"item", "cluster", "known", "said"} <= {*frame}
@@ -494,7 +494,7 @@ AREAS = (
 
 OTHERWISE = {
     probe: area
-    for area, names in {  # areas of probes that are called otherwise
+    for area, names in {  # areas of probes whose name is not their area
         "task accuracy": "task",
         "robustness": "behaviour shift adversarial formats passkey text_around",
         "bias": "equity stereoset bbq winobias",
@@ -506,7 +506,7 @@ OTHERWISE = {
 
 
 def area(cell: Mapping) -> str:
-    "What a cell looks at: its records may say; of one that is planned the probe's name does."
+    "The area a cell looks at: from its records, or from the probe's name for a cell that is only planned."
     probe = str(cell.get("probe"))
     return str(mapping(mapping(cell.get("records")).get("meta")).get("axis") or OTHERWISE.get(probe, probe))
 

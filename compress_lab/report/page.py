@@ -204,7 +204,7 @@ def _words(value: object) -> str:
 
 
 def _several(words: list[str]) -> str:
-    "The first hundred of them, and how many more there are."
+    "The first hundred words, and how many more there are."
     return ", ".join(words[:100]) + (f" and {len(words) - 100:,} more" if len(words) > 100 else "")
 
 # %% ../../nbs/report/05_page.ipynb #cell-61
@@ -226,7 +226,7 @@ def _facts(evidence: Evidence) -> str:
 
 
 def _together(gaps: list[dict]) -> list[dict]:
-    "Those with the same probe and reason as one row."
+    "Merges gaps that share a probe and a reason, or recipes and a reason, into one row."
     found = {}
     for gap in gaps:
         found.setdefault((gap["probe"], gap["reason"]), []).append(gap["recipe"] or "every recipe")
@@ -239,7 +239,7 @@ def _together(gaps: list[dict]) -> list[dict]:
 
 # %% ../../nbs/report/05_page.ipynb #cell-61-2
 def _measurements(evidence: Evidence) -> list[list[str]]:
-    "The evidence as text."
+    "The rows of the evidence as text."
 
     def span(row, what):
         value, lo, hi = estimate(*(row[what + end] for end in ("", "_lo", "_hi")))
