@@ -117,7 +117,7 @@ def page_of(
 
     Raises `CompressLabError` where a file of the user's stands there.
     """
-    from compress_lab.report.dossier import page_place
+    from compress_lab.report.page import page_place
 
     root = os.path.relpath(store.path) if "://" in store.root else store.root
     page = out if out is not None else f"{root}/dossier.html" if store.local else "dossier.html"

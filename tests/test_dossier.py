@@ -15,7 +15,8 @@ import pytest
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.store import Store
 from compress_lab.report import plots
-from compress_lab.report.dossier import Claim, Dossier
+from compress_lab.report.claims import Claim
+from compress_lab.report.dossier import Dossier
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -474,7 +475,7 @@ def test_intervals_of_seeds_are_not_put_together_without_their_records():
     for cell in two.values():
         for d in cell["differences"]:
             d["interval"] = [d["interval"][0] - 1, d["interval"][1] + 2]
-    row = Dossier({**one, **two})._find("RTN-4", "perplexity")
+    row = Dossier({**one, **two}).find("RTN-4", "perplexity")
     d = next(d for c in one.values() for d in c["differences"] if d["metric"] == "perplexity")
     assert (
         len(row["cells"]) == 2

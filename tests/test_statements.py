@@ -18,7 +18,8 @@ from compress_lab.evaluate.perplexity import Perplexity
 from compress_lab.evaluate.records import Records
 from compress_lab.evaluate.statistics import holm
 from compress_lab.evaluate.task_probe import TaskProbe
-from compress_lab.report.dossier import Dossier, told
+from compress_lab.report.claims import told
+from compress_lab.report.dossier import Dossier
 from compress_lab.report.plots import BLUE, GREY, VERMILION, _row_color
 
 TASKS = ("arc_easy", "piqa", "copa")

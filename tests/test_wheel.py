@@ -32,6 +32,7 @@ assert len(cl.task_files()) > 40 and all(here in path.parents for path in cl.tas
 assert len(cl.rights([{"name": "m", "licence": "Apache-2.0", "role": "model"}], "commercial")) == 1
 assert cl.Study.starter().subject == "smollm2-135m"
 assert {kind.__module__.split(".")[0] for kind in (*cl.methods().values(), *cl.probes().values())} == {"compress_lab"}
+assert cl.Dossier({})._render("page").endswith("</html>")
 sys.exit(main(["probes"]))
 """
 
@@ -69,9 +70,8 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for path in LIB.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert inside == {path.relative_to(LIB.parent).as_posix() for path in files}
-    assert {
-        f"compress_lab/{name}" for name in ("data/behaviour.yml", "data/injections.yml", "evaluate/licences.yaml")
-    } < inside
+    named = ("data/behaviour.yml", "data/injections.yml", "evaluate/licences.yaml", "report/templates/page.html")
+    assert {f"compress_lab/{name}" for name in named} < inside
 
 
 def test_it_finds_its_own_files_anywhere(installed, tmp_path):

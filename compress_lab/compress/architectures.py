@@ -10,14 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from .walk import walk
-from ..models.observing import calibrating
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .walk import walk
 from ..core.errors import CompressLabError
 from ..models.forward import logits, reason
 from ..models.layers import blocks, embeddings, head, linears
+from ..models.observing import calibrating
 
 # %% ../../nbs/compress/07_architectures.ipynb #cell-07
 class Witness(TorchFunctionMode):

@@ -19,13 +19,13 @@ from functools import cached_property
 from itertools import combinations
 
 import torch
-from .observing import calibrating, observe
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.errors import CompressLabError
 from .forward import inputs, reason, relative_error
 from .layers import Block, LinearLayer, blocks, embeddings, linears, towers
+from .observing import calibrating, observe
 
 # %% ../../nbs/models/16_equivalence.ipynb #cell-08
 def bias_of(layer: LinearLayer) -> LinearLayer | None:

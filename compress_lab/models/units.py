@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from .observing import calibrating
 from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
 from .equivalence import Flow, Replay, replays
 from .forward import inputs, reason
 from .layers import LinearLayer
+from .observing import calibrating
 
 # %% ../../nbs/models/17_units.ipynb #cell-06
 def influence(

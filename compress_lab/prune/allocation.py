@@ -11,7 +11,6 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from ..models.observing import calibrating, observe
 from scipy.optimize import linprog
 
 from ..compress.input_statistics import ColumnNorms
@@ -21,6 +20,7 @@ from ..core.progress import bar
 from ..core.settings import whole
 from ..models.inputs import check_rows
 from ..models.layers import LinearLayer, text_linears
+from ..models.observing import calibrating, observe
 from .masks import lowest
 from ..train.losses import in_pieces, kl_loss
 

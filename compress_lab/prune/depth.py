@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from ..models.observing import calibrating
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..compress.recipe import Method
 from ..core.errors import CompressLabError
 from ..models.layers import Block, blocks, text_linears
+from ..models.observing import calibrating
 from .shrink import check_same, filled, shapes, with_fields
 from ..train.losses import in_pieces, token_loss
 

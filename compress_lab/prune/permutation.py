@@ -10,13 +10,13 @@ __all__ = ['kept', 'dealt', 'gains', 'regrouped', 'Channels', 'by_channel', 'of_
 from dataclasses import dataclass
 
 import torch
-from ..models.observing import calibrating
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..models.equivalence import Flow, Replay, replays, wiring
 from ..models.forward import inputs, relative_error
 from ..models.layers import LinearLayer
+from ..models.observing import calibrating
 from ..models.units import field, kinds
 
 # %% ../../nbs/prune/04_permutation.ipynb #cell-06

@@ -9,14 +9,14 @@ __all__ = ['CRITERIA', 'UNFELT', 'gradients', 'mean_gradient', 'hessian_times', 
 from dataclasses import dataclass
 
 import torch
-from ..core.memory import check_memory
-from ..models.observing import calibrating
 from torch import Tensor, nn
 
 from ..compress.layerwise import Compressed, put
 from ..core.errors import CompressLabError
+from ..core.memory import check_memory
 from ..core.progress import bar
 from ..models.layers import LinearLayer
+from ..models.observing import calibrating
 from .masks import Pruning, lowest, lowest_share
 from ..train.losses import check_loss, loss_of, requiring
 

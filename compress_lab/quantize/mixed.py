@@ -12,9 +12,6 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
-from ..compress.walk import memory_needed, walk
-from ..core.memory import check_memory
-from ..models.observing import calibrating
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import Tensor, nn
@@ -22,11 +19,14 @@ from torch import Tensor, nn
 from ..compress.input_statistics import Gram
 from ..compress.layerwise import LayerMethod, treat
 from ..compress.recipe import Recipe, Step, plan
+from ..compress.walk import memory_needed, walk
 from ..core.errors import CompressLabError
+from ..core.memory import check_memory
 from ..core.progress import bar
 from ..core.settings import whole as whole_number
 from ..models.forward import is_causal
 from ..models.layers import LinearLayer, blocks
+from ..models.observing import calibrating
 from ..models.packed import Packed
 from ..models.precision import autocast, precision
 from ..train.losses import requiring

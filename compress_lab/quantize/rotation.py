@@ -10,7 +10,6 @@ __all__ = ['prime', 'residues', 'hadamard', 'orthogonal', 'rotation', 'untie', '
 from dataclasses import dataclass, replace
 
 import torch
-from ..models.observing import calibrating
 from torch import Tensor, nn
 
 from ..compress.recipe import Method
@@ -28,6 +27,7 @@ from compress_lab.models.equivalence import (
 )
 from ..models.forward import inputs, logits, relative_error
 from ..models.layers import head, text_linears, tied
+from ..models.observing import calibrating
 
 # %% ../../nbs/quantize/08_rotation.ipynb #cell-06
 def prime(number: int) -> bool:

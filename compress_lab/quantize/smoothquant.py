@@ -10,13 +10,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from ..models.observing import body, calibrating, observe
 from torch import Tensor
 
 from ..compress.recipe import Method
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..models.equivalence import Pair, equivalences
+from ..models.observing import body, calibrating, observe
 
 # %% ../../nbs/quantize/07_smoothquant.ipynb #cell-06
 UNFED = "all its inputs were zero, or no token reached it: left as it was"
