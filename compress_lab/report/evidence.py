@@ -22,8 +22,7 @@ from ..core.settings import read_yaml
 from ..core.store import DamagedCell, Store, unsigned
 from ..evaluate import factuality
 from ..evaluate.probe import Probe
-from ..evaluate.records import stored
-from ..evaluate.results import records_of
+from ..evaluate.results import records_of, stored
 from ..evaluate.rights import USES, rights
 from ..evaluate.suites import expanded
 from .plots import estimate, figures, label
