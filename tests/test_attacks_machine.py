@@ -41,7 +41,7 @@ from compress_lab.train.trainer import learn
 MODULES = ("random", "json", "torch", "pip", "sitecustomize", "usercustomize", "compress_lab", "numpy", "platformdirs")
 SOME = Starter("some", "text", "some-starter==1.0", {"some/data.txt": hashlib.sha256(b"data").hexdigest()}, 1, "CC0")
 START_PROCESSES = {
-    "core/starters.py",
+    "models/starters.py",
     "measure/memory.py",
     "evaluate/writing.py",
     "core/store.py",

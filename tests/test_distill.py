@@ -40,11 +40,11 @@ PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from test_distill import distilled, trainer
-step = trainer.Pupil.training_step
+step = trainer.StudentTrainer.training_step
 def killed(self, *given, **more):
     if self.state.global_step == 7: os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *given, **more)
-trainer.Pupil.training_step = killed
+trainer.StudentTrainer.training_step = killed
 distilled(sys.argv[2])
 """
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLOSE_LOOK', 'Compressed', 'join', 'losses', 'averaged', 'check_finite', 'compressed', 'by_weights', 'compress_group',
-           'check_range', 'put', 'treat', 'Finished', 'stored_part', 'batches_of', 'memory_of', 'calibrate',
-           'change_each', 'LayerMethod', 'CalibratedLayerMethod']
+           'check_range', 'write_back', 'compress_layers', 'Finished', 'stored_part', 'batches_of', 'memory_of',
+           'calibrate', 'change_each', 'LayerMethod', 'CalibratedLayerMethod']
 
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-03
 import copy
@@ -32,7 +32,7 @@ from ..core.errors import CompressLabError, listed
 from ..core.files import intact, remove, seal, set_aside
 from ..core.memory import check_memory, release_memory
 from ..core.progress import bar
-from ..models.input_quantizers import Rounding, attach, rounding_of
+from ..models.input_quantizers import InputQuantizer, attach, input_quantizer_of
 from ..models.observing import calibrating, observe
 from ..models.packed import Packed
 from ..models.precision import precision
@@ -49,7 +49,7 @@ class Compressed:
     notes: tuple[str, ...] = ()  # what a reader should know: a fallback that was taken, a retry
     levels: Tensor | str | None = None  # what a code stands for, as in `Packed`; a tensor of shape (rows, 2**bits)
     outer: Tensor | None = None  # factor of all scales of a row, (rows, 1)
-    inputs: Rounding | None = None  # what the linear shall do to its inputs at run time; None: what it did before
+    inputs: InputQuantizer | None = None  # what the linear shall do to its inputs at run time; None: what it did before
 
     def rows(self, part: slice) -> "Compressed":
         "The same for some of the rows."
@@ -182,7 +182,7 @@ def check_range(weight: Tensor, dtype: torch.dtype, name: str):
         )
 
 
-def put(method, subject, linear, parts: list[Compressed]):
+def write_back(method, subject, linear, parts: list[Compressed]):
     """Writes the parts of a linear (one, or one an expert) into the model, packed where there are codes, with the
     rounding of its inputs where there is one.
     """
@@ -211,7 +211,7 @@ def put(method, subject, linear, parts: list[Compressed]):
     )
 
 
-def treat(method, subject, layers, statistics: dict) -> dict:
+def compress_layers(method, subject, layers, statistics: dict) -> dict:
     "Compresses linears; returns the losses of each by name, averaged over experts."
     results = {}
     for own, pieces, statistic in join(method, layers, statistics):
@@ -219,7 +219,7 @@ def treat(method, subject, layers, statistics: dict) -> dict:
     report = {}
     for linear in layers:
         parts, found = zip(*(results[linear.name, expert] for expert in range(len(linear.matrices))))
-        put(method, subject, linear, parts)
+        write_back(method, subject, linear, parts)
         report[linear.name] = averaged(found)
     return report
 
@@ -277,7 +277,7 @@ def contents(self: Finished, block: int) -> tuple[dict[str, Tensor], dict, dict]
     """
     tensors, packed, carried = {}, {}, {}
     for linear in self.blocks[block]:
-        form, rounding = self.subject.packed.get(linear.key), rounding_of(linear.module)
+        form, rounding = self.subject.packed.get(linear.key), input_quantizer_of(linear.module)
         if form:
             tensors |= {f"{linear.key}.{field}": tensor for field, tensor in form.tensors().items()}
             packed[linear.key] = form.meta()
@@ -323,7 +323,7 @@ def store(self: Finished, block: int, report: dict):
         release_memory()
 
 # %% ../../nbs/compress/05_layerwise.ipynb #finished-load
-def stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None, Rounding | None]:
+def stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None, InputQuantizer | None]:
     """Weight, packed weight and rounding of a linear in an open file.
 
     Raises `CompressLabError` where they are another linear's.
@@ -340,7 +340,7 @@ def stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None
             raise CompressLabError(f"{linear.key} has the shape {tuple(form.shape)}.")
     if weight is None and packed is None:
         raise CompressLabError(f"{linear.key} is not in it.")
-    return weight, packed, Rounding.load(fields(f"{linear.key}.rounding"), rounding) if rounding else None
+    return weight, packed, InputQuantizer.load(fields(f"{linear.key}.rounding"), rounding) if rounding else None
 
 
 @patch
@@ -512,7 +512,7 @@ class LayerMethod(Method, abstract=True):
             layers,
             calibration,
             checkpoint,
-            lambda group, statistics: treat(self, subject, group, statistics),
+            lambda group, statistics: compress_layers(self, subject, group, statistics),
         )
 
 # %% ../../nbs/compress/05_layerwise.ipynb #sequential-code

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..core.memory import release_memory
 from ..core.progress import bar
-from ..models.input_quantizers import rounding_of
+from ..models.input_quantizers import input_quantizer_of
 from ..models.layers import LinearLayer, blocks, text_config
 from ..models.observing import body, calibrating, observe
 
@@ -132,10 +132,10 @@ class PausedForwards:
         self.body(**self.batch[getcurrent()])
 
     def pause(self, module, args, kwargs):
-        number, run, before = self.order[id(module)], getcurrent(), rounding_of(module)
+        number, run, before = self.order[id(module)], getcurrent(), input_quantizer_of(module)
         if number > self.passed and run in self.at:
             run.parent.switch((number, args, kwargs))
-        after = rounding_of(module)
+        after = input_quantizer_of(module)
         if after is not before and after is not None:
             return after(module, args, kwargs)  # attached while the call was paused: torch would skip it
 

@@ -19,7 +19,7 @@ from ..core.files import read_json
 from .export import Format
 from ..models.folders import write_configs
 from ..models.forward import logits
-from ..models.input_quantizers import Rounding, rounding_of
+from ..models.input_quantizers import InputQuantizer, input_quantizer_of
 from ..models.packed import Packed, pack
 from ..models.subject import tensors
 from ..runtimes.graph import reading
@@ -32,7 +32,7 @@ def words(
     return nn.functional.pad(stream, (0, -stream.shape[1] % 4)).contiguous().view(torch.int32)
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-09
-def layout(packed: Packed, rounding: Rounding | None) -> str:
+def layout(packed: Packed, rounding: InputQuantizer | None) -> str:
     "The package's name for the way a weight is laid out."
     return "float-quantized" if packed.levels else "int-quantized" if rounding else "pack-quantized"
 
@@ -40,7 +40,7 @@ def layout(packed: Packed, rounding: Rounding | None) -> str:
 def stored(
     packed: Packed,
     dtype: torch.dtype,  # of the model's weights
-    rounding: Rounding | None = None,  # of the linear's inputs
+    rounding: InputQuantizer | None = None,  # of the linear's inputs
 ) -> dict[str, Tensor]:
     "The tensors of a linear, by their last name."
     if (kind := layout(packed, rounding)) != "pack-quantized":
@@ -67,7 +67,7 @@ def stored(
     return fields
 
 # %% ../../nbs/deploy/02_compressed_tensors.ipynb #cell-09-2
-def scheme(packed: Packed, rounding: Rounding | None = None) -> dict:
+def scheme(packed: Packed, rounding: InputQuantizer | None = None) -> dict:
     "How a linear is quantized, in the format's words."
     whole, kind = packed.group_size >= packed.columns, layout(packed, rounding)
     weights = {
@@ -101,7 +101,7 @@ def configuration(
     "The `quantization_config` of a checkpoint."
     groups = {}
     for name, (linear, packed) in layers.items():
-        groups.setdefault(json.dumps(scheme(packed, rounding_of(linear.module))), []).append(name)
+        groups.setdefault(json.dumps(scheme(packed, input_quantizer_of(linear.module))), []).append(name)
     others = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in layers]
     found = [
         json.loads(group) | {"targets": ["Linear"] if len(groups) == 1 else names} for group, names in groups.items()
@@ -159,17 +159,15 @@ class CompressedTensors(Format):
     how = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
 
     def refuse(self, subject, layers: dict):
-        if (
-            any(packed.zeros is not None for _, packed in layers.values())
-            and len({json.dumps(scheme(packed, rounding_of(linear.module))) for linear, packed in layers.values()}) > 1
-        ):
+        schemes = {json.dumps(scheme(packed, input_quantizer_of(linear.module))) for linear, packed in layers.values()}
+        if len(schemes) > 1 and any(packed.zeros is not None for _, packed in layers.values()):
             raise CompressLabError(
                 "compressed-tensors cannot hold zero points in a model with several schemes.",
                 subject.name,
                 "quantize symmetrically, or all linears alike",
             )
         for name, (linear, packed) in layers.items():
-            if rounding_of(linear.module) and (
+            if input_quantizer_of(linear.module) and (
                 packed.bits != 8 or packed.zeros is not None or packed.group_size < packed.columns or packed.levels
             ):
                 raise CompressLabError(
@@ -201,7 +199,7 @@ class CompressedTensors(Format):
         extra = {
             f"{name}.{field}": tensor
             for name, (linear, packed) in layers.items()
-            for field, tensor in stored(packed, linear.weight.dtype, rounding_of(linear.module)).items()
+            for field, tensor in stored(packed, linear.weight.dtype, input_quantizer_of(linear.module)).items()
         }
         checkpoint(subject, layers, extra, configuration(subject.model, layers), folder)
 

@@ -20,7 +20,7 @@ from ..core.progress import bar
 from ..core.randomness import random_state_kept
 from ..core.settings import seed_number
 from ..core.settings import whole as whole_number
-from .distill import Distill, Lesson, Sentences
+from .distill import Distill, DistillObjective, Sentences
 from ..models.forward import is_causal
 from ..models.inputs import check_rows
 from ..models.subject import tensors_hash
@@ -122,7 +122,7 @@ class GKD(Distill):
         return OwnText(self, student, teacher, row, seed)
 
 # %% ../../nbs/distill/11_on_policy.ipynb #method-code-2
-class OwnText(Lesson):
+class OwnText(DistillObjective):
     "What a student learns from a teacher, by chance on rows it wrote itself."
 
     since, writing = None, 0.0  # seconds: when it began, how many went into writing

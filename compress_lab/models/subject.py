@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import CompressLabError, visible
 from ..core.tables import History
-from .input_quantizers import Rounding, roundings, roundings_hash
+from .input_quantizers import InputQuantizer, roundings, roundings_hash
 from .packed import Packed
 
 # %% ../../nbs/models/12_subject.ipynb #cell-08
@@ -125,7 +125,7 @@ class Subject:
         return " + ".join([self.provenance.name, *(str(entry.get("method", "?")) for entry in self.history)])
 
     @property
-    def roundings(self) -> dict[str, Rounding]:
+    def roundings(self) -> dict[str, InputQuantizer]:
         return roundings(self.model)  # of activations at run time, by the name of the module that carries it
 
     @property

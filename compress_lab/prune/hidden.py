@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compress.input_statistics import unseen
-from ..compress.layerwise import Compressed, calibrate, check_finite, losses, put
+from ..compress.layerwise import Compressed, calibrate, check_finite, losses, write_back
 from ..core.errors import CompressLabError
 from ..models.equivalence import centres, norms
 from ..models.forward import inputs, logits, reason, relative_error, tolerance
@@ -302,5 +302,5 @@ def cut_channels(method: Hidden, subject, linear: LinearLayer, gram: Tensor, cut
     weight, stays = linear.matrices[0].float(), ~cut.to(gram.device)
     new = Compressed(repaired(weight, gram, stays)[0] if method.repair else weight * stays)
     report = losses(weight, new, gram)
-    put(method, subject, linear, [new])
+    write_back(method, subject, linear, [new])
     return report

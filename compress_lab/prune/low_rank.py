@@ -21,7 +21,7 @@ from compress_lab.compress.layerwise import (
     change_each,
     check_finite,
     losses,
-    put,
+    write_back,
 )
 from ..core.errors import CompressLabError
 from ..models.low_rank import alike, check_factors, place, split
@@ -207,7 +207,7 @@ def truncate(method: LowRank, subject, linear, rank: int | None, statistic) -> d
     new = Compressed(kept @ (kept.T @ weight), notes=(f"{why}: {method.without_inputs}",) if why else ())
     gram = statistic.mean if isinstance(statistic, Gram) and not why else None
     report = losses(weight, new, gram) | {"rank": rank, "sparsity": 1 - rank * sum(weight.shape) / weight.numel()}
-    put(method, subject, linear, [new])
+    write_back(method, subject, linear, [new])
     return report
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-19

@@ -16,7 +16,7 @@ from compress_lab.compress.layerwise import (
     calibrate,
     check_finite,
     losses,
-    put,
+    write_back,
 )
 from ..core.errors import CompressLabError
 from ..models.layers import LinearLayer, counterpart
@@ -92,5 +92,5 @@ def refit(method: Refit, subject, linear: LinearLayer, original: LinearLayer, st
         reports.append(losses(before, parts[-1], statistic.mean))
         if "output_error" in reports[-1]:
             reports[-1]["output_error_before"] = output_error(before, pruned - before, statistic.mean)
-    put(method, subject, linear, parts)
+    write_back(method, subject, linear, parts)
     return averaged(reports)

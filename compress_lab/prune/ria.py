@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..compress.input_statistics import ColumnNorms
-from ..compress.layerwise import CalibratedLayerMethod, Compressed, calibrate, check_finite, treat
+from ..compress.layerwise import CalibratedLayerMethod, Compressed, calibrate, check_finite, compress_layers
 from ..core.errors import CompressLabError
 from ..models.layers import LinearLayer
 from .masks import Pruning, lowest, pattern
@@ -112,7 +112,7 @@ def run(self: RIA, subject, layers, calibration=None, checkpoint=None, seed=0) -
             for linear in group
             if (own := [each for each in movable if each.reader.name == linear.name])
         }
-        report = treat(self, subject, group, statistics)
+        report = compress_layers(self, subject, group, statistics)
         for name, each in report.items():
             each |= found[name] if name in found else {"notes": [*each.get("notes", []), IN_ORDER]}
         return report

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..compress.layerwise import Compressed, put
+from ..compress.layerwise import Compressed, write_back
 from ..core.errors import CompressLabError
 from ..core.memory import check_memory
 from ..core.progress import bar
@@ -156,7 +156,7 @@ class Saliency(Pruning):
             )
         report = {}
         for linear, gone in zip(layers, removed(self, layers, found)):
-            put(
+            write_back(
                 self,
                 subject,
                 linear,

@@ -19,7 +19,7 @@ from compress_lab.compress.layerwise import (
     calibrate,
     check_finite,
     losses,
-    put,
+    write_back,
 )
 from ..core.errors import CompressLabError
 from ..models.units import Units, units
@@ -219,7 +219,7 @@ def cut_reader(method: Width, subject, part: Units, count: int, groups: int, sta
         Compressed(new, notes=(f"{why}: chosen by the weights alone",) if why else ()),
         None if why else statistic.mean,
     )
-    put(method, subject, linear, [Compressed(new)])
+    write_back(method, subject, linear, [Compressed(new)])
     return report | {"cut": cut.repeat_interleave(size // part.size).nonzero().flatten().tolist()}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
+from ..compress.layerwise import Compressed, Finished, check_finite, losses, write_back
 from ..compress.recipe import CalibratedMethod
 from ..compress.walk import PausedForwards, Stage
 from ..core.errors import CompressLabError, listed
@@ -316,4 +316,4 @@ def learn_stage(method: AutoRound, subject, stage: Stage, inputs: list, targets:
             "block_error": found / energy,
             "block_error_nearest": nearest / energy,
         }
-        put(method, subject, linear, parts_of(linear, whole))
+        write_back(method, subject, linear, parts_of(linear, whole))

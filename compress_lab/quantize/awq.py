@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..compress.input_statistics import Gram
-from ..compress.layerwise import Compressed, Finished, LayerMethod, treat
+from ..compress.layerwise import Compressed, Finished, LayerMethod, compress_layers
 from ..compress.recipe import CalibratedMethod
 from ..compress.walk import memory_needed, walk
 from ..core.errors import CompressLabError
@@ -198,7 +198,7 @@ def run(self: AWQ, subject, layers, calibration=None, checkpoint=None, seed=0) -
                     report.setdefault(part.name, {})
                 if pair.source.kind == "norm":
                     report[pair.source.name] = {"scaled": True}
-            for name, losses in treat(self, subject, group, statistics).items():
+            for name, losses in compress_layers(self, subject, group, statistics).items():
                 notes = losses.pop("notes", []) + ([] if name in found or not self.grid else [UNSCALED])
                 report[name] = losses | found.get(name, {}) | ({"notes": notes} if notes else {})
 

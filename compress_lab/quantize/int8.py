@@ -20,12 +20,12 @@ from compress_lab.compress.layerwise import (
     LayerMethod,
     change_each,
     check_finite,
-    treat,
+    compress_layers,
 )
 from ..compress.walk import Trace
 from ..core.errors import CompressLabError
 from ..models.forward import inputs
-from ..models.input_quantizers import Rounding, attach, detach
+from ..models.input_quantizers import InputQuantizer, attach, detach
 from ..models.observing import calibrating
 from .grid import half_precision
 from .observers import OBSERVERS, threshold
@@ -57,7 +57,7 @@ def token_scales(
 
 
 @dataclass(eq=False)
-class RoundInputs(Rounding):
+class RoundInputs(InputQuantizer):
     "Rounds what a linear is fed to eight bits."
 
     scale: Tensor | None = None  # of all inputs, a scalar; None: each token has its own
@@ -139,7 +139,9 @@ class RoundsInputs(LayerMethod, abstract=True):
                 for linear in group
                 if linear.key in quantized
             }
-            return kept | treat(self, subject, [linear for linear in group if linear.name not in kept], statistics)
+            return kept | compress_layers(
+                self, subject, [linear for linear in group if linear.name not in kept], statistics
+            )
 
         return change_each(self, subject, layers, calibration, checkpoint, change)
 

@@ -17,7 +17,7 @@ from transformers import cache_utils as caches
 from ..compress.recipe import Method, settings
 from ..core.errors import CompressLabError
 from ..models.forward import inputs
-from ..models.input_quantizers import Rounding, attach, detach, rounding_of
+from ..models.input_quantizers import InputQuantizer, attach, detach, input_quantizer_of
 from .grid import half_precision, step_between
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-08
@@ -59,7 +59,7 @@ class RoundedCache(DynamicCache):
 
 
 @dataclass(eq=False)
-class RoundCache(Rounding):
+class RoundCache(InputQuantizer):
     "Lets a model keep its keys and values rounded."
 
     bits: int
@@ -187,7 +187,7 @@ class KVCache(Method):
         "Gives the model a cache that rounds. Raises `CompressLabError` for models without a cache of keys and values."
         model, where = subject.model, type(subject.model).__name__
         for module in model.modules():
-            if isinstance(rounding_of(module), RoundCache):
+            if isinstance(input_quantizer_of(module), RoundCache):
                 detach(module)
         cache_of(model)
         body = keeper(model)

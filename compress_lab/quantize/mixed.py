@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from ..compress.input_statistics import Gram
-from ..compress.layerwise import LayerMethod, treat
+from ..compress.layerwise import LayerMethod, compress_layers
 from ..compress.recipe import Recipe, Step, plan
 from ..compress.walk import memory_needed, walk
 from ..core.errors import CompressLabError
@@ -64,7 +64,7 @@ def candidates(
         kept = [linear.weight.data.clone() for linear in group]
         for method in methods:
             with torch.autocast(device, enabled=False), torch.no_grad():
-                report = treat(method, subject, group, statistics)
+                report = compress_layers(method, subject, group, statistics)
             for linear, weight in zip(group, kept):
                 found[linear.name, method] = subject.packed.pop(linear.key), report[linear.name]
                 linear.weight.data.copy_(weight)

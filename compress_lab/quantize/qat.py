@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..compress.layerwise import Compressed, Finished, check_finite, losses, put
+from ..compress.layerwise import Compressed, Finished, check_finite, losses, write_back
 from ..compress.recipe import CalibratedMethod
 from ..core.errors import CompressLabError
 from ..core.memory import check_memory
@@ -219,5 +219,5 @@ def fine_tune(
             whole.notes = (UNFELT,)
         report[master.linear.name] = losses(matrix_of(master.linear), whole, None)
         with torch.no_grad():
-            put(method, subject, master.linear, parts_of(master.linear, whole))
+            write_back(method, subject, master.linear, parts_of(master.linear, whole))
     return report, curve
