@@ -22,7 +22,7 @@ from ..core.registry import METHODS
 # %% ../../nbs/models/01_input_quantizers.ipynb #cell-06
 @dataclass(eq=False)
 class InputQuantizer:
-    "A forward pre-hook that rounds what a module is called with."
+    "A forward pre-hook that quantizes the inputs of a module."
 
     registry: ClassVar[dict] = {}
 
@@ -52,8 +52,9 @@ class InputQuantizer:
 
     @staticmethod
     def load(tensors: dict[str, Tensor], meta: dict) -> "InputQuantizer":
-        """What `tensors` and `meta` gave; raises `CompressLabError` where no class of that kind is known, or its fields
-        do not fit.
+        """The quantizer that gave `tensors` and `meta`.
+
+        Raises `CompressLabError` if no class of that kind is known, or its fields do not fit.
         """
         settings, registry = dict(meta), InputQuantizer.registry
         kind = settings.pop("kind", None)
@@ -76,14 +77,14 @@ class InputQuantizer:
 def input_quantizer_of(
     module: nn.Module,
 ) -> InputQuantizer | None:
-    "The rounding a module carries, if any."
+    "The input quantizer of a module; None without one."
     return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, InputQuantizer)), None)
 
 
 def detach(
     module: nn.Module,
 ) -> InputQuantizer | None:
-    "Takes the rounding off a module and returns it."
+    "Removes the input quantizer of a module and returns it; None without one."
     found = input_quantizer_of(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is found]:
         for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):
@@ -95,7 +96,7 @@ def attach(
     module: nn.Module,
     rounding: InputQuantizer,  # replaces the one that is there
 ):
-    "Lets a module round what it is called with."
+    "Lets a module quantize its inputs."
     detach(module)
     module.register_forward_pre_hook(rounding, with_kwargs=True)
 
@@ -103,7 +104,7 @@ def attach(
 def roundings(
     model: nn.Module,  # any module
 ) -> dict[str, InputQuantizer]:
-    "What the modules below (and the model itself, under the name '') carry, by name."
+    "The input quantizers of a model, by the name of the module; the model itself has the name ''."
     return {name: found for name, module in model.named_modules() if (found := input_quantizer_of(module)) is not None}
 
 
@@ -111,7 +112,7 @@ def roundings(
 def unrounded(
     model: nn.Module,  # any module
 ):
-    "The model without what it carries, and afterwards as it was."
+    "The model without its input quantizers, for `with`; afterwards it has them again."
     kept = [(module, detach(module)) for module in model.modules() if input_quantizer_of(module) is not None]
     try:
         yield model
@@ -123,7 +124,7 @@ def unrounded(
 def roundings_hash(
     model: nn.Module,
 ) -> str:
-    "A 128-bit hash of all the model carries; empty where it carries nothing."
+    "A 128-bit hash of all input quantizers of a model; empty if there are none."
     found, digest = roundings(model), xxhash.xxh3_128()
     for name, carried in sorted(found.items()):
         digest.update(json.dumps([name, carried.meta()], sort_keys=True).encode())
@@ -138,7 +139,7 @@ def attach_all(
     kept: dict[str, dict],  # settings by name of a module, as `Rounding.meta` gives them
     tensors: dict[str, Tensor],  # by "name.field"
 ):
-    "Lets the modules of a model carry what was stored. Raises `CompressLabError` where one is not there."
+    "Attaches stored input quantizers to a model. Raises `CompressLabError` if a module does not exist."
     modules = dict(model.named_modules())
     for name, meta in kept.items():
         if name not in modules:

@@ -29,7 +29,7 @@ from ..core.errors import CompressLabError
 from ..core.files import intact_folder, seal_folder, set_aside
 from ..core.progress import bar
 from ..core.randomness import random_state_kept
-from ..models.folders import _silence
+from ..models.folders import silenced
 from ..models.precision import dtype_of
 from .losses import Imitate, Objective, check_finite_loss
 
@@ -506,7 +506,7 @@ def learn(
         )
     goal = objective or (Imitate(teacher) if teacher is not None else Objective())
     student, goal = sharing(model, goal) if in_shards else (model, goal)
-    with tempfile.TemporaryDirectory() as nowhere, _silence(), random_state_kept():  # the trainer sets the seeds of all
+    with tempfile.TemporaryDirectory() as nowhere, silenced(), random_state_kept():  # the trainer sets the seeds of all
         settings = settings_of(
             batch,
             micro,
