@@ -6,7 +6,7 @@ READY := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab docs prepare clean
+.PHONY: help demo test sweep lint lab docs prepare clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -16,6 +16,9 @@ demo: $(READY) ## compress a real language model seven ways and show what it cos
 
 test: $(READY) ## run the tests: every notebook, the exports, the command line
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+sweep: $(READY) ## run what takes longer: every architecture, the heaviest cases (half an hour)
+	$(BIN)/python -m pytest -n $(WORKERS) --flags sweep -m sweep
 
 lint: $(READY) ## look at the code of notebooks and tests with ruff, and at the direction of imports
 	$(BIN)/ruff check nbs tests
