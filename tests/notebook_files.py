@@ -6,7 +6,7 @@ from configparser import ConfigParser
 import nbformat
 from conftest import ROOT
 
-from compress_lab.site import directives, exported_module, header, notebooks
+from compress_lab.site.notebooks import directives, exported_module, header, notebooks
 
 NBS, LIB = ROOT / "nbs", ROOT / "compress_lab"
 PATHS = notebooks(NBS)

@@ -11,7 +11,7 @@ import pytest
 from nbdev.clean import clean_nb
 from notebook_files import IDS, MODULES, NBS, PATHS, code, read
 
-from compress_lab.site import header
+from compress_lab.site.notebooks import header
 
 LARGEST, CELLS, EXPORTED_LINES = 1_500_000, 100, 100
 MACHINE = re.compile(r"(?<![\w.:/~-])/(?:work|root|home|tmp|Users|mnt|opt)/|\b[A-Z]:\\Users\\")

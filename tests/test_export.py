@@ -7,7 +7,8 @@ import sys
 import pytest
 from notebook_files import LIB, MODULES, NBS, PATHS, ROOT, module_path, read
 
-from compress_lab.site import page_name, readme_text
+from compress_lab.site.notebooks import page_name
+from compress_lab.site.readme import readme_text
 
 
 def sources(folder):

@@ -11,7 +11,7 @@ import yaml
 from notebook_files import ROOT, settings
 from packaging.requirements import Requirement
 
-from compress_lab.site import main
+from compress_lab.site.__main__ import main
 
 SETTINGS = settings["DEFAULT"]
 PINNED = [
