@@ -18,13 +18,14 @@ from transformers import TrainerCallback
 
 from compress_lab.compress.layerwise import Finished
 from compress_lab.compress.streaming import stream
+from compress_lab.core import memory as core_memory
 from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError, NotMeasured
 from compress_lab.core.files import seal
 from compress_lab.evaluate import writing
 from compress_lab.measure import latency, memory
 from compress_lab.measure.latency import Latency
-from compress_lab.models import layers, starters
+from compress_lab.models import starters
 from compress_lab.models.loading import load
 from compress_lab.models.starters import Starter
 from compress_lab.models.subject import Subject
@@ -627,13 +628,13 @@ def test_limits_of_control_groups_are_asked(version, tmp_path, monkeypatch):
         (folder / "memory.stat").write_text(
             f"cache 5\nactive_file {10**8}\ninactive_file {4 * 10**8}\ntotal_inactive_file 7\n"
         )
-    monkeypatch.setattr(layers, "PROCESS", tmp_path)
-    monkeypatch.setattr(layers, "GROUPS", tmp_path)
-    assert layers.free_memory() == 3 * 10**9 - (2 * 10**9 - 5 * 10**8)
+    monkeypatch.setattr(core_memory, "PROCESS", tmp_path)
+    monkeypatch.setattr(core_memory, "GROUPS", tmp_path)
+    assert core_memory.free_memory() == 3 * 10**9 - (2 * 10**9 - 5 * 10**8)
     with pytest.raises(CompressLabError, match="This needs 1.9 GiB above the model, 1.4 GiB are free"):
-        layers.check_memory(2 * 10**9, "")
+        core_memory.check_memory(2 * 10**9, "")
     (tmp_path / "cgroup").write_text("nonsense\n9:memory:/elsewhere\n")
-    assert layers.free_memory() > 3 * 10**9 or layers.psutil.virtual_memory().available < 3 * 10**9
+    assert core_memory.free_memory() > 3 * 10**9 or core_memory.psutil.virtual_memory().available < 3 * 10**9
 
 
 @pytest.mark.parametrize(

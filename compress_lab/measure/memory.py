@@ -132,6 +132,7 @@ class Memory(Probe):
         seed: int = 0,  # not needed
     ) -> Records:
         "A row for each run. Raises `NotMeasured` for weights that are only packed on disk."
+
         if subject.simulated:
             raise NotMeasured(
                 "Simulated quantization: in memory the weights are floats.",

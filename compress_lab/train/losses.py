@@ -161,7 +161,6 @@ class Objective:
     "What is learned from a batch: its labels, or else its text."
 
     shown = {}  # beside the parts of the loss, in the progress bar
-    causal: bool | None = None  # whether a token of the model sees only what comes before it; None: not yet known
 
     def rows(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         "What a step, the first is 0, learns from in the place of a batch that it was given."
@@ -173,17 +172,15 @@ class Objective:
         A token of a causal language model is to predict the next. Raises `CompressLabError` where there is nothing to
         predict.
         """
-        if self.causal is None:
-            self.causal = is_causal(model)
         if (labels := batch.get("labels")) is None:
-            if not self.causal:
+            if not is_causal(model):
                 raise CompressLabError(
                     "The rows have no labels, and a causal language model alone can learn from text without.",
                     type(model).__name__,
                     "give labels, or learn from a teacher alone",
                 )
             labels = batch["input_ids"].masked_fill(~attended(batch), -100)
-        elif labels.dim() < 2 or not self.causal:
+        elif labels.dim() < 2 or not is_causal(model):
             return labels
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
 
