@@ -201,12 +201,13 @@ def _check_native(study):
     only(study.native, ["original", *study.recipes, *study.copies], where)
     if not study.native:
         return
-    from compress_lab.runtimes.native import BACKENDS
+    from compress_lab.runtimes.native import backends
 
+    known = ("auto", *backends())
     for name, backend in study.native.items():
-        if backend not in ("auto", *BACKENDS):
-            close = nearest(str(backend), ("auto", *BACKENDS))
-            fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(('auto', *BACKENDS))}"
+        if backend not in known:
+            close = nearest(str(backend), known)
+            fix = f"did you mean {' or '.join(close)}?" if close else f"take one of {', '.join(known)}"
             raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", fix)
         if f"{name} on {backend}" in {**study.recipes, **study.copies}:
             raise CompressLabError(
