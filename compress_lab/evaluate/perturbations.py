@@ -437,6 +437,7 @@ class Behaviour(Probe):
     "Share of behavioural tests that a sentiment classifier fails."
 
     name: ClassVar[str] = "behaviour"
+    axis: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = (
         Metric("failures", "share", "lower", "failed"),
         *(

@@ -123,7 +123,8 @@ class Runtime(nn.Module):
     ):
         super().__init__()
         self.__dict__["source"] = source  # no submodule: nothing of it is called
-        self.decodes, self.config, self.dtype = decodes, source.config, source.dtype
+        self.decodes, self.config = decodes, source.config
+        self.dtype, self.device = source.dtype, source.device
 
     def named_parameters(self, *args, **options):
         return self.source.named_parameters(*args, **options)
