@@ -201,7 +201,7 @@ def _check_native(study):
     only(study.native, ["original", *study.recipes, *study.copies], where)
     if not study.native:
         return
-    from compress_lab.runtimes.native import backends
+    from compress_lab.runtimes.graph import backends
 
     known = ("auto", *backends())
     for name, backend in study.native.items():

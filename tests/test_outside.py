@@ -42,7 +42,7 @@ import pandas as pd
 
 import compress_lab as cl
 from compress_lab.cli import main
-from compress_lab.runtimes.native import backends
+from compress_lab.runtimes.graph import backends
 
 
 def said(*words):

@@ -16,7 +16,7 @@ from compress_lab.evaluate.probe import Probe
 from compress_lab.evaluate.records import Records
 from compress_lab.models.forward import logits
 from compress_lab.models.layers import linears
-from compress_lab.runtimes.native import Backend
+from compress_lab.runtimes.graph import Backend
 
 
 @dataclass(frozen=True)
