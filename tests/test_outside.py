@@ -91,6 +91,21 @@ found["page"] = Path("runs/study/dossier.html").read_text()
 print(json.dumps(found))
 """
 
+FILES = {
+    "format": "from compress_lab.deploy.export import Format\nclass Mine(Format):\n    name = 'mine'\n",
+    "backend": """
+from compress_lab.core.registry import BACKENDS
+from compress_lab.runtimes.graph import Backend
+BACKENDS["mine"] = Backend(lambda job: job.model, "as it is")
+""",
+    "text": """
+from compress_lab.data.texts import DataProvenance, Document, text_source
+@text_source(DataProvenance("mine", "a file"), "one line")
+def mine():
+    return [Document("a", "a", "a")]
+""",
+}
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
@@ -150,3 +165,18 @@ def test_a_text(found):
 
 def test_a_perturbation(found):
     assert found["perturbed"] == "all! is! well!" and found["lost"] == 1
+
+
+@pytest.mark.parametrize("kind", ["format", "backend", "text"])
+def test_a_file_with_nothing_else_is_taken(kind, tmp_path):
+    from compress_lab.core.registry import REGISTRIES
+    from compress_lab.study import import_own
+
+    (registry,) = [registry for registry in REGISTRIES if registry.kind == kind]
+    file = tmp_path / f"my_{kind}.py"
+    file.write_text(FILES[kind])
+    import_own(str(file))
+    file.write_text(FILES[kind].replace("mine", "other"))
+    import_own(str(file))
+    assert "other" in registry and "mine" not in registry
+    del registry["other"]

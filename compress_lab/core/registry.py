@@ -73,7 +73,7 @@ class Registry(dict):
 OWN = "One of your own: define its class first, or --import its file"
 METHODS = Registry("method", OWN)  # classes of compression techniques, by their names
 PROBES = Registry("probe", OWN)  # classes of measurements, by what study files call them
-FORMATS = Registry("format", "One of your own: define its class first")  # classes of the formats that `export` writes
+FORMATS = Registry("format")  # classes of the formats that `export` writes
 BACKENDS = Registry("backend")  # ways to run a Subject with real kernels, of `native`
 TEXTS = Registry("text")  # texts that have a name, of `text`
 PERTURBATIONS = Registry("perturbation")  # ways to change a text, of `perturb`
