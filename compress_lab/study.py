@@ -236,14 +236,8 @@ def home(
     "The module that defines what is registered; empty if it cannot be told."
     if isinstance(registered, type):
         return registered.__module__
-    return next(
-        (
-            part.__module__
-            for part in getattr(registered, "__dict__", {}).values()
-            if isinstance(part, types.FunctionType)
-        ),
-        "",
-    )
+    parts = getattr(registered, "__dict__", {}).values()
+    return next((part.__module__ for part in parts if isinstance(part, types.FunctionType)), "")
 
 
 def load_file(
