@@ -378,7 +378,7 @@ def text(
 
 
 def _named_texts(name: str, path: Path | None) -> dict[str, TextSource]:
-    "The texts that have a name, of other packages too if this is the name of one or of nothing else."
+    "The texts that have a name, with those of other packages among which this one may be."
     if name in TEXTS or not name:
         return TEXTS
     return TEXTS.discover(name if path is not None or "/" in name else "")
