@@ -6,6 +6,8 @@ config = ConfigParser(delimiters=["="], interpolation=None)
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 words = lambda key: settings.get(key, "").split()
+point = lambda entry: entry if "=" in entry else f"{entry.rpartition('.')[2]}={entry}"  # a module, or name=module
+groups = ("methods", "probes", "formats", "backends", "texts", "perturbations")
 extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness")}
 setup(
     name=settings["lib_name"], version=settings["version"], description=settings["description"],
@@ -17,6 +19,6 @@ setup(
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": ["compress_lab=compress_lab._modidx:d"],
-        **{f"compress_lab.{group}": [f"{module.rpartition('.')[2]}={module}" for module in words(group)] for group in ("methods", "probes")},
+        **{f"compress_lab.{group}": [point(entry) for entry in words(group)] for group in groups},
     },
 )

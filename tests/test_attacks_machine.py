@@ -648,7 +648,7 @@ def test_limits_of_control_groups_are_asked(version, tmp_path, monkeypatch):
     ],
 )
 def test_latency_of_models_with_few_places(kind, head, places, expected, monkeypatch):
-    monkeypatch.setattr(latency, "settle", lambda once: (max(once(), 1.0), True))  # as if slow: one call a burst
+    monkeypatch.setattr(latency, "warm_up", lambda once: (max(once(), 1.0), True))  # as if slow: one call a burst
     before, after = (
         Subject(
             tiny(kind, head=head, seed=seed, **{"n_positions" if kind == "gpt2" else "max_position_embeddings": places})

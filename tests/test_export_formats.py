@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from compress_lab.core.errors import CompressLabError
-from compress_lab.deploy.export import FORMATS, as_format, export, row_length
+from compress_lab.core.registry import FORMATS
+from compress_lab.deploy.export import as_format, export, row_length
 from compress_lab.deploy.gguf import check_header, llama_cpp
 from compress_lab.models.forward import inputs, logits, relative_error
 from compress_lab.models.subject import Subject
@@ -56,6 +57,7 @@ specs = [(spec.name, spec.shape) for spec in session.get_inputs()]
 found = torch.from_numpy(session.run([session.get_outputs()[0].name], feed(specs))[0])
 """,
 }
+FORMS = sorted(FORMATS.discover())
 CASES = [  # format, model, head, method
     ("compressed-tensors", "llama", "causal_lm", RTN(4, 32)),
     ("compressed-tensors", "llama", "causal_lm", RTN(8, 0, symmetric=True)),
@@ -113,7 +115,7 @@ def test_is_read_by_another_process(form, name, head, method, tmp_path):
     assert (found - expected).abs().max() <= allowed * expected.abs().max()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FORMS)
 def test_is_refused_by_name_and_leaves_nothing(form, tmp_path):
     subject = quantized("llama", "causal_lm", RTN(4, 32))
     name, packed = next(iter(subject.packed.items()))
@@ -161,7 +163,7 @@ def skip_without(form):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FORMS)
 def test_models_of_every_type(form, dtype, tmp_path):
     """What the file gives is what the quantized weights give in float32; bfloat16 costs the scales three bits where
     they are kept in it.
@@ -286,7 +288,7 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FORMS)
 def test_files_that_are_damaged_are_named(form, tmp_path):
     """Of any file of an export: cut off, emptied, zeroed, a folder, a pipe, a loop, or with bytes of chance at its
     beginning, where it says what it is.

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from compress_lab.core.errors import CompressLabError, NotMeasured
 from compress_lab.core.files import own_data
+from compress_lab.core.registry import PERTURBATIONS
 from compress_lab.evaluate.classifiers import class_logprobs, losses
 from compress_lab.evaluate.comparison import compare
-from compress_lab.evaluate.perturbations import PERTURBATIONS, Behaviour, Robustness, behaviour_cases, perturb
+from compress_lab.evaluate.perturbations import Behaviour, Robustness, behaviour_cases, perturb
 from compress_lab.evaluate.probe import Probe
 from compress_lab.models.subject import Subject
 from compress_lab.models.tiny import tiny

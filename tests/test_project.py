@@ -11,6 +11,7 @@ import yaml
 from notebook_files import ROOT, settings
 from packaging.requirements import Requirement
 
+from compress_lab.core.registry import FORMATS, REGISTRIES, TEXTS
 from compress_lab.site.__main__ import main
 
 SETTINGS = settings["DEFAULT"]
@@ -42,12 +43,17 @@ def test_torch_is_pinned_plainly():
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("group", ["methods", "probes"])
+@pytest.mark.parametrize("group", [registry.group.partition(".")[2] for registry in REGISTRIES])
 def test_entry_points_are_installed_and_can_be_imported(group):
     points = {point.value for point in entry_points(group=f"compress_lab.{group}")}
-    assert points == set(SETTINGS[group].split())
+    assert points == {word.partition("=")[2] or word for word in SETTINGS[group].split()}
     for module in points:
         import_module(module)
+
+
+@pytest.mark.parametrize("registry", [FORMATS, TEXTS], ids=lambda registry: registry.kind)
+def test_the_names_of_formats_and_texts_are_known_before_they_are_imported(registry):
+    assert registry.offered == sorted(registry.discover())
 
 
 def test_the_version_is_the_same_everywhere():

@@ -228,6 +228,7 @@ class Adversarial(OnTexts):
     "Right answers of a text classifier that an adversary turns, each model with its own."
 
     name: ClassVar[str] = "adversarial"
+    axis: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = (
         Metric("lost_to_attack", "share", "lower", "lost"),
         Metric("accuracy_under_attack", "share", "higher", "robust"),

@@ -40,6 +40,7 @@ class Equity(Probe):
     "How much more positive a classifier finds a sentence for whom it speaks of."
 
     name: ClassVar[str] = "equity"
+    axis: ClassVar[str] = "bias"
     metrics: ClassVar[tuple] = tuple(
         Metric(f"{kind}{end}", "", better, f"{column}_{kind}", f"has_{kind}")
         for end, column, better in (("_size", "size", "lower"), ("", "gap", None))
@@ -149,6 +150,7 @@ class StereoSet(Probe):
     "Which of a stereotyping, an opposite and an unrelated sentence a language model finds likelier."
 
     name: ClassVar[str] = "stereoset"
+    axis: ClassVar[str] = "bias"
     metrics: ClassVar[tuple] = (
         Metric("icat", "share", "higher", sums=("ss", "lms", "weight"), formula=icat),
         Metric("lms", "share", "higher", "lms", "weight"),
@@ -341,6 +343,7 @@ class BBQ(Probe):
     "Accuracy and bias score of a language model on questions about people, with the answer told and not told."
 
     name: ClassVar[str] = "bbq"
+    axis: ClassVar[str] = "bias"
     metrics: ClassVar[tuple] = (
         Metric("accuracy_ambiguous", "share", "higher", "right_amb", "amb"),
         Metric("accuracy_disambiguated", "share", "higher", "right_dis", "dis"),
@@ -496,6 +499,7 @@ class WinoBias(Probe):
     """
 
     name: ClassVar[str] = "winobias"
+    axis: ClassVar[str] = "bias"
     metrics: ClassVar[tuple] = (
         Metric("pro_anti_gap", "share", None, "gap"),
         Metric("pronoun_shift", "nats", None, "shift"),

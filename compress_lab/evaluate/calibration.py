@@ -470,6 +470,7 @@ class CalibrationProbe(TaskProbe):
     "Calibration of a model's confidence on a task."
 
     name: ClassVar[str] = "calibration"
+    axis: ClassVar[str] = "calibration"
     temperature: str = "given"  # "given"; "refit": each model at its own, cross-fitted; "kept": both at the original's
 
     def __post_init__(self):

@@ -117,6 +117,7 @@ class Facts(Probe):
     """
 
     name: ClassVar[str] = "facts"
+    axis: ClassVar[str] = "factuality"
     metrics: ClassVar[tuple] = (
         Metric("facts_known", "share", "higher", "known"),
         Metric("known_when_misprimed", "share", "higher", "right_misprimed"),
@@ -218,6 +219,7 @@ class Consistency(Probe):
     "How much a language model's answers to one question agree with each other."
 
     name: ClassVar[str] = "consistency"
+    axis: ClassVar[str] = "factuality"
     metrics: ClassVar[tuple] = (Metric("self_consistency", "share", None, "agreement"),)
     sampled: ClassVar[tuple] = ("question", "cluster")
     task: str = "truthfulqa/truthful_qa"  # of questions, as for `cl.task`

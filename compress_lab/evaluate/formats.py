@@ -64,6 +64,7 @@ class Formats(Probe):
     "Accuracy of a language model on one task over several layouts of its questions."
 
     name: ClassVar[str] = "formats"
+    axis: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = (Metric("format_spread", "share", "lower"),)  # of a task: for the layouts that change it
     sampled: ClassVar[tuple] = ("item", "cluster")
     task: str = "arc_easy"  # name of a task of kind choice, or path of its file

@@ -92,6 +92,7 @@ class Passkey(Probe):
     "Share of codes that a language model finds again in a text, by the text's length."
 
     name: ClassVar[str] = "passkey"
+    axis: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = (Metric("passkey", "share", "higher"),)  # of a probe: for its lengths
     sampled: ClassVar[tuple] = ("code", "code")
     lengths: str = "256 512 1024"  # tokens, with spaces between
@@ -188,6 +189,7 @@ class TextAround(OnTexts):
     "Accuracy that a text classifier loses where a sentence stands in a longer text, against the sentence alone."
 
     name: ClassVar[str] = "text_around"
+    axis: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = loss_metrics("")  # of a probe: for its lengths as well
     words: str = "20 100 300"  # of the prose around, at least, with spaces between
     n: int | None = setting(500, least=1)  # texts, chosen by the seed; None: all

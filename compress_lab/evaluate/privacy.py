@@ -136,6 +136,7 @@ class Leaks(Probe):
     "Share of what a language model writes that holds personal data of a known form."
 
     name: ClassVar[str] = "leaks"
+    axis: ClassVar[str] = "security"
     metrics: ClassVar[tuple] = (Metric("texts_with_pii", "share", "lower", "holds"),)
     sampled: ClassVar[tuple] = ("text", "prompt")
     path: str = setting("", needed="a table with prompts")  # `prompt`
@@ -212,6 +213,7 @@ class Extraction(Probe):
     "Share of texts that a language model goes on with, word for word."
 
     name: ClassVar[str] = "extraction"
+    axis: ClassVar[str] = "security"
     metrics: ClassVar[tuple] = (Metric("extractable", "share", "lower", "extracted"),)
     sampled: ClassVar[tuple] = ("text", "cluster")
     path: str = setting("", needed="a table of texts")  # `text`
@@ -269,6 +271,7 @@ class Membership(Probe):
     "How well the loss of a language model tells texts it was trained on from others."
 
     name: ClassVar[str] = "membership"
+    axis: ClassVar[str] = "security"
     metrics: ClassVar[tuple] = (
         Metric(
             "membership_auc",

@@ -62,6 +62,7 @@ class Probe:
     "Base of all probes: subclasses are frozen dataclasses of settings that name themselves and measure."
 
     name: ClassVar[str] = ""  # what study files call it
+    axis: ClassVar[str] = ""  # what it looks at, such as "robustness", and its section of the dossier; empty: none
     version: ClassVar[int] = 1  # raised when the same settings would give other records
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the first is the primary one
     paired: ClassVar[bool] = False  # whether one measurement needs both models

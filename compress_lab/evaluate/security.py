@@ -110,6 +110,7 @@ class Attack(Probe):
     "Share of attacks whose target turns up in what a language model writes."
 
     name: ClassVar[str] = "attack"
+    axis: ClassVar[str] = "security"
     metrics: ClassVar[tuple] = (
         Metric("attack_success", "share", "lower", "success"),
         *(

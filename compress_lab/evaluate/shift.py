@@ -86,6 +86,7 @@ class Shift(Probe):
     "Accuracy that a text classifier loses where the same items come in another kind, against the clean ones."
 
     name: ClassVar[str] = "shift"
+    axis: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = (Metric("lost", "share", "lower"),)  # of a file: for all of its kinds, and for each
     sampled: ClassVar[tuple] = ("item", "cluster")
     path: str = setting("", needed="a file of kinds")

@@ -464,6 +464,7 @@ class TaskProbe(Probe):
     "Right and wrong answers to a task, and those that flipped."
 
     name: ClassVar[str] = "task"
+    axis: ClassVar[str] = "task accuracy"
     metrics: ClassVar[tuple] = (
         Metric("acc", "share", "higher", "correct"),
     )  # of a task: what its file counts, and the flips behind it

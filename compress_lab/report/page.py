@@ -23,7 +23,7 @@ from ..core.files import cannot_read, regular_file
 from ..core.store import without_folders
 from . import plots
 from .claims import Claim, recipe_claims, scaled, shown_direction, summary
-from .evidence import COLUMNS, TRUST, Evidence, entry
+from .evidence import COLUMNS, Evidence, entry, trust_axes
 from .plots import estimate, figures, visible
 from .sections import floor_rows, group_tables
 
@@ -178,7 +178,7 @@ def _axis_tables(evidence: Evidence) -> list[tuple]:
             row["verdict"],
         )
 
-    for axis in (each for each in TRUST if each in set(found["axis"])):
+    for axis in (each for each in trust_axes() if each in set(found["axis"])):
         rows = found[found["axis"] == axis]
         recipes, lines = list(dict.fromkeys(rows["recipe"])), []
         for name, part in rows.groupby("figure", sort=False):
