@@ -115,7 +115,7 @@ def page_of(
 ) -> str:
     """Where the page goes: into the run folder, or into this one where that is not local.
 
-    Raises `CompressLabError` where a file of the user's stands there.
+    Raises `CompressLabError` if a file of the user's stands there.
     """
     from compress_lab.report.page import page_place
 
@@ -299,7 +299,7 @@ def target(
 ) -> Path:
     """The folder for a compressed model, links followed.
 
-    Raises `CompressLabError` where something else of the user's is there.
+    Raises `CompressLabError` if something else of the user's is there.
     """
 
     def wrong(what):

@@ -51,11 +51,11 @@ DEFAULT_CALIBRATION = {"text": "wikipedia", "n": 32, "length": 256}
 class Study:
     """A subject, recipes by name or copies that are there already, probes and seeds.
 
-    Raises `CompressLabError` where they do not make a study.
+    Raises `CompressLabError` if they do not make a study.
     """
 
     subject: str  # starter, local folder or Hub id
-    recipes: dict  # name -> Recipe (or Method); may be empty where there are copies
+    recipes: dict  # name -> Recipe (or Method); may be empty if there are copies
     probes: tuple  # Probes, their names, names of suites, or {probe: name, settings}
     calibration: dict = field(default_factory=lambda: dict(DEFAULT_CALIBRATION))  # text, n (windows), length (tokens)
     seeds: tuple[int, ...] = (0,)  # each draws its own calibration text and evaluation windows
@@ -285,7 +285,7 @@ def check_offered(
     module,  # that was imported
     before: list,  # the registries, each with what was in it
 ):
-    "Raises `CompressLabError` where the module defines nothing, or something by a name that another package has."
+    "Raises `CompressLabError` if the module defines nothing, or something by a name that another package has."
     if not offered(module):
         fix = "write a subclass of cl.LayerMethod, cl.Method or cl.Probe in it; a Probe needs a name"
         raise CompressLabError("It defines no Method and no Probe, and registers nothing else.", fix=fix)
@@ -409,7 +409,7 @@ def from_dict(
     where: str = "study",  # where it is from, for messages
     folder: str | None = None,  # that its imports are relative to, which are run; None: imports are refused
 ) -> Study:
-    "The study those values describe. Raises `CompressLabError` where they describe none."
+    "The study those values describe. Raises `CompressLabError` if they describe none."
     from compress_lab.compress.recipe import Recipe
 
     known = [each.name for each in fields(cls)]
@@ -442,7 +442,7 @@ def from_yaml(
     *,
     imports: bool = False,  # import what the study names under `imports`, which runs that code
 ) -> Study:
-    "The study in a YAML file. Raises `CompressLabError` where the file or the study is not sound."
+    "The study in a YAML file. Raises `CompressLabError` if the file or the study is not sound."
     where, text, folder = "study", source, "."
     if not isinstance(source, str) or "\n" not in source:
         where, folder = os.fspath(source), os.path.dirname(source)
@@ -535,7 +535,7 @@ class Arm:
     "The original, a recipe or a copy under one seed, and the cells it fills."
 
     name: str  # of the recipe or the copy, or "original"
-    recipe: object  # Recipe; None where there is none
+    recipe: object  # Recipe; None if there is none
     backend: str  # that runs it; "" for PyTorch as it is
     seed: int
     key: str  # names its lock and its checkpoint
@@ -549,7 +549,7 @@ class Arm:
 
 # %% ../nbs/study.ipynb #identity-code
 def tokenizer_content(
-    tokenizer,  # of transformers; None where there is none
+    tokenizer,  # of transformers; None if there is none
 ) -> str:
     "A hash of what the tokenizer makes of a text; empty without one."
     if tokenizer is None:
@@ -716,7 +716,7 @@ def arms(
 def described(
     arm: Arm,
     probe,  # a Probe
-    subject,  # the Subject that is measured; None where the recipe failed
+    subject,  # the Subject that is measured; None if the recipe failed
 ) -> dict:
     "The part of a result that says what it is the result of."
     return dict(
@@ -824,7 +824,7 @@ def keep_study(
 ):
     """Writes down what is run in the folder.
 
-    Raises `CompressLabError` where that would replace a file that no run wrote.
+    Raises `CompressLabError` if that would replace a file that no run wrote.
     """
 
     def refuse(name):
@@ -925,7 +925,7 @@ def original_records(
     probe,  # a Probe
     seed: int,
 ):
-    "The Records of the original under an unpaired probe; None where there are none."
+    "The Records of the original under an unpaired probe; None if there are none."
     from compress_lab.evaluate.results import records_of
 
     arm = next(arm for arm in self.arms if arm.original and arm.seed == seed)
@@ -962,7 +962,7 @@ def checkpoint(
     self: Run,
     arm: Arm,
 ) -> Path | None:
-    "Where the arm's calibration keeps finished blocks; None where the run folder is not local."
+    "Where the arm's calibration keeps finished blocks; None if the run folder is not local."
     return Path(self.store.path, "checkpoints", arm.key) if self.store.local else None
 
 # %% ../nbs/study.ipynb #measure-code
@@ -1046,7 +1046,7 @@ def again(
     probe,  # a Probe
     seed: int,
 ):
-    """Records of the original computed in another order, stored or measured now; None where the study asks for no noise
+    """Records of the original computed in another order, stored or measured now; None if the study asks for no noise
     floor, or the probe has none.
     """
     from compress_lab.evaluate.noise_floor import again

@@ -1,4 +1,4 @@
-"""What is tried on every architecture of transformers: a sample in each run, all of them with `--flags sweep`."""
+"""What takes long: tried on a sample of architectures, or left out, unless asked for with `--flags sweep`."""
 
 import pytest
 
@@ -25,3 +25,19 @@ def swept(names, pairs, **more):
         given = (pair,) if head is None else pair
         values.append(pytest.param(*given, marks=marks, id="-".join(given)))
     return pytest.mark.parametrize(names, values, **more)
+
+
+# notebooks that take half a minute and more, most of it for their figures on a real model
+HEAVY = set(
+    """quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/21_int8 quantize/22_llm_int8
+    quantize/23_kv_cache quantize/32_autoround evaluate/10_comparison evaluate/14_task_probe train/02_trainer
+    distill/10_distill runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native deploy/05_gguf""".split()
+)
+
+
+def notebooks(paths):
+    "Parametrizes a test with the paths of notebooks; those in `HEAVY` are marked with `sweep`."
+    marked = lambda path: pytest.mark.sweep if path.with_suffix("").as_posix() in HEAVY else ()
+    return pytest.mark.parametrize(
+        "path", [pytest.param(path, marks=marked(path), id=path.as_posix()) for path in paths]
+    )

@@ -516,7 +516,7 @@ def test_what_killed_fetches_left_is_swept_when_their_owner_is_gone(cache):
     ]
     for path in left:
         make_file(path / "half" if path.name.startswith("part") else path)
-    with starters._locked(cache / "busy.lock", "busy"):
+    with starters.locked(cache / "busy.lock", "busy"):
         starters.fetch("some")
     assert [path.exists() for path in left] == [False, False, True]
     starters.fetch("some")

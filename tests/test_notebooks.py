@@ -1,6 +1,6 @@
 """Every notebook runs from top to bottom, each in a kernel of its own.
 
-`--flags slow` adds those that are left out by default.
+`--flags slow` adds what is flagged so, `--flags sweep` the heaviest.
 """
 
 import re
@@ -8,13 +8,14 @@ import re
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from notebook_files import FLAGS, IDS, NBS, PATHS, directives, flags, header, read
+from notebook_files import FLAGS, NBS, PATHS, directives, flags, header, read
+from sweeps import notebooks
 from warm_kernels import WarmKernels
 
 SECONDS_A_CELL = 600
 
 
-@pytest.mark.parametrize("path", PATHS, ids=IDS)
+@notebooks(PATHS)
 def test_notebook_runs(path, request):
     notebook = read(path)
     assert "skip_exec" not in header(notebook)[0], "a notebook that is never executed passes silently: use a flag"

@@ -32,7 +32,7 @@ class Witness(TorchFunctionMode):
             for name, parameter in model.named_parameters()
             if parameter.dim() > 1
         }
-        self.squares = {}  # (parameter name, expert): a value for each input feature; None where the layout hides which
+        self.squares = {}  # (parameter name, expert): a value for each input feature; None if the layout hides which
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
@@ -110,7 +110,7 @@ def not_linear(model: nn.Module, layers: list) -> list[str]:
 
 
 def input_mismatch(layer, parameter: str, gathered: dict, witness: Witness) -> str:
-    "How the inputs that a walk gathered for a linear differ from those that were multiplied; empty where they do not."
+    "How the inputs that a walk gathered for a linear differ from those that were multiplied; empty if they do not."
     for expert in range(len(layer.matrices)):
         seen, found = witness.squares.get((parameter, expert), ()), gathered.get((layer.name, expert))
         used, visited = not isinstance(seen, tuple), found is not None and found.tokens > 0

@@ -124,7 +124,7 @@ def output_error(
 def unseen(
     statistic,  # of the inputs of a linear; None: the method asks for none
 ) -> str:
-    "Why the statistic says nothing, empty where it says something."
+    "Why the statistic says nothing, empty if it says something."
     if statistic is None or statistic.informative:
         return ""
     return "all its inputs were zero" if statistic.rows else "no calibration token reached this"

@@ -110,7 +110,7 @@ def averaged(reports: list[dict]) -> dict:
 
 
 def check_finite(matrix: Tensor, statistic, name: str):
-    "Raises `CompressLabError` that names the linear where a weight or an activation is not finite."
+    "Raises `CompressLabError` that names the linear if a weight or an activation is not finite."
     if not matrix.isfinite().all():
         raise CompressLabError(
             "The weight holds NaN or infinity.", name, "check the checkpoint: compressing it would hide the damage"
@@ -122,7 +122,7 @@ def check_finite(matrix: Tensor, statistic, name: str):
 
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-09
 def compressed(method, weight: Tensor, statistic) -> Compressed:
-    "What the method makes of a matrix. Raises `CompressLabError` where that has another shape, or codes without bits."
+    "What the method makes of a matrix. Raises `CompressLabError` if that has another shape, or codes without bits."
     name, result = type(method).__name__, method.compress(weight, statistic)
 
     def wrong(what, fix):
@@ -172,7 +172,7 @@ def compress_group(method, pieces: list[tuple], statistic) -> dict:
 
 # %% ../../nbs/compress/05_layerwise.ipynb #put-code
 def check_range(weight: Tensor, dtype: torch.dtype, name: str):
-    "Raises `CompressLabError` that names the linear where new weights are beyond what its type holds."
+    "Raises `CompressLabError` that names the linear if new weights are beyond what its type holds."
     if not weight.to(dtype).isfinite().all():
         kind = str(dtype).removeprefix("torch.")
         raise CompressLabError(
@@ -245,7 +245,7 @@ class Finished:
         return Path(self.folder) / f"block{block:04d}.safetensors"
 
     def discard(self, block: int, why: str):
-        "Sets the file of a block aside. Raises `CompressLabError` where it cannot be moved."
+        "Sets the file of a block aside. Raises `CompressLabError` if it cannot be moved."
         try:
             set_aside(self.path(block), why)
         except OSError as error:
@@ -295,7 +295,7 @@ def contents(self: Finished, block: int) -> tuple[dict[str, Tensor], dict, dict]
 def store(self: Finished, block: int, report: dict):
     """Writes one block; a streamed Subject reads it from the file from then on.
 
-    Raises `CompressLabError` where it cannot be written.
+    Raises `CompressLabError` if it cannot be written.
     """
     if self.folder is None:
         return
@@ -326,7 +326,7 @@ def store(self: Finished, block: int, report: dict):
 def stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None, InputQuantizer | None]:
     """Weight, packed weight and rounding of a linear in an open file.
 
-    Raises `CompressLabError` where they are another linear's.
+    Raises `CompressLabError` if they are another linear's.
     """
 
     def fields(name):
@@ -347,7 +347,7 @@ def stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None
 def load(self: Finished, block: int, report: dict):
     """Takes weights, packed weights and roundings of a stored block, and adds what they lost to the report.
 
-    Raises `CompressLabError`, and changes nothing, where the file holds something else.
+    Raises `CompressLabError`, and changes nothing, if the file holds something else.
     """
     try:
         with safe_open(self.path(block), "pt") as file:
@@ -378,7 +378,7 @@ def batches_of(
 ) -> list[dict[str, Tensor]]:
     """The calibration set in batches, keyword arguments of the model.
 
-    Raises `CompressLabError` where it is not what the model reads.
+    Raises `CompressLabError` if it is not what the model reads.
     """
     device = next(model.parameters()).device
     if (images := getattr(calibration, "images", None)) is not None:

@@ -62,7 +62,7 @@ def check_setting(
     value,
     hint,  # its annotated type
 ):
-    "Raises `CompressLabError` where the setting has another type, or is a number that no setting can be."
+    "Raises `CompressLabError` if the setting has another type, or is a number that no setting can be."
     if not fits(value, hint):
         fix = f"give it as {getattr(hint, '__name__', hint)}"
         raise CompressLabError(f"{name}={said(value)} is of the wrong type.", method, fix)
@@ -101,7 +101,7 @@ class Method:
         self.check()
 
     def check(self):
-        "Raises `CompressLabError` where a setting is out of range."
+        "Raises `CompressLabError` if a setting is out of range."
 
     @abstractmethod
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
@@ -206,7 +206,7 @@ def code_of(
 def code_key(
     *things,  # Methods or Probes
 ) -> str:
-    "What their classes are written in, each with a hash of it; empty where all are part of this package."
+    "What their classes are written in, each with a hash of it; empty if all are part of this package."
     kinds = dict.fromkeys(kind for thing in things for kind in type(thing).__mro__)
     ours = {"compress_lab", *sys.stdlib_module_names}
     return "-".join(dict.fromkeys(code_of(kind) for kind in kinds if kind.__module__.partition(".")[0] not in ours))
@@ -217,7 +217,7 @@ LONGEST, PATIENCE = 500, 0.1  # characters of a pattern; seconds for a name
 
 @lru_cache(100_000)
 def found_in(expression: str, name: str) -> bool:
-    "Whether a regular expression is found in a name. Raises `CompressLabError` where it is none, or takes too long."
+    "Whether a regular expression is found in a name. Raises `CompressLabError` if it is none, or takes too long."
     import regex  # as `re`, with a limit of time
 
     fix = "mend it, or use a glob such as *.mlp.*"
@@ -240,7 +240,7 @@ def found_in(expression: str, name: str) -> bool:
 
 
 def patterns(given, where: str) -> tuple[str, ...]:
-    "A list of patterns as a tuple. Raises `CompressLabError` where it is none."
+    "A list of patterns as a tuple. Raises `CompressLabError` if it is none."
     fix = "give module names or globs as text"
     if not isinstance(given, (tuple, list)):
         raise CompressLabError(f"{said(given)} is no list of patterns.", where, fix)
@@ -290,7 +290,7 @@ class Step:
         every: list,  # linears of a model
         towers: tuple = (),  # how the names of those begin that are left alone unless they are targets
     ) -> list:
-        "The linears this step is applied to; raises `CompressLabError` where a pattern matches none."
+        "The linears this step is applied to; raises `CompressLabError` if a pattern matches none."
         names = [linear.name for linear in every]
         if not self.targets and all(linear.block is None for linear in every):
             raise CompressLabError(
@@ -451,7 +451,7 @@ class Left:
 
     codes: dict  # by the key of a quantized linear
     zeros: dict  # by the name of a pruned linear
-    inputs: object = None  # the method that rounds at run time, None where nothing does
+    inputs: object = None  # the method that rounds at run time, None if nothing does
 
     @classmethod
     def by_history(cls, subject) -> "Left":
@@ -475,7 +475,7 @@ class Left:
 
 # %% ../../nbs/compress/01_recipe.ipynb #order-code
 def check_order(method: Method, layers: list, left: Left):
-    "Raises `CompressLabError` where a method would undo what earlier steps have left, and says which order works."
+    "Raises `CompressLabError` if a method would undo what earlier steps have left, and says which order works."
     if not method.changes_weights:
         return
     kind = type(method).__name__

@@ -18,7 +18,7 @@ def inverse_factor(
 ) -> tuple[Tensor, float]:
     """Upper Cholesky factor of the inverse, (in, in), and the damping it took.
 
-    Raises `CompressLabError` where the matrix stays singular.
+    Raises `CompressLabError` if the matrix stays singular.
     """
     for damping in (percdamp, 10 * percdamp, 100 * percdamp):
         backwards = gram.flip(0, 1)

@@ -18,7 +18,7 @@ def python_command(
 ) -> list[str]:
     """The command that starts this interpreter in safe-path mode.
 
-    Raises `CompressLabError` where the interpreter is not known.
+    Raises `CompressLabError` if the interpreter is not known.
     """
     folders = os.pathsep.join(filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep)))
     named = sys.executable or ""

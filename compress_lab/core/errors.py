@@ -76,7 +76,7 @@ def nearest(
     names,  # the names that exist
     n: int = 3,  # how many to offer
 ) -> list[str]:
-    "The `n` existing names most like `name`, best first; empty where none is close."
+    "The `n` existing names most like `name`, best first; empty if none is close."
     lowered = {str(known).lower(): str(known) for known in names}
     return [lowered[close] for close in difflib.get_close_matches(str(name).lower(), lowered, n=n, cutoff=0.5)]
 
@@ -86,7 +86,7 @@ def expect(
     error: type[BaseException] = CompressLabError,  # the type that must be raised
     *fragments: str,  # words its message must contain
 ):
-    "Runs a block that must raise `error` and prints the message; raises `AssertionError` where it does not."
+    "Runs a block that must raise `error` and prints the message; raises `AssertionError` if it does not."
     try:
         yield
     except error as raised:
@@ -100,7 +100,7 @@ def expect(
 def check_filled(
     kind: type,  # a class of objects whose settings are fields of a frozen dataclass
 ):
-    "Raises `CompressLabError` where the class leaves an abstract method of a base empty, or is no frozen dataclass."
+    "Raises `CompressLabError` if the class leaves an abstract method of a base empty, or is no frozen dataclass."
 
     def wrong(what, fix):
         return CompressLabError(f"{kind.__name__} {what}.", f"class {kind.__qualname__} in {kind.__module__}", fix)

@@ -99,7 +99,7 @@ def read_text(
 ) -> str:
     """The file's text, without a byte order mark, lines ended by a line feed.
 
-    Raises `CompressLabError` where it is not UTF-8.
+    Raises `CompressLabError` if it is not UTF-8.
     """
     data = read_bytes(path, limit)
     try:
@@ -115,7 +115,7 @@ def read_json(
     path: str | Path,  # a regular file
     limit: int | None = 64 * MEGABYTE,  # bytes it may have; None: any number
 ) -> dict:
-    "The JSON object in the file. Raises `CompressLabError` where it holds anything else."
+    "The JSON object in the file. Raises `CompressLabError` if it holds anything else."
     text = read_text(path, limit)
     try:
         found = json.loads(text)
@@ -135,7 +135,7 @@ def read_json(
 def own_data(
     name: str = "",  # of a file; empty: the folder of all of them
 ) -> Path:
-    "The path of a data file that comes with the package. Raises `CompressLabError` where it is missing."
+    "The path of a data file that comes with the package. Raises `CompressLabError` if it is missing."
     path = Path(str(files("compress_lab").joinpath("data", name)))
     if not path.exists():
         raise CompressLabError(
@@ -153,7 +153,7 @@ def _seal(path: Path) -> Path:
 def file_hash(
     path: str | Path,  # a regular file
 ) -> str:
-    "The XXH3 hash of the file's bytes, 32 hexadecimal digits. Raises `CompressLabError` where it cannot be read."
+    "The XXH3 hash of the file's bytes, 32 hexadecimal digits. Raises `CompressLabError` if it cannot be read."
     try:
         with open(regular_file(path), "rb") as file:
             return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

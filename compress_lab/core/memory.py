@@ -85,7 +85,7 @@ def check_memory(
     fix: str = "use fewer or shorter calibration rows, or load the model in bfloat16",
     device="cpu",  # of torch, where it is needed
 ):
-    "Raises `CompressLabError` where more is needed than may be taken."
+    "Raises `CompressLabError` if more is needed than may be taken."
     free = free_memory(device)
     if needed > free:
         raise CompressLabError(

@@ -120,7 +120,7 @@ def read_yaml(
     text: str,  # a YAML document
     where: str = "",  # where it is from, for the message
 ):
-    "What the document says, as plain Python values. Raises `CompressLabError` where it is not YAML."
+    "What the document says, as plain Python values. Raises `CompressLabError` if it is not YAML."
 
     def wrong(what, place, fix):
         return CompressLabError(what, ", ".join(filter(None, (where, place))), fix)
@@ -172,7 +172,7 @@ def only(
     known,  # keys that exist
     where: str,  # what they belong to
 ):
-    "Raises `CompressLabError` where a key is not known, naming the nearest."
+    "Raises `CompressLabError` if a key is not known, naming the nearest."
     if not isinstance(given, dict):
         raise CompressLabError(
             f"Expected a mapping, not {_say(given)}.", where, f"write it with the keys {', '.join(known)}"
@@ -192,7 +192,7 @@ def whole(
     where: str,  # what it is
     least: int = 0,  # smallest that makes sense
 ) -> int:
-    "The value, where it is a whole number of at least `least`. Raises `CompressLabError` where it is not."
+    "The value, where it is a whole number of at least `least`. Raises `CompressLabError` if it is not."
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
         below = " and below 2**31" if type(value) is int and value >= 2**31 else ""
         raise CompressLabError(
@@ -210,7 +210,7 @@ def seed_number(
     value,  # to check
     where: str = "seed",  # what it is
 ) -> int:
-    "The value, where it is a whole number from 0 to 2**32 - 1. Raises `CompressLabError` where it is not."
+    "The value, where it is a whole number from 0 to 2**32 - 1. Raises `CompressLabError` if it is not."
     if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < SEEDS:
         raise CompressLabError(
             f"Expected a seed, not {_say(value)}.", where, f"write a whole number from 0 to {SEEDS - 1}"

@@ -179,7 +179,7 @@ def cell_key(
 def plain(
     value,  # what `json` does not know
 ):
-    "The value as plain Python, for `json`. Raises `TypeError` where it has no such form."
+    "The value as plain Python, for `json`. Raises `TypeError` if it has no such form."
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if hasattr(value, "tolist"):
@@ -192,7 +192,7 @@ def plain(
 
 
 def to_json(value) -> bytes:
-    "The value as indented JSON. Raises `CompressLabError` where some part of it has no form in JSON."
+    "The value as indented JSON. Raises `CompressLabError` if some part of it has no form in JSON."
     try:
         return json.dumps(value, indent=1, default=plain, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
@@ -204,7 +204,7 @@ def to_json(value) -> bytes:
 def to_parquet(
     frame,  # pandas DataFrame
 ) -> bytes:
-    "The frame as a Parquet file. Raises `CompressLabError` where a column cannot be stored."
+    "The frame as a Parquet file. Raises `CompressLabError` if a column cannot be stored."
     buffer = io.BytesIO()
     try:
         frame.to_parquet(buffer)
@@ -308,7 +308,7 @@ def local_folder(
     path: str,  # of a run folder; may be missing
     root: str,  # the address it was asked for by
 ) -> str:
-    "The path with its links followed. Raises `CompressLabError` where it can be no folder."
+    "The path with its links followed. Raises `CompressLabError` if it can be no folder."
     try:
         path = os.path.realpath(path)
         if not stat.S_ISDIR(os.stat(path).st_mode):
@@ -355,7 +355,7 @@ class Store:
         self,
         key: str,  # of a cell
     ) -> str:
-        "The cell's folder. Raises `CompressLabError` where the key could leave the run folder."
+        "The cell's folder. Raises `CompressLabError` if the key could leave the run folder."
         if not re.fullmatch(KEY, str(key)):
             raise CompressLabError(
                 "This cannot be the key of a cell.", repr(key), "use letters, digits, dots, dashes and underscores"
@@ -368,7 +368,7 @@ LIMIT = 64 * MEGABYTE  # of a file in a run folder that does not say its size
 
 @patch
 def _read(self: Store, path, limit=LIMIT):
-    "The bytes of a file; None where there is none. Raises `CompressLabError` where it cannot be read."
+    "The bytes of a file; None if there is none. Raises `CompressLabError` if it cannot be read."
     try:
         if not self.local:
             return self.fs.cat_file(path)
@@ -406,7 +406,7 @@ def has(
 # %% ../../nbs/core/08_store.ipynb #cell-33
 @patch
 def keys(self: Store) -> list[str]:
-    "The keys of all finished cells, sorted. Raises `CompressLabError` where the folder cannot be read."
+    "The keys of all finished cells, sorted. Raises `CompressLabError` if the folder cannot be read."
     try:
         found = (
             os.listdir(self.cells)
@@ -433,7 +433,7 @@ VALUES = 100_000_000  # in a frame of records, at most
 def read_frame(
     data: bytes,  # a Parquet file
 ):
-    "The DataFrame in it. Raises `ValueError` where there is none, or a larger one than records are."
+    "The DataFrame in it. Raises `ValueError` if there is none, or a larger one than records are."
     import pandas as pd
     import pyarrow.parquet
 
@@ -454,9 +454,9 @@ def get(
     self: Store,
     key: str,  # of a cell
 ) -> Cell | None:
-    """The cell, or None where it is not there or not finished.
+    """The cell, or None if it is not there or not finished.
 
-    Raises `DamagedCell` where its files are not what was written.
+    Raises `DamagedCell` if its files are not what was written.
     """
     name = "result.json"
     try:
@@ -578,7 +578,7 @@ def put(
 ) -> Cell:
     """The cell as it is stored: this one, or the one that was there first.
 
-    Raises `CompressLabError` where it cannot be written.
+    Raises `CompressLabError` if it cannot be written.
     """
     files = {} if frame is None else {"records.parquet": to_parquet(frame)}
     files["environment.json"] = to_json(environment())
@@ -652,7 +652,7 @@ def read_text(
     self: Store,
     name: str,  # of a file in the run folder
 ) -> str | None:
-    "The file's text; None where there is none. Raises `CompressLabError` where it cannot be read."
+    "The file's text; None if there is none. Raises `CompressLabError` if it cannot be read."
     data = self._read(f"{self.path}/{name}")
     return None if data is None else data.decode(errors="replace")
 
@@ -670,7 +670,7 @@ def signed(
 def unsigned(
     text: str,  # of a file
 ) -> str | None:
-    "The text without the line of `signed`; None where it has none, or was changed since."
+    "The text without the line of `signed`; None if it has none, or was changed since."
     first, _, rest = text.partition("\n")
     return rest if f"{first}\n" == _KEPT.format(short(rest)) else None
 
@@ -703,7 +703,7 @@ def expect_cells(
 
 @patch
 def expected(self: Store) -> list[str] | None:
-    "All cells of the present study, finished or not; None where no study was run, or what was written down is damaged."
+    "All cells of the present study, finished or not; None if no study was run, or what was written down is damaged."
     try:
         wanted = json.loads(self.read_text("cells.json") or "null")
     except (ValueError, RecursionError, CompressLabError):

@@ -31,7 +31,7 @@ from ..core.settings import seed_number, whole
 from ..models.checkpoints import card
 from ..models.folders import local
 from ..models.inputs import around, check_length, tokenizer_key
-from ..models.starters import STARTERS, _locked, cache_dir, fetch, sha256
+from ..models.starters import STARTERS, cache_dir, fetch, locked, sha256
 from ..models.subject import Subject
 
 # %% ../../nbs/data/02_texts.ipynb #cell-07
@@ -66,7 +66,7 @@ class Text:
         self,
         which: str,  # "calibration" or "evaluation"
     ) -> tuple[Document, ...]:
-        "The documents of one half, in their order. Raises `CompressLabError` where there are none."
+        "The documents of one half, in their order. Raises `CompressLabError` if there are none."
         if which not in HALVES:
             raise CompressLabError(f"A text has no half called {which!r}.", fix=f"take one of {', '.join(HALVES)}")
         found = tuple(document for document in self.documents if _half(document.id) == which)
@@ -126,7 +126,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _local(name: str | Path) -> Path | None:
-    "What there is on this machine under that name, a broken link too; None where there is nothing."
+    "What there is on this machine under that name, a broken link too; None if there is nothing."
     try:
         path = local(name)
     except CompressLabError:
@@ -151,7 +151,7 @@ def _choose(what: str, asked: str | None, known: list[str], preferred: tuple[str
 
 # %% ../../nbs/data/02_texts.ipynb #cell-12
 def _mirrored(name: str, config: str | None, split: str | None, preferred: tuple[str, ...]):
-    "(table, config, split, provenance) from the mirror, None where it does not have `name`."
+    "(table, config, split, provenance) from the mirror, None if it does not have `name`."
     root = os.environ.get("COMPRESS_LAB_MIRROR")
     folder = _local(Path(root) / name) if root and _is_hub_id(name) else None
     if folder is None or not folder.is_dir():
@@ -268,7 +268,7 @@ def _cleaned_wikipedia(cache: Path) -> tuple[Document, ...]:
 
     (dump,) = fetch("wikipedia").glob("*.bz2")
     made_by = f"sealed {sha256(dump)} {mwparserfromhell.__version__} {inspect.getsource(wiki)}"
-    with _locked(cache / "wikipedia.converted.lock", "cleaning wikipedia"):
+    with locked(cache / "wikipedia.converted.lock", "cleaning wikipedia"):
         found = _kept(cache / "converted" / f"wikipedia-{_id(made_by)[:16]}.json", lambda: list(wiki.articles(dump)))
     return tuple(Document(*each) for each in found)
 
@@ -319,7 +319,7 @@ def _pieces(text: str, name: str, length: int = 4000) -> tuple[Document, ...]:
 
 # %% ../../nbs/data/02_texts.ipynb #cell-18
 def _require(frame: pd.DataFrame, columns: tuple[str, ...], where: str):
-    "Raises `CompressLabError` where `frame` is empty, or a column is missing or has empty cells."
+    "Raises `CompressLabError` if `frame` is empty, or a column is missing or has empty cells."
     if frame.empty:
         raise CompressLabError("The data set has no rows.", where, "check the file and the split")
     for column in columns:
@@ -424,7 +424,7 @@ def _continues(model) -> bool:
 def _parts(subject, length: int, n: int | None, read: int | None = None):
     """(tokenizer, tokens before a row, tokens after it).
 
-    Raises `CompressLabError` where rows of `length` tokens cannot be had.
+    Raises `CompressLabError` if rows of `length` tokens cannot be had.
     """
     model, tokenizer = (subject.model, subject.tokenizer) if isinstance(subject, Subject) else (None, subject)
     if not callable(tokenizer):
@@ -463,7 +463,7 @@ def _cut(tokens: torch.Tensor, starts: torch.Tensor, size: int, before=(), after
 
 # %% ../../nbs/data/02_texts.ipynb #cell-28-2
 def _slots(tokens: torch.Tensor, size: int, n: int, known: DataProvenance, which: str) -> int:
-    "How many rows of `size` the stream holds. Raises `CompressLabError` where these are fewer than `n`."
+    "How many rows of `size` the stream holds. Raises `CompressLabError` if these are fewer than `n`."
     if (slots := len(tokens) // size) >= n:
         return slots
     raise CompressLabError(
@@ -498,7 +498,7 @@ def calibration(
     length: int = 512,  # tokens a row
     seed: int = 0,  # chooses the rows
 ) -> Calibration:
-    "Random rows from the calibration half of a text. Raises `CompressLabError` where it has too few tokens."
+    "Random rows from the calibration half of a text. Raises `CompressLabError` if it has too few tokens."
     tokenizer, before, after = _parts(subject, length, n)
     found, size = text(name), length - len(before) - len(after)
     tokens, _ = _stream(found, "calibration", tokenizer)
@@ -541,7 +541,7 @@ def windows(
     seed: int = 0,  # another seed moves all windows on by as many, between their neighbours
     stretch: int = 1,  # contexts in a row, for a reader that takes one at a time
 ) -> Windows:
-    "Evenly spaced windows over the evaluation half of a text. Raises `CompressLabError` where it has too few tokens."
+    "Evenly spaced windows over the evaluation half of a text. Raises `CompressLabError` if it has too few tokens."
     length = context * stretch
     tokenizer, before, after = _parts(subject, length, n, context)
     found, size = text(name), length - len(before) - len(after)
@@ -665,7 +665,7 @@ def _starter_task(name: str, split: str | None):
 # %% ../../nbs/data/02_texts.ipynb #cell-45
 def task(
     name: str,  # r8, mnist, mnist-5k, digits, a file, or owner/name of a data set
-    config: str | None = None,  # which part of the data set; None where there is one
+    config: str | None = None,  # which part of the data set; None if there is one
     split: str | None = None,  # which split; None takes validation, then test
     *,
     columns: tuple[str, ...] = (),  # columns that must be there and full
@@ -724,7 +724,7 @@ def images(
     n: int | None = None,  # how many, chosen by chance; None: all, in their order
     seed: int = 0,  # of that choice
 ) -> Images:
-    "The images of a task, grey and square. Raises `CompressLabError` where it has none, or fewer than `n`."
+    "The images of a task, grey and square. Raises `CompressLabError` if it has none, or fewer than `n`."
     found = task(name, split=split, columns=("pixel0", "label"))
     pixels = torch.tensor(found.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
     if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]:

@@ -38,7 +38,7 @@ def quantized(
 ) -> dict[str, tuple[LinearLayer, Packed]]:
     """The linears with packed weights, and those weights, by name.
 
-    Raises `CompressLabError` where the two do not belong together.
+    Raises `CompressLabError` if the two do not belong together.
     """
     places = (
         {name: linear for linear in linears(subject.model) for name in (linear.key, linear.name)}
@@ -111,7 +111,7 @@ def misfit(
     linear: LinearLayer,
     packed: Packed,  # its weight
 ) -> str:
-    "What the format cannot hold about a packed weight; empty where it can hold all of it."
+    "What the format cannot hold about a packed weight; empty if it can hold all of it."
     size = min(packed.group_size, packed.columns)
     if packed.levels is not None and packed.levels not in form.levels:
         return "levels that are not evenly spaced"
@@ -137,7 +137,7 @@ def misfit(
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-12
 def as_format(asked: str | Format) -> Format:
-    "The format of that name, or the one given. Raises `CompressLabError` where there is none."
+    "The format of that name, or the one given. Raises `CompressLabError` if there is none."
     return asked if isinstance(asked, Format) else FORMATS.named(asked, "format")()
 
 
@@ -148,7 +148,7 @@ def holders(layers: dict) -> list[str]:
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-12-2
 def check_fit(form: Format, subject: Subject, layers: dict):
-    "Raises `CompressLabError` where the format cannot hold the Subject."
+    "Raises `CompressLabError` if the format cannot hold the Subject."
     others = ", ".join(holders(layers))
     fix = (
         f"choose a format that can: {others}"
@@ -324,7 +324,7 @@ ABOUT = "compress_lab_export.json"
 
 
 def free(folder: Path):
-    "Raises `CompressLabError` where something is in the folder that `export` did not write."
+    "Raises `CompressLabError` if something is in the folder that `export` did not write."
     try:
         folder.stat()
     except FileNotFoundError:
@@ -363,7 +363,7 @@ def as_settings(points: dict) -> str:
 def checked(form: Format, subject: Subject, layers: dict, folder: Path, tolerance: float | None) -> float:
     """How far the outputs are from the Subject's.
 
-    Raises `CompressLabError` where the folder does not give what the format should hold, or strays further than
+    Raises `CompressLabError` if the folder does not give what the format should hold, or strays further than
     `tolerance`.
     """
     length, allowed = row_length(subject.model), form.allowed(subject) if tolerance is None else tolerance

@@ -118,7 +118,7 @@ def describe_tokenizer(writer, tokenizer) -> bool:
 
 # %% ../../nbs/deploy/05_gguf.ipynb #unsaid-code
 def unsayable(config) -> str:
-    """What a config of `ARCHITECTURES` asks for that the file has no place for, with its value; empty where there is
+    """What a config of `ARCHITECTURES` asks for that the file has no place for, with its value; empty if there is
     nothing.
     """
     rotation, kinds = config.rope_parameters, set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -184,7 +184,7 @@ class Header:
 def check_header(
     path: Path,  # of a GGUF file
 ) -> int:
-    "The number of weights that the file lists. Raises `ValueError` where its header claims what the file cannot hold."
+    "The number of weights that the file lists. Raises `ValueError` if its header claims what the file cannot hold."
     with open(path, "rb") as file:
         header, weights = Header(file, path.stat().st_size), 0
         if file.read(4) != b"GGUF":
@@ -297,7 +297,7 @@ def llama_cpp(
 ) -> Tensor:
     """Log-probabilities of the next token after each row as llama.cpp computes them, (rows, vocabulary).
 
-    Raises `CompressLabError` where it cannot.
+    Raises `CompressLabError` if it cannot.
     """
     try:
         import xllamacpp

@@ -30,7 +30,7 @@ from .vocabularies import PLACES, as_teacher_reads, at_places, sorted_loss, teac
 from ..models.forward import is_causal
 from ..models.layers import linears, size_of
 from ..models.precision import autocast, dtype_of
-from ..models.starters import _locked, cache_dir
+from ..models.starters import cache_dir, locked
 from ..models.subject import tensors_hash
 from compress_lab.train.losses import (
     LOGIT_BYTES,
@@ -294,7 +294,7 @@ def outputs_of(
             logits = predictions(model, {name: column.to(device) for name, column in part.items()})
         return [each.cpu().numpy() for each in top_of(logits, k, temperature)]
 
-    with _locked(folder / "lock", "asking this teacher"):
+    with locked(folder / "lock", "asking this teacher"):
         start, hashes = rows_kept(folder, order.tolist(), batch)
         if not start:
             for name in KEPT:
@@ -340,7 +340,7 @@ def rows_to_learn(calibration) -> dict[str, Tensor]:
 
 # %% ../../nbs/distill/10_distill.ipynb #run-code-2
 def check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row: dict[str, Tensor]):
-    "Raises `CompressLabError` where there is nothing to learn from, or too little memory."
+    "Raises `CompressLabError` if there is nothing to learn from, or too little memory."
     if method.features != "none" and not (hasattr(student, "config") and "input_ids" in row):
         raise CompressLabError(
             "Features are those of transformers that read tokens.", type(student).__name__, "leave out features"

@@ -74,7 +74,7 @@ def attention_loss(
 ) -> Tensor:
     """The mean squared difference of each token's attention scores, over heads and the tokens it sees, (rows, length).
 
-    Raises `CompressLabError` where the numbers of heads differ.
+    Raises `CompressLabError` if the numbers of heads differ.
     """
     heads = [each[0].shape[1] for each in (student, teacher)]
     if heads[0] != heads[1]:
@@ -116,7 +116,7 @@ def relation_loss(
 ) -> Tensor:
     """KL(teacher's relations || student's) of each token in nats, mean over relation heads, (rows, length).
 
-    Raises `CompressLabError` where a width cannot be cut so.
+    Raises `CompressLabError` if a width cannot be cut so.
     """
     one, other = (relations(each, heads, mask) for each in (student, teacher))
     return kl_div(one, other, reduction="none", log_target=True).sum(-1).mean(1).masked_fill(~mask, 0)
@@ -142,7 +142,7 @@ def layer_pairs(
     student: int,  # its blocks
     teacher: int,
 ) -> list[tuple[int, int]]:
-    "Pairs of blocks, counted from 1. Raises `CompressLabError` where one does not exist."
+    "Pairs of blocks, counted from 1. Raises `CompressLabError` if one does not exist."
     if which == "last":
         return [(student, teacher)]
     if which == "uniform":

@@ -37,7 +37,7 @@ def continued(
 ) -> dict[str, Tensor]:
     """Rows for the trainer: input_ids, attention_mask and labels, (rows, length).
 
-    Raises `CompressLabError` where the model cannot write.
+    Raises `CompressLabError` if the model cannot write.
     """
     if not is_causal(model):
         raise CompressLabError(
@@ -162,7 +162,7 @@ def written(
 ) -> Sentences:
     """As many rows as were given, and as long, that the teacher wrote.
 
-    Raises `CompressLabError` where nothing is left to write.
+    Raises `CompressLabError` if nothing is left to write.
     """
     whole_number(prompt, "written, prompt", 1)
     whole_number(beams, "written, beams")

@@ -92,7 +92,7 @@ def narrowed(
 ) -> tuple[dict, dict, list[Method]]:
     """Fields that say it, the lengths of the sides that change, by parameter, and the Methods that cut so.
 
-    Raises `CompressLabError` where no configuration says it.
+    Raises `CompressLabError` if no configuration says it.
     """
     fields, sides, cutting, sizes = {}, {}, [], dict(sizes)
 
@@ -127,7 +127,7 @@ def shaped(
     sides: dict,  # lengths that change, by parameter
     kept: list[int] | None,  # blocks that stay; None: all
 ):
-    "The configuration of all this together. Raises `CompressLabError` where its class makes other shapes of it."
+    "The configuration of all this together. Raises `CompressLabError` if its class makes other shapes of it."
     config, source = (
         shallower(model, one_stack(model), kept)
         if kept is not None and len(kept) < len(blocks_of(model))
@@ -152,7 +152,7 @@ def shaped(
 def fresh(subject: Subject, config, seed: int) -> Subject:
     """A Subject of the same class and tokenizer whose weights are drawn as the class draws them.
 
-    Raises `CompressLabError` where it does not run.
+    Raises `CompressLabError` if it does not run.
     """
     model = subject.model
     with random_state_kept():
@@ -200,7 +200,7 @@ def copied(subject: Subject, kept: list[int]) -> Subject:
 
 # %% ../../nbs/distill/03_students.ipynb #student-2
 def wanted(model: nn.Module, parts: list[Units], **sizes) -> dict[str, int]:
-    "The sizes that are asked for and not those of the model. Raises `CompressLabError` where it has fewer."
+    "The sizes that are asked for and not those of the model. Raises `CompressLabError` if it has fewer."
     for name, left in {
         name: whole(left, f"student, {name}", 1) for name, left in sizes.items() if left is not None
     }.items():
@@ -232,7 +232,7 @@ def student(
 ) -> Subject:
     """A smaller model of the teacher's class and tokenizer, to be taught.
 
-    Raises `CompressLabError` where the class has none of these sizes, or it would be the teacher.
+    Raises `CompressLabError` if the class has none of these sizes, or it would be the teacher.
     """
     if not hasattr(subject.model, "config"):
         raise CompressLabError(
@@ -312,7 +312,7 @@ def proportional(model: nn.Module, parts: list[Units], width: int) -> list[dict[
 
 # %% ../../nbs/distill/03_students.ipynb #search-2
 def nearest_shape(model: nn.Module, parts: list[Units], width: int, parameters: int) -> dict | None:
-    "The sizes at this width that come nearest to the budget; None where no configuration has this width."
+    "The sizes at this width that come nearest to the budget; None if no configuration has this width."
     for sizes in proportional(model, parts, width):
         try:
             whole = unmade(model, shaped(model, *(found := narrowed(model, parts, sizes))[:2], None))
@@ -348,7 +348,7 @@ def students(
 ) -> pd.DataFrame:
     """Shapes of students, those nearest to the budget first, each a row of what `student` takes.
 
-    Raises `CompressLabError` where there are none.
+    Raises `CompressLabError` if there are none.
     """
     model, parts, width = subject.model, units(subject.model), field_of(subject.model, "hidden_size") or 0
     whole(steps, "students, steps", 1)

@@ -43,7 +43,7 @@ def ensemble(
 ) -> Subject:
     """A Subject whose predictions are the average of the models'; its members are not copied.
 
-    Raises `CompressLabError` where they predict different things.
+    Raises `CompressLabError` if they predict different things.
     """
     subjects = list(subjects)
 

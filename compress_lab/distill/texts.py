@@ -30,7 +30,7 @@ def varied(
 ) -> Sentences:
     """The texts of a table, and as many times more that are made of them, to ask a teacher about.
 
-    Raises `CompressLabError` where a text is empty.
+    Raises `CompressLabError` if a text is empty.
     """
     for name, share in (("joined", joined), ("swapped", swapped)):
         if not fits(share, float) or not 0 <= share <= 1:

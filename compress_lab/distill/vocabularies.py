@@ -98,7 +98,7 @@ def teacher_columns(
     teacher,  # a Subject, with a tokenizer of its own
     table: dict[str, Tensor],  # rows of the student's tokens, (n, length)
 ) -> dict[str, Tensor]:
-    "The columns `TOKENS` and `PLACES` for the table. Raises `CompressLabError` where nothing can be compared."
+    "The columns `TOKENS` and `PLACES` for the table. Raises `CompressLabError` if nothing can be compared."
     check_readers(student, teacher, table)
     found, rows = torch.full(table["input_ids"].shape, -1), []
     for row, (tokens, mask) in enumerate(

@@ -58,7 +58,7 @@ class Table(NamedTuple):
 def table_of(
     subject,  # a model with its tokenizer
 ) -> Table:
-    "The words that are one token. Raises `NotMeasured` where the model has no table of embeddings, or there are none."
+    "The words that are one token. Raises `NotMeasured` if the model has no table of embeddings, or there are none."
     if getattr(subject, "tokenizer", None) is None:
         raise NotMeasured(
             "Words are replaced by others of the model's own vocabulary, and the subject has no tokenizer.",
@@ -155,7 +155,7 @@ def gradient_of(
     """Where each token stands in the text, shape (tokens, 2), and the gradient of the log-probability of the label by
     its vector, shape (tokens, width).
 
-    Raises `NotMeasured` where the model gives none.
+    Raises `NotMeasured` if the model gives none.
     """
     encoded = subject.tokenizer(text, return_tensors="pt", truncation=True, return_offsets_mapping=True)
     places, weight = encoded.pop("offset_mapping")[0].numpy(), subject.model.get_input_embeddings().weight

@@ -387,7 +387,7 @@ def calibration_differences(
 ) -> list[Difference]:
     """Overconfidence, ECE, calibration loss, Brier score, NLL and AURC as paired differences.
 
-    Raises `CompressLabError` where items or labels differ.
+    Raises `CompressLabError` if items or labels differ.
     """
     if temperature not in TEMPERATURES:
         raise CompressLabError(
@@ -497,7 +497,7 @@ class CalibrationProbe(TaskProbe):
         return replace(found, frame=frame, meta=found.meta | {"axis": "calibration"})
 
     def difference(self, original: Records, compressed: Records, metric=None, *, margin=None) -> Difference:
-        "The paired difference of one figure. Raises `CompressLabError` where there are too few clusters for it."
+        "The paired difference of one figure. Raises `CompressLabError` if there are too few clusters for it."
         metric = self.metric(metric if metric is None or isinstance(metric, str) else metric.name)
         for found in self.differences(original, compressed, margin=margin):
             if found.metric.name == metric.name:

@@ -29,7 +29,7 @@ def class_logprobs(
 ) -> np.ndarray:
     """Log-probabilities of the classes, float64 of shape (texts, classes).
 
-    Raises `NotMeasured` where the model gives no classes.
+    Raises `NotMeasured` if the model gives no classes.
     """
     if hasattr(subject, "predict"):
         return special.log_softmax(np.asarray(subject.predict(texts), dtype=np.float64), 1)
@@ -78,7 +78,7 @@ def clean_texts(
 ) -> tuple[pd.DataFrame, list, str]:
     """The labelled texts with `item`, their provenance, and a key of them.
 
-    Raises `CompressLabError` where the task has no such columns.
+    Raises `CompressLabError` if the task has no such columns.
     """
     found = task(probe.task, probe.config, probe.split, columns=(probe.text, probe.label)) if given is None else None
     frame = (
@@ -101,7 +101,7 @@ def losses(
     """One row an item: `clean`, and for each kind of change what was lost, whether the prediction flipped, whether the
     item counts.
 
-    Raises `CompressLabError` where items differ.
+    Raises `CompressLabError` if items differ.
     """
     frame = pd.DataFrame(
         {

@@ -27,7 +27,7 @@ def as_probe(
     asked,  # a Probe, the name of one, or a dict with `probe` and settings
     **settings,  # more settings, over those given
 ) -> Probe:
-    "The probe. Raises `CompressLabError` where there is none of that name or no such setting."
+    "The probe. Raises `CompressLabError` if there is none of that name or no such setting."
     given = asked.to_dict() if isinstance(asked, Probe) else {"probe": asked} if isinstance(asked, str) else asked
     return Probe.from_dict({**given, **settings} if isinstance(given, dict) else given)
 
@@ -68,7 +68,7 @@ def reads_text(probe: Probe) -> bool:
 def tokenizer_for(
     model,  # of transformers
 ):
-    "The tokenizer that stands where the model was loaded from; None where there is none."
+    "The tokenizer that stands where the model was loaded from; None if there is none."
     from transformers import AutoTokenizer
 
     name = getattr(getattr(model, "config", None), "name_or_path", "")
@@ -82,7 +82,7 @@ def as_subject(
     given,  # a Subject, a name or a folder as for `cl.load`, or a model of transformers
     tokenizer=None,  # of a model of transformers; None: the one that stands where it was loaded from
 ):
-    "The Subject. Raises `CompressLabError` where it is none of these."
+    "The Subject. Raises `CompressLabError` if it is none of these."
     from compress_lab.models.loading import load
     from compress_lab.models.subject import Subject
 
@@ -112,7 +112,7 @@ def compare(
 ) -> Comparison:
     """The paired differences.
 
-    What cannot be measured is listed with the reason. Raises `CompressLabError` where a model or setting is none, or
+    What cannot be measured is listed with the reason. Raises `CompressLabError` if a model or setting is none, or
     where nothing could be measured for an error.
     """
     original = as_subject(original)

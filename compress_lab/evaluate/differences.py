@@ -40,9 +40,9 @@ class Difference:
     original: float  # value of the original
     compressed: float  # value of the compressed model
     value: float  # compressed - original, in the metric's unit
-    interval: tuple[float, float] | None  # 95%; None where there is none
-    ratio: float | None  # compressed / original; None where the original is 0
-    ratio_interval: tuple[float, float] | None  # 95% of the ratio; None where there is none
+    interval: tuple[float, float] | None  # 95%; None if there is none
+    ratio: float | None  # compressed / original; None if the original is 0
+    ratio_interval: tuple[float, float] | None  # 95% of the ratio; None if there is none
     n_items: int  # rows compared
     n_clusters: int  # clusters they fall into
     method: str  # how the interval was made, in words
@@ -50,7 +50,7 @@ class Difference:
     margin: float | None = None  # declared beforehand
     control: float | None = None  # ratio of the original to itself, where that was measured
     control_interval: tuple[float, float] | None = None  # 95% of that ratio
-    p: float | None = None  # two-sided, against no difference; None where there is no test
+    p: float | None = None  # two-sided, against no difference; None if there is no test
 
     def to_dict(self) -> dict:
         "The difference as plain JSON, the metric by name with its unit and direction."
@@ -144,9 +144,9 @@ def margin_of(
     metric: Metric,
     margin,  # a share for every metric that has one, or a dict from metric names to margins, or None
 ) -> float | None:
-    """The margin that applies to the metric, None where none does.
+    """The margin that applies to the metric, None if none does.
 
-    Raises `CompressLabError` where it is not a number from 0 up.
+    Raises `CompressLabError` if it is not a number from 0 up.
     """
     if isinstance(margin, dict):
         margin = margin.get(metric.name)

@@ -87,7 +87,7 @@ def candidates(
 ) -> list[list[str]]:
     """For each fact the right object and some that are right in no fact of this text.
 
-    Raises `CompressLabError` where there are none.
+    Raises `CompressLabError` if there are none.
     """
     objects = {relation: sorted(set(part)) for relation, part in frame.groupby("relation")["answer"]}
     right = {text: set(part) for text, part in frame.groupby("text")["answer"]}
@@ -105,7 +105,7 @@ def candidates(
 def prime_of(
     row: dict,  # of `facts`
 ) -> str:
-    "The word that misleads, which stands in front with a question mark; empty where there is none."
+    "The word that misleads, which stands in front with a question mark; empty if there is none."
     prime, mark, _ = row.get("misprimed", "").partition("?")
     return prime.strip() if mark else ""
 

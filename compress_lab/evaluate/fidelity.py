@@ -124,7 +124,7 @@ class Fidelity(Probe):
         seed: int = 0,  # which rows of the text
         rows=None,  # rows to take instead of the text: a LongTensor of shape (n, length), or Windows
     ) -> Records:
-        "Divergence and agreement by window and document. Raises `NotMeasured` where there are no logits to compare."
+        "Divergence and agreement by window and document. Raises `NotMeasured` if there are no logits to compare."
         if original is None:
             raise CompressLabError(
                 "Fidelity is measured against the original.",

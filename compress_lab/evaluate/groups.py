@@ -29,7 +29,7 @@ SMALL = 30  # items, below which a group is flagged
 def _paired(before: Records, after: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both frames by item, in the same order.
 
-    Raises `CompressLabError` where they are not of the same items of one probe.
+    Raises `CompressLabError` if they are not of the same items of one probe.
     """
     if before.probe.to_dict() != after.probe.to_dict() or before.meta.get("rows") != after.meta.get("rows"):
         raise CompressLabError(
@@ -41,7 +41,7 @@ def _paired(before: Records, after: Records) -> tuple[pd.DataFrame, pd.DataFrame
 
 
 def _labels(groups, items: pd.Index) -> np.ndarray:
-    "The group of each item. Raises `CompressLabError` where one has none."
+    "The group of each item. Raises `CompressLabError` if one has none."
     found = groups.reindex(items) if isinstance(groups, pd.Series) else pd.Series(list(groups))
     if len(found) != len(items):
         raise CompressLabError(
@@ -71,7 +71,7 @@ def by_group(
     """A row for each group, and rows for all items, the worst group and the gap: accuracy of both, difference and its
     paired 95% interval.
 
-    Raises `CompressLabError` where fairlearn is not installed, an item has no group, or the two were not asked the
+    Raises `CompressLabError` if fairlearn is not installed, an item has no group, or the two were not asked the
     same.
     """
     if importlib.util.find_spec("fairlearn") is None:
@@ -157,7 +157,7 @@ def exemplars(
     """The items whose most frequent answer differs: what the originals say and the compressed models, and the share of
     seeds that say so; `attrs['called']` says what they may be called.
 
-    Raises `CompressLabError` where there are no records, or none of answers to the same items.
+    Raises `CompressLabError` if there are no records, or none of answers to the same items.
     """
     if not originals or not compressed:
         raise CompressLabError(

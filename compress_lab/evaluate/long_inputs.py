@@ -54,7 +54,7 @@ def lengths_of(
     probe,  # with a setting that holds whole numbers with spaces between
     name: str,
 ) -> list[int]:
-    "The numbers, in order. Raises `CompressLabError` where they are none."
+    "The numbers, in order. Raises `CompressLabError` if they are none."
     try:
         found = sorted({int(part) for part in getattr(probe, name).split()})
     except (ValueError, AttributeError):

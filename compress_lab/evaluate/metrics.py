@@ -59,7 +59,7 @@ SCALES = {"bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")), "s": ((1, 
 
 
 def show(
-    value: float | None,  # a figure; None or not-a-number where there is none
+    value: float | None,  # a figure; None or not-a-number if there is none
     unit: str = "",  # its unit, as in `Metric.unit`
     like: float | None = None,  # a figure whose scale is used, so that both can be compared at a glance
 ) -> str:
@@ -84,7 +84,7 @@ def show_interval(
     unit: str = "",  # their unit
     like: float | None = None,  # as in `show`
 ) -> str:
-    "The interval in brackets; a dash where there is none."
+    "The interval in brackets; a dash if there is none."
     if interval is None or any(end != end for end in interval):
         return "–"
     return f"[{show(interval[0], unit, like)}, {show(interval[1], unit, like)}]"

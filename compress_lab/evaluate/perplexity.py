@@ -93,7 +93,7 @@ class Rows(NamedTuple):
 
     tokens: Tensor  # shape (rows, length)
     document: Tensor  # the document each token is from, same shape
-    titles: list  # of the documents; empty where unknown
+    titles: list  # of the documents; empty if unknown
     key: str  # identifies all of it
     data: list  # provenance, as plain JSON
     begin: int = 0  # tokens at the beginning of each row that the tokenizer puts before every text
@@ -108,7 +108,7 @@ def rows_of(
     rows=None,  # rows to take instead: a LongTensor of shape (n, length), or Windows
     stretch: int = 1,  # contexts in a row of text
 ) -> Rows:
-    "The rows of text to measure on. Raises `CompressLabError` where they cannot be had."
+    "The rows of text to measure on. Raises `CompressLabError` if they cannot be had."
     if isinstance(rows, Tensor):
         if rows.dim() != 2 or rows.shape[1] < 2 or not len(rows) or rows.is_floating_point():
             raise CompressLabError(

@@ -36,7 +36,7 @@ SPANS = ("text", "kind", "start", "end", "score")
 def analyzer(
     model: str = "",  # of spaCy, to find names with, where it is installed; empty: patterns alone
 ):
-    "Presidio's engine. Raises `CompressLabError` where it or the model is not installed."
+    "Presidio's engine. Raises `CompressLabError` if it or the model is not installed."
     if importlib.util.find_spec("presidio_analyzer") is None:
         raise CompressLabError(
             "Personal data is found by presidio, which is not installed.", fix='pip install "compress_lab[privacy]"'
@@ -191,7 +191,7 @@ def texts_of(
 ) -> tuple[list[int], list[np.ndarray], object, int]:
     """Numbers and tokens, (length,) each, of the texts that are long enough, the set, and how many are too short.
 
-    Raises `CompressLabError` where none is.
+    Raises `CompressLabError` if none is.
     """
     found = task(path, columns=("text",))
     tokens = [np.array(each[:most]) for each in opened(tokenizer_of(subject), found.frame["text"].astype(str).tolist())]

@@ -113,7 +113,7 @@ class Probe:
     def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         """Records of the subject; `original` is needed where `paired`.
 
-        Raises `NotMeasured` where it cannot be done honestly.
+        Raises `NotMeasured` if it cannot be done honestly.
         """
 
 # %% ../../nbs/evaluate/05_probe.ipynb #cell-25-2
@@ -159,7 +159,7 @@ def from_dict(
     cls,
     given,  # a probe's name, or a dict with `probe` and settings
 ) -> Probe:
-    "The probe. Raises `CompressLabError` where it or a setting does not exist, with the nearest names."
+    "The probe. Raises `CompressLabError` if it or a setting does not exist, with the nearest names."
     given = {"probe": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not isinstance(given.get("probe"), str):
         raise CompressLabError(
@@ -211,7 +211,7 @@ def metric(
     self: Probe,
     name: str | None = None,  # None: the primary one
 ) -> Metric:
-    "The metric of that name. Raises `CompressLabError` where the probe has none such."
+    "The metric of that name. Raises `CompressLabError` if the probe has none such."
     known = {metric.name: metric for metric in self.metrics}
     if name is None:
         return self.metrics[0]
@@ -229,7 +229,7 @@ def pair(
 ) -> np.ndarray:
     """Columns of both models, side by side, shape (rows, 2 × number of sums).
 
-    Raises `CompressLabError` where they were not measured on the same items.
+    Raises `CompressLabError` if they were not measured on the same items.
     """
     after = metric.columns(compressed.frame)
     if metric.reference is not None:
@@ -264,7 +264,7 @@ def pair(
 @patch
 def difference(
     self: Probe,
-    original: Records | None,  # None where the compressed records hold both models
+    original: Records | None,  # None if the compressed records hold both models
     compressed: Records,
     metric: Metric | str | None = None,  # default: the primary one
     *,

@@ -54,7 +54,7 @@ class Records:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        "The probe's metrics for which there are records."
+        "The probe's metrics with records."
         return tuple(metric for metric in self.probe.metrics if all(name in self.frame for name in metric.needs))
 
 # %% ../../nbs/evaluate/03_records.ipynb #drawn-code
@@ -86,7 +86,7 @@ def value(self: Records) -> float:
 
 @patch(as_prop=True)
 def interval(self: Records) -> tuple[float, float] | None:
-    "The 95% interval of the primary metric; None where nothing was sampled."
+    "The 95% interval of the primary metric; None if nothing was sampled."
     return next(iter(self.summary().values()))["interval"]
 
 

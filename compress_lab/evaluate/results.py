@@ -117,7 +117,7 @@ def _parts(result: dict) -> list[tuple]:
 def flaw(
     result,  # of a cell, as it was read
 ) -> str:
-    "What in a result no study writes, in words; empty where it is sound."
+    "What in a result no study writes, in words; empty if it is sound."
     if _deep(result):
         return "it is nested too deeply"
     wrong = _misfit(result, RESULT, "", empty=False) or next(
@@ -146,9 +146,9 @@ def stored(
     key: str,  # of a cell
     probe: Probe | None = None,  # that is to go on from the cell's records; None: they are not needed
 ) -> Cell | None:
-    """The cell of a measurement; None where it is not there or not finished.
+    """The cell of a measurement; None if it is not there or not finished.
 
-    Raises `DamagedCell` where it is not what a study writes.
+    Raises `DamagedCell` if it is not what a study writes.
     """
     cell = store.get(key)
     if cell is None:
@@ -172,7 +172,7 @@ def records_of(
 ) -> Records:
     """The Records in a cell.
 
-    Raises `CompressLabError` where they lack a column, `ValueError` or `TypeError` where one holds something else.
+    Raises `CompressLabError` if they lack a column, `ValueError` or `TypeError` where one holds something else.
     """
     saved = cell.result["records"]
     found = Records(cell.frame, probe, saved["fingerprint"], saved.get("meta") or {})

@@ -434,7 +434,7 @@ def score(
 
 
 def tokenizer_of(subject):
-    "The subject's tokenizer. Raises `CompressLabError` where it has none."
+    "The subject's tokenizer. Raises `CompressLabError` if it has none."
     if subject.tokenizer is None:
         raise CompressLabError("The subject has no tokenizer to read with.", subject.name, "load it with one")
     return subject.tokenizer
@@ -445,7 +445,7 @@ def likelihoods(
     requests: list[Request],
     budget: int | None,  # as for `score`
 ) -> Scores:
-    "The scores, all of them numbers. Raises `NotMeasured` where they are not, and as `score` does."
+    "The scores, all of them numbers. Raises `NotMeasured` if they are not, and as `score` does."
     scores = score(subject.model, requests, budget=budget)
     if not np.isfinite(scores.logp).all():
         raise NotMeasured(

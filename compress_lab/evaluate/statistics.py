@@ -414,7 +414,7 @@ def same_items(
     first: pd.DataFrame,  # with `item`
     second: pd.DataFrame,  # with `item`, in any order
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Both by item, in the order of the first. Raises `CompressLabError` where they are not the same items, each once."
+    "Both by item, in the order of the first. Raises `CompressLabError` if they are not the same items, each once."
     first, second = first.set_index("item"), second.set_index("item")
     if not first.index.is_unique or len(first) != len(second) or not first.index.isin(second.index).all():
         raise CompressLabError(
@@ -432,7 +432,7 @@ def changes(
 ) -> pd.DataFrame:
     """A row for each item: right before and after, lost, gained, flipped, and whether the answer is another one.
 
-    Raises `CompressLabError` where items differ.
+    Raises `CompressLabError` if items differ.
     """
     first, second = same_items(original, compressed)
     before, after = first[column].to_numpy(bool), second[column].to_numpy(bool)
@@ -488,7 +488,7 @@ def flips(
 ) -> pd.DataFrame:
     """Each share of items with its 95% interval, its noise floor, and how far it is above that.
 
-    Raises `CompressLabError` where items differ.
+    Raises `CompressLabError` if items differ.
     """
     counted = ["lost", "gained", "changed", "n"]
     found, other = changes(original, compressed, column), None if again is None else changes(original, again, column)

@@ -55,7 +55,7 @@ def expanded(
 def suite(
     name: str,  # of a suite
 ) -> list[dict]:
-    "Its probes. Raises `CompressLabError` where there is no such suite."
+    "Its probes. Raises `CompressLabError` if there is no such suite."
     if name not in SUITES:
         raise CompressLabError(
             f"There is no suite {name!r}.",

@@ -254,7 +254,7 @@ def class_order(
     labels: list,  # of the task; a label may be several classes, with | between
     where: str,
 ) -> list[list[int]]:
-    "The head's outputs for each of the task's labels. Raises `CompressLabError` where its classes have other names."
+    "The head's outputs for each of the task's labels. Raises `CompressLabError` if its classes have other names."
     same = lambda name: re.sub(r"[\W_]", "", str(name)).lower()
     names = [same(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items())] or [
         f"label{number}" for number in range(len(labels))
@@ -286,7 +286,7 @@ def batches(
 def _figures(model, batch: dict) -> torch.Tensor:
     """The head's figures, shape (rows, classes).
 
-    Raises `NotMeasured` where there are none, `ValueError` where the model takes no rows together.
+    Raises `NotMeasured` if there are none, `ValueError` where the model takes no rows together.
     """
     try:
         said = getattr(model(**batch), "logits", None)
@@ -400,7 +400,7 @@ def taken(
     text: str,
     file: TaskFile,
 ) -> str:
-    "The answer in what was written, as it is compared; empty where there is none."
+    "The answer in what was written, as it is compared; empty if there is none."
     for end in file.until or ():
         text = text.partition(end)[0]
     if file.extract is not None:
@@ -521,7 +521,7 @@ def flipped(
 ) -> pd.DataFrame:
     """The items that went wrong or came right, with both answers.
 
-    Raises `CompressLabError` where both were not measured on the same items.
+    Raises `CompressLabError` if both were not measured on the same items.
     """
     if "correct" not in compressed.frame:
         raise CompressLabError(
@@ -551,7 +551,7 @@ def pair(
 ) -> np.ndarray:
     """Columns of both models, side by side; of what flipped, those of comparing the answers.
 
-    Raises `CompressLabError` where they were not measured on the same items.
+    Raises `CompressLabError` if they were not measured on the same items.
     """
     if metric.reference is None:
         return Probe.pair(self, original, compressed, metric)

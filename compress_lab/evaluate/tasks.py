@@ -102,7 +102,7 @@ def matches(
     pattern: str,  # a regular expression
     text: str,
 ) -> list:
-    "All matches. Raises `CompressLabError` where the search takes too long."
+    "All matches. Raises `CompressLabError` if the search takes too long."
     try:
         return list(regex.finditer(pattern, text, timeout=PATIENCE))
     except TimeoutError as error:
@@ -114,7 +114,7 @@ def replaced(
     by: str,  # what stands in the place of each match
     text: str,
 ) -> str:
-    "The text with all matches replaced. Raises `CompressLabError` where the search takes too long."
+    "The text with all matches replaced. Raises `CompressLabError` if the search takes too long."
     try:
         return regex.sub(pattern, by, text, timeout=PATIENCE)
     except TimeoutError as error:
@@ -156,7 +156,7 @@ class Bounded(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context, operator, left, right):
-        "The result of an operator. Raises `TemplateError` where it would be large."
+        "The result of an operator. Raises `TemplateError` if it would be large."
         sizes = [
             len(side) if isinstance(side, (str, list, tuple)) else abs(side)
             for side in (left, right)
@@ -197,7 +197,7 @@ def loops(
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #jinja-code-2
 def few(*numbers) -> range:
-    "A range. Raises `TemplateError` where it has more than a thousand numbers."
+    "A range. Raises `TemplateError` if it has more than a thousand numbers."
     found = range(*numbers)
     if len(found) > 1000:
         raise TemplateError("a range is too long")
@@ -341,7 +341,7 @@ def check_expressions(file: TaskFile):
 
 
 def check(file: TaskFile):
-    "Raises `CompressLabError` where the file cannot be meant as it is."
+    "Raises `CompressLabError` if the file cannot be meant as it is."
     for part in (check_types, check_kind, check_metrics, check_expressions):
         part(file)
 
@@ -358,7 +358,7 @@ def task_files() -> dict[str, Path]:
 def read_task(
     name: str | Path,  # of a task that comes with the package, or the path of a file
 ) -> TaskFile:
-    "What the task's file says. Raises `CompressLabError` where there is none, or it cannot be meant so."
+    "What the task's file says. Raises `CompressLabError` if there is none, or it cannot be meant so."
     known = task_files()
     path = known.get(str(name)) or local(name)
     where = path.name if str(name) in known else str(path)
@@ -406,7 +406,7 @@ def rendered(
     file: TaskFile,
     row: dict,  # by column
 ) -> dict | None:
-    """What the file makes of the row, by the file's keys; None where it is no item.
+    """What the file makes of the row, by the file's keys; None if it is no item.
 
     Raises what Jinja does, and whatever a template of the user raises.
     """
@@ -504,7 +504,7 @@ def as_item(
     number: int,  # of the row
     row: dict,  # by column
 ) -> Item | None:
-    "The row as an item; None where the file says that it is none. Raises `CompressLabError` naming file and row."
+    "The row as an item; None if the file says that it is none. Raises `CompressLabError` naming file and row."
     where = f"{file.path}, row {number} of {file.dataset} {file.config or ''} {file.split}".replace("  ", " ")
 
     def need(fact, what, fix="correct the file or the row"):

@@ -80,7 +80,7 @@ def rendered(
 ) -> list[str]:
     """The prompts in the tokenizer's chat template, up to where the answer begins.
 
-    Raises `CompressLabError` where the template is wrong, or takes too long or too much.
+    Raises `CompressLabError` if the template is wrong, or takes too long or too much.
     """
     try:
         template = tokenizer.get_chat_template()
@@ -123,7 +123,7 @@ def encoded(
 ) -> list[list[int]]:
     """The prompts as tokens.
 
-    Raises `NotMeasured` where the model cannot write, `CompressLabError` for a prompt that does not fit.
+    Raises `NotMeasured` if the model cannot write, `CompressLabError` for a prompt that does not fit.
     """
     if not getattr(subject.model, "can_generate", lambda: False)():
         raise NotMeasured("The model cannot write.", type(subject.model).__name__, "use a causal language model")
@@ -164,7 +164,7 @@ def answers_to(
 ) -> list[str]:
     """What the model writes after each prompt.
 
-    Raises `NotMeasured` where it cannot write or says nothing finite, `CompressLabError` for a prompt that does not
+    Raises `NotMeasured` if it cannot write or says nothing finite, `CompressLabError` for a prompt that does not
     fit.
     """
     tokens = encoded(subject, prompts, length, chat, names)

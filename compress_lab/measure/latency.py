@@ -195,7 +195,7 @@ class Latency(Probe):
         *,
         seed: int = 0,  # of the order of arms, and of the prompt, whose tokens are random
     ) -> Records:
-        "Seconds of each burst. Raises `NotMeasured` where no kernel ran that could be faster."
+        "Seconds of each burst. Raises `NotMeasured` if no kernel ran that could be faster."
         if original is None:
             raise CompressLabError(
                 "Latency is measured against the original.",
@@ -238,7 +238,7 @@ def prompt(
 ) -> tuple[torch.Tensor, int]:
     """Random tokens that both models have places for, (batch, length), and how many to decode.
 
-    Raises `NotMeasured` where there is no place for a prompt.
+    Raises `NotMeasured` if there is no place for a prompt.
     """
     known, device = [limits(model) for model in (original, compressed)], torch.Generator().manual_seed(seed)
     rows = torch.randint(min(limit.vocabulary for limit in known), (self.batch, self.prefill_tokens), generator=device)

@@ -62,7 +62,7 @@ def run(
     batch: int,  # rows of it
     seconds: int = 900,  # after which it is given up
 ) -> dict:
-    "What `child` found in a fresh process. Raises `CompressLabError` where it failed."
+    "What `child` found in a fresh process. Raises `CompressLabError` if it failed."
     command = python_command("-m", "compress_lab.measure.memory", folder, tokens, batch)
     quiet = child_environment(HF_HUB_OFFLINE="1", COMPRESS_LAB_PROGRESS="0")
     try:

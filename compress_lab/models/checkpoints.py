@@ -50,7 +50,7 @@ def check_names(
 def check_folder_files(
     folder: Path,  # of a model
 ):
-    """Raises `CompressLabError` where the folder cannot be listed, or something in it that might be read is no regular
+    """Raises `CompressLabError` if the folder cannot be listed, or something in it that might be read is no regular
     file.
     """
     try:
@@ -73,7 +73,7 @@ def weight_files(
 ) -> list[Path]:
     """The files that hold the weights, in the order of their names.
 
-    Raises `CompressLabError` where these are not clear, or not all there.
+    Raises `CompressLabError` if these are not clear, or not all there.
     """
     one, index, where = folder / ONE, folder / INDEX, str(folder)
     if not index.exists():
@@ -174,7 +174,7 @@ def check_counts(
     tensors: int,  # stored for it
     where: str,  # the folder, for the message
 ):
-    """Raises `CompressLabError` where the configuration counts more layers, blocks or experts than there are tensors,
+    """Raises `CompressLabError` if the configuration counts more layers, blocks or experts than there are tensors,
     or fewer than none.
     """
     for key, value in numbers(config):
@@ -200,7 +200,7 @@ def read_config(
 ) -> dict:
     """What config.json says.
 
-    Raises `CompressLabError` where there is none, it asks for code or another file of weights, or the weights are
+    Raises `CompressLabError` if there is none, it asks for code or another file of weights, or the weights are
     quantized.
     """
     where = str(folder)
@@ -251,7 +251,7 @@ def check_floats(
     wanted: dict,  # the model's own tensors by name
     where: str,  # the folder
 ):
-    """Raises `CompressLabError` where a weight that the model keeps as a float is stored as an integer or in eight
+    """Raises `CompressLabError` if a weight that the model keeps as a float is stored as an integer or in eight
     bits: it is a code whose scales nothing mentions.
     """
     codes = {
@@ -274,9 +274,9 @@ def card(
     folder: Path,  # of a model or a data set
     key: str,  # such as "license"
 ) -> str:
-    """The value of `key` in the front matter of the card, the first one where it is a list; empty where there is none.
+    """The value of `key` in the front matter of the card, the first one where it is a list; empty if there is none.
 
-    Raises `CompressLabError` where the card is no regular file.
+    Raises `CompressLabError` if the card is no regular file.
     """
     if not (folder / "README.md").exists():
         return ""

@@ -29,7 +29,7 @@ from .observing import calibrating, observe
 
 # %% ../../nbs/models/16_equivalence.ipynb #cell-08
 def bias_of(layer: LinearLayer) -> LinearLayer | None:
-    "The bias that belongs to a weight, None where there is none."
+    "The bias that belongs to a weight, None if there is none."
     name = "bias" if layer.parameter == "weight" else f"{layer.parameter}_bias"
     return (
         replace(layer, parameter=name, kind="vector", transposed=False)
@@ -185,7 +185,7 @@ class Flow:
 
 # %% ../../nbs/models/16_equivalence.ipynb #cell-17
 def offset_of(norm: LinearLayer, args: tuple, kwargs: dict) -> float | None:
-    "What a norm adds to its weight, 0 or 1; None where its output is no multiple of either."
+    "What a norm adds to its weight, 0 or 1; None if its output is no multiple of either."
     twin = deepcopy(norm.module).float()
     args, kwargs = tree_map(
         lambda value: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value,
@@ -489,7 +489,7 @@ def equivalences(
     model: nn.Module,  # any transformer; stays as it is
     batch: dict | None = None,  # what to run it on; None: random tokens
 ) -> Equivalences:
-    "Every pair found and proven, in the order of the model. Raises `CompressLabError` where there are no blocks."
+    "Every pair found and proven, in the order of the model. Raises `CompressLabError` if there are no blocks."
     refused, known = {}, {layer.key for layer in linears(model)}
     with calibrating(model):
         flow = Flow(model, batch or inputs(model, length=16))
@@ -526,7 +526,7 @@ def silent(layers: list[LinearLayer]):
 
 
 def writing(replay: Replay, width: int) -> list[str]:
-    "The linears that write to the stream. Raises `CompressLabError` where something else does."
+    "The linears that write to the stream. Raises `CompressLabError` if something else does."
 
     def added(silenced: list[str], factor: float = 1.0, louder: str | None = None):
         parts = [part for part in (replay.layers[louder], bias_of(replay.layers[louder])) if part] if louder else []
@@ -583,7 +583,7 @@ class Stream:
 
 
 def check_text_alone(model: nn.Module):
-    """Raises `CompressLabError` where something besides text comes into the residual stream, of which no row of tokens
+    """Raises `CompressLabError` if something besides text comes into the residual stream, of which no row of tokens
     would show that it follows.
     """
     if found := towers(model):
@@ -601,7 +601,7 @@ def stream(
 ) -> Stream:
     """What touches the residual stream.
 
-    Raises `CompressLabError` that names the module where it is no plain sum of linears.
+    Raises `CompressLabError` that names the module if it is no plain sum of linears.
     """
     check_text_alone(model)
     width, pairs = (

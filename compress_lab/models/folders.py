@@ -33,7 +33,7 @@ from .subject import Provenance, Subject, tensors
 def local(
     name: str | Path,  # what may be a path
 ) -> Path:
-    "The path that `name` is, if it is one. Raises `CompressLabError` where no file could be called so."
+    "The path that `name` is, if it is one. Raises `CompressLabError` if no file could be called so."
     try:
         path = Path(name).expanduser()
         path.exists()
@@ -62,7 +62,7 @@ def model_class(
     config,  # a configuration of transformers
     where: str,  # its folder, for the message
 ) -> type:
-    "The transformers class for `config`. Raises `CompressLabError` where there is none."
+    "The transformers class for `config`. Raises `CompressLabError` if there is none."
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
@@ -145,7 +145,7 @@ def check_fit(
     model,  # that was loaded
     where: str,  # its folder, for the message
 ) -> list[str]:
-    "Names of the weights left out. Raises `CompressLabError` where weights and configuration do not fit."
+    "Names of the weights left out. Raises `CompressLabError` if weights and configuration do not fit."
     fix = "the config and the weights are of different models: fetch both from one place"
     if missing := sorted(info["missing_keys"]):
         if missing == ["lm_head.weight"]:
@@ -175,7 +175,7 @@ def check_fit(
 
 # %% ../../nbs/models/13_folders.ipynb #cell-26
 def _check_size(found: type, config, stored: dict, where: str):
-    """Raises `CompressLabError` where a model of `config` has more than twice the weights that are stored, or stores
+    """Raises `CompressLabError` if a model of `config` has more than twice the weights that are stored, or stores
     codes for weights.
     """
     with torch.device("meta"):
@@ -194,7 +194,7 @@ def _check_size(found: type, config, stored: dict, where: str):
 def tokenizer_in(
     folder: Path,  # of a model
 ):
-    "The tokenizer in `folder`, None where there is none. Raises `CompressLabError` where it cannot be read."
+    "The tokenizer in `folder`, None if there is none. Raises `CompressLabError` if it cannot be read."
     from transformers import AutoTokenizer
 
     files = (
@@ -216,7 +216,7 @@ def beyond(
     tokenizer,  # of the model, or None
     model,
 ) -> str:
-    "What to say where the tokenizer has tokens for which the model has no embedding; empty where it has none."
+    "What to say where the tokenizer has tokens for which the model has no embedding; empty if it has none."
     try:
         rows = model.get_input_embeddings().num_embeddings
     except (AttributeError, NotImplementedError):

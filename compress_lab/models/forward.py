@@ -110,7 +110,7 @@ def logits_of(
     model: torch.nn.Module,  # of transformers, or any module that maps tokens to logits
     tokens: Tensor,  # shape (rows, length)
 ) -> Tensor:
-    "Logits of shape (rows, length, vocabulary). Raises `NotMeasured` where the model gives none."
+    "Logits of shape (rows, length, vocabulary). Raises `NotMeasured` if the model gives none."
     return of_each_token(model(tokens.to(next(model.parameters()).device)), model, tokens)
 
 

@@ -78,7 +78,7 @@ def check_length(
     where: str = "",  # what the rows are, for the message
     known: Limits | None = None,  # of the model; None: looked up
 ):
-    "Raises `CompressLabError` where the model has no place for rows of so many tokens."
+    "Raises `CompressLabError` if the model has no place for rows of so many tokens."
     places = (known or limits(model)).places
     if places is not None and length > places:
         raise CompressLabError(
@@ -93,7 +93,7 @@ def check_reader(
     tokens: torch.Tensor,  # rows of tokens
     where: str = "",  # what the rows are, for the message
 ):
-    "Raises `CompressLabError` where rows of tokens alone do not run the model."
+    "Raises `CompressLabError` if rows of tokens alone do not run the model."
     name, config = type(model).__name__, getattr(model, "config", None)
     takes = [
         each.name
@@ -124,7 +124,7 @@ def check_tokens(
     where: str = "",  # what the rows are, for the message
     known: Limits | None = None,  # of the model; None: looked up
 ):
-    "Raises `CompressLabError` where the model has no embedding for one of the tokens."
+    "Raises `CompressLabError` if the model has no embedding for one of the tokens."
     vocabulary, low, high = (known or limits(model)).vocabulary, int(tokens.min()), int(tokens.max())
     if low < 0 or vocabulary is not None and high >= vocabulary:
         raise CompressLabError(
@@ -141,7 +141,7 @@ def check_rows(
     where: str = "",  # what the rows are, for the message
     read: int | None = None,  # tokens that the model reads at a time, at most; None: whole rows
 ):
-    "Raises `CompressLabError` where the model cannot read rows of these tokens."
+    "Raises `CompressLabError` if the model cannot read rows of these tokens."
     known = limits(model)
     check_tokens(model, tokens, where, known)
     check_length(model, min(tokens.shape[-1], read or tokens.shape[-1]), where, known)

@@ -35,7 +35,7 @@ def size_of(module: nn.Module) -> int:
 def blocks(
     model: nn.Module,  # any transformer, or another module, which is one block
 ) -> list[Block]:
-    "The repeated blocks, in the order of the module tree. Raises `CompressLabError` where there are none."
+    "The repeated blocks, in the order of the module tree. Raises `CompressLabError` if there are none."
     if not hasattr(model, "config") and list(model.children()):
         return [Block(0, "", model)]
     lists = {
@@ -168,7 +168,7 @@ def counterpart(
     linear: LinearLayer,  # of one model
     model: nn.Module,  # another
 ) -> LinearLayer:
-    "The linear of the same name and shape in the other model. Raises `CompressLabError` where it has none."
+    "The linear of the same name and shape in the other model. Raises `CompressLabError` if it has none."
     found = next((each for each in linears(model) if each.name == linear.name), None)
     if found is None or found.weight.shape != linear.weight.shape:
         raise CompressLabError(
@@ -219,7 +219,7 @@ def embeddings(model: nn.Module) -> dict[str, nn.Embedding]:
 
 
 def head(model: nn.Module) -> str | None:
-    "Name of the module that gives the logits, None where there is none."
+    "Name of the module that gives the logits, None if there is none."
     output = model.get_output_embeddings()
     return (
         next((name for name, module in model.named_modules() if module is output), None) if output is not None else None

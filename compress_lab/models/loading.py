@@ -21,7 +21,7 @@ from ..core.progress import write
 from .checkpoints import check_names
 from .folders import check_fit, local, quietly, subject_from, write_configs
 from .saving import from_saved
-from .starters import STARTERS, Starter, _locked, cache_dir, fetch
+from .starters import STARTERS, Starter, cache_dir, fetch, locked
 from .subject import Subject, tensors
 
 # %% ../../nbs/models/15_loading.ipynb #cell-33
@@ -35,7 +35,7 @@ def _converted(starter: Starter, gguf: Path) -> Path:
 
     folder, note = cache_dir() / "converted" / starter.name, cache_dir() / "converted" / f"{starter.name}.json"
     made_from = {"gguf": starter.files[next(iter(starter.files))], "transformers": transformers.__version__}
-    with _locked(cache_dir() / f"{starter.name}.converted.lock", f"dequantising {starter.name}"):
+    with locked(cache_dir() / f"{starter.name}.converted.lock", f"dequantising {starter.name}"):
         recover(folder)
         try:
             made = read_json(note)

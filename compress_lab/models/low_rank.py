@@ -72,7 +72,7 @@ def matrix_of(
 ) -> Tensor:
     """The weight of a linear as (out, in).
 
-    Raises `CompressLabError` where the name is that of something else, or of nothing.
+    Raises `CompressLabError` if the name is that of something else, or of nothing.
     """
     try:
         module, parent = (model.get_submodule(part) for part in (name, name.rpartition(".")[0]))
@@ -97,7 +97,7 @@ def place(
 ):
     """Puts factors in the place of linears, whose biases stay.
 
-    Raises `CompressLabError` where one does not fit, and then changes nothing.
+    Raises `CompressLabError` if one does not fit, and then changes nothing.
     """
     shared = {name for group in tied(model) for name in group}
     for name, (first, second) in factors.items():
@@ -153,7 +153,7 @@ def replaced(model: nn.Module, names: list[str]):
 
 # %% ../../nbs/models/09_low_rank.ipynb #cell-16c
 def changed(model: nn.Module, names: list[str], batch: dict, wanted: Tensor) -> str:
-    "What whole factors in the place of these linears do to the outputs; empty where nothing."
+    "What whole factors in the place of these linears do to the outputs; empty if nothing."
     from transformers.initialization import no_init_weights
 
     try:
@@ -209,7 +209,7 @@ def hollow(
     model: nn.Module,  # as its configuration gives it; changed in place
     layout: dict[str, int],  # rank by name of a linear
 ):
-    "Puts factors without values in the place of linears. Raises `CompressLabError` where one does not fit."
+    "Puts factors without values in the place of linears. Raises `CompressLabError` if one does not fit."
     factors = {}
     for name, rank in layout.items():
         rows, columns = matrix_of(model, name).shape

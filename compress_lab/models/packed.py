@@ -24,7 +24,7 @@ def pack(
 ) -> Tensor:
     """The codes as a bit stream: uint8 of shape (rows, ceil(columns * bits / 8)).
 
-    Raises `CompressLabError` where a code does not fit.
+    Raises `CompressLabError` if a code does not fit.
     """
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
         raise CompressLabError(
@@ -207,7 +207,7 @@ def meta(self: Packed) -> dict:
 def sides(
     shape,  # of a weight, as a file has it
 ) -> tuple[int, ...]:
-    "The shape. Raises `TypeError` where it is no list of whole numbers that are not negative."
+    "The shape. Raises `TypeError` if it is no list of whole numbers that are not negative."
     if not isinstance(shape, (list, tuple)) or not all(type(side) is int and 0 <= side < 2**40 for side in shape):
         raise TypeError(f"{str(shape)[:60]} is no shape")
     return tuple(shape)
@@ -219,7 +219,7 @@ def load(
     tensors: dict[str, Tensor],  # as `tensors` gave them
     meta: dict,  # as `meta` gave it
 ) -> Packed:
-    "The packed weight; raises `CompressLabError` where the two do not belong together."
+    "The packed weight; raises `CompressLabError` if the two do not belong together."
     try:
         packed = cls(**{"zeros": None, **tensors, **meta, "shape": sides(meta["shape"])})
         if not (
@@ -301,14 +301,14 @@ class Bitmask:
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], meta: dict) -> "Bitmask":
-        "What `tensors` and `meta` gave. Raises `CompressLabError` where something of it is missing."
+        "What `tensors` and `meta` gave. Raises `CompressLabError` if something of it is missing."
         try:
             return cls(**tensors, shape=sides(meta["shape"]))
         except (KeyError, TypeError) as error:
             raise CompressLabError(f"A bitmask is incomplete: {error}.", fix="save the model again") from error
 
     def whole(self) -> Tensor:
-        "The weight, bit for bit. Raises `CompressLabError` where mask, values and shape do not belong together."
+        "The weight, bit for bit. Raises `CompressLabError` if mask, values and shape do not belong together."
         entries = math.prod(self.shape)
         kept = unpack(self.mask[None], 1, 8 * len(self.mask))[0].bool()
         if len(kept) != 8 * math.ceil(entries / 8) or kept[entries:].any() or int(kept.sum()) != len(self.values):

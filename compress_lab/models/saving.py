@@ -45,7 +45,7 @@ def parameter_of(
     key: str,  # of `Subject.packed`: a module with a weight, or a parameter
     model,  # of the Subject
 ) -> str:
-    "The name of the parameter that the packed weight stands for. Raises `CompressLabError` where there is none."
+    "The name of the parameter that the packed weight stands for. Raises `CompressLabError` if there is none."
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name in (f"{key}.weight", key):
         if name in names:
@@ -127,7 +127,7 @@ def _own_layout(subject: Subject, masked: dict[str, Bitmask]) -> dict:
 def check_folder(
     folder: Path,  # or a link to it
 ):
-    "Raises `CompressLabError` where something is in the folder that is no saved Subject."
+    "Raises `CompressLabError` if something is in the folder that is no saved Subject."
     real = Path(os.path.realpath(folder))
     if (
         os.path.lexists(real)
@@ -150,7 +150,7 @@ def save(
 ) -> Path:
     """The folder, complete and read back: it is written under a temporary name first.
 
-    Raises `CompressLabError` and leaves nothing where it cannot be.
+    Raises `CompressLabError` and leaves nothing if it cannot be.
     """
     folder = local(folder)
     if not hasattr(self.model, "save_pretrained"):
@@ -252,7 +252,7 @@ def _difference(
     model,  # that was saved
     back,  # that was read back
 ) -> str:
-    "What a model that was read back has otherwise than the one that was saved; empty where nothing."
+    "What a model that was read back has otherwise than the one that was saved; empty if nothing."
     mine, theirs = tensors(model), tensors(back)
     if names := sorted(mine.keys() ^ theirs.keys()):
         return f"{listed(names, 2)} is only in one of them"
@@ -291,7 +291,7 @@ def _settings(model) -> dict:
 def _read_back(subject: Subject, work: Path):
     """Adds the buffers that come back otherwise to the folder.
 
-    Raises `CompressLabError` where what was written gives another Subject.
+    Raises `CompressLabError` if what was written gives another Subject.
     """
     if subject.streamed:
         return _check_stored(subject, work)  # a second model would not fit into memory
@@ -318,7 +318,7 @@ def _read_back(subject: Subject, work: Path):
 
 # %% ../../nbs/models/14_saving.ipynb #read-back-code-2
 def _check_stored(subject: Subject, work: Path):
-    "Raises `CompressLabError` where a file of `work` holds other tensors than a streamed Subject."
+    "Raises `CompressLabError` if a file of `work` holds other tensors than a streamed Subject."
     kept = {
         **tensors(subject.model),
         **{
@@ -339,7 +339,7 @@ def _check_stored(subject: Subject, work: Path):
 
 # %% ../../nbs/models/14_saving.ipynb #space-code
 def _space(subject: Subject, work: Path, folder: Path, masked: dict[str, Bitmask]):
-    "Raises `CompressLabError` where the disk has no room for a copy of `subject`."
+    "Raises `CompressLabError` if the disk has no room for a copy of `subject`."
     replaced = {
         id(dict(subject.model.named_parameters(remove_duplicate=False))[parameter_of(key, subject.model)])
         for key in subject.packed
@@ -421,7 +421,7 @@ def _saved(folder: Path) -> dict:
 
 # %% ../../nbs/models/14_saving.ipynb #saved-meta-code-3
 def _check_hashes(folder: Path, hashes: dict, weights: bool):
-    "Raises `CompressLabError` where a file is not the one that was saved; of weights only where asked."
+    "Raises `CompressLabError` if a file is not the one that was saved; of weights only where asked."
     for name, expected in hashes.items():
         if name.endswith(".safetensors") and not weights:
             continue
@@ -473,7 +473,7 @@ def from_saved(
 def _load_roundings(model, folder: Path, kept: dict, expected: str):
     """Lets the model carry the roundings that were saved in `folder`.
 
-    Raises `CompressLabError` where they are not the same.
+    Raises `CompressLabError` if they are not the same.
     """
     attach_all(model, kept, load_file(folder / "roundings.safetensors"))
     if roundings_hash(model) != expected:
@@ -485,7 +485,7 @@ def _load_roundings(model, folder: Path, kept: dict, expected: str):
 def _load_buffers(model, folder: Path):
     """Puts back the buffers that were saved in `folder`.
 
-    Raises `CompressLabError` where the model has none of that name.
+    Raises `CompressLabError` if the model has none of that name.
     """
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, value in load_file(folder / "buffers.safetensors").items():
@@ -536,7 +536,7 @@ def _skeleton(found: type, config, dtype: torch.dtype, meta: dict):
 
 
 def _check_room(model, rest: dict, integers: dict, meta: dict, where: str):
-    "Raises `CompressLabError` where a model has more than twice the weights that the files can hold."
+    "Raises `CompressLabError` if a model has more than twice the weights that the files can hold."
     there = sum(tensor.numel() for tensor in rest.values()) + 8 * sum(tensor.nbytes for tensor in integers.values())
     there += sum(math.prod(about.get("shape", ())) for about in meta["masked"].values())
     needed = sum(tensor.numel() for tensor in model.parameters())

@@ -79,7 +79,7 @@ def weights_hash(
 ) -> str:
     """A 128-bit hash of names, types, shapes and bytes of the weights.
 
-    Raises `CompressLabError` where a weight is not in memory.
+    Raises `CompressLabError` if a weight is not in memory.
     """
     return tensors_hash(tensors(model))
 
@@ -89,7 +89,7 @@ def tensors_hash(
 ) -> str:
     """A 128-bit hash of tensors by name: names, types, shapes and bytes.
 
-    Raises `CompressLabError` where one is not in memory.
+    Raises `CompressLabError` if one is not in memory.
     """
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(state.items()):
@@ -109,7 +109,7 @@ class Subject:
     "A model with its tokenizer, provenance and history."
 
     model: torch.nn.Module  # a plain transformers or torch module, put in eval mode
-    tokenizer: object = None  # its tokenizer; None where it has none
+    tokenizer: object = None  # its tokenizer; None if it has none
     provenance: Provenance = Provenance()  # where it comes from
     history: tuple[dict, ...] = ()  # one entry for each Method applied, oldest first
     packed: dict[str, Packed] = field(default_factory=dict)  # integers behind quantized weights, by module or parameter

@@ -67,7 +67,7 @@ def with_biases(replay: Replay, users: dict) -> dict:
 
 
 def neurons(replay: Replay, reader: str) -> dict | None:
-    "What serves each input of a linear alone, `spelled`; None where some input has no row of a matrix to itself."
+    "What serves each input of a linear alone, `spelled`; None if some input has no row of a matrix to itself."
     users, layer = with_biases(replay, spelled(replay, reader)), replay.layers[reader]
     parameters = dict(replay.block.named_parameters())
     rows = [each[each >= 0] for (name, _), each in users.items() if parameters[name].dim() > 1]
@@ -77,7 +77,7 @@ def neurons(replay: Replay, reader: str) -> dict | None:
 
 
 def heads(replay: Replay, reader: str, count: int) -> dict | None:
-    """What serves each of `count` equal spans of inputs of a linear, (entries, heads); None where no row serves a head,
+    """What serves each of `count` equal spans of inputs of a linear, (entries, heads); None if no row serves a head,
     and more than one of its inputs.
     """
     layer, size = replay.layers[reader], replay.layers[reader].in_features // count
@@ -156,7 +156,7 @@ def kinds(replay: Replay, width: int, count: int | None) -> dict[str, tuple]:
 
 
 def field(model: nn.Module, name: str):
-    "A field of the text part of a configuration; None where it has none, or one for each layer."
+    "A field of the text part of a configuration; None if it has none, or one for each layer."
     try:
         return getattr(model.config.get_text_config(), name, None)
     except Exception:
@@ -168,7 +168,7 @@ def units(
 ) -> list[Units]:
     """The neurons and heads of every block in which some were found, in the order of the model.
 
-    Raises `CompressLabError` where there are no blocks.
+    Raises `CompressLabError` if there are no blocks.
     """
     found, known, width, count = [], {}, field(model, "hidden_size"), field(model, "num_attention_heads")
     with calibrating(model):

@@ -120,7 +120,7 @@ def rises(
 ) -> dict[int, list[float]]:
     """Mean KL in nats from the predictions of the model to those with one block pruned, for each share, by block.
 
-    Raises `CompressLabError` where there are no predictions.
+    Raises `CompressLabError` if there are no predictions.
     """
     norms, looked, found = input_norms(model, layers, tokens), tokens[:rows], defaultdict(list)
     blocks = defaultdict(list)
@@ -160,7 +160,7 @@ def least_rise(
 ) -> dict[int, float]:
     """Share of zeros of each block, for the least sum of rises with the whole as asked.
 
-    Raises `CompressLabError` where there is none, or a rise is no number.
+    Raises `CompressLabError` if there is none, or a rise is no number.
     """
     if not np.isfinite(list(found.values())).all():
         raise CompressLabError(

@@ -108,7 +108,7 @@ def cosines(model: nn.Module, stack: list[Block], tokens: Tensor, span: int) -> 
 def losses_without(model: nn.Module, stack: list[Block], tokens: Tensor) -> Tensor:
     """Loss of the next token without each block, (blocks,).
 
-    Raises `CompressLabError` where the model predicts no tokens.
+    Raises `CompressLabError` if the model predicts no tokens.
     """
     if model.get_output_embeddings() is None:
         raise CompressLabError(
@@ -128,7 +128,7 @@ def losses_without(model: nn.Module, stack: list[Block], tokens: Tensor) -> Tens
 def shallower(model: nn.Module, stack: list[Block], kept: list[int]) -> tuple:
     """A configuration with only some of the blocks, and a function from the name of a tensor there to its name here.
 
-    Raises `CompressLabError` where there is none.
+    Raises `CompressLabError` if there is none.
     """
     body = stack[0].name.rpartition(".")[0]
     old = {f"{body}.{new}.": f"{body}.{index}." for new, index in enumerate(kept)}
@@ -178,7 +178,7 @@ def shallower(model: nn.Module, stack: list[Block], kept: list[int]) -> tuple:
 def shorter(model: nn.Module, stack: list[Block], kept: list[int]) -> nn.Module:
     """The model with only some of its blocks.
 
-    Raises `CompressLabError` where no configuration says it, or it would compute something else.
+    Raises `CompressLabError` if no configuration says it, or it would compute something else.
     """
     config, source = shallower(model, stack, kept)
     smaller = filled(model, config, {}, source)
@@ -188,7 +188,7 @@ def shorter(model: nn.Module, stack: list[Block], kept: list[int]) -> nn.Module:
 
 
 def one_stack(model: nn.Module) -> list[Block]:
-    "The blocks of a model. Raises `CompressLabError` where they are several stacks."
+    "The blocks of a model. Raises `CompressLabError` if they are several stacks."
     stack = blocks(model)
     if len({block.name.rpartition(".")[0] for block in stack}) > 1:
         raise CompressLabError(

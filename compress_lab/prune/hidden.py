@@ -75,7 +75,7 @@ def narrower(
     left: int,  # channels that stay
     parts: list[Units] | None = None,  # its units, where they are known
 ) -> Narrower:
-    "How the model would be with a narrower stream. Raises `CompressLabError` where its configuration cannot say it."
+    "How the model would be with a narrower stream. Raises `CompressLabError` if its configuration cannot say it."
     width, was, parts = (
         field_of(model, "hidden_size"),
         {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
@@ -218,7 +218,7 @@ def generates(model: nn.Module) -> bool:
 
 
 def check_reads_back(model: nn.Module, original: nn.Module):
-    """Raises `CompressLabError` where the class makes another model of the same configuration and weights, one that
+    """Raises `CompressLabError` if the class makes another model of the same configuration and weights, one that
     derives something from the width, or generates no more.
     """
     if generates(original) and not generates(model):

@@ -26,7 +26,7 @@ def masked(
 ) -> nn.Module:
     """A copy of `model` with zeros where the linears of `pruned` have them.
 
-    Raises `CompressLabError` where the two do not have the same linears.
+    Raises `CompressLabError` if the two do not have the same linears.
     """
     result, zeros = deepcopy(model), {linear.key: linear.weight.data == 0 for linear in linears(pruned)}
     if {linear.key: linear.weight.shape for linear in linears(result)} != {
@@ -67,7 +67,7 @@ def lottery(
 ) -> list[Ticket]:
     """The dense network and a ticket for each round, each trained.
 
-    Raises `CompressLabError` where training brings weights back.
+    Raises `CompressLabError` if training brings weights back.
     """
     whole(rounds, "lottery, rounds", 1)
     table, ticket, tickets = share if isinstance(share, dict) else {"*": share}, deepcopy(model), []

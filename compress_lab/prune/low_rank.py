@@ -44,9 +44,9 @@ def uniform(
     shapes: dict[str, tuple[int, int]],  # (out, in) of each linear
     sparsity: float,  # share of the parameters of each that goes
 ) -> dict[str, int | None]:
-    """The rank of each linear, rounded down, None where two factors would save nothing.
+    """The rank of each linear, rounded down, None if two factors would save nothing.
 
-    Raises `CompressLabError` where less than one direction would be left.
+    Raises `CompressLabError` if less than one direction would be left.
     """
     found = {}
     for name, (rows, columns) in shapes.items():
@@ -67,9 +67,9 @@ def energy(
     shapes: dict[str, tuple[int, int]],  # (out, in) of each
     sparsity: float,  # share of all their parameters that goes
 ) -> dict[str, int | None]:
-    """The rank of each linear, None where it stays whole.
+    """The rank of each linear, None if it stays whole.
 
-    Raises `CompressLabError` where there is not room for a direction in each.
+    Raises `CompressLabError` if there is not room for a direction in each.
     """
     names, whole = list(spectra), set()
     size, cost = ({name: rule(shapes[name]) for name in names} for rule in (lambda shape: shape[0] * shape[1], sum))
@@ -146,7 +146,7 @@ class LowRank(LayerMethod, abstract=True):
 
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-16-2
 def check_free(method: LowRank, subject, layers):
-    "Raises `CompressLabError` where the linears are not plain and free to be factored."
+    "Raises `CompressLabError` if the linears are not plain and free to be factored."
     if subject.streamed:
         raise CompressLabError("A streamed model cannot be factored.", str(method), "load it whole")
     stacks = [linear.name for linear in layers if linear.kind == "experts"]
@@ -170,7 +170,7 @@ def directions(method: LowRank, weight: Tensor, statistic, name: str) -> tuple[T
 
 
 def share_out(method: LowRank, subject, layers, calibration, checkpoint) -> dict[str, int | None]:
-    "The rank of each linear by name, None where it stays whole. Raises `CompressLabError` where all would."
+    "The rank of each linear by name, None if it stays whole. Raises `CompressLabError` if all would."
     shapes = {linear.name: (linear.out_features, linear.in_features) for linear in layers}
     if method.allocation == "uniform":
         found = uniform(shapes, method.sparsity)

@@ -61,7 +61,7 @@ def check_divides(
     columns: int,  # of the matrix
     sparsity: float | str,  # share of zeros, or "N:M"
 ):
-    "Raises `CompressLabError` where the columns cannot be cut in groups of M."
+    "Raises `CompressLabError` if the columns cannot be cut in groups of M."
     kept = pattern(sparsity)
     if kept and columns % kept[1]:
         raise CompressLabError(
@@ -110,7 +110,7 @@ class Pruning(LayerMethod, abstract=True):
             )
 
     def at(self, linear) -> "Pruning":
-        "The method with the share it has for this linear. Raises `CompressLabError` where the table has none."
+        "The method with the share it has for this linear. Raises `CompressLabError` if the table has none."
         if not isinstance(self.sparsity, dict):
             return self
         fitting = [name for name in self.sparsity if matches(name, linear.name)]
@@ -121,7 +121,7 @@ class Pruning(LayerMethod, abstract=True):
         )
 
     def check_table(self, layers: list):
-        "Raises `CompressLabError` where a table says nothing of a linear, or has a line for none."
+        "Raises `CompressLabError` if a table says nothing of a linear, or has a line for none."
         for linear in layers:
             self.at(linear)
         for name in self.sparsity if isinstance(self.sparsity, dict) else ():

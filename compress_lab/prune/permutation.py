@@ -167,7 +167,7 @@ def candidates(replay: Replay, width: int, count: int | None) -> list[tuple]:
 def interchangeable(
     model: nn.Module,  # any transformer; stays as it is
 ) -> list[Channels]:
-    "Neurons, and values within a head, that may change places. Raises `CompressLabError` where there are no blocks."
+    "Neurons, and values within a head, that may change places. Raises `CompressLabError` if there are no blocks."
     known, found, width, count = {}, [], field(model, "hidden_size"), field(model, "num_attention_heads")
     with calibrating(model):
         for block, layers, replay in replays(model, Flow(model, inputs(model, length=16))):

@@ -46,7 +46,7 @@ class Recover(CalibratedMethod):
 
 # %% ../../nbs/prune/30_recovery.ipynb #taught-code
 def check_trainable(method, subject, layers, calibration, original):
-    "Raises `CompressLabError` where these linears cannot learn from the original."
+    "Raises `CompressLabError` if these linears cannot learn from the original."
     check_loaded(method, subject)
     check_loss(subject.model, method.loss, tokens := calibration.tokens.to(subject.model.device))
     check_vocabulary(method, subject, original)

@@ -77,7 +77,7 @@ def proposals(config, part: Units, cut: Tensor) -> list[dict]:
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-08-2
 def configuration(model: nn.Module, cuts: list[tuple[Units, Tensor]], stay: dict):
-    "A configuration that gives a model these shapes. Raises `CompressLabError` where there is none."
+    "A configuration that gives a model these shapes. Raises `CompressLabError` if there is none."
     wanted = {
         name: tuple(
             int(stay[name][side].sum()) if side in stay.get(name, {}) else length
@@ -114,7 +114,7 @@ def configuration(model: nn.Module, cuts: list[tuple[Units, Tensor]], stay: dict
 def filled(model: nn.Module, config, stay: dict, source: Callable = str) -> nn.Module:
     """A model of this configuration with what stays of the weights; `source(name)` is the name a tensor had before.
 
-    Raises `CompressLabError` where a parameter would be left as it is.
+    Raises `CompressLabError` if a parameter would be left as it is.
     """
     from transformers.initialization import no_init_weights
 
@@ -146,7 +146,7 @@ def shrink(
 ) -> nn.Module:
     """A smaller model of the same class without these units.
 
-    Raises `CompressLabError` where its configuration cannot say it, or it would compute something else.
+    Raises `CompressLabError` if its configuration cannot say it, or it would compute something else.
     """
     stay = going(cuts)
     smaller = filled(model, configuration(model, cuts, stay), stay)

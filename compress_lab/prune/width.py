@@ -171,7 +171,7 @@ class Width(CalibratedLayerMethod, abstract=True):
 def how_many(method: Width, part: Units) -> tuple[int, int]:
     """How many units of a block go, and in how many groups as many each.
 
-    Raises `CompressLabError` where heads that share keys and values do not allow it.
+    Raises `CompressLabError` if heads that share keys and values do not allow it.
     """
     count, groups = int(part.count * method.sparsity + 0.5), part.count // part.together
     if 0 < count < part.count and (count % part.together == 0 or count % groups == 0):

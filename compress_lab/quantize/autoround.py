@@ -169,7 +169,7 @@ def restore(parameters: list[Tensor], values: list[Tensor]):
 def block_plan(model: nn.Module, layers: list[LinearLayer], batch: dict, method) -> list[Stage]:
     """A stage for each block with linears of interest, in the order of the pass.
 
-    Raises `CompressLabError` where a linear lies in no block, or a block is not called exactly once.
+    Raises `CompressLabError` if a linear lies in no block, or a block is not called exactly once.
     """
     outside = [linear.name for linear in layers if linear.block is None]
     if outside:

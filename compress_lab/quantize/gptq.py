@@ -126,7 +126,7 @@ class UniformGrid:
 
 # %% ../../nbs/quantize/04_gptq.ipynb #levels-code
 def check_levels(method: GPTQ):
-    "Raises `CompressLabError` where the format is unknown, or has other bits or groups."
+    "Raises `CompressLabError` if the format is unknown, or has other bits or groups."
     if method.levels not in tables.FORMATS:
         close = nearest_name(method.levels, tables.FORMATS)
         raise CompressLabError(

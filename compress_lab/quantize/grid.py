@@ -136,7 +136,7 @@ def fit(
 
 # %% ../../nbs/quantize/01_grid.ipynb #cell-15
 def check_grid(method):
-    "Raises `CompressLabError` where `bits` is out of range, or a symmetric grid is to have zero points."
+    "Raises `CompressLabError` if `bits` is out of range, or a symmetric grid is to have zero points."
     if not 1 <= method.bits <= 8:
         raise CompressLabError(f"bits={method.bits} is not between 1 and 8.", type(method).__name__, "use 4")
     zero_point = getattr(method, "zero_point", "integer")

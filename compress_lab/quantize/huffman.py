@@ -55,7 +55,7 @@ def decode(
     lengths: list[int],  # the same
     count: int,  # symbols in it
 ) -> Tensor:
-    "The symbols, int64 of shape (count,). Raises `CompressLabError` where the stream does not hold as many."
+    "The symbols, int64 of shape (count,). Raises `CompressLabError` if the stream does not hold as many."
     lengths = np.asarray(lengths, dtype=np.int64)
     order, starts, longest = canonical(lengths)
     bits = np.unpackbits(np.concatenate([stream.numpy(), np.zeros(longest // 8 + 1, dtype=np.uint8)])).astype(np.int64)
@@ -128,7 +128,7 @@ def unsqueeze(
     fields: dict[str, Tensor],  # as `squeeze` gives them
     meta: dict,
 ) -> Packed:
-    "The packed weight. Raises `CompressLabError` where the two do not belong together."
+    "The packed weight. Raises `CompressLabError` if the two do not belong together."
     fields, meta, size = dict(fields), dict(meta), 1 << meta["bits"]
     lengths, common, (some, gaps) = fields.pop("lengths").tolist(), meta.pop("common"), meta.pop("counts")
     columns = Packed(None, None, None, meta["bits"], 1, tuple(meta["shape"]), meta["transposed"]).columns
@@ -148,7 +148,7 @@ def write_huffman(
 ) -> Path:
     """The file, complete: it is written under a temporary name first.
 
-    Raises `CompressLabError` where a weight is no longer what its codes stand for, has a type that is not read again,
+    Raises `CompressLabError` if a weight is no longer what its codes stand for, has a type that is not read again,
     or none has codes.
     """
     if not subject.packed:
@@ -191,7 +191,7 @@ def write_huffman(
 def read_huffman(
     path: str | Path,  # as `write_huffman` wrote it
 ) -> dict[str, Tensor]:
-    "The weights by name, for `load_state_dict`. Raises `CompressLabError` where they are not those that were written."
+    "The weights by name, for `load_state_dict`. Raises `CompressLabError` if they are not those that were written."
     try:
         with safe_open(path, "pt") as file:
             about, stored = (

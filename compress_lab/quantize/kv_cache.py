@@ -114,7 +114,7 @@ KNOWN = tuple(
 def cache_of(
     model: nn.Module,  # a transformer
 ) -> DynamicCache:
-    "The cache a model returns after a few tokens. Raises `CompressLabError` where it is none of keys and values."
+    "The cache a model returns after a few tokens. Raises `CompressLabError` if it is none of keys and values."
     try:
         with torch.no_grad():
             output = model(**{**inputs(model), "use_cache": True})

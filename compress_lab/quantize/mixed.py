@@ -233,7 +233,7 @@ def costs(model: nn.Module, groups: dict, methods: list, tried: dict, rows: Tens
 
 
 def check_asked(subject, calibration, methods: list, metric: str, by: str):
-    "Raises `CompressLabError` where sensitivity is asked for what it cannot give."
+    "Raises `CompressLabError` if sensitivity is asked for what it cannot give."
     check_methods(methods)
     if calibration is None:
         raise CompressLabError("Sensitivity needs text.", "calibration", 'pass cl.calibration("wikipedia", subject)')
@@ -295,7 +295,7 @@ def sensitivity(
 
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-21
 def check_table(table: pd.DataFrame, budget: float):
-    """Raises `CompressLabError` where there is nothing to choose from, a cost is no number, or no choice is within the
+    """Raises `CompressLabError` if there is nothing to choose from, a cost is no number, or no choice is within the
     budget.
     """
     missing = {"name", "method", "weights", "bits", "cost"} - set(table.columns)
@@ -329,7 +329,7 @@ def allocate(
     """The rows of the table to take, one for each module: of all choices within the budget, the one whose costs have
     the smallest sum.
 
-    Raises `CompressLabError` where there is none.
+    Raises `CompressLabError` if there is none.
     """
     check_table(table, budget)
     module, names = pd.factorize(table["name"])

@@ -52,7 +52,7 @@ def least_squares(
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-10
 def original_of(linear: LinearLayer, original, changed: bool = True) -> LinearLayer:
-    "The same linear of the original. Raises `CompressLabError` where it cannot be repaired by it."
+    "The same linear of the original. Raises `CompressLabError` if it cannot be repaired by it."
     found = counterpart(linear, original.model)
     before, after = matrix_of(found), matrix_of(linear)
     for each in (before, after):

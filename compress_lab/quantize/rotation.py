@@ -48,7 +48,7 @@ def residues(q: int) -> Tensor:
 def hadamard(
     order: int,  # rows and columns
 ) -> Tensor | None:
-    """A matrix of 1 and -1 with orthogonal rows, float64; None where neither Sylvester's nor Paley's construction gives
+    """A matrix of 1 and -1 with orthogonal rows, float64; None if neither Sylvester's nor Paley's construction gives
     one.
     """
     if order == 1:
@@ -101,9 +101,9 @@ def rotation(
 
 # %% ../../nbs/quantize/08_rotation.ipynb #cell-12
 def untie(model: nn.Module) -> str | None:
-    """Gives the head a weight of its own; returns its name, None where it had one.
+    """Gives the head a weight of its own; returns its name, None if it had one.
 
-    Raises `CompressLabError` where other weights are shared.
+    Raises `CompressLabError` if other weights are shared.
     """
     name, groups = head(model), tied(model)
     if name is None or not any(f"{name}.weight" in group for group in groups):
@@ -119,7 +119,7 @@ def untie(model: nn.Module) -> str | None:
 def fold(pair: Pair):
     """Multiplies the weight of a norm into the linears that read it, in place.
 
-    Raises `CompressLabError` where a bias cannot follow.
+    Raises `CompressLabError` if a bias cannot follow.
     """
     scale, bias = pair.source.weight.data.float() + pair.offset, bias_of(pair.source)
     for reader, columns in zip(pair.readers, pair.columns):

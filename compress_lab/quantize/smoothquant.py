@@ -73,7 +73,7 @@ class SmoothQuant(Method):
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         """Rescales the Subject in place; returns the range of the factors by module.
 
-        Raises `CompressLabError` where no linear can be smoothed.
+        Raises `CompressLabError` if no linear can be smoothed.
         """
         wanted, found = {layer.key for layer in layers}, equivalences(subject.model)
         pairs = [

@@ -48,7 +48,7 @@ def tune_levels(
 ) -> Subject:
     """A copy with other levels for the same codes.
 
-    What else requires a gradient is trained too. Raises `CompressLabError` where a weight has no levels of its own.
+    What else requires a gradient is trained too. Raises `CompressLabError` if a weight has no levels of its own.
     """
     result, began = subject.copy(), time.perf_counter()
     layers = [linear for linear in linears(result.model) if linear.key in result.packed]

@@ -89,7 +89,7 @@ def to_html(
 ) -> Path:
     """Writes the dossier as one self-contained HTML page.
 
-    Raises `CompressLabError` where that cannot be done, or would replace another file.
+    Raises `CompressLabError` if that cannot be done, or would replace another file.
     """
     place = page.page_place(path)
     try:

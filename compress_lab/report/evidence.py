@@ -190,7 +190,7 @@ COLUMNS = (
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-16
 def entry(
-    row: "pd.Series | None",  # a row of the evidence, None where nothing was measured
+    row: "pd.Series | None",  # a row of the evidence, None if nothing was measured
     column: Column,
     original: bool = False,  # the row is the original's: what compares it with itself stays empty
 ) -> tuple[float, float, float, str, str]:  # value, lo, hi, the number in words, the interval in words ("" without one)
@@ -224,7 +224,7 @@ def planned(
 ) -> tuple[
     list[str], list[str], str, str
 ]:  # names of the recipes and copies (also on their backends), names of the probes, name of the subject, declared use
-    "What the study meant to run; empty where that cannot be read."
+    "What the study meant to run; empty if that cannot be read."
     try:
         plan = read_yaml(study)
     except CompressLabError:
@@ -341,7 +341,7 @@ def from_run(
     cls: Evidence,
     root: "str | os.PathLike",  # run folder of a study, any address that fsspec knows
 ) -> Evidence:
-    "The evidence of a run folder, finished or not. Raises `CompressLabError` where it holds no cell."
+    "The evidence of a run folder, finished or not. Raises `CompressLabError` if it holds no cell."
     store, cells, environments, damaged, frames, every, study = Store(root), {}, {}, {}, {}, {}, ""
     for key in store.current():
         try:
@@ -667,7 +667,7 @@ def _unique(entries: list[tuple[str, object]]) -> list[dict]:
 def data_rights(self: Evidence) -> pd.DataFrame:  # what, role, licence, verdict, reason
     """Whether the declared use is allowed, for the model and for all data.
 
-    Raises `CompressLabError` where the study declares none.
+    Raises `CompressLabError` if the study declares none.
     """
     found = self.provenance()
     return rights(

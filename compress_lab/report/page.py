@@ -419,7 +419,7 @@ def page_place(
 ) -> Path:
     """The path with its links followed.
 
-    Raises `CompressLabError` where something stands there that is no page of a dossier.
+    Raises `CompressLabError` if something stands there that is no page of a dossier.
     """
     try:
         place = Path(os.path.realpath(path))

@@ -32,7 +32,7 @@ def _share(entry: Mapping, name: str) -> str:
 
 
 def _spread(entry: Mapping, value: str, low: str, high: str, scale: float = 1.0) -> tuple[str, str]:
-    "A difference as text, and its interval in brackets, nothing where there is none."
+    "A difference as text, and its interval in brackets, nothing if there is none."
     change, *ends = (scale * number(entry.get(name)) for name in (value, low, high))
     if not math.isfinite(change):
         return "–", ""

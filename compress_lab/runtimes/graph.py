@@ -42,7 +42,7 @@ def keeps_cache(model: nn.Module) -> bool:
 def example(model: nn.Module) -> tuple[dict, dict]:
     """Keyword arguments of a call to trace, and which of their dimensions vary.
 
-    Raises `CompressLabError` where the weights are not float32.
+    Raises `CompressLabError` if the weights are not float32.
     """
     if model.dtype != torch.float32:
         raise CompressLabError(

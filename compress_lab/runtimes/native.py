@@ -74,7 +74,7 @@ BACKENDS.update(
 
 # %% ../../nbs/runtimes/04_native.ipynb #cell-10-2
 def unfit(name: str, subject: Subject) -> str:
-    "Why a backend cannot run the Subject; empty where it can."
+    "Why a backend cannot run the Subject; empty if it can."
     backend, lacks = BACKENDS[name], [package for package in BACKENDS[name].needs if find_spec(package) is None]
     if lacks:
         return f"{', '.join(lacks)} is not installed"
@@ -176,7 +176,7 @@ def time_in_turns(models: dict[str, nn.Module], tokens: Tensor, steps: int, bloc
 def row_length(model: nn.Module, asked: int | None, after: int) -> int:
     """Tokens in a row: as many as were asked for, or 128, or what the model has places for with `after` behind them.
 
-    Raises `CompressLabError` where it has too few.
+    Raises `CompressLabError` if it has too few.
     """
     if asked is None:
         return max(1, min(128, (limits(model).places or 128 + after) - after))
@@ -226,7 +226,7 @@ class Trial:
     "A backend that was tried."
 
     backend: str
-    model: nn.Module | None = None  # None where there is a reason against it
+    model: nn.Module | None = None  # None if there is a reason against it
     distance: float = np.nan
     measured_as: str = ""
     note: str = ""  # why it is not raced
@@ -244,7 +244,7 @@ def attempt(name: str, job: Job, rows: Tensor, tokens: Tensor, decode_tokens: in
 
 
 def no_use(name: str, job: Job) -> str:
-    "Why a backend is not tried; empty where it is."
+    "Why a backend is not tried; empty if it is."
     if reason := unfit(name, job.subject):
         return reason
     slow = BACKENDS[name].half and faster_dtype() == "float32"
@@ -346,7 +346,7 @@ def native(
     blocks: int = 4,  # mirrored blocks of bursts
     seed: int = 0,  # of the order in which the backends take turns
 ) -> Native:
-    "The Subject on that backend. Raises `CompressLabError` where it cannot be run there."
+    "The Subject on that backend. Raises `CompressLabError` if it cannot be run there."
     every = list(backends())
     names = every if backend == "auto" else [backend] if isinstance(backend, str) else list(backend)
     for name in names:
@@ -392,7 +392,7 @@ def native(
 
 # %% ../../nbs/runtimes/04_native.ipynb #cell-23-2
 def alone(job: Job, name: str) -> Native:
-    "The Subject on one backend. Raises `CompressLabError` where that cannot run it."
+    "The Subject on one backend. Raises `CompressLabError` if that cannot run it."
     if reason := unfit(name, job.subject):
         raise CompressLabError(
             f"{name} {reason}.",

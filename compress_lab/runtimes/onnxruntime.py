@@ -78,7 +78,7 @@ class Blocks(nn.Module):
 
 
 def eight_bits(weight: Tensor) -> Packed | None:
-    """A matrix, (rows, columns), in eight bits without zero points, by groups of 32 columns, or 16; None where no such
+    """A matrix, (rows, columns), in eight bits without zero points, by groups of 32 columns, or 16; None if no such
     groups divide it.
     """
     if not (size := min(block_size(weight.shape[1]), 32)):
@@ -141,7 +141,7 @@ def onnx_graph(
 ):
     """What transformers' exporter makes of the model, an `ExportedModel` with an ONNX graph.
 
-    Raises `CompressLabError` where it cannot.
+    Raises `CompressLabError` if it cannot.
     """
     try:
         import onnxruntime  # noqa: F401

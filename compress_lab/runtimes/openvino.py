@@ -25,7 +25,7 @@ from .graph import Backend, Job, Runtime, example, quiet
 
 # %% ../../nbs/runtimes/02_openvino.ipynb #cell-05
 def openvino():
-    "The package. Raises `CompressLabError` where it is not installed."
+    "The package. Raises `CompressLabError` if it is not installed."
     try:
         import openvino
     except ImportError as error:

@@ -33,7 +33,7 @@ def markdown_cell(
 def code_cell(
     cell,  # a code cell with its outputs
 ):
-    "The cell as MyST-NB shows it, or None where nothing is left of it."
+    "The cell as MyST-NB shows it, or None if nothing is left of it."
     values, source = directives(cell.source)
     if hidden(values) or re.match(r"show_doc\(", source):
         return None

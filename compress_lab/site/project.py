@@ -35,7 +35,7 @@ class Project:
         cls,
         folder: Path,  # with a settings.ini
     ) -> "Project":
-        "The project in a folder; raises `CompressLabError` where a setting is missing."
+        "The project in a folder; raises `CompressLabError` if a setting is missing."
         folder = Path(folder).resolve()
         settings = read_settings(folder / "settings.ini")
         name = setting(settings, "lib_name")
@@ -63,7 +63,7 @@ class Project:
         cls,
         start: Path | None = None,  # a folder inside the project; the current one by default
     ) -> "Project":
-        "The project around a folder; raises `CompressLabError` where there is none."
+        "The project around a folder; raises `CompressLabError` if there is none."
         start = Path(start or Path.cwd()).resolve()
         for folder in (start, *start.parents):
             if (folder / "settings.ini").is_file() and (project := cls.read(folder)).notebooks.is_dir():
@@ -94,7 +94,7 @@ def setting(
     name: str,
     default: str | None = None,  # None: the setting is needed
 ) -> str:
-    "One setting's text; raises `CompressLabError` where it is needed and missing."
+    "One setting's text; raises `CompressLabError` if it is needed and missing."
     try:
         value = settings.get(name) or default
     except Error as error:  # a lonely percent sign

@@ -135,7 +135,7 @@ def reference(
     module: str,  # with its package
     source: str,  # address of the page with its source
 ) -> str:
-    "The reference of everything a module defines and exports, in markdown; empty where that is nothing."
+    "The reference of everything a module defines and exports, in markdown; empty if that is nothing."
     entries = [entry(name, symbol, 3, source) for name, symbol in defined(module).items()]
     return "\n\n".join([f"## Reference: `{module}`", *entries]) if entries else ""
 

@@ -70,7 +70,7 @@ def in_pieces(
 ) -> Tensor:
     """The loss of every token, of shape (…), and a gradient for the logits, which can be taken once.
 
-    Raises `CompressLabError` where shapes do not go together.
+    Raises `CompressLabError` if shapes do not go together.
     """
     shape, flat = logits.shape[:-1], logits.flatten(0, -2)
     piece = piece or max(1, 2 ** (17 if logits.device.type == "cpu" else 25) // logits.shape[-1])
@@ -124,7 +124,7 @@ def check_training(method, losses=LOSSES):
 
 
 def check_loss(model: nn.Module, loss: str, tokens: Tensor):
-    "Raises `CompressLabError` where the model does not give what the loss needs."
+    "Raises `CompressLabError` if the model does not give what the loss needs."
     with torch.no_grad():
         output = model(input_ids=tokens[:1, :8])
     if not hasattr(output, "logits"):
@@ -169,7 +169,7 @@ class Objective:
     def labels(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The label of each item, a row or a token, -100 where there is none.
 
-        A token of a causal language model is to predict the next. Raises `CompressLabError` where there is nothing to
+        A token of a causal language model is to predict the next. Raises `CompressLabError` if there is nothing to
         predict.
         """
         if (labels := batch.get("labels")) is None:
@@ -220,13 +220,13 @@ class Imitate(Objective):
 
 # %% ../../nbs/train/01_losses.ipynb #requiring-code
 def check_loaded(method, subject):
-    "Raises `CompressLabError` where the weights are read from files, and cannot be trained."
+    "Raises `CompressLabError` if the weights are read from files, and cannot be trained."
     if subject.streamed:
         raise CompressLabError("A streamed model cannot be trained.", str(method), "load it whole")
 
 
 def check_vocabulary(method, subject, original, otherwise: str = ""):
-    "Raises `CompressLabError` where the tokens of two Subjects are not the same words."
+    "Raises `CompressLabError` if the tokens of two Subjects are not the same words."
     sizes = [each.model.config.get_text_config().vocab_size for each in (subject, original)]
     if len(set(sizes)) > 1:
         raise CompressLabError(

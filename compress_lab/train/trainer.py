@@ -495,7 +495,7 @@ def learn(
     folder: Path | None = None,  # for checkpoints, from which a run goes on; None keeps none
     callbacks=(),  # more callbacks of the trainer
 ) -> list[float]:
-    "The loss of every step. Raises `CompressLabError` where it is not finite."
+    "The loss of every step. Raises `CompressLabError` if it is not finite."
     check_arguments(model, schedule, average, held)
     data, judged = ({"input_ids": each} if isinstance(each, Tensor) else each for each in (rows, held))
     device = next(model.parameters()).device
