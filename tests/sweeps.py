@@ -29,15 +29,17 @@ def swept(names, pairs, **more):
 
 # notebooks that take half a minute and more, most of it for their figures on a real model
 HEAVY = set(
-    """quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/21_int8 quantize/22_llm_int8
-    quantize/23_kv_cache quantize/32_autoround evaluate/10_comparison evaluate/14_task_probe train/02_trainer
-    distill/10_distill runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native deploy/05_gguf""".split()
+    """quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/21_int8
+    quantize/22_llm_int8 quantize/23_kv_cache quantize/32_autoround evaluate/10_comparison evaluate/14_task_probe
+    train/02_trainer distill/10_distill runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native
+    deploy/05_gguf""".split()
 )
 
 
 def notebooks(paths):
     "Parametrizes a test with the paths of notebooks; those in `HEAVY` are marked with `sweep`."
-    marked = lambda path: pytest.mark.sweep if path.with_suffix("").as_posix() in HEAVY else ()
-    return pytest.mark.parametrize(
-        "path", [pytest.param(path, marks=marked(path), id=path.as_posix()) for path in paths]
-    )
+    values = []
+    for path in paths:
+        marks = pytest.mark.sweep if path.with_suffix("").as_posix() in HEAVY else ()
+        values.append(pytest.param(path, marks=marks, id=path.as_posix()))
+    return pytest.mark.parametrize("path", values)
