@@ -92,12 +92,11 @@ def learned(folder: Path) -> dict[str, list[float]]:
             learn(model, tokens, teacher=tiny("llama"), dtype="float32", **settings)
         found[f"zeros {zeros}"] = told(model)
 
-    class Text:
-        tokens, key = tokens, "random"
+    sample = cl.calibration(tokens)
 
     found["recovered"] = told(
         cl.Recover(steps=6, batch=8, calibration_dtype="float32")
-        .apply(cl.Subject(moved()), Text, original=cl.Subject(tiny("llama")))
+        .apply(cl.Subject(moved()), sample, original=cl.Subject(tiny("llama")))
         .model
     )
     found["resumed"] = [

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+import compress_lab as cl
 from compress_lab.compress.layerwise import Finished
 from compress_lab.compress.streaming import stream
 from compress_lab.core import memory as core_memory
@@ -169,8 +170,7 @@ def test_the_link_of_a_virtual_environment_is_kept(tmp_path, monkeypatch):
     assert python_command()[0] == str(tmp_path / "python")
 
 
-class Text:
-    tokens, key = torch.randint(8, 96, (4, 16), generator=torch.Generator().manual_seed(0)), "text"
+sample = cl.calibration(torch.randint(8, 96, (4, 16), generator=torch.Generator().manual_seed(0)))
 
 
 MODEL = dict(num_hidden_layers=3, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=2)
@@ -193,7 +193,7 @@ def finished(tmp_path_factory):
     def of(name):
         if name not in kept:
             subject, folder = Subject(tiny("llama", **MODEL)), tmp_path_factory.mktemp("finished") / name
-            kept[name] = subject, RECIPES[name].apply(subject, Text, checkpoint=folder), folder
+            kept[name] = subject, RECIPES[name].apply(subject, sample, checkpoint=folder), folder
         return kept[name]
 
     return of
@@ -220,13 +220,13 @@ def test_a_flipped_bit_in_a_finished_block_changes_nothing(name, finished, tmp_p
         shutil.copytree(folder, work)
         damaged = random.choice(sorted(work.rglob("block*.safetensors")))
         flip(damaged, random)
-        assert same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed)
+        assert same(RECIPES[name].apply(subject, sample, checkpoint=work), undisturbed)
         assert (
             f"{damaged.name} is damaged" in capsys.readouterr().out
             and damaged.with_name(f"damaged-{damaged.name}").exists()
         )
         assert (
-            same(RECIPES[name].apply(subject, Text, checkpoint=work), undisturbed)
+            same(RECIPES[name].apply(subject, sample, checkpoint=work), undisturbed)
             and "damaged" not in capsys.readouterr().out
         )
 
@@ -326,19 +326,19 @@ def test_a_damaged_finished_block_is_made_again(damage, finished, tmp_path):
         subject, undisturbed, source = finished(name)
         shutil.copytree(source, tmp_path / name)
         damage(sorted((tmp_path / name).rglob("block*.safetensors"))[0])
-        assert same(RECIPES[name].apply(subject, Text, checkpoint=tmp_path / name), undisturbed)
+        assert same(RECIPES[name].apply(subject, sample, checkpoint=tmp_path / name), undisturbed)
 
 
 def test_a_finished_block_that_cannot_be_written_or_moved_says_so(finished, tmp_path, monkeypatch):
     subject, _, source = finished("RTN")
     (tmp_path / "file").write_text("")
     with pytest.raises(CompressLabError, match="cannot be stored"):
-        RECIPES["RTN"].apply(subject, Text, checkpoint=tmp_path / "file")
+        RECIPES["RTN"].apply(subject, sample, checkpoint=tmp_path / "file")
     shutil.copytree(source, tmp_path / "blocks")
     emptied(next((tmp_path / "blocks").rglob("block0001.safetensors")))
     monkeypatch.setattr(Path, "rename", lambda *given: exec("raise PermissionError(13, 'Permission denied')"))
     with pytest.raises(CompressLabError, match="cannot be moved: Permission denied"):
-        RECIPES["RTN"].apply(subject, Text, checkpoint=tmp_path / "blocks")
+        RECIPES["RTN"].apply(subject, sample, checkpoint=tmp_path / "blocks")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_finished_block_that_cannot_be_written_or_moved_says_so(finished, tmp_
 def test_streaming_makes_damaged_blocks_again(damage, tmp_path, monkeypatch):
     tiny("llama", **MODEL).save_pretrained(tmp_path / "llama")
     recipe, store = Wanda(0.5) >> GPTQ(4, 16), Finished.store
-    expected = recipe.apply(load(tmp_path / "llama"), Text).fingerprint
+    expected = recipe.apply(load(tmp_path / "llama"), sample).fingerprint
 
     def stop(self, block, report):
         store(self, block, report)
@@ -356,11 +356,11 @@ def test_streaming_makes_damaged_blocks_again(damage, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Finished, "store", stop)
     with pytest.raises(KeyboardInterrupt):
-        stream(recipe, load(tmp_path / "llama"), tmp_path / "small", Text)
+        stream(recipe, load(tmp_path / "llama"), tmp_path / "small", sample)
     monkeypatch.undo()
     path = sorted((tmp_path / "small.blocks").rglob("block*.safetensors"))[1]
     damage(path) if damage else flip(path, Random(0))
-    stream(recipe, load(tmp_path / "llama"), tmp_path / "small", Text)
+    stream(recipe, load(tmp_path / "llama"), tmp_path / "small", sample)
     assert load(tmp_path / "small").fingerprint == expected and not (tmp_path / "small.blocks").exists()
 
 
@@ -555,14 +555,14 @@ def status(name): return next(int(line.split()[1]) << 10 for line in open("/proc
 model = LlamaForCausalLM._from_config(LlamaConfig(
     vocab_size=500, hidden_size=512, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=8
 ), dtype=torch.float32).eval()
-class Text: tokens, key = torch.randint(0, 500, (64, 256), generator=torch.Generator().manual_seed(0)), "text"
+sample = cl.calibration(torch.randint(0, 500, (64, 256), generator=torch.Generator().manual_seed(0)))
 method, seen = eval(sys.argv[1], {"cl": cl}), []
 def look(needed, *where, **device):
     release_memory()
     open("/proc/self/clear_refs", "w").write("5")   # the peak begins anew
     seen.extend((needed, status("VmRSS")))
 layerwise.check_memory = look
-method.run(cl.Subject(model), [linear for linear in linears(model) if linear.block is not None], Text)
+method.run(cl.Subject(model), [linear for linear in linears(model) if linear.block is not None], sample)
 print(seen[0], status("VmHWM") - seen[1])
 """
 

@@ -13,9 +13,7 @@ from compress_lab.models.forward import inputs
 from compress_lab.models.tiny import tiny
 from compress_lab.train import trainer
 
-
-class Text:
-    tokens, key = inputs(tiny("llama"), batch=20, length=12)["input_ids"], "random"
+sample = cl.calibration(inputs(tiny("llama"), batch=20, length=12)["input_ids"])
 
 
 def distilled(folder):
@@ -27,7 +25,7 @@ def distilled(folder):
             alpha=0.2, features="hidden", steps=10, micro=2, lr=1e-2, calibration_dtype="float32"
         ).apply(
             cl.Subject(tiny("llama", hidden_size=32, head_dim=8)),
-            Text,
+            sample,
             original=cl.Subject(tiny("llama")),
             checkpoint=folder,
         )

@@ -78,15 +78,14 @@ def test_smaller_or_refused(head, name, tmp_path):
 def test_factors_can_be_trained(tmp_path):
     subject = cl.Subject(tiny("llama"))
 
-    class Text:
-        tokens, key = inputs(subject.model, batch=8, length=32)["input_ids"], "random"
+    sample = cl.calibration(inputs(subject.model, batch=8, length=32)["input_ids"])
 
     low, trained = (
-        recipe.apply(subject, Text) for recipe in (cl.SVDLLM(0.5), cl.SVDLLM(0.5) >> cl.Recover(steps=20, lr=1e-3))
+        recipe.apply(subject, sample) for recipe in (cl.SVDLLM(0.5), cl.SVDLLM(0.5) >> cl.Recover(steps=20, lr=1e-3))
     )
     again = cl.load(trained.save(tmp_path / "trained"))
     assert again.fingerprint == trained.fingerprint and ranks(again.model) == ranks(low.model)
-    before, recovered, wanted = (logits(each.model, {"input_ids": Text.tokens}) for each in (low, again, subject))
+    before, recovered, wanted = (logits(each.model, {"input_ids": sample.tokens}) for each in (low, again, subject))
     assert (recovered - wanted).norm() < (before - wanted).norm()
 
 

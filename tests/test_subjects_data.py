@@ -577,10 +577,9 @@ def test_what_is_pruned_is_a_positive_zero(recipe):
     from compress_lab.models.layers import linears
     from compress_lab.models.tiny import tiny
 
-    class Text:
-        tokens, key = inputs(tiny("llama"), batch=8, length=16)["input_ids"], "random"
+    sample = calibration(inputs(tiny("llama"), batch=8, length=16)["input_ids"])
 
-    pruned = eval(f"cl.{recipe}").apply(cl.Subject(tiny("llama")), Text)
+    pruned = eval(f"cl.{recipe}").apply(cl.Subject(tiny("llama")), sample)
     weights = {linear.name: linear.weight for linear in linears(pruned.model) if linear.block is not None}
     for name, weight in weights.items():
         assert len(Bitmask.of(weight).values) == weight.count_nonzero(), name

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HALVES', 'READERS', 'WIKIPEDIA', 'TITLE', 'STREAMS', 'TASKS', 'DataProvenance', 'Document', 'Text', 'TextSource',
-           'text_source', 'text', 'Calibration', 'calibration', 'Windows', 'windows', 'Task', 'task', 'Images',
-           'images']
+           'text_source', 'text', 'Calibration', 'OwnTexts', 'calibration', 'Windows', 'windows', 'Task', 'task',
+           'Images', 'images']
 
 # %% ../../nbs/data/02_texts.ipynb #cell-03
 import gzip
@@ -489,18 +489,67 @@ class Calibration:
             f"{self.key[:12]})"
         )
 
+# %% ../../nbs/data/02_texts.ipynb #given-code
+@dataclass(frozen=True, repr=False)
+class OwnTexts(Text):
+    "Texts that were given in a list or a data set: all of them are for calibration."
 
+    def half(
+        self,
+        which: str,  # not needed
+    ) -> tuple[Document, ...]:
+        "All documents."
+        return self.documents
+
+
+def _texts_of(source) -> Text:
+    "The texts in a list or a data set, or those that have the name. Raises `CompressLabError`."
+    column = source["text"] if "text" in getattr(source, "column_names", getattr(source, "columns", ())) else source
+    if isinstance(column, (str, Path, Text)):
+        return text(column)
+    texts = [each for each in column if isinstance(each, str) and each.strip()] if hasattr(column, "__iter__") else []
+    if not texts or len(texts) < len(column):
+        raise CompressLabError(
+            f"This {type(source).__name__} holds no texts, or something else beside them.",
+            "calibration",
+            "give the name of a text, a list of strings, a data set with a column `text`, or rows of tokens",
+        )
+    documents = tuple(Document(str(number), "", each) for number, each in enumerate(texts))
+    return OwnTexts(documents, DataProvenance("texts of one's own", "in memory"))
+
+
+def _rows_given(tokens: torch.Tensor, n: int | None, seed: int) -> Calibration:
+    "A calibration set of the rows. Raises `CompressLabError` if they are no rows of tokens, or fewer than `n`."
+    if tokens.dim() != 2 or tokens.is_floating_point() or tokens.numel() == 0 or n is not None and n > len(tokens):
+        raise CompressLabError(
+            f"Tokens of shape {tuple(tokens.shape)} and type {str(tokens.dtype).removeprefix('torch.')} are no "
+            f"{n or ''} rows of tokens.".replace("  ", " "),
+            "calibration",
+            "give whole numbers of shape (rows, length)",
+        )
+    rows = tokens[:n].long().cpu()
+    return Calibration(rows, DataProvenance("tokens", "in memory"), seed_number(seed), _key(rows))
+
+# %% ../../nbs/data/02_texts.ipynb #calibration-code
 def calibration(
-    name: str | Text,  # a text, as for `text`
-    subject,  # a Subject or a tokenizer
+    source,  # a text, as for `text`; a list of texts or a data set of them; or rows of tokens, (n, length)
+    subject=None,  # a Subject or a tokenizer; not needed for tokens
     *,
-    n: int = 64,  # rows
-    length: int = 512,  # tokens a row
+    n: int | None = None,  # rows; None: 64, and of tokens that are given all
+    length: int = 512,  # tokens a row, where they are not given
     seed: int = 0,  # chooses the rows
 ) -> Calibration:
-    "Random rows from the calibration half of a text. Raises `CompressLabError` if it has too few tokens."
+    """Random rows of the calibration half of a text, or of all texts in a list; or the rows of tokens that are given.
+
+    Raises `CompressLabError` if there are too few.
+    """
+    if "input_ids" in getattr(source, "column_names", ()):
+        source = torch.as_tensor(source["input_ids"])
+    if isinstance(source, torch.Tensor):
+        return _rows_given(source, n, seed)
+    n = 64 if n is None else n
     tokenizer, before, after = _parts(subject, length, n)
-    found, size = text(name), length - len(before) - len(after)
+    found, size = _texts_of(source), length - len(before) - len(after)
     tokens, _ = _stream(found, "calibration", tokenizer)
     slots = _slots(tokens, size, n, found.provenance, "calibration")
     generator = torch.Generator().manual_seed(seed_number(seed))
