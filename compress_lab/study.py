@@ -688,12 +688,10 @@ def arms(
     device="cpu",  # where recipes are applied
 ) -> list[Arm]:
     "All arms in the order in which they are run."
-    from compress_lab.compress.recipe import settings
-
     probes = {probe: contents(probe.key, probe.settings(), code=(probe,)) for probe in self.probes}
     steps = {name: [step.method for step in recipe.steps] for name, recipe in self.recipes.items()}
     recipes = {
-        name: contents(recipe.on_device(device).hash, *map(settings, steps[name]), code=steps[name])
+        name: contents(recipe.on_device(device).hash, *(method.settings() for method in steps[name]), code=steps[name])
         for name, recipe in self.recipes.items()
     }
     found = []

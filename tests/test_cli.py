@@ -160,7 +160,7 @@ def test_a_file_goes_before_a_method_only_by_its_ending(here, capsys):
         ("GPTQ --bit 4", ["no setting 'bit'", "did you mean --bits?"]),
         ("GPTQ --calibraton text.txt", ["did you mean --calibration"]),
         ("GPTQ --bits 9", ["bits=9 is not between 1 and 8"]),
-        ("GPTQ --bits many", ["bits='many' is of the wrong type"]),
+        ("GPTQ --bits many", ["must be a whole number"]),
         ("GPTQ 4", ["'4' belongs to no option"]),
         ("--bits 4 GPTQ", ["stands first", "did you mean GPTQ?"]),
         ("GPTK", ["no method and no file", "GPTQ"]),

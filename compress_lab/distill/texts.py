@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..compress.recipe import fits
 from ..core.errors import CompressLabError
 from ..core.progress import bar
-from ..core.settings import seed_number
+from ..core.settings import fits, seed_number
 from ..core.settings import whole as whole_number
 from .distill import Sentences
 from ..train.losses import attended

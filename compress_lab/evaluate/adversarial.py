@@ -18,10 +18,10 @@ import torch
 
 from ..core.errors import NotMeasured
 from ..core.progress import bar
+from ..core.settings import setting
 from .classifiers import OnTexts, answers, class_logprobs, clean_texts
 from .metrics import Metric
 from .perturbations import NEIGHBOURS
-from .probe import setting
 from .records import Records
 from .statistics import quotient
 

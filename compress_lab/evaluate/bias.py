@@ -17,10 +17,11 @@ import pandas as pd
 
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.files import read_text
+from ..core.settings import setting
 from ..data.texts import DataProvenance, task
 from .classifiers import class_logprobs
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records, judged_on, key_of
 from .scoring import encode, likelihoods, tokenizer_of
 from .statistics import quotient

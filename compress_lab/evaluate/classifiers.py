@@ -14,10 +14,10 @@ import pandas as pd
 from scipy import special
 
 from ..core.errors import CompressLabError, NotMeasured
-from ..core.settings import seed_number
+from ..core.settings import seed_number, setting
 from ..data.texts import task
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import drawn, judged_on, key_of
 from .task_probe import head_logits
 

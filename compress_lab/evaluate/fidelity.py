@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
+from ..core.settings import setting
 from .metrics import Metric
 from .perplexity import CHUNK, rows_of, segments
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records
 from ..models.forward import evaluating, logits_of
 from ..models.inputs import check_rows

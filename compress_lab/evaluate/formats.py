@@ -14,8 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..core.settings import setting
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records
 from .scoring import tokenizer_of
 from .task_probe import RIGHT, answered

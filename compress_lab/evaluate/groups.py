@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import CompressLabError
+from ..core.settings import setting
 from ..data.texts import task
-from .probe import setting
 from .records import Records
 from .statistics import cluster_sums, intervals, paired, paired_interval, same_items
 from .task_probe import TaskProbe, flip_metrics, metric_of

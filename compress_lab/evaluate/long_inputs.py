@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import NotMeasured
-from ..core.settings import seed_number
+from ..core.settings import seed_number, setting
 from .classifiers import OnTexts, answers, clean_texts, loss_metrics, losses
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records, key_of
 from .scoring import encode, likelihoods, tokenizer_of
 from ..models.inputs import limits, opened

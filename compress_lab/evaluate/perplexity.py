@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
+from ..core.settings import setting
 from ..data.texts import windows
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records
 from ..models.forward import check_causal, evaluating, logits_of
 from ..models.inputs import check_rows

@@ -21,10 +21,10 @@ import xxhash
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.files import MEGABYTE, own_data, read_text
 from ..core.registry import PERTURBATIONS
-from ..core.settings import read_yaml
+from ..core.settings import read_yaml, setting
 from .classifiers import OnTexts, answers, class_logprobs, clean_texts, loss_metrics, losses
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records, key_of
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #machine-code

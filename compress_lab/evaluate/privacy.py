@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import CompressLabError
-from ..core.settings import seed_number
+from ..core.settings import seed_number, setting
 from ..data.texts import task
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records, drawn, judged_on, key_of
 from .scoring import Request, likelihoods, tokenizer_of
 from .statistics import quotient

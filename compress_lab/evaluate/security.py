@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import CompressLabError
+from ..core.settings import setting
 from ..data.texts import DataProvenance, task
 from .metrics import Metric
 from .perturbations import templates
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records, drawn, judged_on, key_of
 from .writing import answers_to
 from ..models.folders import local

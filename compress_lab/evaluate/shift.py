@@ -16,10 +16,11 @@ import pandas as pd
 
 from ..core.errors import CompressLabError
 from ..core.files import read_text
+from ..core.settings import setting
 from ..data.texts import DataProvenance, task
 from .classifiers import answers, loss_metrics, losses
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records, drawn, judged_on, key_of
 from ..models.folders import local
 from ..models.starters import sha256

@@ -21,9 +21,10 @@ from scipy import special, stats
 
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
+from ..core.settings import setting
 from .differences import Difference
 from .metrics import Metric
-from .probe import Probe, setting
+from .probe import Probe
 from .records import Records
 from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes

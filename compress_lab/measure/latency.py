@@ -21,10 +21,11 @@ from scipy import stats
 
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
+from ..core.settings import setting
 from ..core.store import environment
 from ..evaluate.differences import Difference, combined, margin_of, verdict
 from ..evaluate.metrics import Metric
-from ..evaluate.probe import Probe, setting
+from ..evaluate.probe import Probe
 from ..evaluate.records import Records
 from ..models.forward import evaluating
 from ..models.inputs import check_rows, limits

@@ -22,8 +22,9 @@ import pandas as pd
 from ..core.children import child_environment, python_command
 from ..core.errors import CompressLabError, NotMeasured, visible
 from ..core.progress import bar
+from ..core.settings import setting
 from ..evaluate.metrics import Metric
-from ..evaluate.probe import Probe, setting
+from ..evaluate.probe import Probe
 from ..evaluate.records import Records
 from ..models.inputs import limits
 

@@ -14,10 +14,9 @@ import torch
 from scipy.optimize import linprog
 
 from ..compress.input_statistics import ColumnNorms
-from ..compress.recipe import fits
 from ..core.errors import CompressLabError
 from ..core.progress import bar
-from ..core.settings import whole
+from ..core.settings import fits, whole
 from ..models.inputs import check_rows
 from ..models.layers import LinearLayer, text_linears
 from ..models.observing import calibrating, observe

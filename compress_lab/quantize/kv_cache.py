@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers import cache_utils as caches
 
-from ..compress.recipe import Method, settings
+from ..compress.recipe import Method
 from ..core.errors import CompressLabError
 from ..models.forward import inputs
 from ..models.input_quantizers import InputQuantizer, attach, detach, input_quantizer_of
@@ -191,7 +191,7 @@ class KVCache(Method):
                 detach(module)
         cache_of(model)
         body = keeper(model)
-        attach(body, RoundCache(**settings(self)))
+        attach(body, RoundCache(**self.settings()))
         try:
             used = any(hasattr(layer, "rounded") for layer in cache_of(model).layers)
         except CompressLabError:
