@@ -21,7 +21,7 @@ from ..models.observing import calibrating
 
 # %% ../../nbs/compress/07_architectures.ipynb #cell-07
 class Witness(TorchFunctionMode):
-    "Sums the squares of all that the weights of a model are multiplied with, by (parameter name, expert)."
+    "Sums the squares of the inputs of each weight of a model, by (parameter name, expert)."
 
     products = {"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d"}
 
@@ -69,7 +69,7 @@ class Witness(TorchFunctionMode):
 # %% ../../nbs/compress/07_architectures.ipynb #cell-11
 @dataclass(frozen=True)
 class Audit:
-    "What a walk through a model does, beside what a forward pass does."
+    "The findings of an audit: how a walk through a model differs from a forward pass."
 
     blocks: int
     linears: int  # in the blocks
@@ -110,7 +110,7 @@ def not_linear(model: nn.Module, layers: list) -> list[str]:
 
 
 def input_mismatch(layer, parameter: str, gathered: dict, witness: Witness) -> str:
-    "How the inputs that a walk gathered for a linear differ from those that were multiplied; empty if they do not."
+    "Says how the inputs that a walk gathered for a linear differ from those it was fed; empty if they agree."
     for expert in range(len(layer.matrices)):
         seen, found = witness.squares.get((parameter, expert), ()), gathered.get((layer.name, expert))
         used, visited = not isinstance(seen, tuple), found is not None and found.tokens > 0
@@ -127,7 +127,7 @@ def audit(
     model: nn.Module,  # any transformer; stays as it is
     batches: list[dict],  # keyword arguments of its forward pass
 ) -> Audit:
-    "How the walk through this model compares with its forward pass."
+    "Compares a walk through the model with its forward pass."
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     batches = [{name: value for name, value in batch.items() if isinstance(value, torch.Tensor)} for batch in batches]
     layers, gathered, visits, problems = (

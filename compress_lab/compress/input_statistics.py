@@ -22,7 +22,7 @@ class ColumnMeans:
         self.sums, self.rows = torch.zeros(width, dtype=torch.float64), 0
 
     def of(self, inputs: Tensor) -> Tensor:
-        "What is averaged, of the shape of the inputs."
+        "The quantity that is averaged, in the shape of the inputs."
         return inputs
 
     def update(self, inputs: Tensor):
@@ -31,7 +31,7 @@ class ColumnMeans:
 
     @property
     def mean(self) -> Tensor:
-        "Of shape (in,), float32; zero where nothing was seen."
+        "The mean, (in,), float32; zero if nothing was seen."
         return (self.sums / max(self.rows, 1)).float()
 
     @property
@@ -63,7 +63,7 @@ class ColumnNorms(ColumnMagnitudes):
 
     @property
     def norms(self) -> Tensor:
-        "Of shape (in,), float32."
+        "The norm of each input, (in,), float32."
         return self.sums.sqrt().float()
 
 # %% ../../nbs/compress/02_input_statistics.ipynb #cell-08
@@ -124,7 +124,7 @@ def output_error(
 def unseen(
     statistic,  # of the inputs of a linear; None: the method asks for none
 ) -> str:
-    "Why the statistic says nothing, empty if it says something."
+    "Says why a statistic is empty: nothing was seen, or only zeros; an empty string if it is not."
     if statistic is None or statistic.informative:
         return ""
     return "all its inputs were zero" if statistic.rows else "no calibration token reached this"

@@ -40,7 +40,7 @@ from ..models.precision import precision
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-06
 @dataclass
 class Compressed:
-    "What a method made of a matrix of shape (rows, in)."
+    "The result of a method for a matrix of shape (rows, in)."
 
     weight: Tensor  # the new matrix, float32
     codes: Tensor | None = None  # unsigned integers of shape (rows, in), for quantized weights
@@ -52,14 +52,14 @@ class Compressed:
     inputs: InputQuantizer | None = None  # what the linear shall do to its inputs at run time; None: what it did before
 
     def rows(self, part: slice) -> "Compressed":
-        "The same for some of the rows."
+        "The result for some of the rows."
         return Compressed(
             **{name: value[part] if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         )
 
     @classmethod
     def cat(cls, parts: list["Compressed"]) -> "Compressed":
-        "The rows of several, one after the other."
+        "The results of several matrices, their rows one after the other."
         return cls(
             **{
                 name: torch.cat([getattr(part, name) for part in parts]) if isinstance(value, Tensor) else value
@@ -83,7 +83,7 @@ def join(method, layers, statistics: dict) -> list[tuple]:
 
 
 def losses(before: Tensor, after: Compressed, gram: Tensor | None) -> dict:
-    "Relative squared errors of a matrix and the share of its zeros; none of its outputs where it puts out nothing."
+    "Relative squared errors of a matrix and its share of zeros; no output error if its outputs are all zero."
     unit = torch.frexp(before.abs().max())[1].clamp(
         -126, 126
     )  # a power of two, so that no square is too large or too small for a float
@@ -110,7 +110,7 @@ def averaged(reports: list[dict]) -> dict:
 
 
 def check_finite(matrix: Tensor, statistic, name: str):
-    "Raises `CompressLabError` that names the linear if a weight or an activation is not finite."
+    "Raises `CompressLabError` naming the linear if a weight or an activation is not finite."
     if not matrix.isfinite().all():
         raise CompressLabError(
             "The weight holds NaN or infinity.", name, "check the checkpoint: compressing it would hide the damage"
@@ -122,7 +122,7 @@ def check_finite(matrix: Tensor, statistic, name: str):
 
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-09
 def compressed(method, weight: Tensor, statistic) -> Compressed:
-    "What the method makes of a matrix. Raises `CompressLabError` if that has another shape, or codes without bits."
+    "Applies the method to a matrix. Raises `CompressLabError` if the result has another shape, or codes without bits."
     name, result = type(method).__name__, method.compress(weight, statistic)
 
     def wrong(what, fix):
@@ -145,7 +145,7 @@ def compressed(method, weight: Tensor, statistic) -> Compressed:
 
 
 def by_weights(method, weight: Tensor, statistic) -> Compressed:
-    "What the method makes of a matrix; where the statistic says nothing, of the weights alone, with a note."
+    "Applies the method to a matrix; without a usable statistic to its weights alone, with a note."
     if not (why := unseen(statistic)):
         return compressed(method, weight, statistic)
     result = compressed(method, weight, None)
@@ -172,7 +172,7 @@ def compress_group(method, pieces: list[tuple], statistic) -> dict:
 
 # %% ../../nbs/compress/05_layerwise.ipynb #put-code
 def check_range(weight: Tensor, dtype: torch.dtype, name: str):
-    "Raises `CompressLabError` that names the linear if new weights are beyond what its type holds."
+    "Raises `CompressLabError` naming the linear if its new weights exceed the range of its type."
     if not weight.to(dtype).isfinite().all():
         kind = str(dtype).removeprefix("torch.")
         raise CompressLabError(
@@ -256,7 +256,7 @@ class Finished:
             ) from error
 
     def restore(self, report: dict) -> set[int]:
-        "Puts back what is there; returns the indices of these blocks."
+        "Restores the stored blocks; returns their indices."
         stored = set()
         for block in self.blocks:
             if self.folder is None or not self.path(block).exists():
@@ -405,7 +405,7 @@ def memory_of(
     layers: list,  # the linears of the walk
     batches: list[dict],
 ) -> int:
-    "Bytes a walk needs above the resident model."
+    "Bytes that a walk needs in addition to the model."
     rows, seen, square = [next(iter(batch.values())) for batch in batches], [], method.statistic.square
 
     def see(linear, expert, inputs):
@@ -458,7 +458,7 @@ def calibrate(method, subject, layers, calibration, checkpoint, change, others=(
 
 
 def change_each(method, subject, layers, calibration, checkpoint, change) -> dict:
-    "As `calibrate`; a method without a statistic gets the linears one by one, and no statistics."
+    "Like `calibrate`; a method without a statistic gets the linears one by one, without statistics."
     if method.statistic:
         return calibrate(method, subject, layers, calibration, checkpoint, change)
     report, finished = {}, Finished(checkpoint, subject, layers)
@@ -494,10 +494,10 @@ class LayerMethod(Method, abstract=True):
 
     @abstractmethod
     def compress(self, weight: Tensor, statistic) -> Compressed:
-        "What becomes of a matrix. There is no statistic where the method asks for none, or where nothing was seen."
+        "Compresses a matrix. The statistic is None if the method asks for none, or if nothing was seen."
 
     def at(self, linear) -> "LayerMethod":
-        "The method with the settings it has for this linear."
+        "The method with its settings for this linear."
         return self
 
     def columns_per_group(self, columns: int) -> int:

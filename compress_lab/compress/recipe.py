@@ -62,7 +62,7 @@ class Method(Settings):
 
     @abstractmethod
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Changes these linears of the Subject in place; returns what there is to say about each module, by name."
+        "Changes these linears of the Subject in place; returns a report for each module, by name."
 
     def __repr__(self):
         shown = (
@@ -84,7 +84,7 @@ class Method(Settings):
         return Recipe.of(self) >> other
 
     def on_device(self, device) -> "Method":
-        "This method with the type that it computes in there, if that is left to the processor."
+        "This method with the data type it uses on the device, if that is left to the processor."
         from compress_lab.models.precision import dtype_of
 
         if getattr(self, "calibration_dtype", None) != "auto":
@@ -106,7 +106,7 @@ def method_row(
     name: str,  # of a Method
     kind: type[Method],  # its class
 ) -> tuple[str, ...]:
-    "Its row of the table of methods: name, what it does, settings, what it needs, paper with its address."
+    "The row of a method in the table of methods: name, purpose, settings, needs, paper with its address."
     what = (kind.__doc__ or "").partition("\n")[0]
     paper = ", ".join(filter(None, (kind.paper, kind.link)))
     return name, what, settings_of(kind), ", ".join(sorted(kind.needs)) or "nothing", paper
@@ -138,7 +138,7 @@ def method_named(name: str, options: dict) -> Method:
 def written(
     kind: type,
 ) -> str:
-    "The lines of the functions of a class, as far as Python knows them."
+    "The source code of the functions of a class, as far as Python can find it."
     lines = []
     for function in vars(kind).values():
         with suppress(OSError, TypeError):
@@ -163,7 +163,7 @@ def code_of(
 def code_key(
     *things,  # Methods or Probes
 ) -> str:
-    "What their classes are written in, each with a hash of it; empty if all are part of this package."
+    "Names and hashes of the files that define the classes; empty if all are part of this package."
     kinds = dict.fromkeys(kind for thing in things for kind in type(thing).__mro__)
     ours = {"compress_lab", *sys.stdlib_module_names}
     return "-".join(dict.fromkeys(code_of(kind) for kind in kinds if kind.__module__.partition(".")[0] not in ours))
@@ -174,7 +174,7 @@ LONGEST, PATIENCE = 500, 0.1  # characters of a pattern; seconds for a name
 
 @lru_cache(100_000)
 def found_in(expression: str, name: str) -> bool:
-    "Whether a regular expression is found in a name. Raises `CompressLabError` if it is none, or takes too long."
+    "Whether a regular expression matches in a name. Raises `CompressLabError` if it is invalid, or takes too long."
     import regex  # as `re`, with a limit of time
 
     fix = "mend it, or use a glob such as *.mlp.*"
@@ -197,7 +197,7 @@ def found_in(expression: str, name: str) -> bool:
 
 
 def patterns(given, where: str) -> tuple[str, ...]:
-    "A list of patterns as a tuple. Raises `CompressLabError` if it is none."
+    "A list of patterns as a tuple. Raises `CompressLabError` if it is not a list of patterns."
     fix = "give module names or globs as text"
     if not isinstance(given, (tuple, list)):
         raise CompressLabError(f"{said(given)} is no list of patterns.", where, fix)
@@ -313,7 +313,7 @@ class Recipe:
 
     @classmethod
     def of(cls, thing) -> "Recipe":
-        "A Method, Step or Recipe as a Recipe."
+        "Converts a Method, Step or Recipe to a Recipe."
         if isinstance(thing, Recipe):
             return thing
         if isinstance(thing, Method):
@@ -352,7 +352,7 @@ class Recipe:
         return json.dumps(self.to_dict(), indent=2)
 
     def on_device(self, device) -> "Recipe":
-        "This recipe with the types that its methods compute in there."
+        "This recipe with the data types its methods use on the device."
         return Recipe(tuple(dataclasses.replace(step, method=step.method.on_device(device)) for step in self.steps))
 
     @property
@@ -404,7 +404,7 @@ Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), 
 # %% ../../nbs/compress/01_recipe.ipynb #left-code
 @dataclass
 class Left:
-    "What earlier steps have left in a model: the method that did it, by linear."
+    "What earlier steps have left in a model: the responsible method, by linear."
 
     codes: dict  # by the key of a quantized linear
     zeros: dict  # by the name of a pruned linear
@@ -412,7 +412,7 @@ class Left:
 
     @classmethod
     def by_history(cls, subject) -> "Left":
-        "What a Subject comes with."
+        "What the history of a Subject says it carries."
         known, packed, zeros = methods(), getattr(subject, "packed", {}), {}
         steps = [(known[entry["method"]], entry) for entry in subject.history if entry.get("method") in known]
         for kind, entry in steps:
@@ -422,7 +422,7 @@ class Left:
         return cls(dict.fromkeys(packed, rounding), zeros, rounding if getattr(subject, "roundings", {}) else None)
 
     def add(self, method: Method, layers: list):
-        "Adds what a method leaves in these linears."
+        "Records that a method has changed these linears."
         if method.quantizes and method.changes_weights:
             self.codes = dict.fromkeys((linear.key for linear in layers), method) | self.codes
         if method.quantizes and (method.keeps_codes or not method.changes_weights):

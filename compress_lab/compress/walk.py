@@ -36,7 +36,7 @@ class Stage:
 
 
 def window(module: nn.Module) -> tuple:
-    "What patches a convolution cuts out; the same for all others."
+    "The kernel, stride, padding and dilation of a convolution; the same constant for every other module."
     return (
         (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
         if isinstance(module, nn.Conv2d)
@@ -45,7 +45,7 @@ def window(module: nn.Module) -> tuple:
 
 # %% ../../nbs/compress/04_walk.ipynb #cell-22-2
 class Trace:
-    "What a pass over a few tokens shows: the order of calls, and what each linear is fed."
+    "Records a pass over a few tokens: the order of calls, and the inputs of each linear."
 
     def __init__(self, model: nn.Module, batch: dict, layers: list[LinearLayer]):
         self.calls, self.inputs, self.kept = {}, defaultdict(list), []
@@ -66,7 +66,7 @@ class Trace:
         self.inputs[linear.name].append((inputs.data_ptr(), inputs._version, inputs.shape, window(linear.module)))
 
     def stage_of(self, linear: LinearLayer) -> tuple:
-        "Gate, source and the key by which linears are grouped."
+        "The gate, the source, and the key that groups linears."
         name = linear.name.removesuffix(f".{linear.parameter}") if linear.kind == "experts" else linear.name
         twins = [
             module
@@ -140,7 +140,7 @@ class PausedForwards:
             return after(module, args, kwargs)  # attached while the call was paused: torch would skip it
 
     def resume(self, run):
-        "Runs on to the next stage, or to the end of the pass."
+        "Resumes the pass up to the next stage, or to its end."
         self.at[run] = None
         self.at[run] = run.switch()
         if self.at[run] is None:
@@ -266,7 +266,7 @@ def memory_needed(
     square: bool = False,  # the statistic is (in, in)
     kept: int | None = None,  # numbers kept for each row where rows are images; None: what a block keeps of a token
 ) -> int:
-    "Bytes a walk needs above the resident model, by its largest parts, without running it."
+    "Bytes that a walk needs in addition to the model, estimated from its largest parts without running it."
     width, itemsize = max(linear.in_features for linear in layers), layers[0].weight.element_size()
     hidden = getattr(text_config(model), "hidden_size", width)
     if kept is None:
@@ -281,7 +281,7 @@ def memory_needed(
 
 # %% ../../nbs/compress/04_walk.ipynb #meter-code
 class Meter(TorchDispatchMode):
-    "Counts the bytes of all tensors that come into being in its context, for as long as they are alive."
+    "Counts the bytes of all tensors created in its context, for as long as they are alive."
 
     def __init__(self):
         super().__init__()

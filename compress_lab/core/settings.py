@@ -259,7 +259,7 @@ def fits(value, hint) -> bool:
 
 
 def said(value) -> str:
-    "A value in a message: short, also where it is nested deeply or has thousands of digits."
+    "A value as text for a message, shortened if it is long or deeply nested."
     try:
         return visible(repr(value), 60)
     except (RecursionError, ValueError):

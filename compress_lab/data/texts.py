@@ -37,7 +37,7 @@ from ..models.subject import Subject
 # %% ../../nbs/data/02_texts.ipynb #cell-07
 @dataclass(frozen=True)
 class DataProvenance:
-    "Where data comes from."
+    "The origin of a data set: name, source, revision, licence and hash."
 
     name: str  # the name it was asked for by
     source: str  # package, file or Hub id
@@ -126,7 +126,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _local(name: str | Path) -> Path | None:
-    "What there is on this machine under that name, a broken link too; None if there is nothing."
+    "The path of that name on this machine, a broken link included; None if there is none."
     try:
         path = local(name)
     except CompressLabError:
@@ -135,7 +135,7 @@ def _local(name: str | Path) -> Path | None:
 
 # %% ../../nbs/data/02_texts.ipynb #cell-11-2
 def _choose(what: str, asked: str | None, known: list[str], preferred: tuple[str, ...], where: str) -> str:
-    "The one of `known` that was asked for, or else the first preferred, or the only one. Raises `CompressLabError`."
+    "The requested entry of `known`, else the first preferred one, else the only one. Raises `CompressLabError`."
     if asked in known:
         return asked
     if asked is None:
@@ -246,7 +246,7 @@ def text_source(
 
 # %% ../../nbs/data/02_texts.ipynb #cell-15
 def _kept(path: Path, make) -> list:
-    "What `make()` gives, from the file where it was kept, or else made and kept there."
+    "The result of `make()`, read from its cache file or computed and cached there."
     if os.path.lexists(path) and not intact(path):
         set_aside(path, "is not what was written")
     if not path.exists():
@@ -307,7 +307,7 @@ def _rows(frame: pd.DataFrame, where: str) -> tuple[Document, ...]:
 
 
 def _pieces(text: str, name: str, length: int = 4000) -> tuple[Document, ...]:
-    "Plain text cut at blank lines into documents of at least `length` characters, the last excepted."
+    "Splits plain text at blank lines into documents of at least `length` characters, except the last."
     found, piece = [], ""
     for paragraph in re.split(r"(?<=\n)\s*\n", text):
         piece += paragraph + "\n"
@@ -416,7 +416,7 @@ def _stream_key(documents: tuple[Document, ...], tokenizer) -> str | None:
 
 # %% ../../nbs/data/02_texts.ipynb #cell-28
 def _continues(model) -> bool:
-    "Whether the model continues texts, so that nothing may end them."
+    "Whether the model continues texts, so that rows must not end with an end token."
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return not encoder_decoder and bool(getattr(model, "can_generate", lambda: False)())
 
@@ -606,7 +606,7 @@ def windows(
 # %% ../../nbs/data/02_texts.ipynb #cell-43
 @dataclass(frozen=True, repr=False)
 class Task:
-    "A labelled set, as its publisher laid it out."
+    "A labelled data set in its publisher's layout."
 
     frame: pd.DataFrame  # one row an item
     provenance: DataProvenance  # where it comes from

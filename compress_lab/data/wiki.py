@@ -105,7 +105,7 @@ def _tag(node) -> str:
 
 
 def _words(code) -> str:
-    "What a reader sees of parsed markup, in one string."
+    "The visible text of parsed markup."
     from mwparserfromhell import nodes
 
     kinds = {

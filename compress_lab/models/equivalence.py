@@ -29,7 +29,7 @@ from .observing import calibrating, observe
 
 # %% ../../nbs/models/16_equivalence.ipynb #cell-08
 def bias_of(layer: LinearLayer) -> LinearLayer | None:
-    "The bias that belongs to a weight, None if there is none."
+    "The bias of a weight; None without one."
     name = "bias" if layer.parameter == "weight" else f"{layer.parameter}_bias"
     return (
         replace(layer, parameter=name, kind="vector", transposed=False)
@@ -40,7 +40,7 @@ def bias_of(layer: LinearLayer) -> LinearLayer | None:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    "A place where a factor for each channel can be moved from a module to the linears that read it."
+    "A module whose channels can be scaled, and the linears that can undo the scaling."
 
     source: LinearLayer  # a norm (kind "norm") or a linear
     rows: Tensor  # (channels,): the output of the source that is channel c
@@ -66,7 +66,7 @@ def move(
     self: Pair,
     factors: Tensor,  # positive, (channels,) or (experts, channels)
 ):
-    "Divides what the source puts out by the factors, and multiplies by them where it is read. In place."
+    "Divides the outputs of the source by the factors and multiplies the weights that read them. In place."
     factors, bias = factors.float().expand(self.experts, -1), bias_of(self.source)
     for expert, (matrix, divisor) in enumerate(zip(self.source.matrices, factors)):
         rows = matrix[self.rows].float() + self.offset
@@ -89,7 +89,7 @@ def inside(model: nn.Module):
 
 
 def norms(model: nn.Module) -> dict[str, LinearLayer]:
-    "The modules that may be norms, by name: no parts, and all parameters vectors of one length."
+    "The modules that may be norms, by name: leaf modules whose parameters are vectors of one length."
     found, block_of = {}, inside(model)
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -106,7 +106,7 @@ def norms(model: nn.Module) -> dict[str, LinearLayer]:
 
 
 def centres(norm: nn.Module) -> bool:
-    "Whether a norm takes no notice of a constant added to its input, as layer norms do."
+    "Whether a norm ignores a constant added to its input, as layer norms do."
     x = torch.randn(4, len(norm.weight), generator=torch.Generator().manual_seed(0)).to(norm.weight)
     return relative_error(norm(x + 1), norm(x)) < 0.1
 
@@ -125,7 +125,7 @@ def matrices(model: nn.Module) -> list[LinearLayer]:
 # %% ../../nbs/models/16_equivalence.ipynb #cell-14
 @contextmanager
 def kept(layers):
-    "Puts the parameters back as they were."
+    "Restores the parameters on exit."
     tensors = {id(layer.weight): layer.weight.data for layer in layers}
     saved = {key: tensor.clone() for key, tensor in tensors.items()}
     try:
@@ -141,12 +141,12 @@ def rows_of(tensor: Tensor) -> set[bytes]:
 
 
 def copied(call):
-    "The same arguments, with tensors of their own."
+    "A copy of the arguments, with copied tensors."
     return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, call)
 
 # %% ../../nbs/models/16_equivalence.ipynb #cell-14-2
 class Flow:
-    "What one pass shows: what each norm puts out, what each matrix takes in, and how norms and blocks are called."
+    "Records one pass: the outputs of norms, the inputs of matrices, and the calls of norms and blocks."
 
     def __init__(self, model: nn.Module, batch: dict):
         self.norms, self.matrices = norms(model), matrices(model)

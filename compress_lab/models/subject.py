@@ -23,7 +23,7 @@ from .packed import Packed
 # %% ../../nbs/models/12_subject.ipynb #cell-08
 @dataclass(frozen=True)
 class Provenance:
-    "Where a model comes from and what it became on the way here."
+    "The origin of a model, and what was done to its weights before and during loading."
 
     name: str = "in memory"  # short name, for tables
     source: str = "built in memory"  # package, folder or Hub id
@@ -50,7 +50,7 @@ VOLATILE = {
 
 
 def _stable(config):
-    "The configuration without what does not change the model."
+    "The configuration without fields that do not change the model."
     if isinstance(config, dict):
         return {key: _stable(value) for key, value in config.items() if key not in VOLATILE}
     return [_stable(value) for value in config] if isinstance(config, list) else config
@@ -121,7 +121,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        "Where it comes from, and the methods applied to it."
+        "The name of its origin, and of the methods applied to it."
         return " + ".join([self.provenance.name, *(str(entry.get("method", "?")) for entry in self.history)])
 
     @property
@@ -147,7 +147,7 @@ class Subject:
         return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()
 
     def copy(self) -> "Subject":
-        "A Subject with weights of its own; nothing done to it reaches this one."
+        "A deep copy: changes to its weights do not affect this Subject."
         model, history, packed = deepcopy(self.model), deepcopy(self.history), dict(self.packed)
         return Subject(model, self.tokenizer, self.provenance, history, packed, files=self.files)
 
@@ -165,7 +165,7 @@ def _row(fact: tuple[str, str]) -> str:
 
 @patch
 def facts(self: Subject) -> dict[str, str]:
-    "What a reader wants to know of a Subject, foreign text made visible."
+    "The facts about a Subject by name, with control characters of foreign text made visible."
     parameters, provenance = list(self.model.parameters()), self.provenance
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in parameters})
     simulated = ["quantized weights are kept as floats too"] * bool(self.packed) + [

@@ -125,7 +125,7 @@ def declared(config) -> dict:
 
 
 def reduced(value, largest: int):
-    "A whole number, or each in a list, cut down to `largest`; anything else as it is."
+    "A whole number, or each number in a list, limited to `largest`; anything else unchanged."
     if isinstance(value, (list, tuple)):
         return [reduced(item, largest) for item in value]
     return min(value, largest) if type(value) is int else value

@@ -35,7 +35,7 @@ def token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 
 # %% ../../nbs/train/01_losses.ipynb #cell-09
 class Pieces(torch.autograd.Function):
-    "Losses of tokens, some at a time; their gradients are kept, in the precision of the logits."
+    "Token losses, computed in pieces to save memory; their gradients are kept in the precision of the logits."
 
     @staticmethod
     def forward(ctx, loss, piece, logits, *targets):
@@ -136,20 +136,20 @@ def check_loss(model: nn.Module, loss: str, tokens: Tensor):
 
 # %% ../../nbs/train/01_losses.ipynb #goal-code
 def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict:
-    "What of a batch is for the model: all but labels and what is known of a teacher, and no cache."
+    "The part of a batch that the model takes: without labels and columns of a teacher, and with the cache off."
     given = {name: value for name, value in batch.items() if name != "labels" and not name.startswith("teacher")}
     cached = hasattr(model, "config") and "use_cache" in inspect.signature(type(model).forward).parameters
     return given | ({"use_cache": False} if cached else {})
 
 
 def predictions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    "The logits of a batch, which a model of transformers takes by name and any other in order."
+    "The logits of a batch, passed by name to a model of transformers and in order to any other module."
     given = inputs_of(model, batch)
     return model(**given).logits if hasattr(model, "config") else model(*given.values())
 
 
 def attended(batch: dict[str, Tensor]) -> Tensor:
-    "Which tokens are no padding, (rows, length), bool."
+    "The tokens that are not padding, (rows, length), bool."
     return (
         batch["attention_mask"].bool()
         if "attention_mask" in batch
@@ -158,12 +158,12 @@ def attended(batch: dict[str, Tensor]) -> Tensor:
 
 # %% ../../nbs/train/01_losses.ipynb #objective-code
 class Objective:
-    "What is learned from a batch: its labels, or else its text."
+    "The training objective of a batch: its labels, or the next token of its text if it has none."
 
     shown = {}  # beside the parts of the loss, in the progress bar
 
     def rows(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        "What a step, the first is 0, learns from in the place of a batch that it was given."
+        "The rows that a step (counted from 0) learns from; by default the batch itself."
         return batch
 
     def labels(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -185,17 +185,17 @@ class Objective:
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
 
     def items(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        "Which rows or tokens there is something to learn from, bool."
+        "The rows or tokens with a label, bool."
         return self.labels(model, batch) != -100
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The loss of each row or token, zero where it is no item, in parts that add up."
+        "The loss of each row or token by part, zero for those without a label; the parts add up."
         logits, labels = predictions(model, batch), self.labels(model, batch)
         return {"labels": in_pieces(token_loss, logits, labels) if logits.dim() > 2 else token_loss(logits, labels)}
 
 # %% ../../nbs/train/01_losses.ipynb #objective-code-2
 class Imitate(Objective):
-    "What is learned from the logits of a teacher on the same batch."
+    "The training objective of matching the logits of a teacher on the same batch."
 
     def __init__(
         self,
@@ -220,13 +220,13 @@ class Imitate(Objective):
 
 # %% ../../nbs/train/01_losses.ipynb #requiring-code
 def check_loaded(method, subject):
-    "Raises `CompressLabError` if the weights are read from files, and cannot be trained."
+    "Raises `CompressLabError` for a streamed model, whose weights cannot be trained."
     if subject.streamed:
         raise CompressLabError("A streamed model cannot be trained.", str(method), "load it whole")
 
 
 def check_vocabulary(method, subject, original, otherwise: str = ""):
-    "Raises `CompressLabError` if the tokens of two Subjects are not the same words."
+    "Raises `CompressLabError` if two Subjects have different vocabularies."
     sizes = [each.model.config.get_text_config().vocab_size for each in (subject, original)]
     if len(set(sizes)) > 1:
         raise CompressLabError(
@@ -246,7 +246,7 @@ def check_vocabulary(method, subject, original, otherwise: str = ""):
 
 
 def moved(layers, before: dict) -> dict:
-    "How far each linear moved from the weight it had, relative to that, and the share of its zeros, by name."
+    "The relative change of each linear's weight, and its share of zeros, by name."
     return {
         linear.name: {
             "moved": float(

@@ -60,12 +60,12 @@ class ByStep(torch.utils.data.Sampler):
 
 # %% ../../nbs/train/02_trainer.ipynb #mean-code
 def here(weight: Tensor) -> Tensor:
-    "The part of a weight that this process has, all of it where it is not sharded."
+    "The shard of a weight that this process holds; the whole weight if it is not sharded."
     return (weight.to_local() if isinstance(weight, DTensor) else weight).detach()
 
 
 class Masks(TrainerCallback):
-    "Puts zeros back after every step; where they are few, at their places alone."
+    "Restores zeros after every step, by index if they are few."
 
     def __init__(self, model: nn.Module):
         weights = [
@@ -116,7 +116,7 @@ class Mean(TrainerCallback):
 
 # %% ../../nbs/train/02_trainer.ipynb #cell-05
 class StudentTrainer(Trainer):
-    "A trainer that goes by an objective, and divides by the items of a whole step."
+    "A Trainer for an `Objective`, whose loss is averaged over all items of a step."
 
     loss_is_scaled_for_ga = True
 
@@ -127,7 +127,7 @@ class StudentTrainer(Trainer):
             self.add_callback(mean)
 
     def _get_train_sampler(self, train_dataset=None):
-        "Rows by chance; sentences sorted within a step."
+        "Samples rows at random, sorted by length within a step."
         mask = self.train_dataset.table.get("attention_mask")
         if mask is None:
             return super()._get_train_sampler(train_dataset)
@@ -180,7 +180,7 @@ class StudentTrainer(Trainer):
         return total / max(1, items)
 
     def evaluate(self, *args, **more) -> dict:
-        "That loss, which callbacks hear of."
+        "The validation loss, reported to callbacks."
         self.log(metrics := {"eval_loss": self.judge()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -210,7 +210,7 @@ class Rows(torch.utils.data.Dataset):
         return {name: tensor[index] for name, tensor in self.table.items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        "A batch, cut to its longest sentence where there is a mask."
+        "A batch; with an attention mask it is cut to its longest row."
         batch = {name: tensor[indices] for name, tensor in self.table.items()}
         if (mask := batch.get("attention_mask")) is None:
             return batch
@@ -245,7 +245,7 @@ class Bar(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    "Calls `see` after every step with their number, the model in evaluation mode and without gradients."
+    "Calls `see` with the step number after every step, with the model in evaluation mode and without gradients."
 
     def __init__(self, see: Callable):
         self.see = see
@@ -286,7 +286,7 @@ def learning(model: nn.Module, objective: Objective):
 
 
 def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
-    "A model of the same weights, until accelerate takes it apart, and its objective with the same teacher."
+    "A model that shares its weights until accelerate shards them, and its objective with the same teacher."
     kept = {id(each): nn.Parameter(each.detach(), each.requires_grad) for each in model.parameters()}
     if teacher := vars(objective).get("teacher"):
         kept[id(teacher)] = teacher
@@ -294,7 +294,7 @@ def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objectiv
 
 
 def gather(model: nn.Module, sharded: nn.Module):
-    "Gives the model the whole weights and the buffers of one that was trained in shards."
+    "Copies the full weights and buffers of a sharded model into the model."
     for ours, theirs in (
         (model.named_parameters(), sharded.named_parameters()),
         (model.named_buffers(), sharded.named_buffers()),
@@ -305,7 +305,7 @@ def gather(model: nn.Module, sharded: nn.Module):
 
 # %% ../../nbs/train/02_trainer.ipynb #resume-code-2
 def sharded() -> bool:
-    "Whether accelerate is to train in shards. Raises `CompressLabError` for ways that are not supported."
+    "Whether accelerate trains in shards. Raises `CompressLabError` for a mode that is not supported."
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise CompressLabError("DeepSpeed is not supported.", "training", "train with DDP, or with FSDP of version 2")
     found = parse_flag_from_env("ACCELERATE_USE_FSDP")
@@ -315,7 +315,7 @@ def sharded() -> bool:
 
 
 def trackers() -> list[str]:
-    "Names of those to tell of every step, in `COMPRESS_LAB_TRACKERS`, as `report_to` of transformers has them."
+    "The trackers named in `COMPRESS_LAB_TRACKERS`, for the argument `report_to` of transformers."
     names = os.environ.get("COMPRESS_LAB_TRACKERS", "").replace(",", " ").split()
     if unknown := [name for name in names if name not in INTEGRATION_TO_CALLBACK]:
         raise CompressLabError(
@@ -363,7 +363,7 @@ def settings_of(
     micro: int | None,  # rows that a process computes at once; None: its part of a step
     **more,  # more of the arguments of the trainer
 ) -> TrainingArguments:
-    "How to train: a step sees the same rows, in whatever parts and by however many processes."
+    "The arguments of the trainer: a step sees the same rows for any micro-batch and number of processes."
     settings = TrainingArguments(
         adam_beta2=0.95,
         weight_decay=0.0,
@@ -399,7 +399,7 @@ def saving(
     keeps: bool,  # whether checkpoints are written
     judges: bool,  # whether the best of them is kept, by the loss of held-out rows
 ) -> dict:
-    "The arguments of the trainer for checkpoints and for judging by held-out rows."
+    "The arguments of the trainer for checkpoints and for validation."
     if not keeps:
         return {"save_strategy": "no"}
     arguments = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1}
@@ -495,7 +495,7 @@ def learn(
     folder: Path | None = None,  # for checkpoints, from which a run goes on; None keeps none
     callbacks=(),  # more callbacks of the trainer
 ) -> list[float]:
-    "The loss of every step. Raises `CompressLabError` if it is not finite."
+    "Trains the model and returns the loss of every step. Raises `CompressLabError` if it is not finite."
     check_arguments(model, schedule, average, held)
     data, judged = ({"input_ids": each} if isinstance(each, Tensor) else each for each in (rows, held))
     device = next(model.parameters()).device
