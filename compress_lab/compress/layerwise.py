@@ -505,7 +505,7 @@ class LayerMethod(Method, abstract=True):
         return min(self.group_size or columns, columns)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Compresses the linears of the Subject in place; returns what each lost, by name."
+        "Compresses the linears of the Subject in place; returns the errors of each by name."
         return change_each(
             self,
             subject,

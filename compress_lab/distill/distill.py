@@ -65,7 +65,7 @@ RANGES = {
 # %% ../../nbs/distill/10_distill.ipynb #settings-code-2
 @dataclass(frozen=True)
 class Distill(CalibratedMethod):
-    "Trains a model to predict what the original does; zeros stay."
+    "Trains a model to match the predictions of the original; zeros stay zero."
 
     loss: str = "kl"  # of the predictions: one of `LOSSES`; "uld" for a teacher with another tokenizer
     temperature: float = 1.0  # of both predictions
@@ -120,7 +120,7 @@ class Distill(CalibratedMethod):
 
     @property
     def divergence(self):
-        "The loss of the predictions with its settings."
+        "The divergence between predictions, with its settings."
         mix = {} if self.mix is None else {"mix": self.mix}
         return partial(LOSSES[self.loss], temperature=self.temperature, **mix)
 
@@ -154,7 +154,7 @@ def common_heads(student: tuple, teacher: tuple) -> int:
 
 
 def feature_losses(kind: str, student, teacher, mask: Tensor, causal: bool) -> Tensor:
-    "How far a block of the student is from one of the teacher at each token, (rows, length)."
+    "The feature loss between a block of the student and one of the teacher at each token, (rows, length)."
     if kind in ("hidden", "directions"):
         return hidden_loss(student, teacher, mask, kind == "directions")
     if kind == "attention":
@@ -164,7 +164,7 @@ def feature_losses(kind: str, student, teacher, mask: Tensor, causal: bool) -> T
 
 # %% ../../nbs/distill/10_distill.ipynb #objective-code
 class DistillObjective(Objective):
-    "What a student learns from a teacher, as a `Distill` says."
+    "The training objective of `Distill`: labels, the teacher's predictions and its hidden features."
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class DistillObjective(Objective):
         return super().items(model, batch) if self.method.alpha or "labels" in batch else attended(batch)
 
     def inside(self, ours: list, theirs: list, batch: dict) -> Tensor:
-        "The mean over the pairs of blocks, at each item."
+        "The mean feature loss over the pairs of blocks, at each item."
         mask, found = attended(batch), 0
         for number, (i, j) in enumerate(self.pairs):
             mapped = self.maps[number](ours[i - 1]) if self.maps else ours[i - 1]
@@ -226,7 +226,7 @@ class DistillObjective(Objective):
 
 # %% ../../nbs/distill/10_distill.ipynb #outputs-code
 def hash_of(arrays, some: list[int]) -> str:
-    "A hash of some rows of what is kept."
+    "A hash of some rows of the kept outputs."
     digest = xxhash.xxh3_128()
     for array in arrays:
         digest.update(np.ascontiguousarray(array[some]))
@@ -256,7 +256,7 @@ def rows_kept(folder: Path, order: list[int], batch: int) -> tuple[int, list[str
 
 
 def keep(folder: Path, hashes: list[str]):
-    "Writes down which batches are kept."
+    "Records which batches are kept."
     (written := folder / "done.partial").write_text(json.dumps({"hashes": hashes}))
     written.replace(folder / "done.json")
 

@@ -60,7 +60,7 @@ def attending():
 
 
 def scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    "What attention is the softmax of, (rows, heads, length, length), without a mask."
+    "Attention scores before the softmax, (rows, heads, length, length), without a mask."
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     with torch.autocast(query.device.type, enabled=False):
         return query.float() @ key.float().transpose(-1, -2) * scaling

@@ -79,7 +79,7 @@ def bucket(
     top: Tensor,  # which tokens stay, (tokens, k)
     temperature: float = 1.0,  # at which the others are summed up
 ) -> Tensor:
-    "The logits of those that stay, and one for all the others together, (tokens, k + 1)."
+    "The logits of the kept tokens, and one for all others together, (tokens, k + 1)."
     logits, top = logits.float(), top.long()
     rest = logits.scatter(-1, top, -torch.inf).div(temperature).logsumexp(-1, keepdim=True) * temperature
     return torch.cat([logits.gather(-1, top), rest], -1)

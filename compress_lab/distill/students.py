@@ -181,7 +181,7 @@ def fresh(subject: Subject, config, seed: int) -> Subject:
 
 
 def copied(subject: Subject, kept: list[int]) -> Subject:
-    "The Subject with only some of its blocks."
+    "A Subject with only some of the blocks."
     began, stack = time.perf_counter(), one_stack(subject.model)
     small = Subject(
         shorter(subject.model, stack, kept), subject.tokenizer, subject.provenance, deepcopy(subject.history)
@@ -200,7 +200,7 @@ def copied(subject: Subject, kept: list[int]) -> Subject:
 
 # %% ../../nbs/distill/03_students.ipynb #student-2
 def wanted(model: nn.Module, parts: list[Units], **sizes) -> dict[str, int]:
-    "The sizes that are asked for and not those of the model. Raises `CompressLabError` if it has fewer."
+    "The requested sizes that differ from the model's. Raises `CompressLabError` if the model is smaller."
     for name, left in {
         name: whole(left, f"student, {name}", 1) for name, left in sizes.items() if left is not None
     }.items():
@@ -282,12 +282,12 @@ def student(
 
 # %% ../../nbs/distill/03_students.ipynb #search
 def worked(model: nn.Module) -> int:
-    "Weights that a token is multiplied by: of all linears, the head included."
+    "The number of weights that each token is multiplied by: all linears, the head included."
     return sum(linear.weight.numel() for linear in linears(model))
 
 
 def unmade(model: nn.Module, config) -> nn.Module:
-    "A model of the same class without memory."
+    "A model of the same class on the meta device."
     with torch.device("meta"):
         return type(model)._from_config(config)
 

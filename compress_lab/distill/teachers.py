@@ -18,7 +18,7 @@ from ..train.losses import predictions
 
 # %% ../../nbs/distill/12_teachers.ipynb #ensemble-code
 class Ensemble(nn.Module):
-    "Predicts the mean of what its members predict."
+    "A module whose predictions are the mean of its members' predictions."
 
     def __init__(self, members: list[nn.Module]):
         super().__init__()

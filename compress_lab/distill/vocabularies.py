@@ -124,7 +124,7 @@ def teacher_columns(
 
 # %% ../../nbs/distill/04_vocabularies.ipynb #reading-code
 def as_teacher_reads(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    "A batch in the teacher's own tokens, where it has some."
+    "The batch in the teacher's tokens, if the teacher has another tokenizer."
     if TOKENS not in batch:
         return batch
     tokens, mask = batch[TOKENS].unbind(1)

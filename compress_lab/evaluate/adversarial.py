@@ -101,7 +101,7 @@ def similar(
 
 # %% ../../nbs/evaluate/27_adversarial.ipynb #search-code
 class Attacked(NamedTuple):
-    "What an adversary reached."
+    "The result of an attack on one text."
 
     text: str  # as he left it
     turned: bool  # whether the answer turned
@@ -225,7 +225,7 @@ WAYS = ("characters", "words", "gradient")
 # %% ../../nbs/evaluate/27_adversarial.ipynb #probe-code
 @dataclass(frozen=True)
 class Adversarial(OnTexts):
-    "Right answers of a text classifier that an adversary turns, each model with its own."
+    "The share of a classifier's right answers that an adversary turns, with separate attacks on each model."
 
     name: ClassVar[str] = "adversarial"
     axis: ClassVar[str] = "robustness"

@@ -38,7 +38,7 @@ SENTENCES = ("Sentence", "Template", "Person", "Gender", "Race", "Emotion word")
 # %% ../../nbs/evaluate/21_bias.ipynb #equity-code-2
 @dataclass(frozen=True)
 class Equity(Probe):
-    "How much more positive a classifier finds a sentence for whom it speaks of."
+    "How much a classifier's positive score depends on the person that a sentence is about."
 
     name: ClassVar[str] = "equity"
     axis: ClassVar[str] = "bias"
@@ -148,7 +148,7 @@ def icat(
 # %% ../../nbs/evaluate/21_bias.ipynb #stereo-probe
 @dataclass(frozen=True)
 class StereoSet(Probe):
-    "Which of a stereotyping, an opposite and an unrelated sentence a language model finds likelier."
+    "A language model's preference among a stereotypical, an anti-stereotypical and an unrelated sentence."
 
     name: ClassVar[str] = "stereoset"
     axis: ClassVar[str] = "bias"

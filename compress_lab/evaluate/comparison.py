@@ -142,7 +142,7 @@ def compare(
 # %% ../../nbs/evaluate/10_comparison.ipynb #cell-13
 @patch(as_prop=True)
 def frame(self: Comparison) -> pd.DataFrame:
-    "A row for each metric, numbers as they are."
+    "A row for each metric, as numbers."
     columns = [
         "probe",
         "metric",
@@ -179,7 +179,7 @@ def frame(self: Comparison) -> pd.DataFrame:
 # %% ../../nbs/evaluate/10_comparison.ipynb #cell-13-2
 @patch
 def table(self: Comparison) -> tuple[tuple, list[tuple]]:
-    "Header and rows as people read them."
+    "The header and rows as text."
     rows = []
     for found in self.differences:
         unit, scale = found.metric.unit, found.original

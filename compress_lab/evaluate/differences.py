@@ -92,7 +92,7 @@ def direction(
 
 
 def _told(value: float, low: float, high: float, metric: Metric, floor: float) -> str:
-    "What is said of a difference."
+    "A difference in words."
     if not np.isfinite(value):
         if not metric.diverges:
             return "undefined"

@@ -216,7 +216,7 @@ def overlap(
 # %% ../../nbs/evaluate/23_factuality.ipynb #consistency-code-2
 @dataclass(frozen=True)
 class Consistency(Probe):
-    "How much a language model's answers to one question agree with each other."
+    "Agreement between a language model's answers to the same question."
 
     name: ClassVar[str] = "consistency"
     axis: ClassVar[str] = "factuality"

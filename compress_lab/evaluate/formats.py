@@ -40,7 +40,7 @@ def laid_out(
     found,  # Items of kind choice
     name: str,  # in `FORMATS`
 ):
-    "The same items in that layout."
+    "The items in another layout."
 
     def of(pair):
         return FORMATS[name](pair[0]), pair[1]

@@ -59,7 +59,7 @@ def _labels(groups, items: pd.Index) -> np.ndarray:
 
 
 def _interval(one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
-    "Of the difference of accuracies."
+    "95% interval of the difference of accuracies."
     return paired_interval(paired(one["correct"] > 0, other["correct"] > 0, one["cluster"]))
 
 # %% ../../nbs/evaluate/26_groups.ipynb #by-group-code

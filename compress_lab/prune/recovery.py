@@ -24,7 +24,7 @@ from compress_lab.train.losses import (
 # %% ../../nbs/prune/30_recovery.ipynb #cell-05
 @dataclass(frozen=True)
 class Recover(CalibratedMethod):
-    "Trains the linears of a pruned model to predict what the original does; zeros stay."
+    "Trains the linears of a pruned model to match the predictions of the original; zeros stay zero."
 
     loss: str = "kl"  # "kl": to the original; "next_token": of the text
     steps: int = 100  # of the optimizer

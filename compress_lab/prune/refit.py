@@ -25,7 +25,7 @@ from .admm import alternate
 # %% ../../nbs/prune/08_refit.ipynb #cell-05
 @dataclass(frozen=True)
 class Refit(CalibratedLayerMethod):
-    "Fits the weights that pruning left to the outputs of the original; zeros stay where they are."
+    "Refits the remaining weights of a pruned model to the outputs of the original; zeros stay zero."
 
     steps: int = 20  # rounds
     percdamp: float = 0.1  # ridge towards the original, as a share of the second moment of each input

@@ -20,7 +20,7 @@ from .permutation import Channels, aligned, interchangeable, kept, reorder
 # %% ../../nbs/prune/05_ria.ipynb #cell-05
 @dataclass(frozen=True)
 class RIA(Pruning, CalibratedLayerMethod):
-    "Zeroes the weights that are the smallest share of their row and column, weighted by the loudness of the input."
+    "Zeroes the weights with the smallest share of their row and column, times the norm of the input."
 
     power: float = 0.5  # of the input's norm: 0 looks at weights only, 1 as Wanda does
     permute: bool = False  # for N:M: move channels first where what comes before can follow; blocks seen as they were

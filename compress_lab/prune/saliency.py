@@ -115,7 +115,7 @@ def removed(method: "Saliency", layers: list[LinearLayer], found: list[Tensor]) 
 # %% ../../nbs/prune/09_saliency.ipynb #saliency-code
 @dataclass(frozen=True)
 class Saliency(Pruning):
-    "Zeroes the weights without which the loss would change least, by its gradients."
+    "Zeroes the weights whose removal changes the loss least, estimated from its gradients."
 
     criterion: str = "taylor"  # squared first-order change; "snip": its mean; "grasp": effect on the gradient's norm
     scope: str = "layer"  # what a share is of: each "row", each "layer", or the whole "model"
@@ -140,7 +140,7 @@ class Saliency(Pruning):
             raise CompressLabError(f"batch={self.batch} is not at least 1.", "Saliency", "use 4")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Prunes the linears of the Subject in place; returns the share of zeros of each, by name."
+        "Prunes the linears of the Subject in place; returns the sparsity of each by name."
         self.check_table(layers)
         tokens = calibration.tokens.to(subject.model.device)
         if subject.streamed:

@@ -52,7 +52,7 @@ def costs(
     inverse: Tensor,  # of its second moments, (stay, stay)
     size: int,  # consecutive inputs of a unit
 ) -> Tensor:
-    "What removing each unit adds to the squared error of the outputs, once the others have made up for it, (units,)."
+    "The squared output error of removing each unit, after the others have compensated, (units,)."
     if size == 1:
         return weight.square().sum(0) / inverse.diagonal()
     blocks = torch.stack(
@@ -101,7 +101,7 @@ CRITERIA = ("least_squares", "magnitude", "random")
 # %% ../../nbs/prune/21_width.ipynb #cell-13-2
 @dataclass(frozen=True)
 class Width(CalibratedLayerMethod, abstract=True):
-    "Cuts units out of every block."
+    "Removes units from every block."
 
     kind: ClassVar[str] = ""  # of units
     whole: ClassVar[bool] = True
@@ -130,7 +130,7 @@ class Width(CalibratedLayerMethod, abstract=True):
             raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 1.", name, "use 0.01")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Cuts units out of the Subject, whose model becomes a smaller one; returns what each reader lost, by name."
+        "Removes units from the Subject's model; returns the errors of each linear that reads them, by name."
         if subject.streamed:
             raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
         parts = {
@@ -225,13 +225,13 @@ def cut_reader(method: Width, subject, part: Units, count: int, groups: int, sta
 
 @dataclass(frozen=True)
 class Neurons(Width):
-    "Cuts neurons out of the feed-forward layers: a smaller model that plain transformers loads."
+    "Removes neurons from the feed-forward layers; plain transformers loads the smaller model."
 
     kind = "neurons"
 
 
 @dataclass(frozen=True)
 class Heads(Width):
-    "Cuts heads out of the attention layers: a smaller model that plain transformers loads."
+    "Removes heads from the attention layers; plain transformers loads the smaller model."
 
     kind = "heads"

@@ -65,7 +65,7 @@ class Rounding:
 
     @torch.no_grad()
     def step(self, gradients: list, rate: float):
-        "Moves everything by the sign of its gradient."
+        "Updates all parameters by the sign of their gradients."
         for each, gradient, (least, most) in zip(self.learned, gradients, ((-0.5, 0.5), (0, 1), (0, 1))):
             if gradient is not None:
                 each.sub_(gradient.sign_(), alpha=rate).clamp_(least, most)
@@ -73,7 +73,7 @@ class Rounding:
 
     @property
     def moved(self) -> bool:
-        "Whether the inputs said anything: for every matrix of the linear something was learned."
+        "Whether learning moved the offsets or multipliers of every matrix of the linear."
         offsets, alpha, beta = self.learned
         return all_moved(self.linear, (offsets != 0) | (alpha != 1) | (beta != 1))
 
@@ -95,7 +95,7 @@ class Rounding:
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-10
 def first_tensor(output) -> Tensor:
-    "The hidden states a block puts out."
+    "The hidden states that a block returns."
     return (
         output
         if isinstance(output, Tensor)
@@ -104,7 +104,7 @@ def first_tensor(output) -> Tensor:
 
 
 def block_error(module: nn.Module, weights: dict, inputs: tuple, target: Tensor) -> Tensor:
-    "Mean squared error of what a block puts out with other weights, which are given by their names in it."
+    "Mean squared error of a block's outputs with other weights, given by their names in the block."
     return (first_tensor(functional_call(module, weights, *inputs)).float() - target.float()).square().mean()
 
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-11
@@ -117,7 +117,7 @@ def learn(
     rate: float,  # first step size, falling to zero
     generator: torch.Generator,
 ) -> tuple[float, float]:
-    "Learns the roundings in place; the mean squared error over all batches by plain rounding, and now."
+    "Learns the roundings in place; returns the mean squared error over all batches before and after."
 
     def error(number):
         return block_error(
@@ -204,7 +204,7 @@ def block_plan(model: nn.Module, layers: list[LinearLayer], batch: dict, method)
 # %% ../../nbs/quantize/32_autoround.ipynb #cell-16
 @dataclass(frozen=True)
 class AutoRound(CalibratedMethod):
-    "Learns which way to round each weight, block by block, by signed gradient descent."
+    "Learns whether to round each weight up or down, block by block, by signed gradient descent."
 
     bits: int = 4  # width of a code, 1 to 8
     group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
@@ -237,7 +237,7 @@ class AutoRound(CalibratedMethod):
         return min(self.group_size or columns, columns)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Quantizes the linears of the Subject in place; returns what each lost, by name."
+        "Quantizes the linears of the Subject in place; returns the errors of each by name."
         tokens, hidden = (
             calibration.tokens.to(subject.model.device),
             getattr(subject.model.config.get_text_config(), "hidden_size", 1024),
@@ -258,7 +258,7 @@ class AutoRound(CalibratedMethod):
 def learn_blocks(
     method: AutoRound, subject, layers: list[LinearLayer], batches: list[dict], checkpoint, seed: int
 ) -> dict:
-    "Goes through the blocks; returns what each linear lost, by name."
+    "Learns the roundings of all blocks; returns the errors of each linear by name."
     model, report, finished = subject.model, {}, Finished(checkpoint, subject, layers)
     stages = block_plan(model, layers, {"input_ids": batches[0]["input_ids"][:1, :16]}, method)
     original = PausedForwards(body(model, layers, batches[0]), batches, stages)

@@ -77,7 +77,7 @@ def search(
 # %% ../../nbs/quantize/06_awq.ipynb #cell-10
 @dataclass(frozen=True)
 class AWQ(LayerMethod, CalibratedMethod):
-    "Scales input channels before rounding, by a power of their loudness, and clips each group."
+    "Scales input channels by a power of their mean magnitude before rounding, and clips each group."
 
     bits: int = 4  # width of a code, 1 to 8
     group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row

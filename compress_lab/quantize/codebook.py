@@ -159,7 +159,7 @@ def share(
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-17
 @dataclass(frozen=True)
 class WeightedCodebook(Codebook, CalibratedLayerMethod):
-    "A codebook that is finer for weights on loud inputs: their errors count by the mean square of the input."
+    "A codebook whose squared errors are weighted by the mean square of each input."
 
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
     link = "https://arxiv.org/abs/2306.07629"
@@ -173,7 +173,7 @@ class WeightedCodebook(Codebook, CalibratedLayerMethod):
 def huffman_lengths(
     counts: list[int],  # how often each code occurs
 ) -> list[int]:
-    "Bits of each code's word in a Huffman code; 0 for codes that do not occur."
+    "The length in bits of each code's word in a Huffman code; 0 for codes that do not occur."
     lengths = [0] * len(counts)
     heap = [(count, code, (code,)) for code, count in enumerate(counts) if count]
     if len(heap) == 1:

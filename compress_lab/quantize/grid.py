@@ -33,7 +33,7 @@ def step_between(
     high: Tensor,
     top: int,  # steps between them
 ) -> Tensor:
-    "The length of a step; also right where the difference of the two is beyond what a float holds."
+    "The step between two values of a grid, computed without overflow."
     wide = high - low
     return torch.where(wide.isfinite(), wide / top, (high / 2 - low / 2) / (top / 2))
 
@@ -71,7 +71,7 @@ def lies_on(
     zeros: Tensor,  # (rows,)
     bits: int,  # 1 to 8
 ) -> Tensor:
-    "Which rows are on their grid already, bool of shape (rows,)."
+    "The rows whose weights already lie on a grid, bool of shape (rows,)."
     scales, zeros = scales[:, None], zeros[:, None]
     return (values(codes(weight, scales, zeros, bits), scales, zeros) == weight).all(1)
 
@@ -154,7 +154,7 @@ def grouped(
     weight: Tensor,  # (rows, in)
     group_size: int,  # columns a group
 ) -> list[slice]:
-    "The columns of each group; the last one is shorter where the group size does not divide."
+    "The columns of each group; the last group is shorter if the group size does not divide."
     return [slice(start, min(start + group_size, weight.shape[1])) for start in range(0, weight.shape[1], group_size)]
 
 
@@ -173,7 +173,7 @@ def by_groups(
     weight: Tensor,  # (rows, in)
     fit_group: Callable,  # fit_group(columns of the group): scales and zero points of shape (rows,)
 ) -> Compressed:
-    "Every weight at the nearest value of its group's grid, with codes, scales and zero points."
+    "Rounds every weight to the grid of its group; returns weights, codes, scales and zero points."
     rounded, quantized, found = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.uint8), []
     for part in grouped(weight, method.columns_per_group(weight.shape[1])):
         scales, zeros = fit_group(part)

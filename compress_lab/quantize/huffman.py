@@ -38,7 +38,7 @@ def encode(
     symbols: Tensor,  # below len(lengths), (n,)
     lengths: list[int],  # bits of each symbol's word
 ) -> Tensor:
-    "The words one after the other, uint8."
+    "The concatenated words, packed into bytes."
     lengths, symbols = np.asarray(lengths, dtype=np.int64), symbols.numpy()
     (order, starts, longest), words = canonical(lengths), np.zeros(len(lengths), dtype=np.int64)
     words[order] = starts
@@ -82,7 +82,7 @@ FAR = 31  # entries that are passed over at once, and the symbol for it: five bi
 def to_gaps(
     kept: Tensor,  # which entries are kept, (n,), bool
 ) -> Tensor:
-    "Symbols from 0 to `FAR`, from which the places follow, int64."
+    "The gaps between kept entries as symbols from 0 to `FAR`, int64."
     passed = kept.nonzero()[:, 0].diff(prepend=torch.tensor([-1])) - 1
     ends = (passed // FAR + 1).cumsum(0)
     symbols = torch.full((int(ends[-1]) if len(ends) else 0,), FAR)
@@ -191,7 +191,7 @@ def write_huffman(
 def read_huffman(
     path: str | Path,  # as `write_huffman` wrote it
 ) -> dict[str, Tensor]:
-    "The weights by name, for `load_state_dict`. Raises `CompressLabError` if they are not those that were written."
+    "The weights by name, for `load_state_dict`. Raises `CompressLabError` if the file was changed."
     try:
         with safe_open(path, "pt") as file:
             about, stored = (

@@ -58,7 +58,7 @@ def token_scales(
 
 @dataclass(eq=False)
 class RoundInputs(InputQuantizer):
-    "Rounds what a linear is fed to eight bits."
+    "Quantizes the inputs of a linear to eight bits."
 
     scale: Tensor | None = None  # of all inputs, a scalar; None: each token has its own
 
@@ -75,7 +75,7 @@ def check_called(
     model: nn.Module,  # a transformer
     layers: list,  # linears whose inputs shall be rounded
 ):
-    "Raises `CompressLabError` that names a linear whose inputs cannot be rounded."
+    "Raises `CompressLabError` naming a linear whose inputs cannot be quantized."
     for linear in layers:
         if linear.kind == "conv2d":
             raise CompressLabError(
@@ -115,10 +115,10 @@ class RoundsInputs(LayerMethod, abstract=True):
 
     @abstractmethod
     def rounding(self, statistic) -> RoundInputs:
-        "What a linear does to its inputs."
+        "The input quantizer of a linear."
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
-        "The rounded matrix with its codes and scales, and the rounding of its inputs."
+        "The rounded matrix with its codes and scales, and its input quantizer."
         result = rows_to_int8(weight)
         result.inputs = self.rounding(statistic)
         return result
@@ -147,7 +147,7 @@ class RoundsInputs(LayerMethod, abstract=True):
 
 
 def inputs_only(method: RoundsInputs, linear, statistic) -> dict:
-    "Lets a quantized linear round its inputs, and leaves its weights as they are."
+    "Lets a quantized linear quantize its inputs too; its weights are not changed."
     check_finite(linear.weight.data, statistic, linear.name)
     why = unseen(statistic)
     attach(linear.module, method.rounding(None if why else statistic))
@@ -157,7 +157,7 @@ def inputs_only(method: RoundsInputs, linear, statistic) -> dict:
 # %% ../../nbs/quantize/21_int8.ipynb #int8-code
 @dataclass(frozen=True)
 class Int8(RoundsInputs, CalibratedLayerMethod):
-    "Rounds weights to eight bits a row, and lets every linear round its inputs to eight bits."
+    "Quantizes weights to eight bits with a scale per row, and inputs to eight bits at run time."
 
     activations: str = "token"  # "token": a scale for each token at run time; "static": one for each linear, calibrated
     observer: str = "minmax"  # for static scales: "minmax", "percentile", "mse" or "entropy"
@@ -187,7 +187,7 @@ class Int8(RoundsInputs, CalibratedLayerMethod):
             object.__setattr__(self, "statistic", OBSERVERS[self.observer][0])
 
     def rounding(self, statistic) -> RoundInputs:
-        "What a linear does to its inputs; without a statistic, each token has its own scale."
+        "The input quantizer of a linear; without a statistic each token has its own scale."
         if statistic is None:
             return RoundInputs()
         return RoundInputs(half_precision(torch.tensor(threshold(statistic, self.observer, self.percentile) / 127)))

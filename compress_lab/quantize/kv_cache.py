@@ -40,13 +40,13 @@ def rounded(
     axis: str,  # what has a scale of its own: each "token" or each "channel"
     group_size: int,  # how many channels of a token, or tokens of a channel, share it; 0: all of the channels
 ) -> Tensor:
-    "The states, group by group."
+    "The states rounded group by group."
     dim = -1 if axis == "token" else -2
     return torch.cat([to_grid(part, bits, dim) for part in states.split(group_size or states.shape[dim], dim)], dim)
 
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-11
 class RoundedCache(DynamicCache):
-    "A DynamicCache that rounds the keys and values it stores."
+    "A DynamicCache that quantizes the keys and values it stores."
 
     rounding = None  # the `RoundCache` that says how
 
@@ -60,7 +60,7 @@ class RoundedCache(DynamicCache):
 
 @dataclass(eq=False)
 class RoundCache(InputQuantizer):
-    "Lets a model keep its keys and values rounded."
+    "Gives a model a quantized key-value cache."
 
     bits: int
     keys: str
@@ -114,7 +114,7 @@ KNOWN = tuple(
 def cache_of(
     model: nn.Module,  # a transformer
 ) -> DynamicCache:
-    "The cache a model returns after a few tokens. Raises `CompressLabError` if it is none of keys and values."
+    "The cache that a model returns after a few tokens. Raises `CompressLabError` if it is no key-value cache."
     try:
         with torch.no_grad():
             output = model(**{**inputs(model), "use_cache": True})
@@ -139,7 +139,7 @@ def cache_of(
 def keeper(
     model: nn.Module,  # a transformer with a cache
 ) -> nn.Module:
-    "The module that makes the cache: the innermost one that is called without."
+    "The module that creates the cache: the innermost one that is called without a cache."
     found = []
 
     def look(module, args, kwargs):
@@ -159,7 +159,7 @@ def keeper(
 # %% ../../nbs/quantize/23_kv_cache.ipynb #cell-17
 @dataclass(frozen=True)
 class KVCache(Method):
-    "Lets a language model keep the keys and values of past tokens rounded. Weights stay as they are."
+    "Quantizes the cached keys and values of past tokens. Weights are not changed."
 
     bits: int = 4  # of a key or value, 1 to 8
     keys: str = "token"  # what has a scale of its own: each "token" or each "channel"
@@ -184,7 +184,7 @@ class KVCache(Method):
             )
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Gives the model a cache that rounds. Raises `CompressLabError` for models without a cache of keys and values."
+        "Gives the model a quantized cache. Raises `CompressLabError` for models without a key-value cache."
         model, where = subject.model, type(subject.model).__name__
         for module in model.modules():
             if isinstance(input_quantizer_of(module), RoundCache):

@@ -37,7 +37,7 @@ class RoundQuiet(RoundInputs):
 # %% ../../nbs/quantize/22_llm_int8.ipynb #cell-12
 @dataclass(frozen=True)
 class LLMInt8(RoundsInputs):
-    "Rounds weights to eight bits a row, and inputs to eight bits a token but for columns with outliers."
+    "Quantizes weights to eight bits per row and inputs to eight bits per token, except columns with outliers."
 
     threshold: float = 6.0  # magnitude from which one value makes its column an outlier
     paper = "Dettmers et al., 2022, LLM.int8(): 8-bit matrix multiplication for transformers at scale"
@@ -50,5 +50,5 @@ class LLMInt8(RoundsInputs):
             )
 
     def rounding(self, statistic) -> RoundQuiet:
-        "What a linear does to its inputs."
+        "The input quantizer of a linear."
         return RoundQuiet(None, float(self.threshold))

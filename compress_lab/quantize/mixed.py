@@ -82,7 +82,7 @@ def candidates(
 # %% ../../nbs/quantize/30_mixed.ipynb #cell-09
 @contextmanager
 def answering(modules: list[nn.Module], outputs: list):
-    "A context in which the modules do not compute and give these outputs."
+    "A context in which the modules return these outputs instead of computing."
     own = [vars(module).get("forward") for module in modules]
     for module, output in zip(modules, outputs):
         module.forward = lambda *args, output=output, **kwargs: output
@@ -118,7 +118,7 @@ class Replay:
         return [output for _, output in seen] if [module for module, _ in seen] == self.blocks else []
 
     def allowed(self, row: Tensor) -> bool:
-        "Whether the model says the same wherever it is taken up."
+        "Whether the model gives the same logits from whichever block it is resumed."
         outputs, whole = self.record(row), self.model(input_ids=row).logits
 
         def same(start):

@@ -36,7 +36,7 @@ class Largest:
 
     @property
     def informative(self) -> bool:
-        "Whether any input was not zero."
+        "Whether any input was nonzero."
         return self.largest != 0
 
     def finite(self) -> bool:
@@ -47,7 +47,7 @@ BINS = 1 << 16
 
 
 class Histogram(Largest):
-    "How many inputs are of which magnitude, in equal bins up to a power of two that grows when it must."
+    "A histogram of input magnitudes, in equal bins up to a power of two that grows as needed."
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ def threshold(
     observer: str,  # a name in `OBSERVERS`
     percent: float = 99.99,  # for "percentile"
 ) -> float:
-    "Where to clip; 0 where all inputs were zero. Raises `CompressLabError` for an observer that does not exist."
+    "The clipping threshold; 0 if all inputs were zero. Raises `CompressLabError` for an unknown observer."
     if observer not in OBSERVERS:
         raise CompressLabError(
             f"There is no observer {observer!r}.", "activations", f"use one of {', '.join(OBSERVERS)}"
