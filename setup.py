@@ -14,7 +14,11 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     author=settings["author"], author_email=settings["author_email"], url=settings["git_url"], license="Apache-2.0",
     keywords=settings["keywords"], python_requires=f">={settings['min_python']}", packages=find_packages(include=["compress_lab*"]),
-    package_data={"compress_lab": ["data/*.yml"], "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"], "compress_lab.report": ["templates/*"]},
+    package_data={
+        "compress_lab": ["data/*.yml"],
+        "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"],
+        "compress_lab.report": ["templates/*"],
+    },
     install_requires=words("requirements"), extras_require={**extras, "torchao": words("torchao_requirements"), "dev": sum(extras.values(), [])},
     entry_points={
         "console_scripts": words("console_scripts"),

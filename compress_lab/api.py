@@ -102,7 +102,7 @@ def comments_in(
 def own_comments(
     thing,  # a class or a function
 ) -> dict[str, str]:
-    "The comments in its own definition; empty if no source is there or it does not stand alone."
+    "The comments in the definition of a class or function; empty if its source is not available."
     source = "" if thing.__module__ == "builtins" else source_block(thing)
     try:
         return comments_in(source) if source else {}

@@ -14,6 +14,9 @@ SAMPLE = set(
 )
 
 
+assert SAMPLE <= {name for _, name in ALL}, "transformers calls one of these otherwise"
+
+
 def swept(names, pairs, **more):
     """Parametrizes a test with all the pairs, or all the names where `names` is one; those out of `SAMPLE` are marked
     with `sweep`.
@@ -38,6 +41,7 @@ HEAVY = set(
 
 def notebooks(paths):
     "Parametrizes a test with the paths of notebooks; those in `HEAVY` are marked with `sweep`."
+    assert HEAVY <= {path.with_suffix("").as_posix() for path in paths}, "a notebook of this list has another name"
     values = []
     for path in paths:
         marks = pytest.mark.sweep if path.with_suffix("").as_posix() in HEAVY else ()

@@ -1,5 +1,6 @@
 """What an earlier version wrote is read by this one: `before.zip` holds a tiny model, a text of made-up words, the run
-folder of a study and a saved Subject, all written by 0.1.0 as it was before the package was divided into its rooms.
+folder of a study and a saved Subject, all written by 0.1.0 as it was before the package was divided into its rooms. Its
+recipes name the type they compute in, which "auto" would leave to the processor, and the keys of the cells with it.
 """
 
 import json

@@ -137,7 +137,7 @@ def misfit(
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-12
 def as_format(asked: str | Format) -> Format:
-    "The format of that name, or the one given. Raises `CompressLabError` if there is none."
+    "Looks a format up by name; a format is returned unchanged. Raises `CompressLabError` for an unknown name."
     return asked if isinstance(asked, Format) else FORMATS.named(asked, "format")()
 
 

@@ -125,7 +125,7 @@ class Fidelity(Probe):
         seed: int = 0,  # which rows of the text
         rows=None,  # rows to take instead of the text: a LongTensor of shape (n, length), or Windows
     ) -> Records:
-        "Divergence and agreement by window and document. Raises `NotMeasured` if there are no logits to compare."
+        "Measures divergence and agreement by window and document. Raises `NotMeasured` for models without logits."
         if original is None:
             raise CompressLabError(
                 "Fidelity is measured against the original.",

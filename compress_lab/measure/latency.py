@@ -196,7 +196,7 @@ class Latency(Probe):
         *,
         seed: int = 0,  # of the order of arms, and of the prompt, whose tokens are random
     ) -> Records:
-        "Seconds of each burst. Raises `NotMeasured` if no kernel ran that could be faster."
+        "Measures the seconds of each burst of calls. Raises `NotMeasured` for a simulated quantization."
         if original is None:
             raise CompressLabError(
                 "Latency is measured against the original.",

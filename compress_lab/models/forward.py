@@ -147,10 +147,10 @@ def check_causal(model: torch.nn.Module):
 def is_causal(
     model: torch.nn.Module,
 ) -> bool:
-    "Whether the model predicts the next token from rows of tokens alone. Found out once, for as long as it lives."
+    "Whether the model predicts the next token from rows of tokens alone. A model is tried once, unless that fails."
     if model not in CAUSAL:
         try:
             CAUSAL[model] = not sees_ahead(model)
         except Exception:  # it reads something else, or has no logits for each token
-            CAUSAL[model] = False
+            return False
     return CAUSAL[model]

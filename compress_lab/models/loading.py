@@ -77,7 +77,7 @@ def _dequantise(gguf: Path, folder: Path):
 
 # %% ../../nbs/models/15_loading.ipynb #cell-34
 def _from_starter(starter: Starter, dtype: torch.dtype) -> Subject:
-    "The Subject of a starter, fetched at first."
+    "Loads the Subject of a starter, and fetches its files first if they are not cached."
     if starter.kind != "model":
         raise CompressLabError(
             f"The starter {starter.name!r} is a {starter.kind} and not a model.",
