@@ -8,7 +8,7 @@ settings = config["DEFAULT"]
 words = lambda key: settings.get(key, "").split()
 point = lambda entry: entry if "=" in entry else f"{entry.rpartition('.')[2]}={entry}"  # a module, or name=module
 groups = ("methods", "probes", "formats", "backends", "texts", "perturbations")
-extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness")}
+extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness", "torchao")}
 setup(
     name=settings["lib_name"], version=settings["version"], description=settings["description"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
@@ -19,7 +19,7 @@ setup(
         "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"],
         "compress_lab.report": ["templates/*"],
     },
-    install_requires=words("requirements"), extras_require={**extras, "torchao": words("torchao_requirements"), "dev": sum(extras.values(), [])},
+    install_requires=words("requirements"), extras_require={**extras, "dev": sum(extras.values(), [])},
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": ["compress_lab=compress_lab._modidx:d"],
