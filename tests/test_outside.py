@@ -69,6 +69,7 @@ found = {
     "text": cl.text("counting").provenance.source,
     "perturbed": cl.perturb("all is well", "shout"),
     "lost": cl.Robustness(kinds="shout").measure(Calm(), items=items).values["lost_shout"],
+    "public": [name for name in ("Damp", "Loudness") if getattr(cl, name).__module__ == "outside" and name in dir(cl)],
     "methods": [*cl.methods()],
     "probes": [*cl.probes()],
     "formats": [*cl.export_formats().index],
@@ -87,6 +88,7 @@ found = {
 dossier = cl.Dossier.from_run("runs/study")
 found["axes"] = dossier.axes()[["recipe", "axis", "figure"]].values.tolist()
 found["recipes"] = list(dossier.recipes)
+found["columns"] = dossier.table()["mean square"].to_dict()
 found["page"] = Path("runs/study/dossier.html").read_text()
 print(json.dumps(found))
 """
@@ -135,6 +137,7 @@ def test_the_help_names_the_format_without_importing_it(found):
 
 def test_a_method(found):
     assert "Damp" in found["methods"] and "GPTQ" in found["methods"]
+    assert found["public"] == ["Damp", "Loudness"]
     assert "smaller by a share" in found["said"]["methods"] and "share" in found["said"]["method"]
     assert "Damp" in found["said"]["apply"] and "damped" in found["recipes"]
 
@@ -144,6 +147,7 @@ def test_a_probe_and_its_axis_in_the_dossier(found):
     assert "square" in found["said"]["probe"]
     assert ["damped", "volume", "loudness: square"] in found["axes"]
     assert "volume" in found["page"] and "loudness: square" in found["page"]
+    assert found["columns"]["damped"] == pytest.approx(0.64, abs=1e-3)  # of weights 0.8 times as large
 
 
 def test_an_export_format(found):

@@ -22,18 +22,11 @@ METHODS = (
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
 
-class Text:
-    key = "random"
-
-    def __init__(self, tokens):
-        self.tokens = tokens
-
-
 @swept("head, name", BUILT)
 def test_quantized(head, name):
     model = tiny(name, head=head)
     batch = inputs(model, seed=0)
-    subject, text = cl.Subject(model), Text(batch["input_ids"])
+    subject, text = cl.Subject(model), cl.calibration(batch["input_ids"])
     inside = text_linears(model)
     if not inside:
         assert name in NOT_SUPPORTED

@@ -39,11 +39,8 @@ AFTER = {  # what has to come before
 KINDS = {name: kind for name, kind in methods().items() if kind.__module__.startswith("compress_lab.")}
 
 
-class Text:
-    "Rows of random tokens."
-
-    def __init__(self, model, length=24):
-        self.tokens, self.key = inputs(model, batch=4, length=length)["input_ids"], "random"
+def random_rows(model, length=24):
+    return cl.calibration(inputs(model, batch=4, length=length)["input_ids"])
 
 
 def quick(name):
@@ -61,7 +58,7 @@ def plain():
     "A model with biases, its rows, and the same model pruned and rounded."
     model = tiny("qwen2")
     subject = cl.Subject(model)
-    return subject, Text(model), {method: method.apply(subject) for method in set(AFTER.values())}
+    return subject, random_rows(model), {method: method.apply(subject) for method in set(AFTER.values())}
 
 
 # ---- silence is no information
@@ -108,7 +105,7 @@ def figures(report):
 @pytest.mark.parametrize("method, alone", WEIGHTS_ONLY, ids=lambda value: str(value).replace(" ", ""))
 def test_weights_decide_where_a_linear_is_fed_zeros(method, alone):
     subject = dead_model()
-    found = method.apply(subject, Text(subject.model))
+    found = method.apply(subject, random_rows(subject.model))
     report = found.history[-1]["modules"]
     assert all(np.isfinite(figures(report)))
     for tensor in found.model.state_dict().values():
@@ -147,7 +144,7 @@ def test_weights_decide_where_a_linear_is_fed_zeros(method, alone):
 )  # experts that are fed zeros, experts that no token is sent to
 def test_experts_without_tokens_lose_by_their_weights(name, method):
     model = tiny(name, num_local_experts=8)
-    text = Text(model, length=2)
+    text = random_rows(model, length=2)
     text.tokens = text.tokens[:1]
     found = method.apply(cl.Subject(model), text)
     stack = next(linear for linear in linears(model) if linear.kind == "experts")
@@ -165,7 +162,7 @@ def test_a_stack_with_one_dead_expert_has_the_error_of_the_others():
     model = tiny("mixtral")
     stack = next(linear for linear in linears(model) if linear.kind == "experts")
     stack.matrices[0].zero_()
-    report = cl.GPTQ(4, 16).apply(cl.Subject(model), Text(model)).history[-1]["modules"]
+    report = cl.GPTQ(4, 16).apply(cl.Subject(model), random_rows(model)).history[-1]["modules"]
     assert 0 < report[stack.name]["output_error"] < 1
 
 
@@ -184,7 +181,7 @@ def test_dead_columns_go_first_and_the_smallest_of_them():
 
 def test_what_was_not_repaired_says_so():
     subject = dead_model()
-    text = Text(subject.model)
+    text = random_rows(subject.model)
     for start, repair in (cl.Magnitude(0.5), cl.Refit()), (cl.RTN(4, 16), cl.ScaleFit()):
         before = start.apply(subject)
         after = repair.apply(before, text, original=subject)
@@ -349,7 +346,7 @@ def numbers(kind):
 def test_every_number_is_refused_by_name_or_works(name, monkeypatch, tmp_path):
     monkeypatch.setenv("COMPRESS_LAB_CACHE", str(tmp_path))
     model = tiny("llama", num_hidden_layers=1)
-    subject, text = cl.Subject(model), Text(model)
+    subject, text = cl.Subject(model), random_rows(model)
     start = AFTER[name].apply(subject) if name in AFTER else subject
     for setting in numbers(KINDS[name]):
         refused = 0

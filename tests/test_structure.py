@@ -67,13 +67,6 @@ REFUSED = {
 }
 
 
-class Text:
-    key = "random"
-
-    def __init__(self, tokens):
-        self.tokens = tokens
-
-
 def generated(model, batch):
     "Two more tokens; None where such a model generates nothing."
     try:
@@ -94,7 +87,7 @@ def test_smaller_or_refused(head, name, tmp_path):
     model = tiny(name, head=head)
     subject, text, size = (
         cl.Subject(model),
-        Text(inputs(model, batch=4, length=16)["input_ids"]),
+        cl.calibration(inputs(model, batch=4, length=16)["input_ids"]),
         sum(parameter.numel() for parameter in model.parameters()),
     )
     for kind, method in METHODS.items():

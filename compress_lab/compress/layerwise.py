@@ -33,6 +33,7 @@ from ..core.files import intact, remove, seal, set_aside
 from ..core.memory import check_memory, release_memory
 from ..core.progress import bar
 from ..models.input_quantizers import InputQuantizer, attach, input_quantizer_of
+from ..models.inputs import token_batches
 from ..models.observing import calibrating, observe
 from ..models.packed import Packed
 from ..models.precision import precision
@@ -390,10 +391,7 @@ def batches_of(
             "calibration",
             "give images, as cl.images('mnist', split='train', n=512)",
         )
-    return [
-        {"input_ids": part}
-        for part in calibration.tokens.to(device).split(max(1, tokens // calibration.tokens.shape[1]))
-    ]
+    return token_batches(calibration.tokens.to(device), tokens)
 
 
 CLOSE_LOOK = 128 << 20  # bytes by the formula from which on a batch is run to see what is needed

@@ -6,7 +6,7 @@
 __all__ = ['OWN', 'METHODS', 'PROBES', 'FORMATS', 'BACKENDS', 'TEXTS', 'PERTURBATIONS', 'REGISTRIES', 'Registry']
 
 # %% ../../nbs/core/09_registry.ipynb #cell-03
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from .errors import CompressLabError, nearest
 
@@ -28,9 +28,23 @@ class Registry(dict):
         return f"compress_lab.{self.kind.replace(' ', '_')}s"
 
     @property
+    def entries(self) -> list[EntryPoint]:
+        "The entry points of this kind in the installed packages."
+        return list(entry_points(group=self.group))
+
+    @property
     def offered(self) -> list[str]:
-        "The names that are registered, and those of the entry points; nothing is imported."
-        return sorted({*self, *(entry.name for entry in entry_points(group=self.group))})
+        "The registered names and the names of the entry points, without importing a module."
+        return sorted({*self, *(entry.name for entry in self.entries)})
+
+    def offers(
+        self,
+        entry: EntryPoint,
+        name: str,  # of a class, or as in the registry: `text_around` is offered by TextAround, `task` by TaskProbe
+    ) -> bool:
+        "Whether an entry point is named after what is registered under that name."
+        bare, sought = (text.replace("_", "").lower() for text in (entry.name, name))
+        return sought in (bare, bare.removesuffix(self.kind))
 
     def discover(
         self,
@@ -40,8 +54,8 @@ class Registry(dict):
 
         Raises `CompressLabError` naming a module that cannot be imported.
         """
-        for entry in entry_points(group=self.group):
-            if name and entry.name != name:
+        for entry in self.entries:
+            if name and not self.offers(entry, name):
                 continue
             try:
                 entry.load()

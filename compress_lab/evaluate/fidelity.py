@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from ..core.settings import setting
-from .metrics import Metric
+from .metrics import Column, Metric
 from .perplexity import CHUNK, rows_of, segments
 from .probe import Probe
 from .records import Records
@@ -107,8 +107,28 @@ class Fidelity(Probe):
     name: ClassVar[str] = "fidelity"
     paired: ClassVar[bool] = True
     metrics: ClassVar[tuple] = (
-        Metric("kl", "nats", "lower", "kl", "tokens", reference=0.0, diverges=True, floor=1e-6),
-        Metric("top1_agreement", "share", "higher", "agree", "tokens", reference=1.0),
+        Metric(
+            "kl",
+            "nats",
+            "lower",
+            "kl",
+            "tokens",
+            reference=0.0,
+            diverges=True,
+            floor=1e-6,
+            shown_as=(Column("KL, nats per token", panel="KL divergence from the original, nats per token", log=True),),
+        ),
+        Metric(
+            "top1_agreement",
+            "share",
+            "higher",
+            "agree",
+            "tokens",
+            reference=1.0,
+            shown_as=(
+                Column("top-1 agreement", "value", "%", 100, panel="share of tokens with the same first choice"),
+            ),
+        ),
     )
     text: str = "wikipedia"  # name of a text, or path of a file
     context: int = setting(128, least=2)  # tokens in a row of text

@@ -18,7 +18,7 @@ from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from ..core.settings import setting
 from ..data.texts import windows
-from .metrics import Metric
+from .metrics import Column, Metric
 from .probe import Probe
 from .records import Records
 from ..models.forward import check_causal, evaluating, logits_of
@@ -174,6 +174,11 @@ class Perplexity(Probe):
             transform="exp",
             diverges=True,
             floor=1e-6,
+            shown_as=(
+                Column("perplexity", digits=4),
+                Column("perplexity difference", "difference"),
+                Column("", "ratio", panel="perplexity, × the original's", log=True),
+            ),
         ),
     )
     text: str = "wikipedia"  # name of a text, or path of a file

@@ -24,7 +24,7 @@ from ..core.progress import bar
 from ..core.settings import setting
 from ..core.store import environment
 from ..evaluate.differences import Difference, combined, margin_of, verdict
-from ..evaluate.metrics import Metric
+from ..evaluate.metrics import Column, Metric
 from ..evaluate.probe import Probe
 from ..evaluate.records import Records
 from ..models.forward import evaluating
@@ -182,7 +182,14 @@ class Latency(Probe):
     paired: ClassVar[bool] = True
     sampled: ClassVar = ("burst", "block")
     metrics: ClassVar[tuple] = tuple(
-        Metric(phase, "s", "lower", phase) for phase in ("prefill_seconds", "decode_seconds", "forward_seconds")
+        Metric(
+            f"{phase}_seconds",
+            "s",
+            "lower",
+            f"{phase}_seconds",
+            shown_as=(Column(f"{phase} time", "ratio", "×", panel=f"{phase} time, × the original's", log=True),),
+        )
+        for phase in ("prefill", "decode", "forward")
     )
     prefill_tokens: int = setting(64, least=1)  # tokens of the prompt, or of an encoder's input
     decode_tokens: int = setting(8, least=1)  # tokens decoded one by one

@@ -23,7 +23,7 @@ from ..core.children import child_environment, python_command
 from ..core.errors import CompressLabError, NotMeasured, visible
 from ..core.progress import bar
 from ..core.settings import setting
-from ..evaluate.metrics import Metric
+from ..evaluate.metrics import Column, Metric
 from ..evaluate.probe import Probe
 from ..evaluate.records import Records
 from ..models.inputs import limits
@@ -118,7 +118,13 @@ class Memory(Probe):
     sampled: ClassVar = ("run", "run")
     fewest: ClassVar = 2  # runs of one machine, whose noise is not skewed
     metrics: ClassVar[tuple] = (
-        Metric("peak_bytes", "bytes", "lower", "peak_bytes"),
+        Metric(
+            "peak_bytes",
+            "bytes",
+            "lower",
+            "peak_bytes",
+            shown_as=(Column("peak memory", "ratio", "×", panel="peak memory, × the original's", log=True),),
+        ),
         Metric("peak_above_imports", "bytes", "lower", "above_bytes"),
     )
     tokens: int = setting(256, least=1)  # in the forward pass

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
-from ..evaluate.metrics import Metric
+from ..evaluate.metrics import Column, Metric
 from ..evaluate.probe import Probe
 from ..evaluate.records import Records
 from ..models.packed import masked_bytes
@@ -90,8 +90,8 @@ class Size(Probe):
     name: ClassVar[str] = "size"
     sampled: ClassVar = None
     metrics: ClassVar[tuple] = (
-        Metric("file_bytes", "bytes", "lower", "bytes", 1),
-        Metric("bits_per_weight", "bits", "lower", "bits", "weights"),
+        Metric("file_bytes", "bytes", "lower", "bytes", 1, shown_as=(Column("stored size", "ratio", "×"),)),
+        Metric("bits_per_weight", "bits", "lower", "bits", "weights", shown_as=(Column("bits per weight"),)),
         Metric("sparse_bits_per_weight", "bits", "lower", "sparse_bits", "weights"),
         Metric("parameters", "count", None, "parameters", 1),
         Metric("nonzero", "share", None, "nonzero", "weights"),

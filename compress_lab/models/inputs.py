@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'SAMPLES', 'Limits', 'limits', 'check_length', 'check_reader', 'check_tokens', 'check_rows', 'around',
-           'opened', 'tokenizer_key']
+           'token_batches', 'opened', 'tokenizer_key']
 
 # %% ../../nbs/models/04_inputs.ipynb #imports
 import inspect
@@ -167,6 +167,14 @@ def around(
             if bare and whole[start : start + len(bare)] == bare:
                 return whole[:start], whole[start + len(bare) :]
     return [], []
+
+# %% ../../nbs/models/04_inputs.ipynb #654da24c
+def token_batches(
+    tokens: torch.Tensor,  # (rows, length)
+    size: int,  # tokens in a batch, at most, unless one row is longer
+) -> list[dict[str, torch.Tensor]]:
+    "The rows in batches, as keyword arguments of a model."
+    return [{"input_ids": rows} for rows in tokens.split(max(1, size // tokens.shape[1]))]
 
 # %% ../../nbs/models/04_inputs.ipynb #opened-code
 def opened(

@@ -19,6 +19,7 @@ from ..compress.walk import memory_needed, walk
 from ..core.errors import CompressLabError
 from ..core.memory import check_memory
 from ..models.equivalence import Pair, equivalences
+from ..models.inputs import token_batches
 from ..models.precision import precision
 from .grid import by_groups, check_grid, codes, fit, span, values
 
@@ -181,7 +182,7 @@ def run(self: AWQ, subject, layers, calibration=None, checkpoint=None, seed=0) -
         for block in {layer.block for layer in layers}
     )
     check_memory(memory_needed(subject.model, layers, tokens.numel(), square=True) + moments, str(self))
-    batches = [{"input_ids": part} for part in tokens.split(max(1, self.tokens_per_batch // tokens.shape[1]))]
+    batches = token_batches(tokens, self.tokens_per_batch)
 
     def compress(group, statistics):
         names, found = {layer.name for layer in group}, {}

@@ -25,6 +25,7 @@ from ..core.memory import check_memory
 from ..core.progress import bar
 from ..core.settings import whole as whole_number
 from ..models.forward import is_causal
+from ..models.inputs import token_batches
 from ..models.layers import LinearLayer, blocks
 from ..models.observing import calibrating
 from ..models.packed import Packed
@@ -74,7 +75,7 @@ def candidates(
             compress((linear,), {})
         return found
     check_memory(memory_needed(subject.model, layers, tokens.numel(), square=True), "sensitivity")
-    batches = [{"input_ids": part} for part in tokens.split(max(1, 2048 // tokens.shape[1]))]
+    batches = token_batches(tokens, 2048)
     with precision("auto", subject.model):
         walk(subject.model, batches, layers, Gram, compress)
     return found

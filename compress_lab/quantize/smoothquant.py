@@ -16,6 +16,7 @@ from ..compress.recipe import Method
 from ..core.errors import CompressLabError
 from ..core.progress import bar
 from ..models.equivalence import Pair, equivalences
+from ..models.inputs import token_batches
 from ..models.observing import body, calibrating, observe
 
 # %% ../../nbs/quantize/07_smoothquant.ipynb #cell-06
@@ -93,7 +94,7 @@ class SmoothQuant(Method):
             why = next((f"{name}: {reason}" for name, reason in found.refused.items()), "")
             raise CompressLabError("Nothing feeds these linears that could take up a factor.", str(self), why)
         tokens = calibration.tokens.to(subject.model.device)
-        batches = [{"input_ids": part} for part in tokens.split(max(1, 2048 // tokens.shape[1]))]
+        batches = token_batches(tokens, 2048)
         loudest = largest_inputs(subject.model, [reader for pair in pairs for reader in pair.readers], batches)
         if bad := next((key for (key, _), values in loudest.items() if not values.isfinite().all()), None):
             raise CompressLabError(

@@ -10,7 +10,7 @@ from compress_lab.compress.recipe import Method
 from compress_lab.core.registry import BACKENDS
 from compress_lab.data.texts import DataProvenance, Document, text_source
 from compress_lab.deploy.export import Format
-from compress_lab.evaluate.metrics import Metric
+from compress_lab.evaluate.metrics import Column, Metric
 from compress_lab.evaluate.perturbations import register
 from compress_lab.evaluate.probe import Probe
 from compress_lab.evaluate.records import Records
@@ -38,7 +38,9 @@ class Loudness(Probe):
 
     name: ClassVar[str] = "loudness"
     axis: ClassVar[str] = "volume"
-    metrics: ClassVar[tuple] = (Metric("square", "", "lower", "squares", "weights"),)
+    metrics: ClassVar[tuple] = (
+        Metric("square", "", "lower", "squares", "weights", shown_as=(Column("mean square", "ratio", "×"),)),
+    )
     sampled: ClassVar[tuple] = ("linear", "linear")
     fewest: ClassVar[int] = 2
 
