@@ -36,6 +36,8 @@ from compress_lab.core.store import (
     DamagedCell,
     Store,
     cell_key,
+    environment,
+    machine_key,
     short,
     signed,
     to_json,
@@ -689,6 +691,7 @@ def arms(
 ) -> list[Arm]:
     "All arms in the order in which they are run."
     probes = {probe: contents(probe.key, probe.settings(), code=(probe,)) for probe in self.probes}
+    machine = machine_key(environment())
     steps = {name: [step.method for step in recipe.steps] for name, recipe in self.recipes.items()}
     recipes = {
         name: contents(recipe.on_device(device).hash, *(method.settings() for method in steps[name]), code=steps[name])
@@ -702,7 +705,7 @@ def arms(
             for backend in ("", self.native[name]) if name in self.native else ("",):
                 parts = f"{made}{backend}", calibrated(seed) if recipe and recipe.needs_calibration else ""
                 cells = {
-                    cell_key(fingerprint, parts[0], told, seed, parts[1]): probe
+                    cell_key(fingerprint, parts[0], told, seed, parts[1], machine if probe.of_machine else ""): probe
                     for probe, told in probes.items()
                     if made or backend or not probe.paired
                 }
@@ -1200,8 +1203,8 @@ def failures(
     "What failed in the last run of the folder: the message by recipe, or by recipe and probe."
     from compress_lab.evaluate.results import stored
 
-    found = {}
-    for key in store.current():
+    found, expected = {}, set(store.expected() or store.keys())
+    for key in (key for key in store.current() if key in expected):
         try:
             result = (stored(store, key) or Cell(key, {})).result
         except DamagedCell:

@@ -23,7 +23,6 @@ os.environ.update(
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
-        "TORCHAO_SKIP_LOADING_SO_FILES": "1",  # its compiled kernels are of another torch
     }
 )
 

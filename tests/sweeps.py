@@ -34,7 +34,7 @@ def swept(names, pairs, **more):
 HEAVY = set(
     """quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/21_int8
     quantize/22_llm_int8 quantize/23_kv_cache quantize/32_autoround evaluate/10_comparison evaluate/14_task_probe
-    evaluate/16_coverage train/02_trainer distill/10_distill prune/31_gradual measure/03_memory runtimes/02_openvino
+    evaluate/16_coverage train/02_trainer distill/10_distill prune/31_gradual measure/04_memory runtimes/02_openvino
     runtimes/03_onnxruntime runtimes/04_native deploy/02_compressed_tensors deploy/03_openvino deploy/05_gguf""".split()
 )
 

@@ -107,7 +107,7 @@ def test_a_grandchild_imports_nothing_from_it_either(hostile):
 
 def test_the_process_that_measures_memory_is_safe(hostile, tmp_path):
     saved = Subject(tiny("llama", num_hidden_layers=1)).save(tmp_path / "saved")
-    found = memory.run(saved, 4, 1)
+    found = memory.run_fresh("compress_lab.measure.memory", saved, 4, 1)
     assert 0 < found["baseline_bytes"] <= found["loaded_bytes"] <= found["peak_bytes"] and not hostile()
 
 
@@ -672,8 +672,10 @@ def test_memory_of_a_model_with_few_places(monkeypatch):
     asked = []
     monkeypatch.setattr(
         memory,
-        "run",
-        lambda folder, tokens, batch: asked.append(tokens) or {"baseline_bytes": 1, "loaded_bytes": 2, "peak_bytes": 3},
+        "run_fresh",
+        lambda module, folder, tokens, batch: (
+            asked.append(tokens) or {"baseline_bytes": 1, "loaded_bytes": 2, "peak_bytes": 3}
+        ),
     )
     records = memory.Memory(runs=2).measure(Subject(tiny("gpt2")))
     assert asked == [64, 64] and "64 tokens instead of 256: the model has no more places" in records.meta["notes"]
@@ -685,7 +687,7 @@ def test_a_child_that_says_nothing_is_an_error(monkeypatch):
             memory.subprocess, "run", lambda *given, said=said, **more: subprocess.CompletedProcess(given, 0, said, "")
         )
         with pytest.raises(CompressLabError, match="nothing that can be read"):
-            memory.run("folder", 1, 1)
+            memory.run_fresh("compress_lab.measure.memory", "folder", 1, 1)
         monkeypatch.undo()
 
 

@@ -69,6 +69,7 @@ class Probe(Settings):
         "document",
     )  # what a row and a cluster are called; None: exact
     fewest: ClassVar[int] = FEWEST  # clusters below which an unbounded metric gets no interval
+    of_machine: ClassVar[bool] = False  # whether the figures are of a machine, and are measured again on another one
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -144,19 +144,18 @@ def exact(model: nn.Module, groups: dict, methods: list, tried: dict, rows: Tens
     "The cost of each group of linears under each method, by (group, method): KL, or the rise of the next-token loss."
     with calibrating(model), torch.inference_mode():
         replay = Replay(model, rows)
-        originals = [logits.log_softmax(-1) for logits in replay.logits()]
+        originals = [logits.double().log_softmax(-1) for logits in replay.logits()]
 
         def cost(start):
-            parts = zip(replay.logits(start), originals, rows)
+            after = (logits.double().log_softmax(-1) for logits in replay.logits(start))
+            parts = zip(after, originals, rows)
             if metric == "kl":
-                return float(np.mean([float(kl(before, logits.log_softmax(-1))) for logits, before, _ in parts]))
+                return float(np.mean([float(kl(before, logprobs)) for logprobs, before, _ in parts]))
 
             def loss(logprobs, row):
                 return -logprobs[:-1].gather(1, row[1:, None]).mean()
 
-            return float(
-                np.mean([float(loss(logits.log_softmax(-1), row) - loss(before, row)) for logits, before, row in parts])
-            )
+            return float(np.mean([float(loss(logprobs, row) - loss(before, row)) for logprobs, before, row in parts]))
 
         found = {}
         for (name, group), method in bar(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDED', 'FLIPS', 'COUNTED', 'WITHOUT_PROBE', 'ANSWERED', 'cell_rows', 'evidence_rows', 'known_probes',
-           'shown_metrics', 'entry', 'called', 'planned', 'Evidence', 'over_seeds', 'areas', 'area', 'trust_axes']
+           'shown_metrics', 'entry', 'called', 'planned', 'name_machines', 'Evidence', 'over_seeds', 'areas', 'area',
+           'trust_axes']
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-02
 import json
@@ -20,7 +21,7 @@ from fastcore.basics import patch
 from ..core.errors import CompressLabError
 from ..core.registry import PROBES
 from ..core.settings import read_yaml
-from ..core.store import DamagedCell, Store, unsigned
+from ..core.store import DamagedCell, Store, machine_label, unsigned, without_machine
 from ..evaluate import factuality
 from ..evaluate.metrics import Column, Metric
 from ..evaluate.probe import Probe
@@ -234,6 +235,31 @@ def planned(
     use = use if isinstance(use, str) else ""
     return arms[1:], list(dict.fromkeys(names)), subject if isinstance(subject, str) else "", use if use in USES else ""
 
+# %% ../../nbs/report/03_evidence.ipynb #8a4a49f0
+def name_machines(
+    cells: Mapping[str, Mapping],  # cell key -> result
+    environments: Mapping[str, Mapping],  # cell key -> where it was measured
+) -> tuple[dict[str, Mapping], dict[str, list[str]]]:  # the cells; recipe -> its names on the machines
+    "Returns the cells, those of a machine under a recipe named after it if there are several machines."
+    machines = {}
+    for key in cells:
+        if (stem := without_machine(key)) != key:
+            machines.setdefault(key[len(stem) :], machine_label(environments.get(key) or {}))
+    if len(machines) < 2:
+        return dict(cells), {}
+    labels = list(machines.values())
+    told = {
+        suffix: name if labels.count(name) == 1 else f"{name}, {suffix.removeprefix('-m')}"
+        for suffix, name in machines.items()
+    }
+    named, arms = {}, {}
+    for key, cell in cells.items():
+        suffix, recipe = key[len(without_machine(key)) :], str(cell.get("recipe", "?"))
+        if suffix:
+            arms.setdefault(recipe, {})[f"{recipe} ({told[suffix]})"] = None
+        named[key] = {**cell, "recipe": f"{recipe} ({told[suffix]})"} if suffix else cell
+    return named, {recipe: list(names) for recipe, names in arms.items()}
+
 # %% ../../nbs/report/03_evidence.ipynb #cell-19-2
 class Evidence:
     "What a study found: its cells in order, all figures as one table, and what it planned."
@@ -250,11 +276,13 @@ class Evidence:
         seeded: Mapping[tuple, Mapping] | None = None,  # as in `evidence_rows`
     ):
         recipes, probes, self.subject, self.use = planned(study)
+        cells, self.of_machine = name_machines(cells, environments or {})
+        recipes = [arm for name in ["original", *recipes] for arm in (name, *self.of_machine.get(name, ()))][1:]
         rank = lambda name, names: names.index(name) if name in names else len(names)
         order = sorted(
             cells,
             key=lambda k: (
-                cells[k].get("recipe") != "original",
+                cells[k].get("recipe") not in ("original", *self.of_machine.get("original", ())),
                 rank(cells[k].get("recipe"), recipes),
                 rank(called(cells[k], cells[k].get("settings")), probes),
             ),
@@ -506,8 +534,13 @@ def not_measured(self: Evidence) -> list[dict]:  # recipe ("" for a whole area),
         if c.get("status", "measured") != "measured"
     ]
     gaps += [dict(recipe="?", probe="?", reason=reason, cell=key) for key, reason in self.damaged.items()]
-    done = {(str(c.get("recipe")), called(c, c.get("settings"))) for c in self.cells.values()}
+    plain = {arm: name for name, arms in self.of_machine.items() for arm in arms}
+    done = {
+        (plain.get(str(c.get("recipe")), str(c.get("recipe"))), called(c, c.get("settings")))
+        for c in self.cells.values()
+    }
     recipes, probes = self.plan
+    recipes = [name for name in recipes if name not in plain]
     gaps += [
         dict(recipe=r, probe=p, reason="the run has not reached it", cell="")
         for r in recipes
