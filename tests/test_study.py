@@ -403,3 +403,29 @@ def test_what_yaml_would_misread():
     assert Study.from_yaml(text).recipes["a"].steps[0].method.sparsity == "2:4"
     with pytest.raises(CompressLabError, match="twice"):
         Study.from_yaml("subject: a\nsubject: b\nprobes: [tiny-zeros]\nrecipes: {a: [RTN]}\n")
+
+
+def test_a_folder_on_two_machines_has_two_rows_of_times_and_one_of_quality(model, tmp_path, monkeypatch):
+    from compress_lab.core import store
+    from compress_lab.measure.latency import Latency
+    from compress_lab.prune.magnitude import Magnitude
+    from compress_lab.report.dossier import Dossier
+
+    probes = [tiny.Zeros(), Latency(prefill_tokens=4, decode_tokens=1, blocks=3)]
+    study = Study("tiny llama", {"half": Magnitude(0.5)}, probes)
+    here = store.environment()
+    for name in ("Processor A", "Processor B", "Processor A"):
+        machine = here | {"processor": {"model": name, "flags": [], "cores": 2}}
+        monkeypatch.setattr(store, "_fixed", lambda machine=machine: machine)
+        before = set(Store(tmp_path).keys())
+        study.run(tmp_path, subject=model)
+        new = set(Store(tmp_path).keys()) - before
+        assert len(new) == (3 if not before else 1 if name == "Processor B" else 0)  # only the time is measured again
+    dossier = Dossier.from_run(tmp_path)
+    timed, quality = (dossier.rows[dossier.rows["metric"] == metric] for metric in ("prefill_seconds", "zeros"))
+    threads = here["threads"]
+    label = f", {threads} thread{'s' * (threads != 1)})"
+    assert sorted(timed["recipe"]) == [f"half (Processor A{label}", f"half (Processor B{label}"]
+    assert sorted(quality["recipe"]) == ["half", "original"]
+    assert [*dossier.recipes] == ["original", "half", *sorted(timed["recipe"])]
+    assert not any(gap["reason"] == "the run has not reached it" for gap in dossier.not_measured())
