@@ -25,7 +25,7 @@ NAMES = tuple(name for name, format in FORMATS.items() if format.group_size is n
 # %% ../../nbs/quantize/10_floats.ipynb #cell-06-2
 @dataclass(frozen=True)
 class Float(LayerMethod):
-    "Rounds every weight to a small float."
+    "Rounds every weight to a float of four to eight bits."
 
     format: str = "mxfp4"  # one of `NAMES`
     per: str = "row"  # what shares a scale in FP8: "row" or "tensor"; the other formats have groups
@@ -70,7 +70,7 @@ class Float(LayerMethod):
         return self.layout.group_size or columns
 
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
-        "The rounded matrix with its codes and scales."
+        "Returns the rounded matrix with its codes and scales."
         size, outer = self.columns_per_group(weight.shape[1]), factor(self.layout, weight)
         shares = SHARES[self.layout.scale] if self.scale == "mse" else (1.0,)
         return rounded(self.layout, weight, size, fit_scales(self.layout, weight, size, outer, shares), outer)
