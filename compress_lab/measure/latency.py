@@ -36,7 +36,7 @@ ARMS = ("original", "compressed", "control")
 
 
 def orders(
-    blocks: int,  # how many
+    blocks: int,  # number of blocks
     seed: int = 0,
 ) -> list[tuple[str, ...]]:
     "The six bursts of each block: a random order of the arms and its mirror image."
@@ -58,7 +58,7 @@ def clock(device: torch.device) -> float:
 
 
 def cached(model: torch.nn.Module, tokens: torch.Tensor) -> bool:
-    "Whether the model answers with a key-value cache to decode from."
+    "Whether the model returns logits and a key-value cache to decode from."
     try:
         output = model(tokens, use_cache=True)
     except TypeError:
@@ -87,14 +87,14 @@ def call(
     return {"prefill_seconds": [first], "decode_seconds": decoding[1:]}
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-17
-PATIENCE = 30  # seconds of timing after which no more is begun than must be
+PATIENCE = 30  # seconds of timing after which only the minimum of calls and blocks is run
 
 
 def warm_up(
-    once,  # a function that makes one call and gives its seconds
-    most: int = 10,  # calls after which it is given up
+    once,  # function that makes one call and returns its seconds
+    most: int = 10,  # maximum number of calls
 ) -> tuple[float, bool]:
-    "Seconds of a call once the median has settled, and whether it has."
+    "Returns the median seconds of the last two calls, and whether the median has settled."
     seconds = []
     while len(seconds) < 2 or len(seconds) < most and sum(seconds) < PATIENCE / 3:
         seconds.append(once())
@@ -105,7 +105,7 @@ def warm_up(
 # %% ../../nbs/measure/03_latency.ipynb #cell-20
 @contextmanager
 def no_garbage_collection():
-    "Keeps Python's garbage collector out of the block."
+    "Turns Python's garbage collector off inside the `with` block."
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -117,14 +117,14 @@ def no_garbage_collection():
 
 
 def bursts(
-    models: dict,  # a model for each arm
+    models: dict,  # arm: model
     tokens,  # prompt of shape (batch, length)
     steps: int,  # tokens to decode; 0 for a forward pass alone
-    blocks: int,  # how many
-    calls: int,  # in a burst
+    blocks: int,  # number of blocks
+    calls: int,  # calls in each burst
     seed: int,
 ) -> tuple[pd.DataFrame, dict]:
-    """A row for each burst with the median seconds of its calls, and the seconds of every single call of the compressed
+    """Returns one row per burst with the median seconds of its calls, and the seconds of each call of the compressed
     model.
     """
     rows, single, began = [], {}, time.perf_counter()
@@ -135,8 +135,8 @@ def bursts(
             model = models[arm]
             prompt = tokens.to(next(model.parameters()).device)
             model(prompt[:, :1])
-            made = [call(model, prompt, steps) for _ in range(calls)]
-            timed = {phase: [second for one in made for second in one[phase]] for phase in made[0]}
+            timings = [call(model, prompt, steps) for _ in range(calls)]
+            timed = {phase: [second for timing in timings for second in timing[phase]] for phase in timings[0]}
             rows.append(
                 {
                     "item": f"{block}/{position}",
@@ -174,9 +174,9 @@ def geometric(
 
 def excludes(
     interval: tuple[float, float],  # of the ratio
-    control: tuple[float, float],  # of the original to itself
+    control: tuple[float, float],  # of the ratio of the original to itself
 ) -> bool:
-    "Whether the interval touches neither one nor the control's interval."
+    "Whether the interval lies on one side of both 1 and the control's interval."
     return interval[1] < min(1, control[0]) or interval[0] > max(1, control[1])
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-28
@@ -213,7 +213,7 @@ class Latency(Mirrored):
         subject,  # the compressed model
         original=None,  # the model it is compared with
         *,
-        seed: int = 0,  # of the order of arms, and of the prompt, whose tokens are random
+        seed: int = 0,  # seed of the order of the arms and of the random prompt
     ) -> Records:
         "Measures the seconds of each burst of calls. Raises `NotMeasured` for a simulated quantization."
         if original is None:
@@ -256,9 +256,9 @@ class Latency(Mirrored):
 def prompt(
     self: Latency, original: torch.nn.Module, compressed: torch.nn.Module, seed: int
 ) -> tuple[torch.Tensor, int]:
-    """Random tokens that both models have places for, (batch, length), and how many to decode.
+    """Returns random tokens (batch, length) that fit the context of both models, and the number of tokens to decode.
 
-    Raises `NotMeasured` if there is no place for a prompt.
+    Raises `NotMeasured` if no prompt fits.
     """
     known, device = [limits(model) for model in (original, compressed)], torch.Generator().manual_seed(seed)
     rows = torch.randint(min(limit.vocabulary for limit in known), (self.batch, self.prefill_tokens), generator=device)
@@ -279,7 +279,7 @@ def prompt(
 
 @patch
 def about(self: Latency, single: dict, calls: int, settled: bool, blocks: int, length: int) -> dict:
-    "Percentiles of single calls, throughput, the machine and notes, as plain JSON."
+    "Returns percentiles of single calls, throughput, the machine and notes, as plain JSON."
     extras = {}
     for phase, seconds in single.items():
         extras |= percentiles(seconds, phase.removesuffix("_seconds"))
@@ -316,7 +316,7 @@ def estimate(self: Mirrored, records: Records, metric: Metric) -> dict:
 
 @patch
 def difference(self: Mirrored, original, compressed: Records, metric=None, *, margin=None) -> Difference:
-    "The ratio to the original with its 95% interval, the control, and a verdict that claims nothing inside it."
+    "Returns the ratio to the original with its 95% interval, the control, and a verdict that respects the control."
     metric = metric if isinstance(metric, Metric) else compressed.metrics[0] if metric is None else self.metric(metric)
     table = exponent(metric) * by_block(compressed.frame, metric.numerator)
     before, after = (geometric(table[arm])[0] for arm in ("original", "compressed"))

@@ -39,6 +39,13 @@ class Throughput(Latency):
             "seconds_per_token",
             shown_as=(Column("throughput", "ratio", "×", panel="throughput, × the original's", log=True),),
         ),
+        Metric(
+            "cost_per_million_tokens",
+            "units",
+            "lower",
+            "cost_per_million_tokens",
+            shown_as=(Column("cost of a token", "ratio", "×"),),
+        ),
     )
     prefill_tokens: int = setting(32, least=1)  # tokens of each prompt, or of an encoder's input
     batch: int = setting(4, least=1)  # requests that are answered together
@@ -59,6 +66,7 @@ class Throughput(Latency):
         else:
             request = frame["prefill_seconds"] + self.decode_tokens * frame["decode_seconds"]
             frame["seconds_per_token"] = request / (self.batch * self.decode_tokens)
+        frame["cost_per_million_tokens"] = frame["seconds_per_token"] * 1e6 / 3600
         return replace(records, frame=frame)
 
 # %% ../../nbs/measure/06_throughput.ipynb #cell-10
