@@ -28,7 +28,7 @@ def divergences(
     compressed: Tensor,  # logits of the compressed model, same shape
     chunk: int = 64,  # tokens at a time
 ) -> tuple[Tensor, Tensor]:
-    "KL(original || compressed) in nats and whether the first choice is the same, both float64 of shape (tokens,)."
+    "Returns KL(original || compressed) in nats and top-1 agreement (0 or 1), both float64 of shape (tokens,)."
     kl, same = [], []
     for before, after in zip(original.split(chunk), compressed.split(chunk)):
         first, second = before.double().log_softmax(-1), after.double().log_softmax(-1)
@@ -39,17 +39,17 @@ def divergences(
     return torch.cat(kl), torch.cat(same)
 
 # %% ../../nbs/evaluate/08_fidelity.ipynb #cell-11
-KEEP = 500_000_000  # bytes of the original's logits that may be kept between calls
+KEEP = 500_000_000  # maximum bytes of the original's logits in the cache
 _kept: dict = {}  # at most one entry: (fingerprint, rows, batch) -> logits by batch
 
 
 def original_logits(
     original,  # the Subject
-    fingerprint: str,  # of it
+    fingerprint: str,  # of the original
     rows,  # Rows
     batch: int,  # rows at a time
 ):
-    "The original's logits, batch by batch: those kept, or computed anew."
+    "Yields the original's logits batch by batch, from the cache or computed."
     key = fingerprint, rows.key, batch
     if key in _kept:
         yield from _kept[key]
@@ -74,9 +74,7 @@ def token_divergences(
     fingerprint: str = "",  # of the original
     batch: int | None = None,  # rows at a time; None: as many as keep the logits under 128 MB
 ) -> tuple[Tensor, Tensor]:
-    """Divergence and agreement in the prediction of each token, shape (rows, length), not-a-number at the first and at
-    those that begin every row.
-    """
+    "Divergence and agreement for each token, shape (rows, length); NaN at the first and at special tokens of a row."
     kl, same = torch.full((2, *rows.tokens.shape), torch.nan, dtype=torch.float64)
     with evaluating(original.model), evaluating(compressed.model):
         vocabulary = [logits_of(subject.model, rows.tokens[:1, :2]).shape[-1] for subject in (original, compressed)]
@@ -93,9 +91,9 @@ def token_divergences(
         )
         for number, (tokens, first) in enumerate(parts):
             second = logits_of(compressed.model, tokens)[:, :-1].to(first.device)
-            found = divergences(first.flatten(0, 1), second.flatten(0, 1))
+            pair = divergences(first.flatten(0, 1), second.flatten(0, 1))
             at = slice(number * batch, number * batch + len(tokens))
-            kl[at, 1:], same[at, 1:] = (part.view(len(tokens), -1).cpu() for part in found)
+            kl[at, 1:], same[at, 1:] = (part.view(len(tokens), -1).cpu() for part in pair)
     kl[:, : rows.begin] = same[:, : rows.begin] = torch.nan
     return kl, same
 
@@ -132,10 +130,8 @@ class Fidelity(Probe):
     )
     text: str = "wikipedia"  # name of a text, or path of a file
     context: int = setting(128, least=2)  # tokens in a row of text
-    n: int | None = setting(
-        20, least=1
-    )  # rows of text, each of another document where there are as many; None: all there are
-    batch: int | None = setting(None, least=1)  # rows at a time; None: what keeps memory small
+    n: int | None = setting(20, least=1)  # rows of text, each from a different document if there are enough; None: all
+    batch: int | None = setting(None, least=1)  # rows at a time; None: as many as keep the logits under 128 MB
 
     def measure(
         self,
@@ -143,7 +139,7 @@ class Fidelity(Probe):
         original=None,  # the model it was made from
         *,
         seed: int = 0,  # which rows of the text
-        rows=None,  # rows to take instead of the text: a LongTensor of shape (n, length), or Windows
+        rows=None,  # rows to use instead of the text: a LongTensor of shape (n, length), or Windows
     ) -> Records:
         "Measures divergence and agreement by window and document. Raises `NotMeasured` for models without logits."
         if original is None:
