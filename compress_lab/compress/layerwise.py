@@ -476,14 +476,14 @@ def change_each(method, subject, layers, calibration, checkpoint, change) -> dic
 # %% ../../nbs/compress/05_layerwise.ipynb #layer-method
 @dataclass(frozen=True)
 class LayerMethod(Method, abstract=True):
-    "A Method that is one function of a matrix and the statistics of its inputs."
+    "A Method defined by one function of a matrix and its input statistics."
 
     transformer: ClassVar = False  # works on any linear
     statistic: ClassVar = None  # class of the statistic; None: no calibration
     tokens_per_batch: ClassVar = 2048
     joint: ClassVar = True  # rows are independent, so linears that share their inputs are compressed as one matrix
-    true_sequential, calibration_dtype = True, "float32"  # settings in calibrated methods
-    without_inputs: ClassVar = "by its weights alone"  # note on the result of `compress` without a statistic
+    true_sequential, calibration_dtype = True, "float32"  # constants here; settings in calibrated methods
+    without_inputs: ClassVar = "by its weights alone"  # note on a result computed without a statistic
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)

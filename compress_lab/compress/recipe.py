@@ -77,7 +77,7 @@ class Method(Settings):
         *targets: str,  # patterns of module names
         ignore=(),  # patterns of module names to leave out
     ) -> "Step":
-        "This method, restricted to some of the linears."
+        "This method, restricted to linears whose names match."
         return Step(self, targets, (ignore,) if isinstance(ignore, str) else ignore)
 
     def __rshift__(self, other) -> "Recipe":
@@ -406,7 +406,7 @@ Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), 
 # %% ../../nbs/compress/01_recipe.ipynb #left-code
 @dataclass
 class Left:
-    "The state that earlier steps have left in a model: the responsible method for each linear."
+    "The state that earlier steps left in a model: which method changed each linear."
 
     codes: dict  # quantizing method by key of the linear
     zeros: dict  # pruning method by name of the linear
@@ -512,7 +512,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
 
 # %% ../../nbs/compress/01_recipe.ipynb #apply-code
 def left_alone(step: Step, model) -> dict[str, int]:
-    "The number of linears in each tower that a step without targets leaves out, by the tower's name."
+    "The number of linears that a step without targets leaves out, by name of the tower."
     from compress_lab.models.layers import linears, towers
 
     if step.targets or not (found := towers(model)):

@@ -48,7 +48,7 @@ class Trace:
     "Records a pass over a few tokens: the order of calls, and the inputs of each linear."
 
     def __init__(self, model: nn.Module, batch: dict, layers: list[LinearLayer]):
-        self.calls, self.inputs, self.kept = {}, defaultdict(list), []  # `kept`: so that no address is reused
+        self.calls, self.inputs, self.kept = {}, defaultdict(list), []  # `kept`: alive, so that no address is reused
         hooks = [module.register_forward_pre_hook(self.called) for module in model.modules()]
         try:
             with torch.no_grad(), observe(layers, self.see):

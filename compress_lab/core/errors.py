@@ -75,7 +75,7 @@ class NotMeasured(CompressLabError):
 def nearest(
     name: str,  # the name to look up
     names,  # the names that exist
-    n: int = 3,  # how many to offer
+    n: int = 3,  # maximum number of names
 ) -> list[str]:
     "The `n` existing names most like `name`, best first; empty if none is close."
     lowered = {str(known).lower(): str(known) for known in names}
@@ -85,7 +85,7 @@ def nearest(
 @contextmanager
 def expect(
     error: type[BaseException] = CompressLabError,  # the type that must be raised
-    *fragments: str,  # words its message must contain
+    *fragments: str,  # strings that its message must contain
 ):
     "Runs a block that must raise `error` and prints the message; raises `AssertionError` if it does not."
     try:

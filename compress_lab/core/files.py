@@ -41,7 +41,7 @@ KINDS = (
 
 def regular_file(
     path: str | Path,  # the file, or a link to it
-    limit: int | None = None,  # bytes it may have; None: any number
+    limit: int | None = None,  # maximum size in bytes; None: no limit
 ) -> Path:
     "The path, if it leads to a readable regular file. Raises `CompressLabError` otherwise."
     path = Path(path)
@@ -95,9 +95,9 @@ def read_bytes(
 
 def read_text(
     path: str | Path,  # a regular file
-    limit: int | None = 64 * MEGABYTE,  # bytes it may have; None: any number
+    limit: int | None = 64 * MEGABYTE,  # maximum size in bytes; None: no limit
 ) -> str:
-    """The file's text, without a byte order mark, lines ended by a line feed.
+    """The file's text without a byte order mark, with LF line endings.
 
     Raises `CompressLabError` if it is not UTF-8.
     """

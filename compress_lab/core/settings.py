@@ -167,7 +167,7 @@ _Dumper.add_implicit_resolver(_FLOAT, _DECIMAL, list("-+.0123456789"))
 def write_yaml(
     value,  # plain Python values
 ) -> str:
-    "The value as YAML, with keys in their order."
+    "The value as YAML, with keys in insertion order."
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 # %% ../../nbs/core/07_settings.ipynb #cell-13

@@ -229,7 +229,7 @@ def cell_key(
 def without_machine(
     key: str,  # of a cell
 ) -> str:
-    "Returns the key that the cells of the same measurement on all machines share."
+    "Returns the key without its machine suffix; it is the same on all machines."
     return re.sub(r"-m[0-9a-f]{8}$", "", key)
 
 # %% ../../nbs/core/08_store.ipynb #cell-18
@@ -335,7 +335,7 @@ def replace_file(
     path: Path,  # the file to replace or create
     data: bytes,  # its new content
 ):
-    "Replaces the file atomically, and removes temporary files of killed processes beside it. Raises `OSError`."
+    "Replaces the file atomically, and removes temporary files that killed processes left beside it. Raises `OSError`."
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in abandoned(path):
         left.unlink(missing_ok=True)
@@ -719,16 +719,16 @@ _KEPT = "# Kept by compress_lab ({}): change a copy.\n"
 
 
 def signed(
-    text: str,  # of a file whose name a user's file might also have
+    text: str,  # content of a file whose name may clash with a user's file
 ) -> str:
-    "The text below a first line that says that compress_lab wrote it and holds its hash."
+    "The text after a first line that names compress_lab as its writer and contains its hash."
     return _KEPT.format(short(text)) + text
 
 
 def unsigned(
-    text: str,  # of a file
+    text: str,  # content of a file
 ) -> str | None:
-    "The text without the line that `signed` adds; None if that line is missing or the text was changed since."
+    "The text without the line that `signed` adds; None if that line is missing or its hash does not match."
     first, _, rest = text.partition("\n")
     return rest if f"{first}\n" == _KEPT.format(short(rest)) else None
 

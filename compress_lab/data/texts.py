@@ -66,7 +66,7 @@ class Text:
         self,
         which: str,  # "calibration" or "evaluation"
     ) -> tuple[Document, ...]:
-        "The documents of one half, in their order. Raises `CompressLabError` if there are none."
+        "The documents of one half, in order. Raises `CompressLabError` if there are none."
         if which not in HALVES:
             raise CompressLabError(f"A text has no half called {which!r}.", fix=f"take one of {', '.join(HALVES)}")
         found = tuple(document for document in self.documents if _half(document.id) == which)
@@ -180,7 +180,7 @@ def _is_hub_id(name: str) -> bool:
 
 # %% ../../nbs/data/02_texts.ipynb #cell-13
 def _from_hub(name: str, config: str | None, split: str | None, preferred: tuple[str, ...]):
-    "The tuple (table, config, split, provenance) from the Hub, read with datasets. Raises `CompressLabError`."
+    "The tuple (table, config, split, provenance) of a data set on the Hub. Raises `CompressLabError`."
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
     from huggingface_hub import HfApi, constants
 
@@ -227,7 +227,7 @@ def _help(name: str) -> str:
 class TextSource:
     "A registered text: its provenance, description and reader."
 
-    provenance: DataProvenance  # its name, and the origin of its documents
+    provenance: DataProvenance  # name of the text and origin of its documents
     about: str  # short description
     read: Callable  # function that returns the documents
 
@@ -236,7 +236,7 @@ def text_source(
     provenance: DataProvenance,  # its name is the name of the text
     about: str,  # short description
 ):
-    "Decorator that registers a function without parameters, which returns documents, as the text of that name."
+    "Decorator that registers a parameterless function that returns the documents of this text."
 
     def register(read: Callable) -> Callable:
         TEXTS[provenance.name] = TextSource(provenance, about, read)
@@ -496,14 +496,14 @@ class OwnTexts(Text):
 
     def half(
         self,
-        which: str,  # not needed
+        which: str,  # ignored
     ) -> tuple[Document, ...]:
         "All documents, whichever half is requested."
         return self.documents
 
 
 def _texts_of(source) -> Text:
-    "The texts in a list or a data set, or the text of that name. Raises `CompressLabError`."
+    "The Text of a list, a data set, a name or a path. Raises `CompressLabError`."
     column = source["text"] if "text" in getattr(source, "column_names", getattr(source, "columns", ())) else source
     if isinstance(column, (str, Path, Text)):
         return text(column)

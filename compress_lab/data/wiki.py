@@ -189,7 +189,7 @@ def articles(
     dump: str | Path,  # a pages-articles dump, bz2
     shortest: int = 2000,  # minimum number of characters of prose in an article
 ):
-    "Yields (page id, title, prose) for each article of a dump, in its order."
+    "Yields (page id, title, prose) for each article, in the order of the dump."
     with bz2.open(dump) as file:
         for _, element in ElementTree.iterparse(file):
             if not element.tag.endswith("}page"):

@@ -184,7 +184,7 @@ class CompressedTensors(Format):
                 )
 
     def held(self, packed: Packed, dtype: torch.dtype) -> Packed:
-        "Returns the weight with its scales in the type of the model."
+        "Returns the weight as stored, with scales in the model's dtype."
         scales = packed.scales.float() * (1 if packed.outer is None else packed.outer)
         return (
             packed

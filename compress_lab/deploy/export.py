@@ -285,8 +285,8 @@ def difference(
     folder: Path,  # folder that the format wrote
     length: int,  # tokens in a row
 ) -> tuple[float, float]:
-    """Returns the largest difference of the read outputs, relative to the largest output, from the model as the format
-    stores it, and from the Subject.
+    """Returns the largest difference, relative to the largest output, of the outputs read back from those of the model
+    as the format stores it, and from the Subject's.
     """
     batch = inputs(subject.model, batch=2 if length <= SHORT else 1, length=length)
     read, (own, held) = form.run(folder, batch["input_ids"]).float(), expected(form, subject, layers, batch)
@@ -357,9 +357,9 @@ def as_settings(points: dict) -> str:
 
 
 def checked(form: Format, subject: Subject, layers: dict, folder: Path, tolerance: float | None) -> float:
-    """Returns the difference of the read outputs from the Subject's.
+    """Returns the difference between the outputs read back and the Subject's.
 
-    Raises `CompressLabError` if they differ from the model as the format stores it, or by more than `tolerance`.
+    Raises `CompressLabError` if the outputs differ from those of the model as stored, or by more than `tolerance`.
     """
     length, allowed = row_length(subject.model), form.allowed(subject) if tolerance is None else tolerance
     held, own = difference(form, subject, layers, folder, length)

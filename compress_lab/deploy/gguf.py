@@ -231,7 +231,7 @@ class Gguf(Format):
                 )
 
     def held(self, packed: Packed, dtype: torch.dtype) -> Packed:
-        "Returns the weight with its offsets in float16, if it has zero points."
+        "Returns the weight as stored, with offsets in float16 if it has zero points."
         if packed.zeros is None:
             return packed
         scales, zeros = packed.scales.float(), packed.integers()[1]
@@ -273,7 +273,7 @@ def write(self: Gguf, subject, layers: dict, folder: Path):
 
 @patch
 def run(self: Gguf, folder: Path, tokens: Tensor) -> Tensor:
-    "Returns the outputs in float32 of the model that transformers reads. Raises `CompressLabError` if it cannot."
+    "Returns the float32 outputs of the model read by transformers. Raises `CompressLabError` if it cannot be read."
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with reading(self.name, folder / "model.gguf"):

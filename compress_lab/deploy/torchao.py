@@ -59,9 +59,7 @@ def configuration(packed: Packed) -> dict:
 def in_float32(
     model: nn.Module,  # a model with torchao's tensors
 ) -> nn.Module:
-    """Returns the model with weights dequantized in float32, without rounding the products to the type of the
-    model.
-    """
+    """Returns the model with weights dequantized in float32, not rounded to the model's dtype."""
     from torchao.quantization import IntxUnpackedToInt8Tensor as Tensors
 
     for name, weight in list(model.named_parameters()):
@@ -88,7 +86,7 @@ class Torchao(Format):
     how = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
 
     def held(self, packed: Packed, dtype: torch.dtype) -> Packed:
-        "Returns the weight with its scales in the type of the model."
+        "Returns the weight as stored, with scales in the model's dtype."
         scales = packed.scales.to(dtype).float()
         return packed if torch.equal(scales, packed.scales.float()) else replace(packed, scales=scales)
 

@@ -17,7 +17,7 @@ from ..train.losses import kl_loss
 
 # %% ../../nbs/distill/01_losses.ipynb #cell-06
 def mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
-    "Returns the log-probabilities of `share` of the first distribution mixed with the second, from log-probabilities."
+    "Returns the log-probabilities of a mixture with `share` of the first distribution, from log-probabilities."
     if not 0 < share < 1:
         raise CompressLabError(f"mix={share} is not above 0 and below 1.", "distill", "use a share above 0 and below 1")
     return torch.logaddexp(one + math.log(share), other + math.log1p(-share))
@@ -96,5 +96,5 @@ def top_of(
 def of_top(
     logits: Tensor, values: Tensor, top: Tensor, *, loss=kl_loss, temperature: float = 1.0, **settings
 ) -> Tensor:
-    "Returns a divergence per token from the output of `top_of` at the same temperature, (tokens,)."
+    "Returns the divergence per token from a teacher stored by `top_of` at the same temperature, (tokens,)."
     return loss(bucket(logits, top, temperature), values, temperature, **settings)

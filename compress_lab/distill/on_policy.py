@@ -31,7 +31,7 @@ from ..train.losses import attended
 def continued(
     model: nn.Module,  # a causal language model of transformers
     prompts: Tensor,  # tokens to continue, (rows, prompt length), without padding
-    length: int,  # of a row with prompt and continuation, in tokens, at most
+    length: int,  # maximum tokens in a row, prompt and continuation together
     *,
     beams: int = 0,  # 0: sampling; 1: greedy decoding; more: beam search with this many beams
 ) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from ..train.losses import attended, in_pieces
 def sorted_loss(
     logits: Tensor,  # of the student, (tokens, vocabulary)
     teacher: Tensor,  # of the teacher, (tokens, any vocabulary)
-    temperature: float = 1.0,  # of both
+    temperature: float = 1.0,  # of both models
 ) -> Tensor:
     """Returns the absolute difference of the sorted probabilities per token, times the temperature, (tokens,).
 

@@ -44,16 +44,16 @@ class Difference:
     ratio: float | None  # compressed / original; None if the original is 0
     ratio_interval: tuple[float, float] | None  # 95% of the ratio; None if there is none
     n_items: int  # rows compared
-    n_clusters: int  # clusters they fall into
+    n_clusters: int  # number of clusters of these rows
     method: str  # how the interval was computed, in words
     verdict: str  # in words, from `verdict`
-    margin: float | None = None  # declared beforehand
+    margin: float | None = None  # acceptable loss, set beforehand
     control: float | None = None  # ratio of the original to itself, if it was measured
     control_interval: tuple[float, float] | None = None  # 95% of that ratio
-    p: float | None = None  # two-sided, against no difference; None if there is no test
+    p: float | None = None  # two-sided p value of no difference; None if there is no test
 
     def to_dict(self) -> dict:
-        "The difference as plain JSON, the metric by name with its unit and direction."
+        "The difference as plain JSON, with the metric's name, unit and direction."
         return {**asdict(self), "metric": self.metric.name, "unit": self.metric.unit, "better": self.metric.better}
 
     def __repr__(self):
@@ -82,9 +82,9 @@ def direction(
     low: float,  # ends of the interval of a difference
     high: float,
     better: str | None,  # "lower" or "higher" values are better; None: neither
-    floor: float = 0.0,  # changes up to this count as none
+    floor: float = 0.0,  # changes up to this size count as zero
 ) -> str:
-    """ "better", "worse", or "higher", "lower" for a metric without a better direction; empty if the interval shows
+    """Returns "better" or "worse", or "higher" or "lower" if neither direction is better; empty if the interval shows
     no change.
     """
     if low > floor:
@@ -113,7 +113,7 @@ def verdict(
     ratio_interval: tuple[float, float] | None,  # of compressed / original
     metric: Metric,
     margin: float | None = None,  # declared beforehand, see `margin_of`
-    floor: float = 0.0,  # changes up to this count as none
+    floor: float = 0.0,  # changes up to this size count as zero
 ) -> str:
     "The verdict in words, first on the difference and then on the margin."
     low, high = interval or (np.nan, np.nan)
@@ -149,7 +149,7 @@ def margin_of(
 ) -> float | None:
     """Returns the margin that applies to the metric, or None.
 
-    Raises `CompressLabError` if it is not a number from 0 up.
+    Raises `CompressLabError` if it is not a nonnegative number.
     """
     if isinstance(margin, dict):
         margin = margin.get(metric.name)
@@ -170,7 +170,7 @@ def counted_rows(
     metric: Metric,
     columns: np.ndarray,  # of one model or of both, shape (rows, k)
 ) -> np.ndarray:
-    "Mask of the rows the metric counts, shape (rows,): if it divides by a column, the rows that are not all zero."
+    "Mask of the rows that count, shape (rows,): all, or the nonzero ones if the metric divides by a column."
     return columns.any(1) if isinstance(metric.denominator, str) else np.ones(len(columns), dtype=bool)
 
 
@@ -204,7 +204,7 @@ def change_limits(
 
 
 def _is_share(metric: Metric, columns: np.ndarray) -> bool:
-    "Whether the metric is a share of a whole, by the columns of one model."
+    "Whether the metric is a share of a whole, judging by the columns of one model."
     return metric.unit == "share" and not metric.formula and value_bounds(metric, columns) == (0.0, 1.0)
 
 
@@ -222,7 +222,7 @@ def value_interval(
     metric: Metric,
     columns: np.ndarray,  # of one model, shape (rows, k)
     labels: np.ndarray,  # the cluster of each row
-    fewest: int,  # clusters below which an unbounded metric gets no interval
+    fewest: int,  # minimum clusters for the interval of an unbounded metric
 ) -> tuple[float, float]:
     "95% interval of one model's value; NaN with too few clusters."
     sums, sizes = cluster_sums(columns, labels), cluster_weights(metric, columns, labels)
@@ -247,7 +247,7 @@ class Spread(NamedTuple):
 
 
 def _views(metric: Metric, half: int) -> tuple:
-    "Difference and ratio of the metric as functions of both models' totals; the log ratio if the metric is an exp."
+    "Difference and ratio (log ratio if the metric is an exp) of the metric, as functions of both models' totals."
 
     def change(totals):
         return metric.of(totals[..., half:]) - metric.of(totals[..., :half])
@@ -259,7 +259,7 @@ def _views(metric: Metric, half: int) -> tuple:
 
 
 def _joined(metric: Metric, change: Jackknife, ratio: Jackknife, method: str, units: int) -> Spread:
-    "Intervals of difference and ratio, both or neither of which contain no change, and their p value."
+    "Intervals of difference and ratio that agree on whether they include zero change, and their p value."
     none = 0.0 if metric.transform == "exp" else 1.0
     p = max(change.p(), ratio.p(none)) if ratio.error > 0 else change.p()
     ends, others = change.interval(), ratio.interval()
@@ -273,7 +273,7 @@ def paired_spread(
     columns: np.ndarray,  # of both models, side by side, shape (rows, 2 × number of sums)
     labels: np.ndarray,  # the cluster of each row
     words: str,  # the clusters in words, such as "40 documents"
-    fewest: int,  # clusters below which an unbounded metric gets no interval
+    fewest: int,  # minimum clusters for the interval of an unbounded metric
 ) -> Spread:
     "Intervals of the difference and the ratio of two models, and the method; no interval with too few clusters."
     count, (before, after) = len(np.unique(labels)), np.split(columns, 2, axis=1)
@@ -306,7 +306,7 @@ def _is_answers(metric: Metric, columns: np.ndarray) -> bool:
 
 
 def _paired_answers(before: np.ndarray, after: np.ndarray, labels: np.ndarray, words: str) -> Spread:
-    "The intervals of answers that are right or wrong, with the number of flips."
+    "The paired intervals for right and wrong answers, with the number of flips."
     pairs = paired(before[:, 0], after[:, 0], labels)
     count = len(pairs.sums)
     if pairs.too_few:
@@ -344,7 +344,7 @@ def mean_spread(
     parts: list,  # per seed: labels, both models' sums and weights of its clusters
     limits: tuple,  # bounds of difference and ratio, from `change_limits`
     cluster: str,  # name of a cluster, such as "document"
-    fewest: int,  # clusters below which there is no interval
+    fewest: int,  # minimum clusters for an interval
 ) -> Spread:
     "Intervals of the mean difference and ratio over seeds, with seeds and clusters as random factors."
     count = len({label for labels, _, _ in parts for label in labels})
@@ -370,9 +370,9 @@ def exact_mean_spread(
 
 
 def combined(
-    each: list,  # the difference of each seed, with an interval
+    each: list,  # one difference per seed, with its interval
 ) -> Spread:
-    "Conservative intervals over seeds, for probes with their own: between-seed plus mean within-seed variance."
+    "Conservative intervals over seeds from intervals per seed: between-seed plus mean within-seed variance."
     seeds = len(each)
     if any(one.interval is None for one in each):
         return Spread(method="no interval: a seed has none", units=seeds)
@@ -387,4 +387,4 @@ def combined(
     change, ratio = joined([one.value for one in each], [one.interval for one in each], 0.0), None
     if all(one.ratio_interval is not None for one in each):
         ratio = joined([one.ratio for one in each], [one.ratio_interval for one in each], 1.0)
-    return Spread(change, ratio, None, f"mean of {seeds} seeds and the intervals of each", seeds)
+    return Spread(change, ratio, None, f"mean over {seeds} seeds, from the interval of each seed", seeds)

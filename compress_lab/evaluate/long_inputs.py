@@ -186,12 +186,12 @@ def around(
 # %% ../../nbs/evaluate/29_long_inputs.ipynb #around-code-2
 @dataclass(frozen=True)
 class TextAround(OnTexts):
-    "Accuracy that a text classifier loses on a sentence inside a longer text, relative to the sentence alone."
+    "Accuracy that a text classifier loses when a sentence is part of a longer text instead of alone."
 
     name: ClassVar[str] = "text_around"
     axis: ClassVar[str] = "robustness"
     metrics: ClassVar[tuple] = loss_metrics("")  # replaced by metrics for all lengths and each
-    words: str = "20 100 300"  # minimum words of prose, separated by spaces
+    words: str = "20 100 300"  # minimum numbers of words of prose, separated by spaces
     n: int | None = setting(500, least=1)  # number of texts, drawn by the seed; None: all
 
     def __post_init__(self):

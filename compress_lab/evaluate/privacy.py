@@ -110,7 +110,7 @@ def found_of(
     found: pd.DataFrame,  # findings of `pii`
     true: pd.DataFrame,  # annotations: text, kind, start and end
 ) -> pd.DataFrame:
-    "Precision and recall by kind; a finding is right if it overlaps an annotation of its kind."
+    "Precision and recall by kind; a finding is correct if it overlaps an annotation of the same kind."
 
     def hits(ones, others):
         spans = {key: part[["start", "end"]].to_numpy() for key, part in others.groupby(["text", "kind"])}
@@ -271,7 +271,7 @@ def _loss_bins(
     losses: np.ndarray,  # of each text, shape (texts,)
     member: np.ndarray,  # whether the model was trained on it, shape (texts,)
 ) -> dict[str, np.ndarray]:
-    "Indicator columns of the bin of each text's loss, for training texts and for others."
+    "One-hot columns of the bin of each text's loss, separate for training texts and others."
     bins = np.searchsorted(np.quantile(losses, np.arange(1, BINS) / BINS), losses, side="right")
     return {
         f"{kind}_{place}": ((bins == place) & (member == (kind == "seen"))).astype(float)

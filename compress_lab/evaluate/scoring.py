@@ -275,7 +275,7 @@ WAYS = {"packed": packed, "padded": padded, "alone": alone}
 
 # %% ../../nbs/evaluate/12_scoring.ipynb #cell-19
 def added_up(parts, count: int) -> tuple[np.ndarray, np.ndarray]:
-    "Sums the parts: log-likelihood of each request, and whether all its tokens are first choices."
+    "Combines the parts: log-likelihood of each request, and whether all its tokens have the top rank."
     total, greedy = np.zeros(count), np.ones(count, dtype=bool)
     for owner, logp, first in parts:
         np.add.at(total, owner, logp)

@@ -55,7 +55,7 @@ def _not_quoted(cases: list[tuple], injections: list[dict], where: str):
 
 # %% ../../nbs/evaluate/22_security.ipynb #e3ed4d8e
 def _injections(path: str, documents: str) -> tuple[pd.DataFrame, list[DataProvenance], str]:
-    "The injections of a YAML file in its documents or in a table's, their provenance and the name of the file."
+    "Injections from a YAML file, placed in its documents or a table's, their provenance and the file's name."
     layout, name = templates(path, INJECTIONS)
     known = [DataProvenance(name, path) if path else DataProvenance(name, "compress_lab", "", "Apache-2.0")]
     if documents:

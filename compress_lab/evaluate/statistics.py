@@ -569,7 +569,7 @@ def power(
     effect: float,  # true difference of the accuracies; at most the discordance
     level: float = 0.05,  # of the two-sided test
 ) -> float:
-    "The power of McNemar's exact test: its chance to detect the difference."
+    "The power of McNemar's exact test: its probability of detecting the difference."
     pairs = np.arange(int(stats.binom.ppf(1e-12, n, discordance)), int(stats.binom.isf(1e-12, n, discordance)) + 1)
     most = stats.binom.ppf(level / 2, pairs, 0.5)
     most -= stats.binom.cdf(most, pairs, 0.5) > level / 2  # the largest number of rarer flips that is still significant

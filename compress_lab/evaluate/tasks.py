@@ -441,7 +441,7 @@ def cleaned(
     file: TaskFile,
     text: str,
 ) -> str:
-    "Returns a written answer as it is compared: without the parts that match `clean`."
+    "Returns a written answer ready for comparison, without the parts that match `clean`."
     return (replaced(file.clean, "", text) if file.clean else text).strip()
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #cell-16

@@ -104,7 +104,7 @@ def layer_row(
     activation_bytes: float = 0,  # read and written
     cache_bytes: float = 0,  # keys and values read and written
 ) -> dict:
-    "A row of the table of layers, in whole operations and bytes."
+    "A row of the layer table, with integer counts of operations and bytes."
     counts = map(round, (flops, weight_bytes, activation_bytes, cache_bytes))
     return {"name": name, "kind": kind, "block": block, **dict(zip(FIGURES, counts))}
 

@@ -137,7 +137,7 @@ class Products:
 
 # %% ../../nbs/measure/12_roofline.ipynb #layer-times
 class Runner:
-    "Runs the forward passes of one workload, over and over."
+    "Runs the forward pass of one workload repeatedly."
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Runner:
             self.past = model(tokens[:, : work.cached], use_cache=True).past_key_values
 
     def __call__(self):
-        "One pass; the cache is cut back to its length afterwards."
+        "Runs one pass, then truncates the cache to its previous length."
         if self.past is None:
             self.model(self.new, **self.options)
         else:

@@ -99,7 +99,7 @@ def model_class(
 # %% ../../nbs/models/13_folders.ipynb #cell-22
 @contextmanager
 def silenced():
-    "A context without the log messages and progress bars of transformers."
+    "A context that silences the log messages and progress bars of transformers."
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -246,7 +246,7 @@ def model_in(
     folder: Path,  # in the layout of transformers
     dtype: torch.dtype,  # of the weights
 ) -> tuple[torch.nn.Module, list[str], list[Path]]:
-    "The model, the names of the weights left out, and the files it was read from. Raises `CompressLabError`."
+    "The model, the names of unused stored weights, and the files it was read from. Raises `CompressLabError`."
     from transformers import AutoConfig
 
     where = str(folder)

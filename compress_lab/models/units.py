@@ -22,9 +22,9 @@ from .observing import calibrating
 def influence(
     replay: Replay,  # a block
     reader: str,  # name of a linear in the block
-    columns: Tensor,  # indices of some of its inputs
+    columns: Tensor,  # indices of some inputs of that linear
 ) -> dict[tuple[str, int], Tensor]:
-    "Marks, for each parameter of the block and each of its dimensions, the entries that affect these inputs."
+    "Marks the entries that affect these inputs, for each dimension of each parameter of the block."
     parameters = dict(replay.block.requires_grad_(True).named_parameters())
     with torch.enable_grad():
         chosen = replay.run()[1][reader][:, columns]
@@ -44,7 +44,7 @@ def influence(
 
 
 def spelled(replay: Replay, reader: str) -> dict[tuple[str, int], Tensor]:
-    """For each entry as in `influence`, the index of the only input of the reader that it affects.
+    """Maps each entry, as in `influence`, to the index of the one reader input that it affects.
 
     The index is -1 if the entry affects no input or several.
     """

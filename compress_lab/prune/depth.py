@@ -129,7 +129,7 @@ def shallower(model: nn.Module, stack: list[Block], kept: list[int]) -> tuple:
     """Returns a configuration with only some of the blocks, and a function from a tensor's name in the smaller model to
     its name in the original.
 
-    Raises `CompressLabError` if there is none.
+    Raises `CompressLabError` if there is no such configuration.
     """
     body = stack[0].name.rpartition(".")[0]
     old = {f"{body}.{new}.": f"{body}.{index}." for new, index in enumerate(kept)}

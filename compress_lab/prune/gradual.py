@@ -107,7 +107,7 @@ CRITERIA = ("movement", "magnitude", "soft")
 def masking(
     layers: list,  # linears to mask
     criterion: str,  # one of `CRITERIA`
-    penalty: float = 1.0,  # on the mean sigmoid of the scores, for "soft" only
+    penalty: float = 1.0,  # weight of the mean sigmoid of the scores, for "soft"
 ):
     "A context that yields modules with masks on their weights; on exit the masked weights replace the originals."
     per_weight = penalty / sum(linear.weight.numel() for linear in layers) if criterion == "soft" else None
@@ -126,8 +126,8 @@ class Gradual(Recover):
     "Prunes a model while training it on the original's predictions."
 
     sparsity: float = 0.5  # final share of zeros: over all matrices for "soft", otherwise of each matrix
-    criterion: str = "soft"  # learned scores over all matrices; "movement": within each matrix; "magnitude": weights
-    penalty: float = 1.0  # on the mean sigmoid of the scores, for "soft" only
+    criterion: str = "soft"  # learned scores, ranked over all matrices; "movement": ranked per matrix; "magnitude"
+    penalty: float = 1.0  # weight of the mean sigmoid of the scores, for "soft"
     paper = "Sanh et al., 2020, Movement pruning: adaptive sparsity by fine-tuning"
     link = "https://arxiv.org/abs/2005.07683"
     prunes = True

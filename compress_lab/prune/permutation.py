@@ -25,7 +25,7 @@ def kept(
     n: int,  # weights kept in each group
     m: int,  # weights in a group
 ) -> float:
-    "Returns the sum of the scores that N:M keeps."
+    "Returns the total score of the weights that N:M keeps."
     return float(score.reshape(-1, m).topk(n, dim=1).values.sum(dtype=torch.float64))
 
 

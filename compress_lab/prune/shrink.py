@@ -53,7 +53,7 @@ def with_fields(config, fields: dict):
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-08
 def proposals(config, part: Units, cut: Tensor) -> list[dict]:
-    "Returns candidate changes of configuration fields that may describe the removal of these units."
+    "Returns candidate changes of configuration fields that may match the removal of these units."
     values, left = vars(config), int((~cut).sum())
     if part.kind == "neurons":
         named = [name for name, value in values.items() if type(value) is int and value == part.count]

@@ -63,7 +63,7 @@ def costs(
 
 # %% ../../nbs/prune/21_width.ipynb #cell-09
 def cheapest(cost: Tensor, number: int, groups: int) -> Tensor:
-    "Returns the mask of the units of lowest cost, equally many in each group of consecutive units, (units,), bool."
+    "Returns the mask of the cheapest units, the same number in each group of consecutive units, (units,), bool."
     order = cost.view(groups, -1).argsort(dim=1, stable=True)[:, : number // groups]
     return torch.zeros(groups, len(cost) // groups, dtype=torch.bool).scatter_(1, order, True).flatten()
 
@@ -106,7 +106,7 @@ class Width(CalibratedLayerMethod, abstract=True):
     sparsity: float = 0.5  # share of the units to remove
     criterion: str = "least_squares"  # smallest output error after a refit; "magnitude": smallest columns; "random"
     repair: bool = True  # whether the remaining columns are refitted by least squares
-    percdamp: float = 0.01  # share of the mean of the second moments' diagonal that is added to it
+    percdamp: float = 0.01  # added to the second moments' diagonal, as a share of the diagonal's mean
     paper = "Kurtić et al., 2023, ZipLM: Inference-aware structured pruning of language models"
     link = "https://arxiv.org/abs/2302.04089"
     transformer, statistic = True, Gram
@@ -194,8 +194,8 @@ def damped(statistic: Gram, percdamp: float) -> Tensor:
 
 
 def cut_reader(method: Width, subject, part: Units, count: int, groups: int, statistic: Gram, seed: int) -> dict:
-    """Zeroes the columns of a reader whose units are cut and refits the others; returns its errors, and which units
-    were cut.
+    """Zeroes a reader's columns that belong to the cut units and refits the other columns; returns the errors and the
+    cut units.
     """
     linear, size = part.reader, part.size * (part.together if groups == 1 else 1)
     weight = linear.matrices[0].float()

@@ -237,7 +237,7 @@ class AutoRound(CalibratedMethod):
         return min(self.group_size or columns, columns)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Quantizes the linears of the Subject in place; returns the errors of each by name."
+        "Quantizes the linears of the Subject in place; returns their errors by name."
         tokens, hidden = (
             calibration.tokens.to(subject.model.device),
             getattr(subject.model.config.get_text_config(), "hidden_size", 1024),

@@ -48,14 +48,14 @@ def round_columns(
 # %% ../../nbs/quantize/04_gptq.ipynb #cell-13
 @dataclass(frozen=True)
 class GPTQ(CalibratedLayerMethod):
-    "Rounds column by column; the columns still free compensate each error as far as the inputs allow."
+    "Rounds column by column; the remaining columns compensate for each error as far as the inputs allow."
 
     bits: int = 4  # width of a code, 1 to 8
     group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
     symmetric: bool = False  # no zero point: the same span below and above zero
     act_order: bool = True  # process columns in order of decreasing Hessian diagonal
     percdamp: float = 0.01  # added to the Hessian's diagonal, as a share of the diagonal's mean
-    shrinks: int = 20  # narrower spans to try for each group
+    shrinks: int = 20  # narrower value ranges to try for each group
     zero_point: str = "integer"  # "integer", or "real": any number, stored in 16 bits
     levels: str = ""  # non-uniform grid: a format such as "nf4" or "mxfp4", with its bits and group size
     paper = "Frantar et al., 2023, GPTQ: Accurate post-training quantization for generative pre-trained transformers"
@@ -113,12 +113,12 @@ class UniformGrid:
         )
 
     def round(self, number: int, column: Tensor) -> Tensor:
-        "Rounds a column of a group to the nearest values of its grid, (out,)."
+        "Rounds a column to the nearest values of its group's grid, (out,)."
         scale, zero = self.scales[number], self.zeros[number]
         return values(codes(column, scale, zero, self.method.bits), scale, zero)
 
     def packed(self, weight: Tensor) -> Compressed:
-        "Returns a matrix that lies on the grid together with its codes and scales."
+        "Returns a matrix whose values are on the grid, with its codes and scales."
         scales, zeros = self.scales.T.contiguous(), self.zeros.T.contiguous()
         group = torch.arange(weight.shape[1]) // self.size
         level = codes(weight, scales[:, group], zeros[:, group], self.method.bits).to(torch.uint8)
@@ -166,10 +166,10 @@ class CodebookGrid:
         self.scales[number] = tables.fit_scales(self.format, columns, self.size, self.outer, self.shares, importance)
 
     def round(self, number: int, column: Tensor) -> Tensor:
-        "Rounds a column of a group to the nearest values of its grid, (out,)."
+        "Rounds a column to the nearest values of its group's grid, (out,)."
         return tables.rounded(self.format, column[:, None], self.size, self.scales[number], self.outer).weight[:, 0]
 
     def packed(self, weight: Tensor) -> Compressed:
-        "Returns a matrix that lies on the grid together with its codes and scales."
+        "Returns a matrix whose values are on the grid, with its codes and scales."
         scales = torch.cat([self.scales[number] for number in sorted(self.scales)], 1)
         return tables.rounded(self.format, weight, self.size, scales, self.outer)

@@ -54,11 +54,11 @@ def half_quadratic(
 # %% ../../nbs/quantize/05_hqq.ipynb #cell-12
 @dataclass(frozen=True)
 class HQQ(LayerMethod):
-    "Rounds every weight to a grid whose real-valued zero point minimises the error in a norm with p at most 1."
+    "Rounds weights to a grid whose real-valued zero point minimises the p-norm of the errors, p at most 1."
 
     bits: int = 4  # width of a code, 1 to 8
     group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row
-    p: float = 0.7  # norm of the errors, above 0 and at most 1
+    p: float = 0.7  # p of the norm of the errors, above 0 and at most 1
     beta: float = 10.0  # weight of the quadratic penalty at the start
     kappa: float = 1.01  # growth factor of beta per iteration
     iterations: int = 20  # steps of the solver

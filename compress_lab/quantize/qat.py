@@ -159,7 +159,7 @@ class QAT(CalibratedMethod):
         return min(self.group_size or columns, columns)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
-        "Quantizes the linears of the Subject in place; returns the errors of each by name."
+        "Quantizes the linears of the Subject in place; returns their errors by name."
         check_vocabulary(self, subject, original)
         return done_once(
             subject,

@@ -45,7 +45,7 @@ def from_groups(grouped: Tensor, columns: int) -> Tensor:
     return grouped.flatten(1)[:, :columns]
 
 # %% ../../nbs/quantize/31_ste.ipynb #cell-09
-UNFELT = "nothing was learned, or not of every expert: rounded to nearest"
+UNFELT = "nothing was learned, or not for every expert: rounded to nearest"
 
 
 def all_moved(linear: LinearLayer, changed: Tensor) -> bool:

@@ -293,7 +293,7 @@ def _worse(row) -> bool:
 
 
 def _axis_claims(evidence: Evidence, recipe: str) -> list[Claim]:
-    "Claims per axis: how many figures are worse by their interval, and which are clearest."
+    "Claims per axis: how many metrics are worse by their interval, and which most clearly."
     claims, axes = [], evidence.axes()
     for axis, rows in axes[axes["recipe"] == recipe].groupby("axis", sort=False):
         judged = rows[rows["better"].isin(("lower", "higher"))]

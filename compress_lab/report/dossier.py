@@ -48,11 +48,11 @@ class Dossier(Evidence):
         return page.difference_plot(self)
 
     def answer_changes(self) -> Plot:
-        "Forest plot of one figure of each task, in points, beside its flips."
+        "Forest plot of one metric per task, in points, beside its flips."
         return page.answer_plot(self)
 
     def axis_changes(self) -> Plot:
-        "Forest plot of the first figure of each probe on an axis."
+        "Forest plot of the first metric of each probe on an axis."
         return page.axis_plot(self)
 
     def error_metric(self) -> str:
@@ -60,7 +60,7 @@ class Dossier(Evidence):
         return page.error_metric(self)
 
     def without_error(self) -> list[str]:  # names of recipes
-        "The recipes that recorded only weight errors, if output errors are drawn."
+        "The recipes that recorded only weight errors, if output errors are plotted."
         return page.without_error(self)
 
     def layer_errors(

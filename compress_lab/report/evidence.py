@@ -239,8 +239,8 @@ def planned(
 def name_machines(
     cells: Mapping[str, Mapping],  # cell key -> result
     environments: Mapping[str, Mapping],  # cell key -> environment
-) -> tuple[dict[str, Mapping], dict[str, list[str]]]:  # the cells; recipe -> its names on the machines
-    "Returns the cells, those of a machine under a recipe named after it if there are several machines."
+) -> tuple[dict[str, Mapping], dict[str, list[str]]]:  # the cells; recipe -> its names, one per machine
+    "Returns the cells, with the machine in the names of recipes if there are several machines."
     machines = {}
     for key in cells:
         if (stem := without_machine(key)) != key:
@@ -425,7 +425,7 @@ def steps(self: Evidence, recipe: str) -> list[dict]:
 # %% ../../nbs/report/03_evidence.ipynb #cell-24-2
 @patch
 def notes(self: Evidence, recipe: str) -> list[str]:
-    "Returns notes for the reader: simulated, mask, failed or not measured."
+    "Returns the notes that apply to a recipe: simulated, mask, failed or not measured."
     parameters = self.find(recipe, "parameters")
     shrunk = parameters is not None and parameters["ratio"] < 1
     notes = ["simulated"] if any(c.get("simulated") for c in self.cells_of(recipe)) else []
@@ -614,7 +614,7 @@ ANSWERED = "task accuracy"  # the axis with a table of its own: `Evidence.answer
 
 
 def trust_axes() -> list[str]:
-    "The axes that the classes of probes declare, without the accuracy of tasks."
+    "The axes that probe classes declare, except task accuracy."
     return sorted({kind.axis for kind in known_probes().values()} - {"", ANSWERED})
 
 

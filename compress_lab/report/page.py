@@ -67,7 +67,7 @@ def error_metric(evidence: Evidence) -> str:
 
 
 def without_error(evidence: Evidence) -> list[str]:  # names of recipes
-    "The recipes that recorded only weight errors, if output errors are drawn."
+    "The recipes that recorded only weight errors, if output errors are plotted."
     metric = error_metric(evidence)
     return [name for name, steps in evidence.history().items() if not plots.layer_panels({name: steps}, metric)]
 
@@ -81,7 +81,7 @@ def layer_plot(
 
 # %% ../../nbs/report/05_page.ipynb #answers-code-2
 def answer_plot(evidence: Evidence) -> plots.Plot:
-    "Forest plot of one figure of each task, in points, beside its flips."
+    "Forest plot of one metric per task, in points, beside its flips."
     rows, changes = [], evidence.answers()
     changes = (
         changes.assign(flipping=changes["flips"].isna())
@@ -111,7 +111,7 @@ def answer_plot(evidence: Evidence) -> plots.Plot:
 
 # %% ../../nbs/report/05_page.ipynb #axes-words
 def axis_plot(evidence: Evidence) -> plots.Plot:
-    "Forest plot of the first figure of each probe on an axis."
+    "Forest plot of the first metric of each probe on an axis."
     changes = evidence.axes().drop_duplicates(["recipe", "axis", "probe", "settings"])
     rows = [
         dict(

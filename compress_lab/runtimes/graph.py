@@ -38,7 +38,7 @@ def keeps_cache(model: nn.Module) -> bool:
 
 
 def example(model: nn.Module) -> tuple[dict, dict]:
-    """Returns keyword arguments of a call to trace, and which of their dimensions vary.
+    """Returns keyword arguments for tracing a call, and which of their dimensions vary.
 
     Raises `CompressLabError` if the weights are not float32.
     """

@@ -36,7 +36,7 @@ from .graph import Backend, Job, Runtime, backends, quiet
 
 # %% ../../nbs/runtimes/04_native.ipynb #cell-06
 class Torch(Runtime):
-    "A model run by PyTorch, optionally in another type or compiled."
+    "A model run by PyTorch, optionally in another dtype or compiled."
 
     def __init__(self, source: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
         super().__init__(source, True)
@@ -226,7 +226,7 @@ class Trial:
     "A backend that was tried."
 
     backend: str
-    model: nn.Module | None = None  # None if there is a reason against it
+    model: nn.Module | None = None  # None if the backend was rejected
     distance: float = np.nan
     measured_as: str = ""
     note: str = ""  # why it is not timed
@@ -234,7 +234,7 @@ class Trial:
 
 
 def attempt(name: str, job: Job, rows: Tensor, tokens: Tensor, decode_tokens: int) -> Trial:
-    "Builds the backend, compares its outputs and calls it in the timed shape; returns the result."
+    "Builds the backend, compares its outputs with the model's and times a call; returns the result."
     model = BACKENDS[name].build(job)
     kind, value = distance(job.model, model, rows)
     with torch.inference_mode():

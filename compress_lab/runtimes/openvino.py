@@ -74,7 +74,7 @@ def places(
 
 # %% ../../nbs/runtimes/02_openvino.ipynb #cell-10
 def integers(values: Tensor, bits: int, signed: bool):
-    "Returns a constant of four or eight bits."
+    "Returns a constant of four- or eight-bit integers."
     ov, wide = openvino(), bits > 4
     kind = getattr(ov.Type, ("i" if signed else "u") + ("8" if wide else "4"))
     flat = values.contiguous().numpy().reshape(-1)
@@ -220,7 +220,7 @@ class OpenVINO(Runtime):
         source: nn.Module,  # the original model
         graph,  # `openvino.Model`
         precision: str = "f32",  # type of the floating-point arithmetic: "f32" or "bf16"
-        dynamic: int = 0,  # group size in which inputs of integer weights are quantized to eight bits; 0: not at all
+        dynamic: int = 0,  # group size for eight-bit quantization of the inputs of integer weights; 0: off
     ):
         super().__init__(source, any("beam_idx" in port.get_names() for port in graph.inputs))
         settings = {
@@ -257,7 +257,7 @@ def arithmetic() -> str:
 
 
 def graph_of(job: Job):
-    "Returns the graph of a job's model, with the Subject's integers."
+    "Returns the graph of a job's model, with the Subject's packed integers."
 
     def make():
         traced = graph(job.model)

@@ -131,7 +131,7 @@ def contents(
 def importable(
     folder: Path,
 ):
-    "A context in which packages in that folder are imported first."
+    "A context that puts a folder first on the import path."
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -143,7 +143,7 @@ def reference(
 def symbol_homes(
     modules: list[str],  # full names
 ) -> dict[str, str]:
-    "The defining module by public name, for names that only one module defines."
+    "Maps each public name that only one module defines to that module."
     homes = {}
     for module in modules:
         for name in defined(module):

@@ -66,10 +66,10 @@ class Pieces(torch.autograd.Function):
 def in_pieces(
     loss: Callable,  # maps logits (tokens, vocabulary) and targets to losses (tokens,), each token independently
     logits: Tensor,  # of shape (…, vocabulary)
-    *targets: Tensor,  # of shape (…) or (…, something): targets of each token, without gradients
-    piece: int | None = None,  # tokens at a time; None: 2¹⁷ logits on the CPU, for its cache and allocator, else 2²⁵
+    *targets: Tensor,  # of shape (…) or (…, any size): targets of each token, without gradients
+    piece: int | None = None,  # tokens per piece; None: 2¹⁷ logits on the CPU (cache and allocator), else 2²⁵
 ) -> Tensor:
-    """The loss of every token, of shape (…); the gradient of the logits can be taken once.
+    """The loss of every token, of shape (…), for a single backward pass.
 
     Raises `CompressLabError` if the shapes do not match.
     """

@@ -285,7 +285,7 @@ def learning(model: nn.Module, objective: Objective):
 
 
 def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
-    "A copy of the model that shares its weights until accelerate shards them, and the objective with the same teacher."
+    "Copies of model and objective that share the weights, until accelerate shards them, and the teacher."
     memo = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
     if teacher := vars(objective).get("teacher"):
         memo[id(teacher)] = teacher
@@ -329,7 +329,7 @@ def trackers() -> list[str]:
 
 # %% ../../nbs/train/02_trainer.ipynb #checkpoint-code
 class Sealed(TrainerCallback):
-    "Adds file hashes to each checkpoint, except for random states, which processes write at any time."
+    "Adds file hashes to each checkpoint, except of random states, which each process may write at any time."
 
     def on_save(self, args, state, control, **_):
         if args.should_save:
