@@ -87,7 +87,7 @@ def source_block(
     if inspect.isclass(thing):
         start = next((at for at, line in enumerate(lines) if head.match(line)), len(lines))
     else:
-        start = thing.__code__.co_firstlineno - 1
+        start = inspect.unwrap(thing).__code__.co_firstlineno - 1
     after = (at for at in range(start + 1, len(lines)) if outside.match(lines[at]) and lines[at - 1][0] != "@")
     return "".join(lines[start : next(after, len(lines))])
 

@@ -35,7 +35,9 @@ HEAVY = set(
     """quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/21_int8
     quantize/22_llm_int8 quantize/23_kv_cache quantize/32_autoround evaluate/10_comparison evaluate/14_task_probe
     evaluate/16_coverage train/02_trainer distill/10_distill prune/31_gradual measure/04_memory runtimes/02_openvino
-    runtimes/03_onnxruntime runtimes/04_native deploy/02_compressed_tensors deploy/03_openvino deploy/05_gguf""".split()
+    runtimes/03_onnxruntime runtimes/04_native deploy/02_compressed_tensors deploy/03_openvino deploy/05_gguf
+    deploy/07_torchao evaluate/08_fidelity evaluate/21_bias evaluate/22_security evaluate/25_privacy
+    distill/03_students prune/23_hidden data/02_texts measure/05_scenarios measure/13_energy""".split()
 )
 
 

@@ -686,7 +686,7 @@ def test_a_child_that_says_nothing_is_an_error(monkeypatch):
         monkeypatch.setattr(
             memory.subprocess, "run", lambda *given, said=said, **more: subprocess.CompletedProcess(given, 0, said, "")
         )
-        with pytest.raises(CompressLabError, match="nothing that can be read"):
+        with pytest.raises(CompressLabError, match="no readable result"):
             memory.run_fresh("compress_lab.measure.memory", "folder", 1, 1)
         monkeypatch.undo()
 

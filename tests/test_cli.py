@@ -361,7 +361,7 @@ def test_one_method_and_one_probe(capsys):
         "https://arxiv.org",
         "context",
         "512",
-        "tokens the model sees at most",
+        "maximum tokens in a window",
     ):
         assert words in said, words
 

@@ -25,9 +25,12 @@ READERS = {  # probes of a language model, with settings that read the tables be
     "fidelity": dict(text="text.txt", context=64, n=24),
     "formats": dict(task="quiz.yaml", n=24),
     "groups": dict(task="quiz.yaml", by="label"),
+    "cold_start": dict(tokens=4, blocks=2),
+    "energy": dict(prefill_tokens=4, decode_tokens=1, blocks=3, burst_seconds=0.02),
     "latency": dict(blocks=3),
     "leaks": dict(path="prompts.csv", length=4),
     "memory": dict(tokens=16, runs=2),
+    "throughput": dict(prefill_tokens=4, decode_tokens=1, blocks=3),
     "membership": dict(members="members.csv", others="others.csv", length=32),
     "passkey": dict(lengths="192", n=20),
     "perplexity": dict(text="text.txt", context=64, n=24),
@@ -180,7 +183,11 @@ def test_every_probe_is_tried():
     assert {kind.name for kind in kinds} == {*READERS, *CLASSIFIERS}
 
 
-@pytest.mark.parametrize("name", [*READERS, *CLASSIFIERS])
+MEASURED = {"cold_start", "energy", "latency", "memory", "throughput"}  # of the machine: never the same twice
+LONG = pytest.param("cold_start", marks=pytest.mark.sweep)  # twelve processes
+
+
+@pytest.mark.parametrize("name", [*sorted({*READERS, *CLASSIFIERS} - {"cold_start"}), LONG])
 def test_a_model_and_itself(name, people, models_of, monkeypatch):
     monkeypatch.chdir(people)
     subject = models_of[name in CLASSIFIERS]
@@ -190,11 +197,11 @@ def test_a_model_and_itself(name, people, models_of, monkeypatch):
     assert len(records.frame) and changes
     for change in changes:
         assert change.verdict.startswith(("no difference", "undefined", "no interval")), change
-        if name not in ("latency", "memory") and math.isfinite(change.value):
+        if name not in MEASURED and math.isfinite(change.value):
             assert change.value == 0 and change.verdict == "no difference", change
 
 
-@pytest.mark.parametrize("name", sorted({*READERS, *CLASSIFIERS} - {"latency", "memory", "size"}))
+@pytest.mark.parametrize("name", sorted({*READERS, *CLASSIFIERS} - MEASURED - {"size"}))
 def test_a_model_that_answers_alike(name, people, models_of, monkeypatch):
     monkeypatch.chdir(people)
     subject = models_of[name in CLASSIFIERS]
