@@ -14,6 +14,7 @@ __all__ = ['STUDY_FILE', 'EXTRAS', 'console', 'say', 'paragraph', 'table', 'as_l
 import argparse
 import ast
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
@@ -941,6 +942,8 @@ def main(
 ) -> int:
     "Runs a command and returns the exit code."
     steady_streams()
+    for library in ("torchao", "torch.utils._pytree"):  # warn of GPU kernels that nothing here uses
+        logging.getLogger(library).setLevel(logging.ERROR)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = argparse.Namespace(command=None, debug="--debug" in arguments)
     try:

@@ -60,9 +60,7 @@ class SmoothQuant(Method):
     "Evens out the input channels of linears by moving factors into the preceding module; rounds nothing."
 
     alpha: float = 0.5  # migration strength, 0 to 1: how much of the outliers moves to the weights
-    norms_only: bool = (
-        True  # only from norms, as published; False: also between value and output, up and down projections
-    )
+    norms_only: bool = True  # only from norms, as published; False: also from value and up projections
     paper = (
         "Xiao et al., 2023, SmoothQuant: Accurate and efficient post-training quantization for large language models"
     )
