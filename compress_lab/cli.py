@@ -776,7 +776,7 @@ def add_studies(
         "study",
         nargs="?",
         help=(
-            "a study.yaml; default: SmolLM2 under four recipes, about eight minutes on two cores; trust: three recipes "
+            "a study.yaml; default: SmolLM2 under four recipes, 10 to 15 minutes on two cores; trust: three recipes "
             "and the quality of their answers, about twenty minutes"
         ),
     )

@@ -41,7 +41,7 @@ class WallClock:
 def poisson(
     rate: float,  # requests a second, on average
     calls: int,  # number of requests
-    seed: int = 0,
+    seed: int = 0,  # of the arrivals
 ) -> np.ndarray:
     "Returns the arrival times of a Poisson process, (calls,), in seconds from the start."
     if not (np.isfinite(rate) and rate > 0):
@@ -164,7 +164,7 @@ def predicted_rate(
     service: np.ndarray,  # seconds of single requests
     bound: float,  # of the latency, seconds
     share: float,  # of the requests that must meet it
-    seed: int = 0,
+    seed: int = 0,  # of the arrivals
 ) -> float:
     "Returns the most requests per second at which one server, answering in order, meets the bound (Lindley)."
     random, count = np.random.default_rng(seed), 20_000
@@ -182,13 +182,13 @@ def predicted_rate(
 def run_at(
     rate: float,  # requests a second
     answer: Callable,  # as for `serve`
-    bounds: Bounds,
+    bounds: Bounds,  # that an answer must hold
     share: float,  # of the requests that must hold them
-    calls: int,
+    calls: int,  # how many requests
     tokens: int,  # of each answer
-    largest_batch: int,
-    seed: int,
-    clock,
+    largest_batch: int,  # requests answered together, at most
+    seed: int,  # of the arrivals
+    clock,  # None: `WallClock`
 ) -> dict:
     "Returns a run at one rate: latency percentile, share of requests within the bounds, and whether it suffices."
     frame = serve(answer, poisson(rate, calls, seed), largest_batch, clock)
@@ -203,14 +203,14 @@ CLOSE = 1.05  # the search ends when the smallest failing rate is within this fa
 
 def largest_rate(
     answer: Callable,  # as for `serve`
-    bounds: Bounds,
+    bounds: Bounds,  # that an answer must hold
     *,
     share: float = 0.99,  # of the requests that must hold them
     tokens: int = 1,  # of each answer
     largest_batch: int = 1,  # maximum number of requests answered together
     calls: int | None = None,  # of each run; None: as many as the share needs
     runs: int = 8,  # maximum number of runs
-    seed: int = 0,
+    seed: int = 0,  # of the arrivals
     clock=None,  # None: `WallClock`
 ) -> pd.DataFrame:  # a row for each run in order of rate
     """Returns the runs at several rates. `attrs` has `rate`, the largest that held its bounds, `fails`, the smallest

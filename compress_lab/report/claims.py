@@ -445,6 +445,8 @@ def _speed_claim(evidence: Evidence) -> list[Claim]:
     text = (
         f"{_listed(quick) or 'No recipe'} ran faster than the original beyond the noise of the timing."
         if rows
+        else "The time of single calls was not measured."
+        if any(evidence.find(recipe, "tokens_per_second") is not None for recipe in evidence.recipes)
         else "Speed was not measured."
     )
     if slow:
