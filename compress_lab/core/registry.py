@@ -8,6 +8,8 @@ __all__ = ['OWN', 'METHODS', 'PROBES', 'FORMATS', 'BACKENDS', 'TEXTS', 'PERTURBA
 # %% ../../nbs/core/09_registry.ipynb #cell-03
 from importlib.metadata import EntryPoint, entry_points
 
+from fastcore.basics import patch
+
 from .errors import CompressLabError, nearest
 
 # %% ../../nbs/core/09_registry.ipynb #registry-code
@@ -46,42 +48,46 @@ class Registry(dict):
         bare, sought = (text.replace("_", "").lower() for text in (entry.name, name))
         return sought in (bare, bare.removesuffix(self.kind))
 
-    def discover(
-        self,
-        name: str = "",  # of the entry points to import; empty: all of them
-    ) -> "Registry":
-        """Imports the modules that the entry points name, and returns this registry.
+# %% ../../nbs/core/09_registry.ipynb #7c5c8b89
+@patch
+def discover(
+    self: Registry,
+    name: str = "",  # of the entry points to import; empty: all of them
+) -> "Registry":
+    """Imports the modules that the entry points name, and returns this registry.
 
-        Raises `CompressLabError` naming a module that cannot be imported.
-        """
-        for entry in self.entries:
-            if name and not self.offers(entry, name):
-                continue
-            try:
-                entry.load()
-            except ImportError as error:
-                raise CompressLabError(
-                    f"The {self.kind} module {entry.value} cannot be imported: {error}.",
-                    entry.value,
-                    "install what it needs, or remove the package that offers it",
-                ) from error
-        return self
+    Raises `CompressLabError` naming a module that cannot be imported.
+    """
+    for entry in self.entries:
+        if name and not self.offers(entry, name):
+            continue
+        try:
+            entry.load()
+        except ImportError as error:
+            raise CompressLabError(
+                f"The {self.kind} module {entry.value} cannot be imported: {error}.",
+                entry.value,
+                "install what it needs, or remove the package that offers it",
+            ) from error
+    return self
 
-    def named(
-        self,
-        name: str,
-        where: str = "",  # for the message
-    ):
-        "The object registered under the name. Raises `CompressLabError` with similar names if there is none."
-        if isinstance(name, str):
-            if name not in self:
-                self.discover(name)
-            if name in self or name in self.discover():
-                return self[name]
-        known = self.discover()
-        close = " or ".join(nearest(str(name), known)) or f"one of {', '.join(sorted(known))}"
-        own = f" {self.own}" if self.own else ""
-        raise CompressLabError(f"There is no {self.kind} {name!r}.", where, f"did you mean {close}?{own}")
+# %% ../../nbs/core/09_registry.ipynb #4f6fe633
+@patch
+def named(
+    self: Registry,
+    name: str,
+    where: str = "",  # for the message
+):
+    "The object registered under the name. Raises `CompressLabError` with similar names if there is none."
+    if isinstance(name, str):
+        if name not in self:
+            self.discover(name)
+        if name in self or name in self.discover():
+            return self[name]
+    known = self.discover()
+    close = " or ".join(nearest(str(name), known)) or f"one of {', '.join(sorted(known))}"
+    own = f" {self.own}" if self.own else ""
+    raise CompressLabError(f"There is no {self.kind} {name!r}.", where, f"did you mean {close}?{own}")
 
 # %% ../../nbs/core/09_registry.ipynb #registries-code
 OWN = "One of your own: define its class first, or --import its file"

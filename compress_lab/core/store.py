@@ -134,7 +134,7 @@ def commit() -> str | None:
         )
     return None
 
-
+# %% ../../nbs/core/08_store.ipynb #57748b15
 VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS)_\w+|(ONEDNN|DNNL)_MAX_CPU_ISA|ATEN_CPU_CAPABILITY|CUDA_VISIBLE_DEVICES"
 )

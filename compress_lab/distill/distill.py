@@ -88,41 +88,43 @@ class Distill(CalibratedMethod):
     transformer, whole = False, True
     run: ClassVar = None  # below
 
-    def check(self):
-        def wrong(what, fix):
-            return CompressLabError(what, "Distill", fix)
-
-        check_training(self, tuple(LOSSES))
-        if self.features not in FEATURES:
-            raise wrong(f"features={self.features!r} is not known.", f"use one of {', '.join(FEATURES)}")
-        for name, (least, most) in RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                raise wrong(f"{name}={getattr(self, name)} is not between {least} and {most}.", "leave it out")
-        if self.mix is not None and self.loss not in ("js", "skew_kl", "skew_reverse_kl"):
-            raise wrong(f"loss={self.loss!r} has no mixture.", "leave out mix")
-        if self.mix is not None and not 0 < self.mix < 1:
-            raise wrong(f"mix={self.mix} is not above 0 and below 1.", "use a share above 0 and below 1")
-        if not 0 <= self.average < 1 or self.average and self.held:
-            what = f"average={self.average} with held={self.held} is not possible."
-            raise wrong(what, "use a decay from 0 to below 1, and held or average")
-        if self.micro is not None and (self.micro < 1 or self.batch % self.micro):
-            what = f"A step of {self.batch} rows cannot be done in parts of {self.micro}."
-            raise wrong(what, "give a divisor as micro=")
-        if self.loss == "uld" and (self.top_k or self.features != "none"):
-            what = "A teacher with another tokenizer must run in every step, and only its predictions are compared."
-            raise wrong(what, "leave out top_k and features")
-        if self.loss == "uld" and not self.alpha:
-            what = "The loss uld ignores the identity of tokens and teaches only confidence."
-            raise wrong(what, "train on the text too, with alpha=0.4 as in the paper")
-        if self.top_k and self.features != "none":
-            what = "Only the predictions of a teacher can be stored, not its features."
-            raise wrong(what, "leave out top_k or features")
-
     @property
     def divergence(self):
         "Returns the loss of the predictions with its settings applied."
         mix = {} if self.mix is None else {"mix": self.mix}
         return partial(LOSSES[self.loss], temperature=self.temperature, **mix)
+
+# %% ../../nbs/distill/10_distill.ipynb #4aa29b94
+@patch
+def check(self: Distill):
+    def wrong(what, fix):
+        return CompressLabError(what, "Distill", fix)
+
+    check_training(self, tuple(LOSSES))
+    if self.features not in FEATURES:
+        raise wrong(f"features={self.features!r} is not known.", f"use one of {', '.join(FEATURES)}")
+    for name, (least, most) in RANGES.items():
+        if not least <= getattr(self, name) <= most:
+            raise wrong(f"{name}={getattr(self, name)} is not between {least} and {most}.", "leave it out")
+    if self.mix is not None and self.loss not in ("js", "skew_kl", "skew_reverse_kl"):
+        raise wrong(f"loss={self.loss!r} has no mixture.", "leave out mix")
+    if self.mix is not None and not 0 < self.mix < 1:
+        raise wrong(f"mix={self.mix} is not above 0 and below 1.", "use a share above 0 and below 1")
+    if not 0 <= self.average < 1 or self.average and self.held:
+        what = f"average={self.average} with held={self.held} is not possible."
+        raise wrong(what, "use a decay from 0 to below 1, and held or average")
+    if self.micro is not None and (self.micro < 1 or self.batch % self.micro):
+        what = f"A step of {self.batch} rows cannot be done in parts of {self.micro}."
+        raise wrong(what, "give a divisor as micro=")
+    if self.loss == "uld" and (self.top_k or self.features != "none"):
+        what = "A teacher with another tokenizer must run in every step, and only its predictions are compared."
+        raise wrong(what, "leave out top_k and features")
+    if self.loss == "uld" and not self.alpha:
+        what = "The loss uld ignores the identity of tokens and teaches only confidence."
+        raise wrong(what, "train on the text too, with alpha=0.4 as in the paper")
+    if self.top_k and self.features != "none":
+        what = "Only the predictions of a teacher can be stored, not its features."
+        raise wrong(what, "leave out top_k or features")
 
 # %% ../../nbs/distill/10_distill.ipynb #lesson-code
 def looked_into(model: nn.Module, batch: dict, features: str) -> tuple[Tensor, list]:

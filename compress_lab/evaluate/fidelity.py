@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import CompressLabError, NotMeasured
@@ -133,34 +134,36 @@ class Fidelity(Probe):
     n: int | None = setting(20, least=1)  # rows of text, each from a different document if there are enough; None: all
     batch: int | None = setting(None, least=1)  # rows at a time; None: as many as keep the logits under 128 MB
 
-    def measure(
-        self,
-        subject,  # the compressed model
-        original=None,  # the model it was made from
-        *,
-        seed: int = 0,  # which rows of the text
-        rows=None,  # rows to use instead of the text: a LongTensor of shape (n, length), or Windows
-    ) -> Records:
-        "Measures divergence and agreement by window and document. Raises `NotMeasured` for models without logits."
-        if original is None:
-            raise CompressLabError(
-                "Fidelity is measured against the original.",
-                subject.name,
-                "give original=, or use compare(original, compressed)",
-            )
-        rows = rows_of(original, self.text, self.context, self.n, seed, rows)
-        for model in (original, subject):
-            check_rows(model.model, rows.tokens, f"the rows of the fidelity, {model.name}")
-        fingerprint = original.fingerprint
-        kl, same = token_divergences(original, subject, rows, fingerprint, self.batch)
-        tail = kl[~kl.isnan()].sort().values
-        extras = {
-            f"kl_p{share}": {"value": tail[min(len(tail) - 1, len(tail) * share // 100)].item(), "unit": "nats"}
-            for share in (95, 99)
-        }
-        return Records(
-            segments(rows, kl=kl, agree=same),
-            self,
-            subject.fingerprint,
-            {"data": rows.data, "rows": rows.key, "seed": seed, "original": fingerprint, "extras": extras},
+# %% ../../nbs/evaluate/08_fidelity.ipynb #aaa030f6
+@patch
+def measure(
+    self: Fidelity,
+    subject,  # the compressed model
+    original=None,  # the model it was made from
+    *,
+    seed: int = 0,  # which rows of the text
+    rows=None,  # rows to use instead of the text: a LongTensor of shape (n, length), or Windows
+) -> Records:
+    "Measures divergence and agreement by window and document. Raises `NotMeasured` for models without logits."
+    if original is None:
+        raise CompressLabError(
+            "Fidelity is measured against the original.",
+            subject.name,
+            "give original=, or use compare(original, compressed)",
         )
+    rows = rows_of(original, self.text, self.context, self.n, seed, rows)
+    for model in (original, subject):
+        check_rows(model.model, rows.tokens, f"the rows of the fidelity, {model.name}")
+    fingerprint = original.fingerprint
+    kl, same = token_divergences(original, subject, rows, fingerprint, self.batch)
+    tail = kl[~kl.isnan()].sort().values
+    extras = {
+        f"kl_p{share}": {"value": tail[min(len(tail) - 1, len(tail) * share // 100)].item(), "unit": "nats"}
+        for share in (95, 99)
+    }
+    return Records(
+        segments(rows, kl=kl, agree=same),
+        self,
+        subject.fingerprint,
+        {"data": rows.data, "rows": rows.key, "seed": seed, "original": fingerprint, "extras": extras},
+    )

@@ -62,6 +62,29 @@ def _interval(one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
     "95% interval of the difference of accuracies."
     return paired_interval(paired(one["correct"] > 0, other["correct"] > 0, one["cluster"]))
 
+# %% ../../nbs/evaluate/26_groups.ipynb #e3b3e4f8
+def _worst_and_gap(
+    correct: list[np.ndarray],  # of the original and the compressed model, 1 for each right answer, (items,)
+    labels: np.ndarray,  # group of each item
+    names: np.ndarray,  # groups that are compared
+    clusters: np.ndarray,  # cluster of each item
+) -> list[tuple[float, float]]:
+    "Returns the 95% intervals of the changes of the worst group's accuracy and of the gap between groups."
+    indicator = (labels[:, None] == names).astype(float)
+    sums = cluster_sums(np.hstack([indicator * weights for weights in (*(c[:, None] for c in correct), 1.0)]), clusters)
+
+    def change(of):
+        def changed(totals):
+            first, second, count = np.split(totals, 3, axis=-1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return of(second / count) - of(first / count)  # leaving out a cluster may empty a group
+
+        return changed
+
+    worst = change(lambda accuracy: np.nanmin(accuracy, -1))
+    gap = change(lambda accuracy: np.nanmax(accuracy, -1) - np.nanmin(accuracy, -1))
+    return intervals(sums, worst, gap)
+
 # %% ../../nbs/evaluate/26_groups.ipynb #by-group-code
 def by_group(
     before: Records,  # of the original, on a task
@@ -101,29 +124,11 @@ def by_group(
             for each in (one, other)
         ]
 
-    all_frames, judged_frames, names = frames(slice(None), labels), frames(counted, judged), np.unique(judged)
-    indicator = (labels[:, None] == names).astype(float)
-    sums = cluster_sums(
-        np.hstack(
-            [indicator * each for each in (one[["correct"]].to_numpy(float), other[["correct"]].to_numpy(float), 1.0)]
-        ),
-        before.probe.clusters(one)[0],
-    )
-
-    def change(of):
-        def changed(totals):
-            first, second, count = np.split(totals, 3, axis=-1)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return of(second / count) - of(first / count)  # leaving out a cluster may empty a group
-
-        return changed
-
-    ends = intervals(
-        sums, change(lambda each: np.nanmin(each, -1)), change(lambda each: np.nanmax(each, -1) - np.nanmin(each, -1))
-    )
+    all_frames, judged_frames = frames(slice(None), labels), frames(counted, judged)
     same = before.fingerprint == after.fingerprint
-    if same:
-        ends = [(0.0, 0.0)] * 2
+    correct = [records["correct"].to_numpy(float) for records in (one, other)]
+    clusters = before.probe.clusters(one)[0]
+    ends = [(0.0, 0.0)] * 2 if same else _worst_and_gap(correct, labels, np.unique(judged), clusters)
     rows = [
         (
             name,

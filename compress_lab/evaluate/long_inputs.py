@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core.errors import NotMeasured
 from ..core.settings import seed_number, setting
@@ -116,62 +117,62 @@ class Passkey(Probe):
             ),
         )
 
-    def measure(self, subject, original=None, *, seed: int = 0) -> Records:
-        "Measures codes found by length. Raises `NotMeasured` if a model is not causal, or takes fewer tokens."
-        tokenizer, lengths = tokenizer_of(subject), lengths_of(self, "lengths")
-        places = limits(subject.model).places
-        if places is not None and places < lengths[-1]:
-            raise NotMeasured(
-                f"The model takes {places} tokens, and {lengths[-1]} are asked for.",
-                type(subject.model).__name__,
-                "ask for shorter texts",
-            )
-        least = sum(map(len, opened(tokenizer, [HIDDEN.format(code="00000") + ASKED, max(FILLER, key=len)]))) + 5
-        if lengths[0] < least:
-            raise NotMeasured(
-                f"A text of {lengths[0]} tokens has no place for the code and a sentence, which take {least}.",
-                "lengths",
-                "ask for longer texts",
-            )
-        codes = [
-            str(code)
-            for code in np.random.default_rng(seed_number(seed)).choice(
-                np.arange(10_000, 100_000), self.n, replace=False
-            )
-        ]
-        pairs = [
-            (
-                passkey_text(tokenizer, length, code, place / (self.n - 1), np.random.default_rng([seed, place])),
-                f" {code}",
-            )
-            for place, code in enumerate(codes)
-            for length in lengths
-        ]
-        scores = likelihoods(subject, encode(tokenizer, pairs), self.tokens)
-        found = scores.greedy.reshape(self.n, -1).astype(float)
-        rows = pd.DataFrame(
-            {
-                "item": codes,
-                "cluster": codes,
-                "depth": np.linspace(0, 1, self.n),
-                "found": found.sum(1),
-                "asked": float(len(lengths)),
-                **{f"found_{length}": found[:, place] for place, length in enumerate(lengths)},
-                **{f"asked_{length}": 1.0 for length in lengths},
-            }
+# %% ../../nbs/evaluate/29_long_inputs.ipynb #bb28e68f
+@patch
+def measure(self: Passkey, subject, original=None, *, seed: int = 0) -> Records:
+    "Measures codes found by length. Raises `NotMeasured` if a model is not causal, or takes fewer tokens."
+    tokenizer, lengths = tokenizer_of(subject), lengths_of(self, "lengths")
+    places = limits(subject.model).places
+    if places is not None and places < lengths[-1]:
+        raise NotMeasured(
+            f"The model takes {places} tokens, and {lengths[-1]} are asked for.",
+            type(subject.model).__name__,
+            "ask for shorter texts",
         )
-        return Records(
-            rows,
-            self,
-            subject.fingerprint,
-            {
-                "data": [],
-                "rows": key_of(*(text for pair in pairs for text in pair)),
-                "seed": seed,
-                "axis": "robustness",
-                "way": scores.way,
-            },
+    least = sum(map(len, opened(tokenizer, [HIDDEN.format(code="00000") + ASKED, max(FILLER, key=len)]))) + 5
+    if lengths[0] < least:
+        raise NotMeasured(
+            f"A text of {lengths[0]} tokens has no place for the code and a sentence, which take {least}.",
+            "lengths",
+            "ask for longer texts",
         )
+    codes = [
+        str(code)
+        for code in np.random.default_rng(seed_number(seed)).choice(np.arange(10_000, 100_000), self.n, replace=False)
+    ]
+    pairs = [
+        (
+            passkey_text(tokenizer, length, code, place / (self.n - 1), np.random.default_rng([seed, place])),
+            f" {code}",
+        )
+        for place, code in enumerate(codes)
+        for length in lengths
+    ]
+    scores = likelihoods(subject, encode(tokenizer, pairs), self.tokens)
+    found = scores.greedy.reshape(self.n, -1).astype(float)
+    rows = pd.DataFrame(
+        {
+            "item": codes,
+            "cluster": codes,
+            "depth": np.linspace(0, 1, self.n),
+            "found": found.sum(1),
+            "asked": float(len(lengths)),
+            **{f"found_{length}": found[:, place] for place, length in enumerate(lengths)},
+            **{f"asked_{length}": 1.0 for length in lengths},
+        }
+    )
+    return Records(
+        rows,
+        self,
+        subject.fingerprint,
+        {
+            "data": [],
+            "rows": key_of(*(text for pair in pairs for text in pair)),
+            "seed": seed,
+            "axis": "robustness",
+            "way": scores.way,
+        },
+    )
 
 # %% ../../nbs/evaluate/29_long_inputs.ipynb #around-code
 def around(

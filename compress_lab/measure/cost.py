@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..core.csv_rows import date_in, number_in, read_rows
 from ..core.errors import CompressLabError
 from ..core.tables import Listing
 from ..evaluate.metrics import show, show_interval
 from ..evaluate.records import Records
 from ..evaluate.statistics import interval
-from .energy import date_in, number_in, read_rows
 
 # %% ../../nbs/measure/14_cost.ipynb #cell-08
 KINDS = ("on_demand", "reserved", "spot", "owned")

@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['POWERCAP', 'SHARES_OF_TDP', 'MOST_WATTS', 'COVERED', 'JOULES_PER_KWH', 'Counter', 'rapl_counters', 'nvml_counters',
-           'estimated', 'Rung', 'rung', 'doctor_lines', 'EnergyMeter', 'energy_bursts', 'per_token', 'Energy',
-           'read_rows', 'number_in', 'date_in', 'Carbon', 'read_carbon', 'co2']
+           'estimated', 'Rung', 'rung', 'doctor_lines', 'EnergyMeter', 'energy_bursts', 'per_token', 'Energy', 'Carbon',
+           'read_carbon', 'co2']
 
 # %% ../../nbs/measure/13_energy.ipynb #cell-05
-import csv
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -24,8 +21,8 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
+from ..core.csv_rows import date_in, number_in, read_rows
 from ..core.errors import CompressLabError, NotMeasured
-from ..core.files import read_text
 from ..core.progress import bar
 from ..core.settings import setting
 from ..core.store import environment, processor
@@ -35,15 +32,12 @@ from ..evaluate.records import Records
 from compress_lab.measure.latency import (
     PATIENCE,
     Latency,
-    Mirrored,
     call,
     clock,
     no_garbage_collection,
     orders,
-    warm_up,
 )
 from ..models.forward import evaluating
-from ..models.inputs import check_rows
 
 # %% ../../nbs/measure/13_energy.ipynb #cell-08
 @dataclass(frozen=True)
@@ -294,7 +288,7 @@ def per_token(
 
 # %% ../../nbs/measure/13_energy.ipynb #cell-37
 @dataclass(frozen=True)
-class Energy(Mirrored):
+class Energy(Latency):
     "Joules and processor time of a token, as ratios to the original; joules only from a counter."
 
     name: ClassVar[str] = "energy"
@@ -314,10 +308,6 @@ class Energy(Mirrored):
             shown_as=(Column("processor time a token (not energy)", "ratio", "×"),),
         ),
     )
-    prefill_tokens: int = setting(64, least=1)  # tokens of the prompt, or of an encoder's input
-    decode_tokens: int = setting(8, least=1)  # tokens decoded one by one
-    batch: int = setting(1, least=1)  # prompts at a time
-    blocks: int = setting(5, least=3)  # mirrored blocks
     burst_seconds: float = setting(0.5, least=0.01)  # how long a burst lasts, about
     tdp_watts: float | None = None  # of the host's processors, for an estimate where there is no counter
     host_share: float | None = None  # of the host that this machine is, for an estimate
@@ -346,18 +336,7 @@ def measure(
     seed: int = 0,  # of the order of arms, and of the prompt, whose tokens are random
 ) -> Records:
     "Measures bursts of calls. Raises `NotMeasured` for a simulated quantization."
-    if original is None:
-        raise CompressLabError(
-            "Energy is measured against the original.",
-            subject.name,
-            "give original=, or use compare(original, compressed)",
-        )
-    if subject.simulated or original.simulated:
-        raise NotMeasured(
-            "Simulated quantization: no low-bit kernel ran.",
-            subject.name,
-            "export the model to a runtime that computes with the integers, and measure that",
-        )
+    self.check_pair(subject, original)
     models = {"original": original.model, "compressed": subject.model, "control": original.model}
     devices = sorted({next(model.parameters()).device.type for model in models.values()})
     if len(devices) > 1:
@@ -367,15 +346,10 @@ def measure(
             "move both to one device",
         )
     meter = self.meter(devices[0])
-    like = Latency(self.prefill_tokens, self.decode_tokens, self.batch)  # its prompt
     with evaluating(original.model), evaluating(subject.model):
-        tokens, steps = like.prompt(original.model, subject.model, seed)
-        seconds = []
-        for model in (original.model, subject.model):
-            rows = tokens.to(next(model.parameters()).device)
-            check_rows(model, rows, "the prompt whose energy is measured")
-            seconds.append(warm_up(lambda model=model, rows=rows: sum(map(sum, call(model, rows, steps).values())))[0])
-        calls = int(np.clip(math.ceil(self.burst_seconds / seconds[0]), 1, 100_000))
+        tokens, steps = self.prompt(original.model, subject.model, seed)
+        seconds, _ = self.warmed((original.model, subject.model), tokens, steps)
+        calls = int(np.clip(math.ceil(self.burst_seconds / seconds), 1, 100_000))
         with no_garbage_collection():
             frame = energy_bursts(models, tokens, steps, self.blocks, calls, seed, meter)
     return Records(
@@ -449,62 +423,7 @@ def difference(
             f"source: {compressed.meta.get('source', 'none')}",
             "measure where a counter can be read; core_seconds_per_token is processor time, and not energy",
         )
-    return Mirrored.difference(self, original, compressed, wanted, margin=margin)
-
-# %% ../../nbs/measure/13_energy.ipynb #cell-51
-def read_rows(
-    path: str | Path,  # a CSV file with a header
-    columns: tuple[str, ...],  # that it must have; others are ignored
-) -> list[tuple[str, dict[str, str]]]:
-    "Each row and where it stands. Raises `CompressLabError` if the file is empty or lacks a column or a value."
-    path = Path(path)
-    lines = read_text(path).splitlines()
-    reader = csv.DictReader(lines, skipinitialspace=True)
-    names = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = names
-    missing = [column for column in columns if column not in names]
-    if missing:
-        raise CompressLabError(
-            f"{path.name} has no column {', '.join(missing)}.",
-            f"its header: {', '.join(names)[:200] or 'empty'}",
-            f"write the columns {', '.join(columns)}",
-        )
-    rows = [(f"{path.name}, line {reader.line_num}", row) for row in reader]
-    if not rows:
-        raise CompressLabError(f"{path.name} has no rows.", "below its header", "write at least one below the header")
-    for _, row in rows:
-        for column in columns:
-            row[column] = (row[column] or "").strip()
-    return rows
-
-# %% ../../nbs/measure/13_energy.ipynb #cell-52
-def number_in(
-    row: dict[str, str],
-    column: str,
-    where: str,  # the row's place, for the message
-) -> float:
-    "The number, zero or more. Raises `CompressLabError` if it is none."
-    value = math.nan
-    with suppress(ValueError):
-        value = float(row[column])
-    if not 0 <= value < math.inf:
-        what = "is negative" if value < 0 else "is not a number"
-        raise CompressLabError(f"{column} {what}: {row[column]!r}.", where, "write a number of zero or more")
-    return value
-
-
-def date_in(
-    row: dict[str, str],
-    column: str,
-    where: str,  # the row's place, for the message
-) -> str:
-    "The date, as text. Raises `CompressLabError` if it is none."
-    try:
-        return date.fromisoformat(row[column]).isoformat()
-    except ValueError:
-        raise CompressLabError(
-            f"{column} is not a date: {row[column]!r}.", where, "write it as year-month-day, 2026-01-31"
-        ) from None
+    return Latency.difference(self, original, compressed, wanted, margin=margin)
 
 # %% ../../nbs/measure/13_energy.ipynb #cell-53
 JOULES_PER_KWH = 3.6e6

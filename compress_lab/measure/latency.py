@@ -179,7 +179,7 @@ def excludes(
     "Whether the interval lies on one side of both 1 and the control's interval."
     return interval[1] < min(1, control[0]) or interval[0] > max(1, control[1])
 
-# %% ../../nbs/measure/03_latency.ipynb #cell-28
+# %% ../../nbs/measure/03_latency.ipynb #dfb3685e
 class Mirrored(Probe):
     "Base of the probes that measure the original, the compressed model and the original again in mirrored blocks."
 
@@ -187,7 +187,26 @@ class Mirrored(Probe):
     paired: ClassVar[bool] = True
     sampled: ClassVar = ("burst", "block")
 
+    def check_pair(
+        self,
+        subject,  # the compressed Subject
+        original,  # the Subject it is compared with, or None
+    ):
+        "Raises `CompressLabError` without an original, and `NotMeasured` for a simulated quantization."
+        if original is None:
+            raise CompressLabError(
+                f"{type(self).__name__} is measured against the original.",
+                subject.name,
+                "give original=, or use compare(original, compressed)",
+            )
+        if subject.simulated or original.simulated:
+            raise NotMeasured(
+                "Simulated quantization: no low-bit kernel ran.",
+                subject.name,
+                "export the model to a runtime that computes with the integers, and measure that",
+            )
 
+# %% ../../nbs/measure/03_latency.ipynb #cell-28
 @dataclass(frozen=True)
 class Latency(Mirrored):
     "Seconds of prefill and of a decoded token, or of an encoder's forward pass, as a ratio to the original."
@@ -216,34 +235,15 @@ class Latency(Mirrored):
         seed: int = 0,  # seed of the order of the arms and of the random prompt
     ) -> Records:
         "Measures the seconds of each burst of calls. Raises `NotMeasured` for a simulated quantization."
-        if original is None:
-            raise CompressLabError(
-                "Latency is measured against the original.",
-                subject.name,
-                "give original=, or use compare(original, compressed)",
-            )
-        if subject.simulated or original.simulated:
-            raise NotMeasured(
-                "Simulated quantization: no low-bit kernel ran.",
-                subject.name,
-                "export the model to a runtime that computes with the integers, and time that",
-            )
+        self.check_pair(subject, original)
         models = {"original": original.model, "compressed": subject.model, "control": original.model}
         with evaluating(original.model), evaluating(subject.model):
             tokens, steps = self.prompt(original.model, subject.model, seed)
-            at = [tokens.to(next(model.parameters()).device) for model in (original.model, subject.model)]
-            for model, row in zip((original.model, subject.model), at):
-                check_rows(model, row, "the prompt whose latency is measured")
-            warm = [
-                warm_up(lambda model=model, row=row: sum(map(sum, call(model, row, steps).values())))
-                for model, row in zip((original.model, subject.model), at)
-            ]
-            calls = int(np.clip(0.1 / warm[0][0], 1, 20))
+            seconds, settled = self.warmed((original.model, subject.model), tokens, steps)
+            calls = int(np.clip(0.1 / seconds, 1, 20))
             with no_garbage_collection():
                 frame, single = bursts(models, tokens, steps, self.blocks, calls, seed)
-        about = self.about(
-            single, calls, all(settled for _, settled in warm), frame["cluster"].nunique(), tokens.shape[1]
-        )
+        about = self.about(single, calls, settled, frame["cluster"].nunique(), tokens.shape[1])
         return Records(
             frame,
             self,
@@ -272,9 +272,28 @@ def prompt(
         raise NotMeasured(
             f"The models have {places} places, too few for a prompt and {self.decode_tokens} decoded tokens.",
             type(compressed).__name__,
-            f"decode fewer: Latency(decode_tokens={max(places - 2, 1)})",
+            f"decode fewer: {type(self).__name__}(decode_tokens={max(places - 2, 1)})",
         )
     return rows[:, :room], self.decode_tokens * decodes
+
+# %% ../../nbs/measure/03_latency.ipynb #83fcf32d
+@patch
+def warmed(
+    self: Latency,
+    models: tuple[torch.nn.Module, torch.nn.Module],  # the original and the compressed model
+    tokens: torch.Tensor,  # prompt of shape (batch, length)
+    steps: int,  # tokens to decode
+) -> tuple[float, bool]:
+    """Returns the seconds of a call of the original, and whether the medians of both models settled.
+
+    Raises `CompressLabError` if a model cannot read the prompt.
+    """
+    warm = []
+    for model in models:
+        rows = tokens.to(next(model.parameters()).device)
+        check_rows(model, rows, f"the prompt whose {self.name} is measured")
+        warm.append(warm_up(lambda model=model, rows=rows: sum(map(sum, call(model, rows, steps).values()))))
+    return warm[0][0], all(settled for _, settled in warm)
 
 
 @patch

@@ -61,11 +61,12 @@ class Throughput(Latency):
         records = Latency.measure(self, subject, original, seed=seed)
         frame = records.frame.copy()
         if "forward_seconds" in frame:
-            tokens, steps = self.prompt(original.model, subject.model, seed)
+            tokens, _ = self.prompt(original.model, subject.model, seed)
             frame["seconds_per_token"] = frame["forward_seconds"] / tokens.numel()
         else:
             request = frame["prefill_seconds"] + self.decode_tokens * frame["decode_seconds"]
-            frame["seconds_per_token"] = request / (self.batch * self.decode_tokens)
+            generated = 1 + self.decode_tokens  # the first one by the prefill
+            frame["seconds_per_token"] = request / (self.batch * generated)
         frame["cost_per_million_tokens"] = frame["seconds_per_token"] * 1e6 / 3600
         return replace(records, frame=frame)
 
