@@ -29,7 +29,7 @@ REFUSED = {  # words of the message: the architectures it is for
         llama4_text mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text nemotron_h olmoe qwen2_moe qwen3_5_moe
         qwen3_5_moe_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text solar_open zaya""",
     "shares its weight": "zamba zamba2",
-    "hold no linear": "ibert squeezebert",
+    "contain no supported linear": "ibert squeezebert",
 }
 
 # What is refused here can be left out by name, as the message says, and the rest factored: experts, gates and
