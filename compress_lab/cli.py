@@ -163,19 +163,23 @@ def run(
 def report(
     options,  # parsed arguments
 ) -> int:
-    "Shows the dossier of a finished or unfinished run folder."
+    "Shows the dossier of a finished or unfinished run folder, or of the same study on several machines."
     from compress_lab.core.store import Store
 
-    store = Store(options.run)
-    if not store.keys():
-        beside = [path.name for path in Path(options.run).parent.glob("*") if path.is_dir()]
-        close = [name for name in nearest(Path(options.run).name, beside) if name != Path(options.run).name]
+    for run in options.run:
+        if Store(run).keys():
+            continue
+        beside = [path.name for path in Path(run).parent.glob("*") if path.is_dir()]
+        close = [name for name in nearest(Path(run).name, beside) if name != Path(run).name]
         fix = f"did you mean {' or '.join(close)}?" if close else "name the folder of a run, such as runs/starter"
-        raise CompressLabError("There are no results here.", options.run, fix)
+        raise CompressLabError("There are no results here.", run, fix)
     from compress_lab.report.dossier import Dossier
 
-    page = page_of(store, options.out)
-    show_dossier(Dossier.from_run(options.run), page)
+    page, dossier = page_of(Store(options.run[0]), options.out), Dossier.from_run(*options.run)
+    show_dossier(dossier, page)
+    if options.pictures:
+        files = dossier.save_pictures(options.pictures)
+        say(f"{len(files)} files of pictures and their tables in {options.pictures}")
     return 0
 
 # %% ../nbs/cli.ipynb #settings-kind
@@ -782,8 +786,9 @@ def add_studies(
     )
     added.add_argument("--out", help="run folder, any fsspec address (default: runs/NAME)")
     added = command(report, "show the dossier of a run folder again")
-    added.add_argument("run", help="run folder")
-    added.add_argument("--out", help="page to write (default: dossier.html in the run folder)")
+    added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
+    added.add_argument("--out", help="page to write (default: dossier.html in the first run folder)")
+    added.add_argument("--pictures", metavar="FOLDER", help="write each picture as SVG and PNG, its table as CSV")
 
 # %% ../nbs/cli.ipynb #commands-code-2
 def add_models(

@@ -735,6 +735,7 @@ def described(
         history=list(subject.history) if subject else [],
         simulated=bool(subject and subject.simulated),
         backend=getattr(subject, "backend", ""),
+        build_seconds=getattr(subject, "build_seconds", 0.0),
         why=getattr(subject, "why", ""),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -25,7 +25,7 @@ def test_a_saved_subject_is_the_one_that_was_saved(before):
     subject = cl.load("subject")
     assert subject.fingerprint == (before / "fingerprint.txt").read_text()
     assert [step["method"] for step in subject.history] == ["Wanda", "GPTQ", "Int8"]
-    assert len(subject.packed) == len(subject.roundings) == 14 and subject.simulated
+    assert len(subject.packed) == len(subject.input_quantizers) == 14 and subject.simulated
 
 
 def test_a_run_folder_is_shown(before):

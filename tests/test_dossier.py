@@ -17,6 +17,7 @@ from compress_lab.core.store import Store
 from compress_lab.report import plots
 from compress_lab.report.claims import Claim
 from compress_lab.report.dossier import Dossier
+from compress_lab.report.pictures import error_metric, without_error
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -539,7 +540,7 @@ def test_a_step_says_what_it_computed_in(tmp_path):
 def test_errors_of_outputs_are_drawn_where_there_are_some():
     cells = synthetic(["RTN-4", "GPTQ-4"])
     plain = Dossier(cells, STUDY)
-    assert plain.error_metric() == "weight_error" and not plain.without_error()
+    assert error_metric(plain) == "weight_error" and not without_error(plain)
     for cell in cells.values():
         if cell["recipe"] != "GPTQ-4":
             continue
@@ -547,6 +548,6 @@ def test_errors_of_outputs_are_drawn_where_there_are_some():
             for module in entry["modules"].values():
                 module["output_error"] = 0.01
     some = Dossier(cells, STUDY)
-    assert some.error_metric() == "output_error" and some.without_error() == ["RTN-4"]
-    caption = some.pictures()[-1]["caption"]
+    assert error_metric(some) == "output_error" and without_error(some) == ["RTN-4"]
+    caption = some.pictures()[-1].caption
     assert "Relative output error" in caption and "RTN-4 recorded errors of weights only" in caption

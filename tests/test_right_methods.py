@@ -263,7 +263,7 @@ def test_inputs_are_rounded_beside_weights_of_four_bits(plain, tmp_path):
     subject, text, _ = plain
     for first in cl.GPTQ(4, 16), cl.NF4(16):
         four, both = first.apply(subject, text), (first >> cl.Int8("static")).apply(subject, text)
-        assert len(both.roundings) == len(both.packed) and all(
+        assert len(both.input_quantizers) == len(both.packed) and all(
             torch.equal(packed.codes, both.packed[key].codes) for key, packed in four.packed.items()
         )
         again = cl.load(both.save(tmp_path / type(first).__name__))

@@ -46,7 +46,7 @@ def test_a_model_without_keys_and_values_is_refused_and_left_as_it_was(name):
     original = subject(name)
     with pytest.raises(cl.CompressLabError, match=f"{type(original.model).__name__} {NO_KEYS[name]}"):
         cl.KVCache().apply(original, in_place=True)
-    assert not original.roundings
+    assert not original.input_quantizers
 
 
 @pytest.mark.parametrize("name", NOT_CALLED)
@@ -63,4 +63,4 @@ def test_saved_and_loaded_it_says_the_same(name, method, tmp_path):
     again = cl.load(tmp_path / "rounded")
     with torch.no_grad():
         assert torch.equal(again.model(TOKENS).logits, rounded.model(TOKENS).logits)
-    assert again.fingerprint == rounded.fingerprint and again.roundings.keys() == rounded.roundings.keys()
+    assert again.fingerprint == rounded.fingerprint and again.input_quantizers.keys() == rounded.input_quantizers.keys()

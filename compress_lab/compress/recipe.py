@@ -421,7 +421,9 @@ class Left:
             if kind.prunes:
                 zeros |= dict.fromkeys(entry.get("modules", ()), entry["method"])
         rounding = next((entry["method"] for kind, entry in reversed(steps) if kind.quantizes), "an earlier step")
-        return cls(dict.fromkeys(packed, rounding), zeros, rounding if getattr(subject, "roundings", {}) else None)
+        return cls(
+            dict.fromkeys(packed, rounding), zeros, rounding if getattr(subject, "input_quantizers", {}) else None
+        )
 
     def add(self, method: Method, layers: list):
         "Records that a method has changed these linears."

@@ -193,7 +193,7 @@ class CompressedTensors(Format):
         )
 
     def allowed(self, subject) -> float:
-        return 0.05 if subject.roundings else self.tolerance
+        return 0.05 if subject.input_quantizers else self.tolerance
 
     def write(self, subject, layers: dict, folder: Path):
         extra = {

@@ -155,7 +155,7 @@ def check_fit(form: Format, subject: Subject, layers: dict):
         if others
         else "no format here can; subject.save(folder) keeps it as it is"
     )
-    for name, rounding in getattr(subject, "roundings", {}).items():
+    for name, rounding in getattr(subject, "input_quantizers", {}).items():
         if type(rounding).__name__ not in form.activations:
             raise CompressLabError(
                 f"{form.name} cannot hold activations rounded by {type(rounding).__name__}.",

@@ -196,12 +196,12 @@ class DistillObjective(Objective):
             return torch.ones(len(first), dtype=torch.bool, device=first.device)
         return super().items(model, batch) if self.method.alpha or "labels" in batch else attended(batch)
 
-    def inside(self, ours: list, theirs: list, batch: dict) -> Tensor:
+    def feature_loss(self, student: list, teacher: list, batch: dict) -> Tensor:
         "Returns the feature loss per item, averaged over the pairs of blocks."
         mask, total = attended(batch), 0
         for number, (i, j) in enumerate(self.pairs):
-            mapped = self.maps[number](ours[i - 1]) if self.maps else ours[i - 1]
-            loss = feature_losses(self.method.features, mapped, theirs[j - 1], mask, self.causal)
+            mapped = self.maps[number](student[i - 1]) if self.maps else student[i - 1]
+            loss = feature_losses(self.method.features, mapped, teacher[j - 1], mask, self.causal)
             total = total + loss / len(self.pairs)
         return total if self.of_tokens else total.sum(1) / mask.sum(1)
 
@@ -227,7 +227,9 @@ class DistillObjective(Objective):
         if method.alpha > 0:
             parts["labels"] = method.alpha * in_pieces(token_loss, logits, self.labels(model, batch))
         if self.pairs:
-            parts[method.features] = method.feature_weight * self.inside(student_features, teacher_features, batch)
+            parts[method.features] = method.feature_weight * self.feature_loss(
+                student_features, teacher_features, batch
+            )
         items = self.items(model, batch)
         return {name: part.masked_fill(~items, 0) for name, part in parts.items()}
 

@@ -240,7 +240,7 @@ def student(
             "student",
             "build a smaller one yourself; it can be taught all the same",
         )
-    if subject.packed or subject.roundings or subject.streamed:
+    if subject.packed or subject.input_quantizers or subject.streamed:
         raise CompressLabError(
             "A quantized or streamed model has no students.",
             "student",

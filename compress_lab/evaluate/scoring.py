@@ -18,7 +18,7 @@ from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from .perplexity import CHUNK
 from ..models.forward import check_causal, evaluating, logits_of
-from ..models.input_quantizers import unrounded
+from ..models.input_quantizers import without_input_quantizers
 from ..models.inputs import around, check_rows
 
 # %% ../../nbs/evaluate/12_scoring.ipynb #cell-06
@@ -372,7 +372,7 @@ def exact_way(
     tried, parting = trials(requests, budget)
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
     near = {"rtol": 1e-6, "atol": max(1e-4, 8 * torch.finfo(dtype).eps), "equal_nan": True}
-    with unrounded(model):
+    with without_input_quantizers(model):
         right = [added_up(alone(model, given[:count]), count)[0] for given, count in tried]
 
         def agrees(name, given, count, expected):

@@ -252,8 +252,12 @@ def break_even(
     compressed,  # the same of the compressed copy, in the same blocks
     cost: float,  # of compressing, once
     currency: str = UNIT.currency,  # of all of them
+    control=None,  # costs of the original once more, in the same blocks
 ) -> BreakEven:
-    "When the copy has earned its cost. Raises `CompressLabError` if there are no pairs, or the cost is negative."
+    """When the copy has earned its cost; unknown for a saving that the original seems to have over itself.
+
+    Raises `CompressLabError` if there are no pairs, or the cost is negative.
+    """
     original, compressed = (np.asarray(each, dtype=np.float64) for each in (original, compressed))
     if original.shape != compressed.shape or original.ndim != 1 or len(original) < 2 or not 0 <= cost < math.inf:
         raise CompressLabError(
@@ -262,7 +266,8 @@ def break_even(
             "give the costs of both models in the same blocks",
         )
     saving, low, high = interval(original - compressed)
-    verdict = "never" if high <= 0 else "after" if low > 0 else "unknown"
+    by_itself = 0 if control is None else interval(original - np.asarray(control, dtype=np.float64))[2]
+    verdict = "never" if high <= 0 else "after" if low > max(0, by_itself) else "unknown"
     pays = verdict == "after"
     return BreakEven(
         verdict,
@@ -284,19 +289,12 @@ def break_even_of(
     compress_price: Price | None = None,  # of the machine that compressed; None: the same
     written: int | None = None,  # tokens of an answer, as in `request_seconds`
 ) -> BreakEven:
-    """The break-even of a compressed Subject by its history and its measured seconds, unknown for a saving that the
-    original seems to have over itself.
-
-    Raises `CompressLabError`.
-    """
+    "The break-even of a compressed Subject by its history and its measured seconds. Raises `CompressLabError`."
     compress_price = compress_price or price
     currency = same_currency(price, compress_price)
     costs = request_seconds(records, written) * price.per_hour / HOUR
-    found = break_even(costs["original"], costs["compressed"], compress_price.of(compress_seconds(subject)), currency)
-    by_itself = interval(costs["original"] - costs["control"])[2]
-    if found.verdict == "after" and not found.saving_interval[0] > by_itself:
-        return replace(found, verdict="unknown", requests=None, interval=None)
-    return found
+    cost = compress_price.of(compress_seconds(subject))
+    return break_even(costs["original"], costs["compressed"], cost, currency, costs["control"])
 
 # %% ../../nbs/measure/14_cost.ipynb #cell-37
 def cumulated(

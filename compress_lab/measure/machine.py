@@ -7,7 +7,7 @@ __all__ = ['CACHES', 'OPERATORS', 'INSTRUCTIONS', 'ONEDNN', 'INT8', 'DISPATCHER'
            'ARM_BF16', 'NVIDIA', 'CUTLASS', 'SPARSE', 'TORCHAO', 'PAIRS', 'INT8_WAYS', 'VNNI_WAYS', 'LOOP', 'ARM_WAYS',
            'BF16_WAYS', 'UNPACKED', 'HALF_INPUTS', 'TINY_WAYS', 'UNPACK_WAYS', 'CPU', 'GPUS', 'FLOAT_RULES',
            'INT8_RULES', 'INT4_RULES', 'RULES', 'last_level_cache', 'registered', 'GPU', 'Machine', 'this_machine',
-           'Rule', 'judge', 'kernels']
+           'Rule', 'int8_weight_bits', 'judge', 'kernels']
 
 # %% ../../nbs/measure/09_machine.ipynb #cell-05
 import os
@@ -209,6 +209,15 @@ FLOAT_RULES = (
     Rule("2:4", CPU, DISPATCHER, operator="_sparse_semi_structured_mm:cpu"),
     Rule("2:4", GPUS, SPARSE, "torch", "_sparse_semi_structured_mm:cuda", (), (8, 0), "sparse tensor cores"),
 )
+
+# %% ../../nbs/measure/09_machine.ipynb #7636c96d
+def int8_weight_bits(
+    flags,  # of the processor, as Linux names them
+) -> int:
+    """Bits of integer weights whose products with eight-bit activations cannot saturate: 7 where the processor adds
+    pairs of products in 16 bits, else 8.
+    """
+    return 7 if next((way for flag, way in INT8_WAYS if flag in flags), "") == PAIRS else 8
 
 # %% ../../nbs/measure/09_machine.ipynb #cell-26
 INT8_RULES = (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CompressLabError, NotMeasured
-from .input_quantizers import unrounded
+from .input_quantizers import without_input_quantizers
 
 # %% ../../nbs/models/02_forward.ipynb #inputs-code
 def inputs(
@@ -128,7 +128,7 @@ def sees_ahead(
         vocabulary = logits_of(model, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
         tokens, more = torch.arange(16)[None] % vocabulary, {}
     changed = torch.cat([tokens[:, :-1], tokens[:, :1]], 1)
-    with evaluating(model), unrounded(model):
+    with evaluating(model), without_input_quantizers(model):
         outputs = (model(row, **more) for row in (tokens, changed))
         first, second = (of_each_token(output, model, tokens)[:, :-1].float().nan_to_num(0, 0, 0) for output in outputs)
     return bool((first - second).abs().max() > EXACT * first.abs().max())

@@ -34,7 +34,7 @@ from compress_lab.models.folders import (
     writable,
     write_configs,
 )
-from .input_quantizers import attach_all, roundings_hash
+from .input_quantizers import attach_all, input_quantizers_hash
 from .layers import tied
 from .low_rank import hollow, ranks
 from .packed import Bitmask, Packed, masked_bytes
@@ -195,10 +195,10 @@ def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], own: bool):
         meta |= _own_layout(subject, masked)
     if factored := ranks(model):
         meta["factored"] = factored
-    if carried := subject.roundings:
+    if carried := subject.input_quantizers:
         meta |= {
             "roundings": {name: rounding.meta() for name, rounding in carried.items()},
-            "roundings_hash": roundings_hash(model),
+            "roundings_hash": input_quantizers_hash(model),
         }
         save_file(
             {
@@ -454,7 +454,7 @@ def from_saved(
         if (folder / "buffers.safetensors").exists():
             _load_buffers(model, folder)
         if meta["roundings"]:
-            _load_roundings(model, folder, meta["roundings"], meta["roundings_hash"])
+            _load_input_quantizers(model, folder, meta["roundings"], meta["roundings_hash"])
     if as_it_was and weights_hash(model) != meta["weights"]:
         raise CompressLabError(
             "The weights are not the ones that were saved here.",
@@ -473,15 +473,15 @@ def from_saved(
     return Subject(model, tokenizer_in(folder), provenance, tuple(meta["history"]), packed, files=kept)
 
 # %% ../../nbs/models/14_saving.ipynb #from-own-code
-def _load_roundings(model, folder: Path, kept: dict, expected: str):
+def _load_input_quantizers(model, folder: Path, settings: dict, expected: str):
     """Attaches the input quantizers that were saved in `folder` to the model.
 
     Raises `CompressLabError` if their hash differs from the saved one.
     """
-    attach_all(model, kept, load_file(folder / "roundings.safetensors"))
-    if roundings_hash(model) != expected:
+    attach_all(model, settings, load_file(folder / "roundings.safetensors"))
+    if input_quantizers_hash(model) != expected:
         raise CompressLabError(
-            "The roundings are not the ones that were saved here.", str(folder), "save the Subject again"
+            "The input quantizers are not the ones that were saved here.", str(folder), "save the Subject again"
         )
 
 

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import CompressLabError, visible
 from ..core.tables import History
-from .input_quantizers import InputQuantizer, roundings, roundings_hash
+from .input_quantizers import InputQuantizer, input_quantizers, input_quantizers_hash
 from .packed import Packed
 
 # %% ../../nbs/models/12_subject.ipynb #cell-08
@@ -125,8 +125,8 @@ class Subject:
         return " + ".join([self.provenance.name, *(str(entry.get("method", "?")) for entry in self.history)])
 
     @property
-    def roundings(self) -> dict[str, InputQuantizer]:
-        return roundings(self.model)  # quantizers of activations, by the name of the module that has them
+    def input_quantizers(self) -> dict[str, InputQuantizer]:
+        return input_quantizers(self.model)  # quantizers of activations, by the name of the module that has them
 
     @property
     def simulated(self) -> bool:
@@ -134,7 +134,7 @@ class Subject:
 
         True if it has packed weights or input quantizers.
         """
-        return bool(self.packed) or bool(self.roundings)
+        return bool(self.packed) or bool(self.input_quantizers)
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +146,9 @@ class Subject:
         stable = _stable(json.loads(json.dumps(config, default=str)))
         packed = {name: packed.meta() for name, packed in self.packed.items()}
         rest = json.dumps([type(self.model).__name__, stable, packed], sort_keys=True)
-        return xxhash.xxh3_128((weights_hash(self.model) + rest + roundings_hash(self.model)).encode()).hexdigest()
+        return xxhash.xxh3_128(
+            (weights_hash(self.model) + rest + input_quantizers_hash(self.model)).encode()
+        ).hexdigest()
 
     def copy(self) -> "Subject":
         "A deep copy: changes to its weights do not affect this Subject."
@@ -172,7 +174,7 @@ def facts(self: Subject) -> dict[str, str]:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in parameters})
     simulated = ["quantized weights are kept as floats too"] * bool(self.packed) + [
         "activations are rounded as they pass"
-    ] * bool(self.roundings)
+    ] * bool(self.input_quantizers)
     facts = {
         "subject": self.name,
         "class": type(self.model).__name__,

@@ -15,7 +15,7 @@ from ..compress.layerwise import CalibratedLayerMethod, Compressed, calibrate, c
 from ..core.errors import CompressLabError
 from ..models.layers import LinearLayer
 from .masks import Pruning, lowest, pattern
-from .permutation import Channels, aligned, interchangeable, kept, reorder
+from .permutation import Channels, aligned, interchangeable, reorder, retained_score
 
 # %% ../../nbs/prune/05_ria.ipynb #cell-05
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def put_in_order(method: RIA, subject, linear: LinearLayer, channels: list[Chann
     order, total = reorder(subject.model, channels, score, *groups), float(score.double().sum()) or 1.0
     statistic.sums = statistic.sums[order]
     return {
-        "kept_before": kept(score, *groups) / total,
-        "kept": kept(score[:, order.to(score.device)], *groups) / total,
+        "kept_before": retained_score(score, *groups) / total,
+        "kept": retained_score(score[:, order.to(score.device)], *groups) / total,
     }
 
 # %% ../../nbs/prune/05_ria.ipynb #permute-code-2

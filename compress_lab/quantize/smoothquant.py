@@ -25,7 +25,7 @@ UNFED = "all its inputs were zero, or no token reached it: left as it was"
 
 def factors(
     pair: Pair,  # a source and its readers
-    loudest: dict,  # largest magnitude of each input, (in,), by reader and expert
+    largest: dict,  # largest magnitude of each input, (in,), by reader and expert
     alpha: float,  # migration strength, 0 to 1: how much of the outliers moves to the weights
 ) -> Tensor:
     "Returns the divisors of the channels, (channels,), or (experts, channels) if the source is a stack of experts."
@@ -34,8 +34,8 @@ def factors(
         for expert, matrix in enumerate(reader.matrices):
             row = expert if pair.experts > 1 else 0
             weights[row].scatter_reduce_(0, columns, matrix.abs().amax(0).float().cpu(), "amax")
-            if (reader.key, expert) in loudest:
-                inputs[row].scatter_reduce_(0, columns, loudest[reader.key, expert].cpu(), "amax")
+            if (reader.key, expert) in largest:
+                inputs[row].scatter_reduce_(0, columns, largest[reader.key, expert].cpu(), "amax")
     divisors = inputs**alpha / weights.clamp_min(1e-5) ** (1 - alpha)
     return torch.where((inputs > 0) & (weights > 0), divisors.clamp_min(1e-5), 1.0)
 
@@ -95,20 +95,20 @@ class SmoothQuant(Method):
             raise CompressLabError("No module before these linears can absorb a factor.", str(self), why)
         tokens = calibration.tokens.to(subject.model.device)
         batches = token_batches(tokens, 2048)
-        loudest = largest_inputs(subject.model, [reader for pair in pairs for reader in pair.readers], batches)
-        if bad := next((key for (key, _), values in loudest.items() if not values.isfinite().all()), None):
+        largest = largest_inputs(subject.model, [reader for pair in pairs for reader in pair.readers], batches)
+        if bad := next((key for (key, _), values in largest.items() if not values.isfinite().all()), None):
             raise CompressLabError(
                 "The activations hold NaN or infinity.", bad, "calibrate in float32, or with other text"
             )
         report = {}
         for pair in pairs:
-            divisor = factors(pair, loudest, self.alpha)
+            divisor = factors(pair, largest, self.alpha)
             pair.move(divisor.to(pair.source.weight.device))
             fed = any(
-                loudest[reader.key, expert].any()
+                largest[reader.key, expert].any()
                 for reader in pair.readers
                 for expert in range(len(reader.matrices))
-                if (reader.key, expert) in loudest
+                if (reader.key, expert) in largest
             )
             factor_range = {"smallest_factor": float(divisor.min()), "largest_factor": float(divisor.max())} | (
                 {} if fed else {"notes": [UNFED]}

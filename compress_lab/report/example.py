@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TOY_RECIPES', 'TOY_STUDY', 'ANSWER_STUDY', 'documents', 'nll', 'toy_model', 'rtn', 'magnitude',
-           'stored_bytes', 'toy_cells', 'answer_cells', 'axis_cells', 'trust_cells', 'fact_cells']
+           'stored_bytes', 'toy_cells', 'answer_cells', 'axis_cells', 'trust_cells', 'fact_cells', 'timed_cells']
 
 # %% ../../nbs/report/00_example.ipynb #imports
 import numpy as np
@@ -258,3 +258,20 @@ def fact_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key
         )
     }
     return axis_cells("factuality", "facts", {"a": -0.3}, better="higher"), frames
+
+# %% ../../nbs/report/00_example.ipynb #82c779c0
+def timed_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key -> result, cell key -> records
+    "Made-up cells of a throughput of three copies, whose compressing took 600 seconds, with the seconds of a token."
+    random, cells, frames = np.random.default_rng(0), {}, {}
+    for recipe, seconds in (("faster", 0.004), ("as fast", 0.010), ("slower", 0.012)):
+        key = f"throughput {recipe}"
+        step = {"method": "RTN", "bits": 8, "seconds": 600.0}
+        common = dict(recipe=recipe, probe="throughput", settings={}, values={}, differences=[], seed=0)
+        cells[key] = dict(common, steps=[step], history=[step])
+        rows = [
+            dict(item=f"{block}/{arm}", cluster=block, arm=arm, seconds_per_token=taken * random.normal(1, 0.01))
+            for block in range(6)
+            for arm, taken in (("original", 0.010), ("compressed", seconds), ("control", 0.010))
+        ]
+        frames[key] = pd.DataFrame(rows)
+    return cells, frames

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOPELESS', 'SHORTEST', 'WORDS', 'Torch', 'on_torchao', 'unfit', 'Native', 'running', 'distance', 'time_in_turns',
-           'row_length', 'text_of', 'seconds_for', 'deadline', 'Trial', 'attempt', 'no_use', 'build_all', 'first_line',
-           'rank', 'reasons', 'native', 'alone']
+           'row_length', 'text_of', 'seconds_for', 'deadline', 'Trial', 'timed_build', 'attempt', 'no_use', 'build_all',
+           'first_line', 'rank', 'reasons', 'native', 'alone']
 
 # %% ../../nbs/runtimes/04_native.ipynb #cell-03
 import signal
@@ -93,6 +93,7 @@ class Native(Subject):
     made_from: str = ""  # fingerprint of the original Subject
     trials: pd.DataFrame | None = None  # measurements of `auto`, a row for each backend
     why: str = ""  # the reason for the choice of this backend
+    build_seconds: float = 0.0  # that converting the model took
 
     @property
     def name(self) -> str:
@@ -231,16 +232,23 @@ class Trial:
     measured_as: str = ""
     note: str = ""  # why it is not timed
     pace: float = np.nan  # seconds of a call
+    build_seconds: float = 0.0
+
+
+def timed_build(name: str, job: Job) -> tuple[nn.Module, float]:
+    "Builds the backend; returns the model and the seconds that it took."
+    start = time.perf_counter()
+    return BACKENDS[name].build(job), time.perf_counter() - start
 
 
 def attempt(name: str, job: Job, rows: Tensor, tokens: Tensor, decode_tokens: int) -> Trial:
     "Builds the backend, compares its outputs with the model's and times a call; returns the result."
-    model = BACKENDS[name].build(job)
+    model, build_seconds = timed_build(name, job)
     kind, value = distance(job.model, model, rows)
     with torch.inference_mode():
         steps = decode_tokens if cached(model, tokens[:, :1]) else 0
         seconds = min(sum(map(sum, call(model, tokens, steps).values())) for _ in range(2))
-    return Trial(name, model, value, kind, "", seconds)
+    return Trial(name, model, value, kind, "", seconds, build_seconds)
 
 
 def no_use(name: str, job: Job) -> str:
@@ -350,7 +358,7 @@ def native(
     names = known if backend == "auto" else [backend] if isinstance(backend, str) else list(backend)
     for name in names:
         BACKENDS.named(name, "native")
-    if getattr(subject, "roundings", None):
+    if getattr(subject, "input_quantizers", None):
         raise CompressLabError(
             "No backend supports quantized activations.",
             subject.name,
@@ -387,7 +395,8 @@ def native(
             subject.name,
             f"see why: {'; '.join(f'{name}: {note}' for name, note in trials['note'].items())}",
         )
-    return running(subject, best, built[best], trials=trials, why=reasons(trials, best))
+    spent = next(trial.build_seconds for trial in tried if trial.backend == best)
+    return running(subject, best, built[best], trials=trials, why=reasons(trials, best), build_seconds=spent)
 
 # %% ../../nbs/runtimes/04_native.ipynb #cell-23-2
 def alone(job: Job, name: str) -> Native:
@@ -401,4 +410,5 @@ def alone(job: Job, name: str) -> Native:
             else 'pip install "compress_lab[native]"',
         )
     with quiet():
-        return running(job.subject, name, BACKENDS[name].build(job))
+        model, seconds = timed_build(name, job)
+    return running(job.subject, name, model, build_seconds=seconds)

@@ -17,6 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..core.errors import CompressLabError
 from ..core.registry import BACKENDS
+from ..core.store import environment
+from ..measure.machine import int8_weight_bits
 from ..models.layers import linears
 from ..models.packed import Packed, pack
 from .graph import Backend, Job, Runtime, example, quiet, reading
@@ -153,7 +155,8 @@ def onnx_graph(
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
     from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
-    rounding = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if int8 else None
+    seven = int8_weight_bits(environment()["processor"]["flags"]) == 7
+    rounding = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=seven)) if int8 else None
     arguments, varies = example(model)
     with (
         of_blocks(model, packed or {}, rounded),

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
 from ..core.registry import BACKENDS
+from ..core.store import environment
+from ..measure.machine import int8_weight_bits
 from ..models.layers import linears
 from ..models.packed import Packed
 from ..models.precision import faster_dtype
@@ -159,9 +161,14 @@ def smoothing(extent: Extent, weight: Tensor) -> Tensor:
     )
 
 
-def round_input(members: list, seen: dict[str, Extent]):
-    """Changes the linears that read one input, each given with its product and the port of its weight, to integer
-    arithmetic; the input is smoothed and rounded once for all of them.
+def round_input(
+    members: list,  # (product, port of its weight, linear) of the linears that read one input
+    seen: dict[str, Extent],  # ranges of the inputs by name
+    bits: int,  # of the weights, 7 or 8
+):
+    """Changes the linears that read one input to integer arithmetic, with the input smoothed and rounded once for all.
+
+    OpenVINO multiplies integers of eight bits only, so seven bits are eight over a range that is twice as wide.
     """
     ops = openvino().opset15
 
@@ -176,7 +183,7 @@ def round_input(members: list, seen: dict[str, Extent]):
     spread = ops.fake_quantize(quiet, *[constant(end) for end in (low, high, low, high)], 256)
     for (product, port, linear), weight in zip(members, weights):
         smooth = weight * by
-        top = smooth.abs().amax(1, keepdim=True).clamp(min=1e-9)
+        top = smooth.abs().amax(1, keepdim=True).clamp(min=1e-9) * (127 / (2 ** (bits - 1) - 1))
         shape = (lambda tensor: tensor.T.contiguous()) if linear.transposed else (lambda tensor: tensor)
         rounded = ops.fake_quantize(
             constant(shape(smooth)), *[constant(shape(side * top)) for side in (-1, 1, -1, 1)], 255
@@ -186,7 +193,8 @@ def round_input(members: list, seen: dict[str, Extent]):
 
 
 def eight_bits(graph, model: nn.Module, seen: dict[str, Extent]):
-    "Changes the linears in `seen` to integer inputs and weights, in place."
+    "Changes the linears in `seen` to integer inputs and weights, in place; weights so that no product saturates here."
+    bits = int8_weight_bits(environment()["processor"]["flags"])
     groups = defaultdict(list)
     for node, linear in places(graph, model):
         if linear.name not in seen:
@@ -198,7 +206,7 @@ def eight_bits(graph, model: nn.Module, seen: dict[str, Extent]):
             source = product.input_value(0)
             groups[source.get_node().get_name(), source.get_index()].append((product, port, linear))
     for members in groups.values():
-        round_input(members, seen)
+        round_input(members, seen, bits)
     graph.validate_nodes_and_infer_types()
 
 # %% ../../nbs/runtimes/02_openvino.ipynb #cell-19
