@@ -155,7 +155,7 @@ def run(
         study = replace(study, imports=tuple(dict.fromkeys([*study.imports, *options.imports])))
     root = run_folder(options.study) if options.out is None else options.out
     page = page_of(Store(root))
-    dossier = study.run(root, debug=options.debug)
+    dossier = study.run(root, debug=options.debug, page=page)
     show_dossier(dossier, page)
     return 1 if failures(Store(root)) else 0
 

@@ -872,10 +872,12 @@ class Run:
         root,  # address of the run folder
         subject=None,  # the Subject, if it is loaded already
         debug: bool = False,  # raise errors instead of recording them
+        page: "str | os.PathLike | None" = None,  # of the dossier, written after each arm; None: none is written
     ):
         from compress_lab.models.loading import load
 
         self.study, self.store, self.debug, self.console = study, Store(root), debug, console()
+        self.page = page
         self.store.sweep()
         self.subject = load(study.subject) if subject is None else subject
         self.texts, self.failures = {}, Counter()
@@ -1150,6 +1152,15 @@ def store_one(self: Run, arm: Arm, key: str, probe, subject, failure) -> Cell:
 
 # %% ../nbs/study.ipynb #cell-38
 @patch
+def write_page(self: Run):
+    "Writes what the folder holds so far as a page without pictures, if the run has one."
+    from compress_lab.report.dossier import Dossier
+
+    if self.page is not None and self.store.keys():
+        Dossier.from_run(self.store.root).to_html(self.page, running=True)
+
+
+@patch
 def all(self: Run):
     "Measures all arms, and the parts of results that combine all seeds."
     later = []
@@ -1157,6 +1168,7 @@ def all(self: Run):
         with self.store.lock(arm.key, wait=arm.original) as mine:
             if mine:
                 self.fill(arm)
+                self.write_page()
             else:
                 later.append(arm)
     for arm in later:
@@ -1224,11 +1236,12 @@ def run(
     *,
     subject=None,  # the Subject, if it is loaded already
     debug: bool = False,  # raise errors of a recipe or probe instead of recording them
+    page: "str | os.PathLike | None" = None,  # of the dossier, rewritten after each recipe while the study runs
 ):
     "Runs the study and returns its Dossier. After Ctrl-C the same call resumes. Raises `CompressLabError`."
     from compress_lab.report.dossier import Dossier
 
-    work = Run(self, root, subject, debug)
+    work = Run(self, root, subject, debug, page)
     try:
         work.all()
     except KeyboardInterrupt:

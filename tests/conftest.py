@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from heavy import heavy
 
 ROOT = Path(__file__).parent.parent
 signal.signal(
@@ -37,7 +38,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    "Leaves out what is marked with `sweep`, unless it is asked for."
+    "Marks what takes long with `sweep`, and leaves that out unless it is asked for."
+    for item in items:
+        if heavy(item.nodeid):
+            item.add_marker(pytest.mark.sweep)
     if "sweep" in config.getoption("--flags").split():
         return
     left_out = [item for item in items if item.get_closest_marker("sweep")]

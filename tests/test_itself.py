@@ -28,6 +28,7 @@ READERS = {  # probes of a language model, with settings that read the tables be
     "cold_start": dict(tokens=4, blocks=2),
     "energy": dict(prefill_tokens=4, decode_tokens=1, blocks=3, burst_seconds=0.02),
     "latency": dict(blocks=3),
+    "layer_speed": dict(length=8, rounds=1),
     "leaks": dict(path="prompts.csv", length=4),
     "memory": dict(tokens=16, runs=2),
     "throughput": dict(prefill_tokens=4, decode_tokens=1, blocks=3),
@@ -183,11 +184,11 @@ def test_every_probe_is_tried():
     assert {kind.name for kind in kinds} == {*READERS, *CLASSIFIERS}
 
 
-MEASURED = {"cold_start", "energy", "latency", "memory", "throughput"}  # of the machine: never the same twice
-LONG = pytest.param("cold_start", marks=pytest.mark.sweep)  # twelve processes
+# figures of the machine: never the same twice
+MEASURED = {"cold_start", "energy", "latency", "layer_speed", "memory", "throughput"}
 
 
-@pytest.mark.parametrize("name", [*sorted({*READERS, *CLASSIFIERS} - {"cold_start"}), LONG])
+@pytest.mark.parametrize("name", sorted({*READERS, *CLASSIFIERS}))
 def test_a_model_and_itself(name, people, models_of, monkeypatch):
     monkeypatch.chdir(people)
     subject = models_of[name in CLASSIFIERS]

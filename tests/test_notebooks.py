@@ -8,14 +8,13 @@ import re
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from notebook_files import FLAGS, NBS, PATHS, directives, flags, header, read
-from sweeps import notebooks
+from notebook_files import FLAGS, IDS, NBS, PATHS, directives, flags, header, read
 from warm_kernels import WarmKernels
 
 SECONDS_A_CELL = 600
 
 
-@notebooks(PATHS)
+@pytest.mark.parametrize("path", PATHS, ids=IDS)
 def test_notebook_runs(path, request):
     notebook = read(path)
     assert "skip_exec" not in header(notebook)[0], "a notebook that is never executed passes silently: use a flag"

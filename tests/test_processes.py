@@ -51,7 +51,6 @@ def start(folder: Path, what: str, settings: dict) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize("settings", [{}, FSDP], ids=["divided", "shards"])
 def test_same_as_one_process(settings, alone, tmp_path):
     killed = start(tmp_path, "die", settings)

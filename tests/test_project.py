@@ -8,7 +8,8 @@ from importlib.metadata import entry_points
 
 import pytest
 import yaml
-from notebook_files import ROOT, settings
+from heavy import HEAVY_NOTEBOOKS, HEAVY_TESTS
+from notebook_files import IDS, ROOT, settings
 from packaging.requirements import Requirement
 
 from compress_lab.core.registry import FORMATS, REGISTRIES, TEXTS
@@ -98,3 +99,10 @@ def test_site_says_how_it_is_used(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["site", "nothing"])
     with pytest.raises(SystemExit, match="usage"):
         main()
+
+
+def test_what_takes_long_exists_under_its_name():
+    assert HEAVY_NOTEBOOKS <= {name.removesuffix(".ipynb") for name in IDS}
+    for test in HEAVY_TESTS:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test

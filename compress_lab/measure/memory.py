@@ -147,24 +147,26 @@ class Memory(Probe):
         *,
         seed: int = 0,  # not needed
     ) -> Records:
-        "Returns one row per run. Raises `NotMeasured` for simulated quantization and for a runtime's model."
-
+        "Returns one row per run. Raises `NotMeasured` for simulated quantization and for a runtime without files."
         if subject.simulated:
             raise NotMeasured(
                 "Simulated quantization: in memory the weights are floats.",
                 subject.name,
                 "export the model to a runtime that keeps the integers, and measure that",
             )
-        if getattr(subject, "backend", ""):
+        backend, write_program = getattr(subject, "backend", ""), getattr(subject.model, "write_program", None)
+        if backend and write_program is None:
             raise NotMeasured(
-                "A runtime's memory is not measured: its model lives in this process.",
+                f"The memory of {backend} is not measured: its model lives in this process.",
                 subject.name,
                 "export the model, and measure a process that reads it",
             )
         tokens = min(self.tokens, limits(subject.model).places or self.tokens)
         with tempfile.TemporaryDirectory() as folder:
-            saved = subject.save(Path(folder) / "subject")
-            module = "compress_lab.measure.memory"
+            if backend:
+                saved, module = folder, write_program(folder)
+            else:
+                saved, module = subject.save(Path(folder) / "subject"), "compress_lab.measure.memory"
             runs = bar(range(self.runs), desc="memory", unit="run")
             results = [run_fresh(module, saved, tokens, self.batch) for _ in runs]
         return self.records(results, subject, tokens, seed)

@@ -282,7 +282,9 @@ def roofline_plot(
     axes.set(xscale="log", yscale="log", xlabel="FLOPs for each byte moved", ylabel="GFLOP/s")
     axes.set_ylim(lowest / 2, 2 * here.peak(dtype) / 1e9)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_title(f"{dtype} on {here.processor}, threads: {here.threads}", fontsize=9, loc="left")
     axes.legend(frameon=False, loc="lower right")

@@ -78,14 +78,16 @@ class Dossier(Evidence):
 
 # %% ../../nbs/report/08_dossier.ipynb #cell-64
 @patch
-def _render(self: Dossier, template: str) -> str:
-    return page.render(self, template, self.pictures())
+def _render(self: Dossier, template: str, running: bool = False) -> str:
+    return page.render(self, template, [] if running else self.pictures(), running)
 
 
 @patch
 def to_html(
     self: Dossier,
     path: "str | os.PathLike",  # path of the file; an existing page is replaced atomically
+    *,
+    running: bool = False,  # the study goes on: without pictures, which take seconds, and a browser reloads the page
 ) -> Path:
     """Writes the dossier as one self-contained HTML page.
 
@@ -93,7 +95,7 @@ def to_html(
     """
     place = page.page_place(path)
     try:
-        replace_file(place, self._render("page").encode("utf-8", "replace"))
+        replace_file(place, self._render("page", running).encode("utf-8", "replace"))
     except OSError as error:
         raise cannot_write(error, str(path)) from error
     return Path(path)

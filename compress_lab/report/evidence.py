@@ -429,7 +429,19 @@ def _timed_frame(
     return seconds is not None and pd.api.types.is_numeric_dtype(seconds) and {"arm", "cluster"} <= {*frame}
 
 
-LISTED = {"facts": _facts_frame, "throughput": _timed_frame}  # probes whose records the page shows
+def _layers_frame(
+    frame: pd.DataFrame,  # records of a cell
+) -> bool:
+    "Whether a frame holds the work and the seconds of layers."
+    numbers = [frame.get(name) for name in ("flops", "intensity", "measured_seconds")]
+    return "pass" in frame and all(each is not None and pd.api.types.is_numeric_dtype(each) for each in numbers)
+
+
+LISTED = {  # probes whose records the page shows: whether a frame has their columns
+    "facts": _facts_frame,
+    "throughput": _timed_frame,
+    "layer_speed": _layers_frame,
+}
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-24
 @patch

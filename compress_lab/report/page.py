@@ -204,6 +204,7 @@ def render(
     evidence: Evidence,
     template: str = "page",  # "page": a complete file; "brief": the view in a notebook
     drawn: list[Picture] | None = None,  # None: `pictures(evidence)`
+    running: bool = False,  # the study goes on: the page has no pictures yet, and a browser reloads it
 ) -> str:
     "Renders the dossier as HTML."
     sources = evidence.provenance()
@@ -220,7 +221,8 @@ def render(
         forgotten=evidence.forgotten(),
         listed=listed,
         caption=CAPTION,
-        pictures=pictures(evidence) if drawn is None else drawn,
+        pictures=[] if running else pictures(evidence) if drawn is None else drawn,
+        running=running,
         gaps=_together(evidence.not_measured()),
         remarks=_together(evidence.remarks()),
         steps=partial(_recipe_text, evidence),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOREST', 'difference_rows', 'answer_rows', 'axis_rows', 'error_metric', 'without_error', 'layer_rows', 'timing_rows',
            'Picture', 'drawn', 'quality_picture', 'difference_picture', 'answer_picture', 'axis_picture',
-           'layer_picture', 'timing_picture', 'cost_picture', 'break_even_picture', 'pictures']
+           'layer_picture', 'timing_picture', 'cost_picture', 'roofline_picture', 'break_even_picture', 'pictures']
 
 # %% ../../nbs/report/06_pictures.ipynb #2b1e9547
 import math
@@ -22,6 +22,8 @@ from markupsafe import Markup
 from ..core.errors import CompressLabError, listed
 from ..core.files import cannot_write
 from ..core.store import replace_file
+from ..measure.layer_speed import ceilings_from
+from ..measure.roofline import roofline_plot
 from . import plots
 from .claims import scaled, shown_direction
 from .costs import relative_costs, token_costs, token_seconds
@@ -144,7 +146,7 @@ class Picture:
     svg: str = ""  # the same as an <svg> element
 
     def _repr_png_(self) -> bytes | None:
-        return self.figure and self.figure._repr_png_()
+        return None if self.figure is None else plots.png(self.figure)
 
     @property
     def link(self) -> str:  # for the attribute `href`
@@ -293,6 +295,24 @@ def cost_picture(evidence: Evidence) -> Picture:
     return drawn("cost", "Cost against utilisation", caption, alt, rows, draw)
 
 
+def roofline_picture(evidence: Evidence) -> Picture:
+    "The roof of the machine with every linear layer of the first model on it whose layers were timed."
+    key = next(key for key, cell in evidence.cells.items() if key in evidence.frames and cell["probe"] == "layer_speed")
+    roof = evidence.cells[key]["records"]["meta"]["roof"]
+    rows = evidence.frames[key].rename(columns={"measured_seconds": "best"})
+    caption = (
+        f"Each mark is a linear layer of {evidence.cells[key]['recipe']}. The slope is what the memory feeds, the flat "
+        "part what the processor multiplies; a layer below the slope is limited by its bytes, and fewer bits help it."
+    )
+    alt = "Layers on a roofline; the passes of decoding lie at the left, at low intensity."
+
+    def draw():
+        with plots.style():
+            return roofline_plot(rows, ceilings_from(roof), roof["dtype"])
+
+    return drawn("roofline", "What limits the layers", caption, alt, rows, draw)
+
+
 def break_even_picture(evidence: Evidence) -> Picture:
     "The cost of compressing and serving relative to the original, against the number of tokens served."
     rows = relative_costs(evidence)
@@ -320,6 +340,8 @@ def pictures(evidence: Evidence) -> list[Picture]:
         made.append(axis_picture(evidence))
     if len(token_seconds(evidence)):
         made += [timing_picture(evidence), cost_picture(evidence)]
+    if any("intensity" in frame for frame in evidence.frames.values()):
+        made.append(roofline_picture(evidence))
     if len(relative_costs(evidence)):
         made.append(break_even_picture(evidence))
     return [*made, layer_picture(evidence)]

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'NEEDS', 'openvino', 'exported', 'graph', 'places', 'integers', 'decompressed', 'pack_constants', 'Extent',
-           'extents', 'smoothing', 'round_input', 'eight_bits', 'Mark', 'OpenVINO', 'arithmetic', 'graph_of',
+           'extents', 'smoothing', 'round_input', 'eight_bits', 'Mark', 'OpenVINO', 'child', 'arithmetic', 'graph_of',
            'on_openvino', 'in_eight_bits']
 
 # %% ../../nbs/runtimes/02_openvino.ipynb #cell-03
+import json
 import os
+import sys
 from collections import defaultdict
+from pathlib import Path
 from unittest.mock import patch as replaced
 
 import numpy as np
@@ -20,6 +23,7 @@ from ..core.errors import CompressLabError
 from ..core.registry import BACKENDS
 from ..core.store import environment
 from ..measure.machine import int8_weight_bits
+from ..measure.memory import peak_bytes, resident_bytes, run_as_program
 from ..models.layers import linears
 from ..models.packed import Packed
 from ..models.precision import faster_dtype
@@ -231,14 +235,15 @@ class OpenVINO(Runtime):
         dynamic: int = 0,  # group size for eight-bit quantization of the inputs of integer weights; 0: off
     ):
         super().__init__(source, any("beam_idx" in port.get_names() for port in graph.inputs))
-        settings = {
+        self.graph, self.turn = graph, 0
+        self.settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(dynamic),
             "KV_CACHE_PRECISION": precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        self.request, self.turn = openvino().Core().compile_model(graph, "CPU", settings).create_infer_request(), 0
+        self.request = openvino().Core().compile_model(graph, "CPU", self.settings).create_infer_request()
         self.names = {name for port in graph.inputs for name in port.get_names()}
 
     def compute(self, feed, past):
@@ -257,6 +262,39 @@ class OpenVINO(Runtime):
         return {port.get_any_name(): torch.from_numpy(value) for port, value in results.items()}, Mark(
             feed["attention_mask"].shape[1], self.turn
         )
+
+    def write_program(
+        self,
+        folder: str,  # that exists
+    ) -> str:
+        "Writes the graph and its settings; returns the module that reads and runs them in a process of its own."
+        openvino().save_model(self.graph, f"{folder}/model.xml", compress_to_fp16=False)
+        Path(folder, "settings.json").write_text(json.dumps(self.settings))
+        return "compress_lab.runtimes.openvino"
+
+# %% ../../nbs/runtimes/02_openvino.ipynb #b04681f6
+def child(
+    folder: str,  # with a graph and its settings
+    tokens: int,  # in the forward pass
+    batch: int,  # rows in the forward pass
+) -> dict:
+    "Returns this process's peak bytes after the imports, after reading the graph and after a forward pass."
+    from transformers import AutoModelForCausalLM  # noqa: F401  # the baseline holds it, as that of PyTorch does
+
+    core, settings = openvino().Core(), json.loads(Path(folder, "settings.json").read_text())
+    baseline = peak_bytes()
+    request = core.compile_model(f"{folder}/model.xml", "CPU", settings).create_infer_request()
+    loaded = peak_bytes()
+    positions = np.tile(np.arange(tokens), (batch, 1))
+    feed = {"input_ids": np.zeros_like(positions), "attention_mask": np.ones_like(positions), "position_ids": positions}
+    feed["beam_idx"] = np.arange(batch, dtype=np.int32)
+    names = {name for port in request.model_inputs for name in port.get_names()}
+    request.infer({name: value for name, value in feed.items() if name in names})
+    return {"baseline_bytes": baseline, "loaded_bytes": loaded, "peak_bytes": peak_bytes(), **resident_bytes()}
+
+
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    run_as_program(child)
 
 # %% ../../nbs/runtimes/02_openvino.ipynb #backends-code
 def arithmetic() -> str:

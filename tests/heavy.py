@@ -1,0 +1,68 @@
+"""What takes long, and runs with `--flags sweep` only."""
+
+# notebooks that take eight seconds and more on two cores with AVX2, most of it for their figures on a real model
+HEAVY_NOTEBOOKS = set(
+    """
+    api cli house study data/01_wiki data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx
+    deploy/05_gguf deploy/07_torchao distill/03_students distill/04_vocabularies distill/10_distill
+    distill/11_on_policy distill/12_teachers distill/13_texts evaluate/01_statistics evaluate/07_perplexity
+    evaluate/08_fidelity evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring evaluate/13_writing
+    evaluate/14_task_probe evaluate/15_calibration evaluate/16_coverage evaluate/17_noise_floor evaluate/21_bias
+    evaluate/22_security evaluate/23_factuality evaluate/25_privacy evaluate/26_groups evaluate/27_adversarial
+    evaluate/28_formats evaluate/29_long_inputs measure/02_percentiles measure/03_latency measure/04_memory
+    measure/05_scenarios measure/06_throughput measure/07_cold_start measure/10_flops measure/12_roofline
+    measure/13_energy measure/14_cost models/05_precision models/09_low_rank models/16_equivalence models/18_lenet
+    papers/03_deep_compression papers/04_hinton_mnist prune/04_permutation prune/05_ria prune/10_low_rank
+    prune/12_lottery prune/21_width prune/23_hidden prune/30_recovery prune/31_gradual quantize/04_gptq
+    quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/12_codebook quantize/14_tuned_levels
+    quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache quantize/30_mixed quantize/32_autoround
+    quantize/33_qat quantize/34_repair quantize/36_scale_tune report/05_claims report/07_page report/08_dossier
+    runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native site/08___main__ train/02_trainer
+    """.split()
+)
+
+# tests that take as long: whole functions, or one of their cases; most start processes or runtimes
+HEAVY_TESTS = """
+    test_attacks_machine.py::test_the_memory_a_walk_needs_is_what_it_takes
+    test_attacks_machine.py::test_the_process_that_measures_memory_is_safe
+    test_attacks_models.py::test_killed_between_the_renames
+    test_attacks_study.py::test_another_tokenizer_and_other_labels_are_measured_anew
+    test_attacks_study.py::test_results_of_another_layout_are_named_and_measured_again
+    test_attacks_study.py::test_something_else_in_the_place_of_a_file
+    test_attacks_study.py::test_the_page_is_written_whatever_becomes_of_the_output
+    test_cli.py::test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints
+    test_cli.py::test_a_study_of_own_methods_imports_their_file
+    test_distill.py::test_a_killed_run_goes_on_with_the_same_losses
+    test_export_formats.py::test_a_reader_that_forgets_a_window_is_noticed_and_named
+    test_export_formats.py::test_files_that_are_damaged_are_named[onnx]
+    test_export_formats.py::test_files_that_are_damaged_are_named[openvino]
+    test_export_formats.py::test_is_read_by_another_process
+    test_export_formats.py::test_models_of_every_type
+    test_export_formats.py::test_rows_are_longer_than_what_changes_with_their_length
+    test_fuzz.py::test_any_input_works_or_says_why_not[arguments]
+    test_fuzz.py::test_any_input_works_or_says_why_not[files]
+    test_itself.py::test_a_model_and_itself[cold_start]
+    test_itself.py::test_a_model_and_itself[memory]
+    test_outside.py::test_an_export_format
+    test_outside.py::test_the_help_names_the_format_without_importing_it
+    test_processes.py::test_same_as_one_process
+    test_right_methods.py::test_every_number_is_refused_by_name_or_works
+    test_streaming.py::test_a_model_larger_than_memory
+    test_study.py::test_any_recipe_text_works_or_says_why_not
+    test_study.py::test_ctrl_c_and_on
+    test_study.py::test_killed_again_and_again
+    test_study.py::test_two_processes_in_one_folder
+    test_tokens.py::test_each_row_of_a_classifier_is_answered_as_alone
+    test_wheel.py::test_it_finds_its_own_files_anywhere
+    test_wheel.py::test_the_wheel_holds_every_file_of_the_package
+    """.split()
+
+
+def heavy(node: str) -> bool:
+    "Whether the test with this identifier is one of these."
+    file, _, name = node.partition("::")
+    function, _, case = name.partition("[")
+    if function == "test_notebook_runs":
+        return case.removesuffix(".ipynb]") in HEAVY_NOTEBOOKS
+    file = file.rpartition("/")[2]
+    return f"{file}::{name}" in HEAVY_TESTS or f"{file}::{function}" in HEAVY_TESTS
