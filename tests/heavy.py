@@ -11,7 +11,7 @@ HEAVY_NOTEBOOKS = set(
     evaluate/22_security evaluate/23_factuality evaluate/25_privacy evaluate/26_groups evaluate/27_adversarial
     evaluate/28_formats evaluate/29_long_inputs measure/02_percentiles measure/03_latency measure/04_memory
     measure/05_scenarios measure/06_throughput measure/07_cold_start measure/10_flops measure/12_roofline
-    measure/13_energy measure/14_cost models/05_precision models/09_low_rank models/16_equivalence models/18_lenet
+    measure/13_energy measure/14_cost models/05_precision models/09_low_rank models/17_equivalence models/19_lenet
     papers/03_deep_compression papers/04_hinton_mnist prune/04_permutation prune/05_ria prune/10_low_rank
     prune/12_lottery prune/21_width prune/23_hidden prune/30_recovery prune/31_gradual quantize/04_gptq
     quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/12_codebook quantize/14_tuned_levels

@@ -150,7 +150,7 @@ def test_a_config_that_names_its_weights(folder):
     ],
 )
 def test_quantized_formats_are_named(folder, config, words):
-    refused(change(folder, **config), "quantized in the format", words)
+    refused(change(folder, **config), words)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])

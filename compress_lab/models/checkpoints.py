@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICKLES', 'READ', 'ONE', 'INDEX', 'COUNTED', 'PLACES', 'LABELS', 'CODE', 'LEFT_BEHIND', 'WRITTEN_ANEW', 'BUDGET',
            'check_names', 'check_folder_files', 'weight_files', 'weights_sha256', 'open_weights', 'numbers',
-           'check_counts', 'read_config', 'unpacked_only', 'check_floats', 'card', 'companions']
+           'check_counts', 'read_config', 'scheme_in', 'unpacked_only', 'check_floats', 'card', 'companions']
 
 # %% ../../nbs/models/11_checkpoints.ipynb #cell-03
 import hashlib
@@ -195,11 +195,12 @@ CODE = ("auto_map", "custom_pipelines")
 
 def read_config(
     folder: Path,  # of a model
+    quantized: bool = False,  # whether the weights may be quantized
 ) -> dict:
     """The content of config.json.
 
     Raises `CompressLabError` if it is missing, asks for custom code or another weights file, or says that the weights
-    are quantized.
+    are quantized and they may not be.
     """
     where = str(folder)
     if not (folder / "config.json").exists():
@@ -217,9 +218,8 @@ def read_config(
                 "copy of the folder",
             )
     config = read_json(folder / "config.json", 16 * MEGABYTE)
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if quantized := part.get("quantization_config") or part.get("compression_config"):
-            raise unpacked_only(quantized, where)
+    if not quantized and (scheme := scheme_in(config)):
+        raise unpacked_only(scheme, where)
     if "transformers_weights" in config:
         raise CompressLabError(
             "config.json names a separate file of weights.",
@@ -227,6 +227,15 @@ def read_config(
             "remove transformers_weights from a copy of the folder",
         )
     return config
+
+
+def scheme_in(
+    config: dict,  # content of config.json
+):
+    "The entry that says how the weights are quantized, of the model or of a part of it; None if there is none."
+    parts = (config, *(value for value in config.values() if isinstance(value, dict)))
+    found = (part.get("quantization_config") or part.get("compression_config") for part in parts)
+    return next(filter(None, found), None)
 
 
 def unpacked_only(

@@ -160,6 +160,12 @@ def save(
             f"A {type(self.model).__name__} cannot be saved: only models of transformers can.",
             fix="use torch.save, or safetensors",
         )
+    if self.stored is not None:
+        raise CompressLabError(
+            f"This model is {self.stored.format} on disk, and saving it would write its floats.",
+            self.name,
+            "copy the folder it was loaded from, or save self.copy() to have the floats",
+        )
     recover(folder)
     check_folder(folder)
     masked = bitmasks(self) if masks else {}
