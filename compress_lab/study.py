@@ -495,7 +495,7 @@ def _repr_html_(self: Study) -> str:
 STUDIES = {
     "starter": """
 subject: smollm2-135m
-calibration: {text: wikipedia, n: 24, length: 256}
+calibration: {text: wikipedia, n: 16, length: 256}
 recipes:
   RTN-8: [{method: RTN, bits: 8, group_size: 64}]
   RTN-4: [{method: RTN, bits: 4, group_size: 64}]
@@ -504,10 +504,10 @@ recipes:
 native: {original: openvino, RTN-8: openvino, GPTQ-4: openvino}
 probes:
 - size
-- {probe: perplexity, text: wikipedia, n: 20, context: 256}
-- {probe: fidelity, text: wikipedia, n: 20, context: 64}
-- {probe: throughput, blocks: 3}
-- {probe: memory, runs: 2}
+- {probe: perplexity, text: wikipedia, n: 24, context: 128}
+- {probe: fidelity, text: wikipedia, n: 20, context: 48}
+- {probe: throughput, blocks: 3, decode_tokens: 4}
+- {probe: memory, runs: 2, tokens: 128}
 """,
     "trust": """
 subject: smollm2-135m

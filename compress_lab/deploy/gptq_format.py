@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import torch
-from ..models.quantized import gptq_weight
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from .compressed_tensors import checkpoint, words
 from .export import Format
 from ..models.forward import logits
 from ..models.packed import Packed, pack
+from ..models.quantized import gptq_weight
 from ..runtimes.graph import reading
 
 # %% ../../nbs/deploy/06_gptq_format.ipynb #cell-05

@@ -28,6 +28,7 @@ from compress_lab.models.checkpoints import (
     open_weights,
     read_config,
     scheme_in,
+    unpacked_only,
     weight_files,
     weights_sha256,
 )
@@ -240,8 +241,11 @@ def quantized_model(
 ) -> tuple[nn.Module, list[str]]:  # the model; names of the layers that stay quantized
     "The model with float weights. Raises `CompressLabError` if it cannot be read here."
     from transformers import AutoConfig
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     where, files = str(folder), weight_files(folder)
+    if scheme.get("quant_method") not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise unpacked_only(scheme, where)
     with quietly("The config could not be read", where):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     found, options = model_class(config, where), dict(dtype=dtype, output_loading_info=True)
