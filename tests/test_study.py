@@ -429,3 +429,19 @@ def test_a_folder_on_two_machines_has_two_rows_of_times_and_one_of_quality(model
     assert sorted(quality["recipe"]) == ["half", "original"]
     assert [*dossier.recipes] == ["original", "half", *sorted(timed["recipe"])]
     assert not any(gap["reason"] == "the run has not reached it" for gap in dossier.not_measured())
+
+
+def test_a_copy_that_runs_on_a_backend_too_is_compressed_once(model, tmp_path, monkeypatch):
+    from compress_lab.compress.recipe import Recipe
+    from compress_lab.prune.magnitude import Magnitude
+
+    applied, apply = [], Recipe.apply
+    monkeypatch.setattr(
+        Recipe, "apply", lambda self, *given, **more: (applied.append(self), apply(self, *given, **more))[1]
+    )
+    recipes = {"half": Magnitude(0.5), "third": Magnitude(0.3)}
+    study = Study("tiny llama", recipes, [tiny.Zeros()], native={"half": "eager", "original": "eager"})
+    dossier = study.run(tmp_path, subject=model)
+    assert [recipe.steps[0].method.sparsity for recipe in applied] == [0.5, 0.3]
+    zeros = dossier.rows[dossier.rows["metric"] == "zeros"].set_index("recipe")["value"]
+    assert zeros["half"] == zeros["half on eager"] != zeros["third"] and zeros["original"] == zeros["original on eager"]

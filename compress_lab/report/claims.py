@@ -16,7 +16,7 @@ import pandas as pd
 from ..evaluate.differences import FALL, RISE, direction
 from ..evaluate.statistics import holm, together
 from . import plots
-from .costs import break_evens, made_in
+from .costs import MILLION, break_evens, made_in
 from .evidence import Evidence
 from .plots import estimate, figures
 
@@ -359,10 +359,12 @@ def _paid_claim(evidence: Evidence, recipe: str) -> list[Claim]:
     if result is None:
         return []
     keys = tuple(k for k, cell in evidence.cells.items() if (cell["recipe"], cell["probe"]) == (recipe, "throughput"))
-    stated = {"seconds": made_in(evidence, recipe), "millions of tokens": result.requests}
+    pays = result.verdict == "after"
+    tokens = [MILLION * number for number in (result.requests, *result.interval)] if pays else []
+    stated = {"seconds": made_in(evidence, recipe), "tokens": tokens[0] if pays else None}
     text = f"Making {recipe} took {figures(stated['seconds'])} s of machine time"
-    if result.verdict == "after":
-        text += ", earned back after {} million tokens ({}).".format(*_said(result.requests, *result.interval))
+    if pays:
+        text += ", earned back after {} tokens ({}).".format(*_said(*tokens))
     elif result.verdict == "unknown":
         text += "; whether serving earns that back is unknown, because it may save nothing."
     else:
