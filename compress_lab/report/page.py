@@ -163,8 +163,8 @@ TEMPLATES = Environment(autoescape=True, loader=PackageLoader("compress_lab.repo
 
 # %% ../../nbs/report/07_page.ipynb #cell-62
 CAPTION = (
-    "Stored size, times and memory are ratios to the original: below 1× is smaller or faster. Small brackets hold 95% "
-    "intervals. "
+    "Stored size, times, cost and memory are ratios to the original: below 1× is smaller, faster or cheaper. "
+    "Throughput is one too: above 1× is faster. Small brackets hold 95% intervals. "
     "A dash was not measured; the reasons are listed further down."
 )
 

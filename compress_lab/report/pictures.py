@@ -270,8 +270,8 @@ def timing_picture(evidence: Evidence) -> Picture:
     "The time of a token in each block of the throughput."
     rows = timing_rows(evidence)
     caption = (
-        "A dot is one burst of a block, blue the copy and grey the original beside it in the same blocks, each with "
-        "its median. A time is divided by the tokens that the whole batch received."
+        "A dot is the mean of a block, blue the copy and grey the original in the same blocks, each with its median. "
+        "A time is divided by the tokens that the whole batch received."
     )
     alt = "Dots of repeated timings; the intervals of the ratios stand in the table."
     draw = partial(plots.timings, rows, x_label="time of a token, ms")
@@ -316,6 +316,7 @@ def roofline_picture(evidence: Evidence) -> Picture:
 def break_even_picture(evidence: Evidence) -> Picture:
     "The cost of compressing and serving relative to the original, against the number of tokens served."
     rows = relative_costs(evidence)
+    rows = rows.assign(x=1000 * rows["x"])
     caption = (
         "The time of compressing and of serving together, as a multiple of what the original takes for the same "
         "tokens. Where a line falls below 1, compressing has paid for itself. Bands are 95% intervals over blocks."
@@ -324,7 +325,7 @@ def break_even_picture(evidence: Evidence) -> Picture:
     draw = partial(
         plots.lines,
         rows,
-        x_label="tokens served, millions",
+        x_label="tokens served, thousands",
         y_label="cost with compressing, × the original's",
         reference=1,
     )
