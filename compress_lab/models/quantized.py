@@ -233,7 +233,7 @@ def _decoded(files: list[Path], scheme: dict) -> dict[str, Tensor]:
         state[f"{linear}.weight"] = decoded_weight(linear, fields, scheme)
     return state
 
-
+# %% ../../nbs/models/15_quantized.ipynb #51546d69
 def quantized_model(
     folder: Path,  # of a model that another tool has quantized
     scheme: dict,  # from `scheme_of`
@@ -275,7 +275,7 @@ def quantized_model(
     model.config._name_or_path = folder.name
     return model.eval(), left
 
-
+# %% ../../nbs/models/15_quantized.ipynb #bfa90d75
 def quantized_subject(
     folder: Path,  # of a model that another tool has quantized
     dtype: torch.dtype,  # of the weights in memory
