@@ -1168,8 +1168,12 @@ def write_page(self: Run):
     "Writes what the folder holds so far as a page without pictures, if the run has one."
     from compress_lab.report.dossier import Dossier
 
-    if self.page is not None and self.store.keys():
+    if self.page is None or not self.store.keys():
+        return
+    try:
         Dossier.from_run(self.store.root).to_html(self.page, running=True)
+    except CompressLabError as error:
+        say(self.console, f"The page was not written: {error.what} The study goes on.", "yellow")
 
 
 @patch

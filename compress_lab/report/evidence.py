@@ -353,6 +353,37 @@ def _seeds_of(several: list, originals: list) -> list[dict]:
     return [probe.over_seeds(pairs, metric, margin=margins).to_dict() for metric in metrics]
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-21
+def _facts_frame(
+    frame: pd.DataFrame,  # records of a cell
+) -> bool:
+    "Whether a frame holds records of facts: unique item names, and numbers in `known`."
+    sound = {"item", "cluster", "known", "said"} <= {*frame} and pd.api.types.is_numeric_dtype(frame["known"])
+    return bool(sound and frame["item"].map(lambda item: isinstance(item, str)).all() and frame["item"].is_unique)
+
+
+def _timed_frame(
+    frame: pd.DataFrame,  # records of a cell
+) -> bool:
+    "Whether a frame holds the seconds of a token by arm and block."
+    seconds = frame.get("seconds_per_token")
+    return seconds is not None and pd.api.types.is_numeric_dtype(seconds) and {"arm", "cluster"} <= {*frame}
+
+
+def _layers_frame(
+    frame: pd.DataFrame,  # records of a cell
+) -> bool:
+    "Whether a frame holds the work and the seconds of layers."
+    numbers = [frame.get(name) for name in ("flops", "intensity", "measured_seconds")]
+    return "pass" in frame and all(each is not None and pd.api.types.is_numeric_dtype(each) for each in numbers)
+
+
+LISTED = {  # probes whose records the page shows: whether a frame has their columns
+    "facts": _facts_frame,
+    "throughput": _timed_frame,
+    "layer_speed": _layers_frame,
+}
+
+# %% ../../nbs/report/03_evidence.ipynb #65fd3be7
 def _contents(
     root: "str | os.PathLike",  # run folder of a study
 ) -> dict:
@@ -385,7 +416,7 @@ def _contents(
     study = study if (own := unsigned(study)) is None else own
     return dict(results=results, environments=environments, damaged=damaged, frames=frames, every=every, study=study)
 
-
+# %% ../../nbs/report/03_evidence.ipynb #178a6e9e
 @patch(cls_method=True)
 def from_run(
     cls: Evidence,
@@ -411,37 +442,6 @@ def from_run(
             entries.update(part[name])
     every = merged.pop("every")
     return cls(merged["results"], first["study"], *list(merged.values())[1:], over_seeds(every))
-
-
-def _facts_frame(
-    frame: pd.DataFrame,  # records of a cell
-) -> bool:
-    "Whether a frame holds records of facts: unique item names, and numbers in `known`."
-    sound = {"item", "cluster", "known", "said"} <= {*frame} and pd.api.types.is_numeric_dtype(frame["known"])
-    return bool(sound and frame["item"].map(lambda item: isinstance(item, str)).all() and frame["item"].is_unique)
-
-
-def _timed_frame(
-    frame: pd.DataFrame,  # records of a cell
-) -> bool:
-    "Whether a frame holds the seconds of a token by arm and block."
-    seconds = frame.get("seconds_per_token")
-    return seconds is not None and pd.api.types.is_numeric_dtype(seconds) and {"arm", "cluster"} <= {*frame}
-
-
-def _layers_frame(
-    frame: pd.DataFrame,  # records of a cell
-) -> bool:
-    "Whether a frame holds the work and the seconds of layers."
-    numbers = [frame.get(name) for name in ("flops", "intensity", "measured_seconds")]
-    return "pass" in frame and all(each is not None and pd.api.types.is_numeric_dtype(each) for each in numbers)
-
-
-LISTED = {  # probes whose records the page shows: whether a frame has their columns
-    "facts": _facts_frame,
-    "throughput": _timed_frame,
-    "layer_speed": _layers_frame,
-}
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-24
 @patch

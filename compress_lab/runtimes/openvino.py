@@ -323,8 +323,8 @@ def same_rest(
 def traced(
     model: nn.Module,  # a model of transformers with float32 weights
     packed: dict[str, Packed],  # its quantized weights
-):
-    "Returns the graph of a model with its packed integers: that of an equal model, where one was traced before."
+) -> tuple:  # the graph; the model whose weights its other constants are
+    "Returns the graph of a model with its packed integers: that of an equal model, if one was traced before."
     unchanged = (known for known, (digest, _) in list(TRACED.items()) if weights_hash(known) == digest)
     source = next((known for known in unchanged if same_rest(known, model, packed)), None)
     if source is None:
@@ -333,26 +333,27 @@ def traced(
     made = TRACED[source][1].clone()
     if packed:
         pack_constants(made, source, packed)
-    return made
+    return made, source
 
 
-def graph_of(job: Job):
+def graph_of(job: Job) -> tuple:  # as `traced`
     "Returns the graph of a job's model, with the Subject's packed integers."
     return job.once("openvino", lambda: traced(job.model, job.subject.packed))
 
-
+# %% ../../nbs/runtimes/02_openvino.ipynb #c5afa260
 def on_openvino(
     job: Job,
     **options,  # options of `OpenVINO`
 ) -> OpenVINO:
     "Returns the job's model, run by OpenVINO."
-    return OpenVINO(job.model, graph_of(job), **options)
+    return OpenVINO(job.model, graph_of(job)[0], **options)
 
 
 def in_eight_bits(job: Job) -> OpenVINO:
     "Returns the job's model with weights and activations in eight bits."
-    made = graph_of(job).clone()
-    eight_bits(made, job.model, extents(job.model, job.rows))
+    made, source = graph_of(job)
+    made = made.clone()
+    eight_bits(made, source, extents(job.model, job.rows))
     return OpenVINO(job.model, made, precision=arithmetic())
 
 
