@@ -91,8 +91,12 @@ def test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints(here, capsys):
 def test_report_shows_the_same_run_elsewhere(here, capsys):
     if not Path("runs/my run").exists():
         main(["run", "study.yaml", "--out", "runs/my run"])
-    assert main(["report", "runs/my run", "--out", "page.html"]) == 0
+    assert main(["report", "runs/my run", "--out", "page.html", "--pictures", "pictures"]) == 0
     assert "page.html" in capsys.readouterr().out and "GPTQ-4" in Path("page.html").read_text()
+    names = {"quality-and-size", "differences", "layers"}
+    assert {path.name for path in Path("pictures").iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("csv", "svg", "png")
+    }
 
 
 def test_apply_saves_a_subject_that_loads(here, capsys):
@@ -222,6 +226,17 @@ def test_export_writes_a_format(here, capsys):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert "gguf" in capsys.readouterr().out
+
+
+def test_compare_says_what_a_copy_of_another_tool_lost(here, capsys):
+    main(["apply", "RTN", "--group-size", "16", "--symmetric", "--model", "model", "--out", "to-compare"])
+    main(["export", "to-compare", "--format", "gptq", "--out", "theirs"])
+    capsys.readouterr()
+    assert main(["compare", "model", "theirs", "--suite", "size"]) == 0
+    said = capsys.readouterr().out
+    assert "theirs" in said and "simulated" in said and Path("runs/theirs/dossier.html").exists()
+    assert main(["compare", "model", "theirs", "--suite", "size"]) == 0  # everything is stored
+    assert main(["compare", "model", "nothing-here", "--suite", "size", "--out", "runs/none"]) == 2
 
 
 def test_init_writes_a_study_that_loads(here, capsys, monkeypatch, tmp_path):

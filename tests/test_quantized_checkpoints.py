@@ -52,6 +52,7 @@ def test_a_gguf_file_is_a_model(original, tmp_path):
     cl.export(made, tmp_path / "copy", "gguf")
     by_file, by_folder = cl.load(tmp_path / "copy" / "model.gguf"), cl.load(tmp_path / "copy")
     assert by_file.fingerprint == by_folder.fingerprint and by_file.stored.format == "gguf Q8_0"
+    assert by_file.tokenizer is None and by_file.provenance.name == "model"
     (tmp_path / "copy" / "model.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(CompressLabError, match="GGUF"):
         cl.load(tmp_path / "copy")
@@ -64,7 +65,8 @@ def test_its_speed_is_not_measured_and_its_floats_are_not_saved_unasked(original
         cl.probe(loaded, "latency", original=original)
     with pytest.raises(CompressLabError, match="gptq 4 on disk"):
         loaded.save(tmp_path / "again")
-    assert cl.load(loaded.copy().save(tmp_path / "floats")).stored is None
+    floats = cl.load(loaded.copy().save(tmp_path / "floats"))
+    assert floats.stored is None and floats.fingerprint == loaded.copy().fingerprint != loaded.fingerprint
 
 
 @pytest.mark.parametrize(

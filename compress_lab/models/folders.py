@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['local', 'model_class', 'silenced', 'quietly', 'check_fit', 'tokenizer_in', 'beyond', 'generation_settings',
-           'model_in', 'subject_from', 'write_configs', 'writable']
+           'model_in', 'provenance_in', 'subject_from', 'write_configs', 'writable']
 
 # %% ../../nbs/models/13_folders.ipynb #cell-03
 import math
@@ -273,6 +273,24 @@ def model_in(
     return model.eval(), check_fit(info, model, where), files
 
 # %% ../../nbs/models/13_folders.ipynb #cell-30
+def provenance_in(
+    folder: Path,  # of a model, with its card
+    files: list[Path],  # of weights
+    **known,  # known fields, instead of those that the folder tells
+) -> Provenance:
+    "Where the model of a folder is from, by its card and the hash of its weights."
+    facts = {
+        "name": folder.name,
+        "source": str(folder),
+        "licence": card(folder, "license") or "unknown",
+        "base_model": card(folder, "base_model"),
+        **known,
+    }
+    if "sha256" not in facts:
+        facts["sha256"] = weights_sha256(files)
+    return Provenance(**facts)
+
+
 def subject_from(
     folder: Path,  # with configuration, weights and perhaps a tokenizer
     dtype: torch.dtype,  # of the weights in memory
@@ -294,16 +312,7 @@ def subject_from(
         *([f"not kept, as they are large: {listed(large)}"] if large else []),
         *filter(None, [beyond(tokenizer, model)]),
     )
-    facts = {
-        "name": folder.name,
-        "source": str(folder),
-        "licence": card(folder, "license") or "unknown",
-        "base_model": card(folder, "base_model"),
-        **known,
-    }
-    if "sha256" not in facts:
-        facts["sha256"] = weights_sha256(files)
-    return Subject(model, tokenizer, Provenance(steps=steps, **facts), files=kept)
+    return Subject(model, tokenizer, provenance_in(folder, files, steps=steps, **known), files=kept)
 
 # %% ../../nbs/models/13_folders.ipynb #configs-code
 def write_configs(

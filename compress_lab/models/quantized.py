@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AWQ_ORDER', 'LAYOUTS', 'FLOATS', 'WIDTHS', 'unpacked', 'gptq_weight', 'awq_weight', 'check_layout', 'decoded_weight',
-           'is_quantized', 'asked_weight', 'to_floats', 'stored_rows', 'scheme_of', 'format_name', 'silenced_errors',
+           'is_quantized', 'asked_weight', 'to_floats', 'stored_rows', 'scheme_of', 'format_name', 'without_stderr',
            'quantized_model', 'quantized_subject', 'gguf_model', 'gguf_rows', 'gguf_subject']
 
 # %% ../../nbs/models/15_quantized.ipynb #14d5f933
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from ..core.errors import CompressLabError, listed
 from ..core.files import regular_file
 from compress_lab.models.checkpoints import (
-    card,
     check_folder_files,
     companions,
     open_weights,
@@ -30,11 +29,17 @@ from compress_lab.models.checkpoints import (
     scheme_in,
     unpacked_only,
     weight_files,
-    weights_sha256,
 )
-from .folders import check_fit, generation_settings, model_class, quietly, tokenizer_in
+from compress_lab.models.folders import (
+    check_fit,
+    generation_settings,
+    model_class,
+    provenance_in,
+    quietly,
+    tokenizer_in,
+)
 from .forward import inputs
-from .subject import Provenance, Stored, Subject
+from .subject import Stored, Subject
 
 # %% ../../nbs/models/15_quantized.ipynb #cfb64b25
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # column of each of the eight codes in a word, lowest bits first
@@ -172,7 +177,7 @@ def to_floats(
     return left
 
 # %% ../../nbs/models/15_quantized.ipynb #475b075c
-WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+WIDTHS = {"C64": 8, "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 def stored_rows(
@@ -217,8 +222,8 @@ def format_name(scheme: dict) -> str:
 
 
 @contextmanager
-def silenced_errors():
-    "A context that hides what libraries print to standard error, such as their progress."
+def without_stderr():
+    "A context that hides what libraries print to standard error, such as progress bars."
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         yield
 
@@ -244,16 +249,16 @@ def quantized_model(
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     where, files = str(folder), weight_files(folder)
-    if scheme.get("quant_method") not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    if str(scheme.get("quant_method")) not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise unpacked_only(scheme, where)
     with quietly("The config could not be read", where):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     found, options = model_class(config, where), dict(dtype=dtype, output_loading_info=True)
     try:
-        with quietly("The weights could not be read", where, but=(ImportError,)), silenced_errors():
+        with quietly("The weights could not be read", where, but=(ImportError,)), without_stderr():
             if scheme.get("quant_method") in LAYOUTS:
                 config = deepcopy(config)
-                del config.quantization_config
+                vars(config).pop("quantization_config", None)
                 state, settings = _decoded(files, scheme), generation_settings(folder)
                 options |= dict(config=config, state_dict=state, generation_config=settings)
                 model, info = found.from_pretrained(None, **options)
@@ -266,7 +271,7 @@ def quantized_model(
             "install it, or take a copy in another format",
         ) from error
     check_fit(info, model, where)
-    with torch.inference_mode(), silenced_errors():
+    with torch.inference_mode(), without_stderr():
         model.eval()(**inputs(model, batch=1, length=2))  # some libraries prepare their layers at the first call
     left = to_floats(model, dtype)
     model.hf_quantizer = None
@@ -295,15 +300,7 @@ def quantized_subject(
     steps = [f"dequantized from {name}"]
     if left:
         steps.append(f"left quantized, as they round their inputs too: {listed(left)}")
-    facts = {
-        "name": folder.name,
-        "source": str(folder),
-        "licence": card(folder, "license") or "unknown",
-        "base_model": card(folder, "base_model"),
-        "sha256": weights_sha256(files),
-        **known,
-    }
-    provenance = Provenance(steps=(*facts.pop("steps", ()), *steps), **facts)
+    provenance = provenance_in(folder, files, steps=(*known.pop("steps", ()), *steps), **known)
     tokenizer, kept = tokenizer_in(folder), companions(folder)[0]
     return Subject(model, tokenizer, provenance, files=kept, stored=Stored(name, rows))
 
@@ -311,19 +308,18 @@ def quantized_subject(
 def gguf_model(
     gguf: Path,  # a GGUF file
     dtype: torch.dtype,  # of the weights in memory
-) -> tuple[nn.Module, object]:  # the model and its tokenizer
+) -> tuple[nn.Module, object]:  # the model and its tokenizer; None if the file holds none
     "The dequantized model of a GGUF file. Raises `CompressLabError` if it cannot be read."
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     regular_file(gguf)
-    with quietly("The GGUF file could not be read", str(gguf)), silenced_errors():
+    with quietly("The GGUF file could not be read", str(gguf)), without_stderr():
         model, info = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=dtype, output_loading_info=True
         )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except Exception:
-            tokenizer = None  # a file may hold a model alone
+        alone = "tokenizer.ggml.tokens" not in GGUFReader(gguf).fields
+        tokenizer = None if alone else AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     check_fit(info, model, str(gguf))
     del model.config.quantization_config
     return model.eval(), tokenizer
@@ -355,16 +351,10 @@ def gguf_subject(
     "A Subject with the weights of a GGUF file as floats. Raises `CompressLabError` if it cannot be read."
     model, tokenizer = gguf_model(gguf, dtype)
     rows = gguf_rows(gguf)
-    kinds = Counter({kind: 0 for _, kind, *_ in rows})
+    kinds = Counter()
     for _, kind, _, _, weights, _ in rows:
         kinds[kind] += max(weights, 0)
     name = f"gguf {kinds.most_common(1)[0][0]}"
-    facts = {
-        "name": gguf.stem,
-        "source": str(gguf),
-        "licence": card(gguf.parent, "license") or "unknown",
-        "sha256": weights_sha256([gguf]),
-        **known,
-    }
-    provenance = Provenance(steps=(*facts.pop("steps", ()), f"dequantized from {name}"), **facts)
+    steps = (*known.pop("steps", ()), f"dequantized from {name}")
+    provenance = provenance_in(gguf.parent, [gguf], **{"name": gguf.stem, "source": str(gguf), "steps": steps} | known)
     return Subject(model, tokenizer, provenance, stored=Stored(name, rows))

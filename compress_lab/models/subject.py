@@ -154,14 +154,15 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """A 128-bit hash of weights, configuration or module tree, packed layout and input quantizers.
+        """A 128-bit hash of weights, configuration or module tree, packed layout, input quantizers and files of codes.
 
         It is computed anew at each access.
         """
         config = self.model.config.to_dict() if hasattr(self.model, "config") else repr(self.model)
         stable = _stable(json.loads(json.dumps(config, default=str)))
         packed = {name: packed.meta() for name, packed in self.packed.items()}
-        rest = json.dumps([type(self.model).__name__, stable, packed], sort_keys=True)
+        stored = [[self.stored.format, self.stored.nbytes]] if self.stored else []
+        rest = json.dumps([type(self.model).__name__, stable, packed, *stored], sort_keys=True)
         return xxhash.xxh3_128(
             (weights_hash(self.model) + rest + input_quantizers_hash(self.model)).encode()
         ).hexdigest()

@@ -70,11 +70,12 @@ class Dossier(Evidence):
         self,
         folder: "str | os.PathLike",  # created if it does not exist
     ) -> list[Path]:
-        """Writes each picture as SVG and PNG, with its table as CSV; returns the files.
+        """Writes each picture that could be drawn as SVG and PNG, with its table as CSV; returns the files.
 
         Raises `CompressLabError` if they cannot be written.
         """
-        return [file for picture in self.pictures() for file in picture.save(folder)]
+        drawn = [picture for picture in self.pictures() if picture.figure is not None]
+        return [file for picture in drawn for file in picture.save(folder)]
 
 # %% ../../nbs/report/08_dossier.ipynb #cell-64
 @patch
