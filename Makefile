@@ -14,10 +14,10 @@ help: ## show this list
 demo: $(READY) ## compress a real language model four ways and show what that brought and cost (10 to 15 minutes)
 	$(BIN)/compress-lab run
 
-test: $(READY) ## run the tests: every notebook, the exports, the command line
+test: $(READY) ## run the tests and the quicker notebooks (a quarter of an hour with the first set-up)
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-sweep: $(READY) ## run what takes longer: every architecture, the heaviest cases (half an hour)
+sweep: $(READY) ## run what takes longer: the other notebooks, every architecture, the heaviest cases (45 minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) --flags sweep -m sweep
 
 lint: $(READY) ## look at the code of notebooks and tests with ruff, and at the direction of imports

@@ -47,7 +47,7 @@ def ceilings_from(
 # %% ../../nbs/measure/15_layer_speed.ipynb #ebdc5520
 @dataclass(frozen=True)
 class LayerSpeed(Probe):
-    "The share of the roofline that linear layers attain, and the bounds of each scheme on this machine as notes."
+    "How close linear layers come to the roofline; its notes give the largest speed-up of each scheme on this machine."
 
     name: ClassVar[str] = "layer_speed"
     of_machine: ClassVar[bool] = True

@@ -82,7 +82,7 @@ def check_layout(
     bits: int,
     along: int,  # dimension of `qweight` along which codes are packed: 0 inputs, 1 outputs
 ):
-    "Raises `CompressLabError` if a tensor of the layout is missing or has another shape than the others ask for."
+    "Raises `CompressLabError` if a tensor is missing, or if its shape does not match that of the codes."
     missing = [part for part in ("qweight", "qzeros", "scales") if part not in fields]
     if missing:
         raise CompressLabError(f"{linear} has no {listed(missing)}.", linear, "fetch the model again")
@@ -127,7 +127,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def is_quantized(module: nn.Module) -> bool:
-    "Whether a linear layer does not simply hold a weight of floats."
+    "Whether a linear layer holds something other than a matrix of floats."
     if not hasattr(module, "in_features") or not hasattr(module, "out_features"):
         return False
     weight = getattr(module, "weight", None)
@@ -184,7 +184,7 @@ def stored_rows(
     files: list[Path],  # of weights
     model: nn.Module,  # loaded from them, with float weights
 ) -> tuple:
-    "The rows of `Stored`: the weights of a linear stand at its first tensor, and 0 at its others; -1 is no linear's."
+    "The rows of `Stored`: the first tensor of a quantized linear counts its weights, its others 0, and the rest is -1."
     with open_weights(files) as stored:
         told = {name: (value.get_dtype(), tuple(value.get_shape())) for name, value in stored.items()}
     linears = {
@@ -231,7 +231,7 @@ def without_stderr():
 def _decoded(files: list[Path], scheme: dict) -> dict[str, Tensor]:
     "The tensors of a plain checkpoint, from one in a layout that is read here."
     with open_weights(files) as stored:
-        state = {name: value[:] if value.get_shape() else value for name, value in stored.items()}
+        state = {name: value[...] for name, value in stored.items()}
     for linear in [name.removesuffix(".qweight") for name in state if name.endswith(".qweight")]:
         parts = ("qweight", "qzeros", "scales", "g_idx")
         fields = {part: state.pop(f"{linear}.{part}") for part in parts if f"{linear}.{part}" in state}
@@ -244,7 +244,7 @@ def quantized_model(
     scheme: dict,  # from `scheme_of`
     dtype: torch.dtype,  # of the weights in memory
 ) -> tuple[nn.Module, list[str]]:  # the model; names of the layers that stay quantized
-    "The model with float weights. Raises `CompressLabError` if it cannot be read here."
+    "Loads the model and converts its quantized weights to floats. Raises `CompressLabError` if it cannot be read."
     from transformers import AutoConfig
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -299,7 +299,7 @@ def quantized_subject(
         )
     steps = [f"dequantized from {name}"]
     if left:
-        steps.append(f"left quantized, as they round their inputs too: {listed(left)}")
+        steps.append(f"not converted, as their outputs are not linear in their inputs: {listed(left)}")
     provenance = provenance_in(folder, files, steps=(*known.pop("steps", ()), *steps), **known)
     tokenizer, kept = tokenizer_in(folder), companions(folder)[0]
     return Subject(model, tokenizer, provenance, files=kept, stored=Stored(name, rows))

@@ -22,7 +22,7 @@ MILLION = 1e6  # tokens
 def token_seconds(
     evidence: Evidence,
 ) -> pd.DataFrame:  # recipe, block, original, compressed, control
-    "Seconds of a token by the original, the copy and the original once more, in each block of each recipe."
+    "Seconds per token in each block of a recipe: the original, the copy, and the original measured again."
     tables = [pd.DataFrame(columns=["recipe", "block", "original", "compressed", "control"])]
     for key, frame in evidence.frames.items():
         cell = evidence.cells[key]

@@ -364,7 +364,7 @@ def _facts_frame(
 def _timed_frame(
     frame: pd.DataFrame,  # records of a cell
 ) -> bool:
-    "Whether a frame holds the seconds of a token by arm and block."
+    "Whether a frame holds the seconds per token for each arm and block."
     seconds = frame.get("seconds_per_token")
     return seconds is not None and pd.api.types.is_numeric_dtype(seconds) and {"arm", "cluster"} <= {*frame}
 
@@ -372,7 +372,7 @@ def _timed_frame(
 def _layers_frame(
     frame: pd.DataFrame,  # records of a cell
 ) -> bool:
-    "Whether a frame holds the work and the seconds of layers."
+    "Whether a frame holds the FLOPs, the intensity and the seconds of layers."
     numbers = [frame.get(name) for name in ("flops", "intensity", "measured_seconds")]
     return "pass" in frame and all(each is not None and pd.api.types.is_numeric_dtype(each) for each in numbers)
 

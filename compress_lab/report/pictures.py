@@ -119,7 +119,7 @@ def without_error(evidence: Evidence) -> list[str]:  # names of recipes
 
 
 def layer_rows(evidence: Evidence) -> pd.DataFrame:  # recipe or step, role, block, error
-    "The relative error of each linear layer; block -1 is outside the blocks."
+    "The relative error of each linear layer; layers outside the blocks have block -1."
     panels = plots.layer_panels(evidence.history(), error_metric(evidence))
     rows = [
         (name, role, block, error) for name, table in panels.items() for (role, block), error in table.stack().items()
@@ -224,8 +224,8 @@ def difference_picture(evidence: Evidence) -> Picture:
     "Forest plot of all paired differences that were measured."
     rows = difference_rows(evidence)
     caption = (
-        "Bars are 95% intervals of paired differences. Vermilion is worse than the original, blue better, "
-        "grey holds the value at which nothing changed. Pale bands: the original timed against itself."
+        "Bars are 95% intervals of paired differences: vermilion is worse than the original, blue is better, and grey "
+        "includes no change. Pale bands: the original timed against itself."
     )
     alt = "Forest plots of the differences; the numbers stand in the table."
     return forest("differences", "Differences to the original", caption, alt, rows)
@@ -284,17 +284,17 @@ def timing_picture(evidence: Evidence) -> Picture:
 
 
 def cost_picture(evidence: Evidence) -> Picture:
-    "What a million tokens cost against the share of the paid time that has work."
+    "Cost of a million tokens against utilisation, the share of the paid time in which the machine has work."
     rows = token_costs(evidence)
     caption = (
-        "A machine paid by the hour, at one unit an hour: an idle hour costs as much as a busy one. At 100% the cost "
-        "is that of paying by use. Bands are 95% intervals over blocks."
+        "A machine at one unit an hour. Utilisation is the share of the paid hours in which it has work; at 100% the "
+        "cost is that of paying by use. Bands are 95% intervals over blocks."
     )
     alt = "Lines of cost against utilisation, one per model; each halves when the utilisation doubles."
     draw = partial(
         plots.lines,
         rows,
-        x_label="share of the paid time that has work, %",
+        x_label="utilisation, %",
         y_label="cost of a million tokens, units (lower is better)",
     )
     return drawn("cost", "Cost against utilisation", caption, alt, rows, draw)

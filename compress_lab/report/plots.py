@@ -480,7 +480,7 @@ def timings(
     *,
     x_label: str,
 ) -> Figure:  # not shown, not registered with pyplot
-    "Dots of repeated timings of each recipe and of the original beside it."
+    "Repeated timings as dots: for each recipe a row of the original above a row of the copy."
     data = frame[np.isfinite(frame["value"].astype(float))]
     if data.empty:
         raise CompressLabError("There is no timing to plot.", "timings", "measure latency or throughput")
