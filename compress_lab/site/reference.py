@@ -116,7 +116,7 @@ def entry(
     if not isinstance(symbol, property) and (inspect.isfunction(plain) or "__init__" in vars(plain)):
         parts.insert(2, f"```python\n{signature(name, plain)}\n```")
         if rows := parameters(plain):
-            parts.append("\n".join(["| parameter | type | default | |", "|---|---|---|---|", *rows]))
+            parts.append("\n".join(["| parameter | type | default | meaning |", "|---|---|---|---|", *rows]))
     parts += [f"```python\n{example}\n```" if example else "", f"Paper: {paper}" if paper else ""]
     if inspect.isclass(symbol):
         for member, value in vars(symbol).items():
