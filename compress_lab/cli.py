@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'paragraph', 'table', 'as_list', 'show_table', 'run_folder',
-           'page_of', 'show_dossier', 'run', 'check_runs', 'report', 'card', 'earlier_card', 'setting_rows',
+           'page_of', 'show_dossier', 'run', 'check_runs', 'report', 'card', 'earlier_card', 'risk', 'setting_rows',
            'options_of', 'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of',
            'recipe_from_code', 'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe',
            'show_comparison', 'compared_study', 'compare', 'export', 'init', 'installed', 'machine', 'folders',
@@ -232,6 +232,28 @@ def earlier_card(
     content = read_bytes(file)
     own_texts(content.decode("utf-8", "surrogateescape"), str(file))
     return content
+
+# %% ../nbs/cli.ipynb #1ed41a06
+def risk(
+    options,  # parsed arguments
+) -> int:
+    "Writes the risk profile of a study."
+    check_runs(options.run)
+    from compress_lab.core.store import Store
+    from compress_lab.report.evidence import Evidence
+    from compress_lab.report.risk import STATUSES, WORDS, Profile, read_answers
+
+    answers, store = read_answers(options.answers) if options.answers else {}, Store(options.run[0])
+    profile = Profile(Evidence.from_run(*options.run), answers)
+    files = profile.save(options.out or (f"{store.root}/risk" if store.local else "risk"))
+    counts = [
+        (framework.name, *(str(sum(row.status == status for row in rows)) for status in STATUSES))
+        for framework, rows in profile.parts
+    ]
+    show_table(["framework", *(WORDS[status] for status in STATUSES)], counts, profile.evidence.title)
+    for file in files:
+        say(str(file))
+    return 0
 
 # %% ../nbs/cli.ipynb #settings-kind
 def setting_rows(
@@ -901,6 +923,10 @@ def add_documents(
     added.add_argument("run", nargs="+", help="run folder, several for the same study; or a folder of a saved copy")
     added.add_argument("--recipe", metavar="NAME", help="only this recipe")
     added.add_argument("--out", help="folder of the model (default: cards in the run folder)")
+    added = command(risk, "write the risk profile of a study: NIST AI RMF and 600-1, EU AI Act, GDPR")
+    added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
+    added.add_argument("--answers", metavar="FILE", help="your answers in YAML: the row's name, and your text")
+    added.add_argument("--out", help="folder to write (default: risk in the run folder)")
 
 
 def add_models(

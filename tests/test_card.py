@@ -105,7 +105,7 @@ def test_text_from_elsewhere_is_only_text(text):
     check_record(record(card.evidence, text))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats() | st.none(), min_size=6, max_size=6), st.sampled_from(["lower", "higher", None]))
 def test_a_record_is_valid_whatever_was_measured(numbers, better):
     value, low, high, original, change, items = numbers

@@ -258,7 +258,7 @@ def test_the_study_of_init_runs(here, capsys):
     assert main(["run", "first.yaml"]) == 0 and "GPTQ-4" in capsys.readouterr().out
 
 
-COMMANDS = "init run report card apply probe export methods probes tasks suites texts doctor".split()
+COMMANDS = "init run report card risk apply probe export methods probes tasks suites texts doctor".split()
 
 
 def test_each_output_fits_eighty_columns(here, capsys, monkeypatch):

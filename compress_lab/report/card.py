@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'FRONT', 'BLOCK', 'ASKED', 'LONGEST', 'TEMPLATES', 'SAID', 'OWN_ENTRIES', 'ABOUT', 'UNSAID',
            'own_texts', 'plain', 'code', 'join_cells', 'base_model', 'relation', 'licence_entries', 'Card', 'spread',
-           'from_before', 'weave', 'card_folder', 'is_copy', 'unmeasured']
+           'from_before', 'weave', 'machine_line', 'card_folder', 'is_copy', 'unmeasured']
 
 # %% ../../nbs/report/10_card.ipynb #dca79037
 import html
@@ -291,7 +291,9 @@ def _rights(evidence: Evidence, recipe: str) -> list[tuple]:
     return [line for line in dict.fromkeys(lines) if line[1] == "model" or line[0] in names]
 
 
-def _machine(environment: dict) -> str:
+def machine_line(
+    environment: dict,  # of a cell
+) -> str:
     "One line about the machine of a measurement."
     processor, versions = mapping(environment.get("processor")), mapping(environment.get("versions"))
     parts = [processor.get("model"), f"{processor['cores']} cores" if processor.get("cores") else ""]
@@ -326,7 +328,7 @@ def _parts(self: Card) -> dict:
             for arm, task, by, lines, _ in group_tables(evidence.cells)
             if arm == recipe
         ],
-        machines=list(dict.fromkeys(filter(None, map(_machine, environments)))),
+        machines=list(dict.fromkeys(filter(None, map(machine_line, environments)))),
         rights=_rights(evidence, recipe),
         cells=keys,
         **self.limits(),
