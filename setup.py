@@ -7,7 +7,7 @@ config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 words = lambda key: settings.get(key, "").split()
 point = lambda entry: entry if "=" in entry else f"{entry.rpartition('.')[2]}={entry}"  # a module, or name=module
-groups = ("methods", "probes", "formats", "backends", "texts", "perturbations")
+groups = ("methods", "probes", "formats", "backends", "texts", "perturbations", "readers")
 extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness", "torchao")}
 setup(
     name=settings["lib_name"], version=settings["version"], description=settings["description"],

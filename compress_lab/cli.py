@@ -6,9 +6,9 @@
 __all__ = ['COMPARED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'paragraph', 'table', 'as_list', 'show_table', 'run_folder',
            'page_of', 'show_dossier', 'run', 'check_runs', 'report', 'card', 'earlier_card', 'risk', 'setting_rows',
            'options_of', 'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of',
-           'recipe_from_code', 'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe',
-           'show_comparison', 'compared_study', 'compare', 'export', 'init', 'installed', 'machine', 'folders',
-           'doctor', 'add_studies', 'add_documents', 'add_models', 'add_lists', 'parser', 'import_all',
+           'recipe_from_code', 'recipe_of', 'format_of', 'written_as', 'apply', 'methods', 'probes', 'tasks', 'suites',
+           'texts', 'probe', 'show_comparison', 'compared_study', 'compare', 'export', 'init', 'installed', 'machine',
+           'folders', 'doctor', 'add_studies', 'add_documents', 'add_models', 'add_lists', 'parser', 'import_all',
            'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
@@ -374,11 +374,13 @@ def checkpoint_of(
 
 def target(
     out: str,  # value of the option --out
+    note: str = "compress_lab.json",  # file in a folder that may be replaced
 ) -> Path:
     """The output folder for a compressed model, with links resolved.
 
-    Raises `CompressLabError` if the folder holds anything but a saved Subject.
+    Raises `CompressLabError` if the folder holds anything but a saved Subject, or an export if that is asked for.
     """
+    held = "a saved Subject" if note == "compress_lab.json" else "an export"
 
     def wrong(what):
         return CompressLabError(what, out, "choose another name with --out, or remove it yourself")
@@ -389,8 +391,8 @@ def target(
             os.lstat(checkpoint_of(folder))  # fails if the name is too long for the checkpoint folder
         if not os.path.lexists(folder):
             return folder
-        if not folder.is_dir() or any(folder.iterdir()) and not (folder / "compress_lab.json").exists():
-            raise wrong("The folder exists and does not hold a saved Subject.")
+        if not folder.is_dir() or any(folder.iterdir()) and not (folder / note).exists():
+            raise wrong(f"The folder exists and does not hold {held}.")
     except (OSError, ValueError) as error:
         raise wrong(f"The folder cannot be used: {getattr(error, 'strerror', None) or error}.") from None
     if folder in (Path.cwd(), *Path.cwd().parents):
@@ -478,15 +480,52 @@ def recipe_of(
     raise CompressLabError(f"There is no method and no file {asked!r}.", where, fix)
 
 # %% ../nbs/cli.ipynb #apply-code
+def format_of(
+    options,  # parsed arguments of `apply`
+) -> str | None:
+    """The export format that --format names; None if there is none.
+
+    A value that is the setting of a method, as in `Float --format fp8_e4m3`, is moved to the method's words.
+    """
+    from compress_lab.core.registry import FORMATS, METHODS
+
+    formats = [value for value in options.format if value in FORMATS.offered]
+    kind = METHODS.named(options.recipe) if options.recipe in METHODS.offered else None
+    for value in options.format:
+        if value not in formats and kind is not None and "format" in {each.name for each in setting_fields(kind)}:
+            options.words = [*options.words, "--format", value]
+        elif value not in formats:
+            FORMATS.named(value, "the command line")
+    if len(formats) > 1:
+        raise CompressLabError(
+            f"--format names {' and '.join(formats)}.", "the command line", "write one, and export the others from it"
+        )
+    return formats[0] if formats else None
+
+
+def written_as(
+    compressed,  # a Subject
+    out,  # folder
+    form: str | None,  # an export format; None: saved
+):
+    "Saves or exports a Subject, and prints what can read it."
+    from compress_lab.deploy.export import export
+
+    if form is None:
+        paragraph(f"\nsaved {compressed.save(out).told}")
+    else:
+        console().print()
+        paragraph(str(export(compressed, out, form)))
+
+
 def apply(
     options,  # parsed arguments
 ) -> int:
-    "Applies a recipe to a model and saves the result."
+    "Applies a recipe to a model and saves or exports the result."
     seed_number(options.seed, "--seed")
-    recipe, out = (
-        recipe_of(options.recipe, options.words, options.seed, options.parser._option_string_actions),
-        target(options.out),
-    )
+    form = format_of(options)
+    recipe = recipe_of(options.recipe, options.words, options.seed, options.parser._option_string_actions)
+    out = target(options.out, "compress_lab.json" if form is None else "compress_lab_export.json")
     for name in ("n", "length"):
         whole(getattr(options, name), f"--{name}", least=1)
     from compress_lab.data.texts import calibration
@@ -498,11 +537,11 @@ def apply(
         text = calibration(options.calibration, subject, n=options.n, length=options.length, seed=options.seed)
     checkpoint = checkpoint_of(out)
     compressed = recipe.apply(subject, text, checkpoint=checkpoint, seed=options.seed)
-    compressed.save(out)
-    Card.of(out).write(out, earlier)
-    shutil.rmtree(checkpoint, ignore_errors=True)
     rows = [(entry["method"], f"{entry['touched']:,}", f"{entry['seconds']:.1f} s") for entry in compressed.history]
     show_table(["method", "weights touched", "time"], rows, f"{recipe} on {subject.name}, seed {options.seed}")
+    written_as(compressed, out, form)
+    Card.of(out).write(out, earlier)
+    shutil.rmtree(checkpoint, ignore_errors=True)
     say(f"\n{options.out}")
     return 0
 
@@ -658,7 +697,8 @@ def compared_study(
 
     copies = {}
     for place in options.copy:
-        name = Path(place).name.removesuffix(".gguf") or place
+        file = Path(place)
+        name = (file.parent if file.suffix in (".onnx", ".xml") else file).name.removesuffix(".gguf") or place
         copies[name if name not in copies else f"{name} {len(copies) + 1}"] = place
     probes = tuple(options.suite) if options.suite else COMPARED
     return Study(options.original, {}, probes, copies=copies)
@@ -933,6 +973,8 @@ def add_models(
     command,  # as for `add_studies`
 ):
     "Adds the commands for single models."
+    from compress_lab.core.registry import FORMATS
+
     added = command(apply, "apply a recipe or a method to a model and save the result", settings=True)
     added.add_argument(
         "recipe",
@@ -943,6 +985,8 @@ def add_models(
     )
     added.add_argument("--model", required=True, help="starter, folder or Hub id")
     added.add_argument("--out", required=True, help="folder for the compressed model")
+    named = f"write it for other programs: one of {', '.join(FORMATS.offered)} (default: a folder that is loaded again)"
+    added.add_argument("--format", action="append", default=[], help=named)
     added.add_argument(
         "--calibration", default="wikipedia", metavar="TEXT", help="text to calibrate on (default: %(default)s)"
     )
@@ -958,8 +1002,6 @@ def add_models(
     added.add_argument("--model", required=True, help="starter, folder or Hub id")
     added.add_argument("--against", metavar="ORIGINAL", help="the original model: starter, folder or Hub id")
     added.add_argument("--seed", type=int, default=0, help="selects the items (default: %(default)s)")
-    from compress_lab.core.registry import FORMATS
-
     added = command(export, "write a saved model in a format that other programs read")
     added.add_argument("folder", help="folder of a compressed model, starter or Hub id")
     added.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS.offered)}")

@@ -963,7 +963,9 @@ def compress(
     if same is not None:
         return same[1]
     if arm.copy:
-        subject = load(arm.copy)
+        from compress_lab.evaluate.comparison import read_alike
+
+        subject = read_alike(load(arm.copy), self.subject)
     else:
         text = self.calibration(arm.seed) if arm.recipe.needs_calibration else None
         subject = arm.recipe.apply(self.subject, text, checkpoint=self.checkpoint(arm), seed=arm.seed)

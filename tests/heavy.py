@@ -17,12 +17,14 @@ HEAVY_NOTEBOOKS = set(
     quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/12_codebook quantize/14_tuned_levels
     quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache quantize/30_mixed quantize/32_autoround
     quantize/33_qat quantize/34_repair quantize/36_scale_tune report/05_claims report/07_page report/08_dossier
-    runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native site/09___main__ train/02_trainer
+    runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native runtimes/05_graph_files site/09___main__
+    train/02_trainer
     """.split()
 )
 
 # tests that take as long: whole functions, or one of their cases; most start processes or runtimes
 HEAVY_TESTS = """
+    test_any_pair.py::test_one_dossier_in_which_the_same_weights_agree
     test_attacks_machine.py::test_the_memory_a_walk_needs_is_what_it_takes
     test_attacks_machine.py::test_the_process_that_measures_memory_is_safe
     test_attacks_models.py::test_killed_between_the_renames
@@ -42,8 +44,11 @@ HEAVY_TESTS = """
     test_export_formats.py::test_rows_are_longer_than_what_changes_with_their_length
     test_fuzz.py::test_any_input_works_or_says_why_not[arguments]
     test_fuzz.py::test_any_input_works_or_says_why_not[files]
+    test_graph_files.py::test_a_folder_of_optimum_decodes_with_its_cache
+    test_graph_files.py::test_a_graph_is_no_model_to_be_changed
     test_itself.py::test_a_model_and_itself[cold_start]
     test_itself.py::test_a_model_and_itself[memory]
+    test_itself.py::test_a_model_and_its_graph
     test_outside.py::test_an_export_format
     test_outside.py::test_the_help_names_the_format_without_importing_it
     test_processes.py::test_same_as_one_process
