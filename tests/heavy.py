@@ -4,7 +4,8 @@
 HEAVY_NOTEBOOKS = set(
     """
     api cli house study data/01_wiki data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx
-    deploy/05_gguf deploy/07_torchao distill/03_students distill/04_vocabularies distill/10_distill
+    deploy/05_gguf deploy/07_torchao deploy/11_generating deploy/16_served distill/03_students
+    distill/04_vocabularies distill/10_distill
     distill/11_on_policy distill/12_teachers distill/13_texts evaluate/01_statistics evaluate/07_perplexity
     evaluate/08_fidelity evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring evaluate/13_writing
     evaluate/14_task_probe evaluate/15_calibration evaluate/16_coverage evaluate/17_noise_floor evaluate/21_bias
@@ -53,6 +54,10 @@ HEAVY_TESTS = """
     test_outside.py::test_the_help_names_the_format_without_importing_it
     test_processes.py::test_same_as_one_process
     test_right_methods.py::test_every_number_is_refused_by_name_or_works
+    test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
+    test_serve.py::test_each_of_a_crowd_is_answered_or_refused
+    test_serve.py::test_no_request_makes_a_fault
+    test_serve.py::test_the_client_of_openai_works_against_it
     test_streaming.py::test_a_model_larger_than_memory
     test_study.py::test_any_recipe_text_works_or_says_why_not
     test_study.py::test_ctrl_c_and_on
