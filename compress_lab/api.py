@@ -39,7 +39,6 @@ HOMES = {  # a module: the public names that are imported from it
     "measure.machine": ("kernels", "this_machine"),
     "measure.roofline": ("speedup_bounds",),
     "measure.scenarios": ("Bounds", "largest_rate", "model_requests", "serve"),
-    "measure.throughput": ("sweep",),
     "runtimes.native": ("Native", "native"),
     "evaluate.metrics": ("Metric",),
     "evaluate.records": ("Records",),
@@ -62,6 +61,9 @@ HOMES = {  # a module: the public names that are imported from it
     "report.risk": ("Profile",),
     "report.plots": ("plot",),
     "study": ("Study",),
+    "advice.goal": ("Goal",),
+    "advice.recommend": ("Advice", "recommend"),
+    "advice.sweep": ("sweep",),
 }
 
 # %% ../nbs/api.ipynb #cell-06
@@ -163,6 +165,10 @@ EXAMPLES = {  # for names whose example cannot be derived from their parameters
     "perturb": 'cl.perturb("a text", "typos", seed=0)',
     "detectable": "cl.detectable(n=1000, discordance=0.1)",
     "rights": 'cl.rights(sources, "commercial")',
+    "sweep": 'cl.sweep("smollm2-135m", {"method": "GPTQ", "bits": [3, 4, 8]}, "perplexity within 5 %, smallest")',
+    "recommend": 'cl.recommend("smollm2-135m", "half the bytes, perplexity within 5 %, this machine")',
+    "Advice": 'cl.recommend("smollm2-135m", "half the bytes, perplexity within 5 %")',
+    "Goal": 'cl.Goal(bytes="50 %", perplexity="5 %")',
     "ensemble": "cl.ensemble([first, second])",
     "overview": "cl.overview(cl.units(subject.model))",
     "pii": 'cl.pii(["a text"])',

@@ -7,10 +7,10 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'run_folder', 'page_of', 'show_dossier', 'run', 'check_runs', 'report', 'card', 'earlier_card', 'risk',
            'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of',
            'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as', 'apply', 'methods',
-           'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study', 'compare', 'export',
-           'serve', 'check_served', 'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_documents',
-           'add_models', 'add_services', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams',
-           'emptied', 'go_on', 'main']
+           'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study', 'compare', 'recipes_in',
+           'recommend', 'export', 'serve', 'check_served', 'init', 'installed', 'machine', 'folders', 'doctor',
+           'add_studies', 'add_documents', 'add_models', 'add_services', 'add_lists', 'parser', 'import_all',
+           'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -26,6 +26,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from .core.errors import CompressLabError, nearest, visible
+from .core.files import read_text
 from .core.settings import read_yaml, seed_number, setting_fields, whole
 
 # %% ../nbs/cli.ipynb #cell-06
@@ -724,6 +725,38 @@ def compare(
     show_dossier(dossier, page)
     return 1 if failures(Store(root)) else 0
 
+# %% ../nbs/cli.ipynb #daa2f47f
+def recipes_in(
+    file: str,  # a study.yaml, or a mapping from names to recipes
+) -> dict:
+    "The recipes in a file, by name. Raises `CompressLabError` if it holds none."
+    from compress_lab.compress.recipe import Recipe
+
+    given = read_yaml(read_text(file), file)
+    given = given.get("recipes", given) if isinstance(given, dict) else given
+    if not isinstance(given, dict) or not given:
+        raise CompressLabError("There are no recipes by name.", file, "write RTN-4: [{method: RTN, bits: 4}]")
+    return {name: Recipe.from_dict(steps) for name, steps in given.items()}
+
+
+def recommend(
+    options,  # parsed arguments
+) -> int:
+    "Searches a recipe for a goal, and shows what to take."
+    from compress_lab.advice.goal import parse_goal
+    from compress_lab.advice.recommend import recommend
+    from compress_lab.core.store import Store
+
+    goal = parse_goal(read_text(options.goal) if options.goal.endswith((".yaml", ".yml")) else options.goal)
+    recipes = recipes_in(options.recipes) if options.recipes else None
+    root = options.out or f"runs/advice-{Path(options.model).name}"
+    page, given = page_of(Store(root)), {name: getattr(options, name) for name in ("text", "items", "context")}
+    advice = recommend(options.model, goal, recipes=recipes, root=root, progress=console(error=True), **given)
+    say(str(advice))
+    advice.dossier.to_html(page)
+    say(f"\n{page}")
+    return 0 if advice.choice else 1
+
 # %% ../nbs/cli.ipynb #export-code
 def export(
     options,  # parsed arguments
@@ -857,6 +890,7 @@ EXTRAS = {  # module: (packages to install, their purpose)
     "uvicorn": ("fastapi uvicorn prometheus_client", "a server for models"),
     "presidio_analyzer": ("presidio-analyzer", "the scan for personal data"),
     "fairlearn": ("fairlearn scikit-learn", "accuracy by group"),
+    "optuna": ("optuna", "recommend and sweep"),
 }
 
 
@@ -1004,6 +1038,14 @@ def add_studies(
     added.add_argument("copy", nargs="+", help="the same, with quantized weights or without")
     added.add_argument("--suite", action="append", metavar="NAME", help="a suite of probes or a probe; can be repeated")
     added.add_argument("--out", help="run folder (default: runs/ and the names of the copies)")
+    added = command(recommend, "search the recipe for a goal, and measure it on items that the search never saw")
+    added.add_argument("model", help="starter, folder or Hub id")
+    added.add_argument("--goal", required=True, help="'half the bytes, perplexity within 5 %%', or a YAML file")
+    added.add_argument("--recipes", metavar="FILE", help="YAML with recipes by name, or a study (default: ten)")
+    added.add_argument("--text", default="wikipedia", help="to calibrate and measure on (default: %(default)s)")
+    for name, text in (("items", "items for each bound"), ("context", "tokens of a window of text")):
+        added.add_argument(f"--{name}", type=int, default=128, help=f"{text} (default: %(default)s)")
+    added.add_argument("--out", help="run folder (default: runs/advice-MODEL)")
     added = command(report, "show the dossier of a run folder again")
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--out", help="page to write (default: dossier.html in the first run folder)")
@@ -1198,7 +1240,7 @@ def go_on(
     "The message after Ctrl-C, with the command that resumes the work."
     return (
         f"\nTo go on: {shlex.join(['compress-lab', *arguments])}"
-        if options.command in ("run", "apply")
+        if options.command in ("run", "apply", "recommend")
         else "\nStopped."
     )
 

@@ -3,6 +3,7 @@
 # notebooks that take eight seconds and more on two cores with AVX2, most of it for their figures on a real model
 HEAVY_NOTEBOOKS = set(
     """
+    advice/02_search advice/03_recommend advice/04_sweep
     api cli house study data/01_wiki data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx
     deploy/05_gguf deploy/07_torchao deploy/11_generating deploy/16_served distill/03_students
     distill/04_vocabularies distill/10_distill
@@ -26,6 +27,7 @@ HEAVY_NOTEBOOKS = set(
 # tests that take as long: whole functions, or one of their cases; most start processes or runtimes
 HEAVY_TESTS = """
     test_any_pair.py::test_one_dossier_in_which_the_same_weights_agree
+    test_advice.py::test_the_command_says_first_what_to_take
     test_attacks_machine.py::test_the_memory_a_walk_needs_is_what_it_takes
     test_attacks_machine.py::test_the_process_that_measures_memory_is_safe
     test_attacks_models.py::test_killed_between_the_renames
