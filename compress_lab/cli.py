@@ -891,6 +891,7 @@ EXTRAS = {  # module: (packages to install, their purpose)
     "presidio_analyzer": ("presidio-analyzer", "the scan for personal data"),
     "fairlearn": ("fairlearn scikit-learn", "accuracy by group"),
     "optuna": ("optuna", "recommend and sweep"),
+    "river": ("river scikit-learn", "drift in the requests of a served copy"),
 }
 
 
