@@ -68,6 +68,7 @@ HOMES = {  # a module: the public names that are imported from it
     "advice.goal": ("Goal",),
     "advice.recommend": ("Advice", "recommend"),
     "advice.sweep": ("sweep",),
+    "workers": ("spread", "work"),
 }
 
 # %% ../nbs/api.ipynb #cell-06

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'paragraph', 'table', 'as_list', 'show_table',
-           'run_folder', 'page_of', 'show_dossier', 'run', 'check_runs', 'report', 'card', 'earlier_card', 'risk',
-           'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of',
-           'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as', 'apply', 'methods',
-           'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study', 'compare', 'recipes_in',
-           'recommend', 'export', 'serve', 'check_served', 'init', 'installed', 'machine', 'folders', 'doctor',
-           'add_studies', 'add_documents', 'add_models', 'add_services', 'add_lists', 'parser', 'import_all',
-           'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
+           'run_folder', 'page_of', 'show_dossier', 'run', 'work', 'check_runs', 'report', 'counts', 'ls', 'cp', 'rm',
+           'card', 'earlier_card', 'risk', 'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given',
+           'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as',
+           'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study',
+           'compare', 'recipes_in', 'recommend', 'export', 'serve', 'check_served', 'init', 'installed', 'machine',
+           'folders', 'doctor', 'add_studies', 'add_documents', 'add_models', 'add_services', 'add_lists', 'parser',
+           'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -20,6 +20,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
@@ -158,9 +159,33 @@ def run(
         study = replace(study, imports=tuple(dict.fromkeys([*study.imports, *options.imports])))
     root = run_folder(options.study) if options.out is None else options.out
     page = page_of(Store(root))
-    dossier = study.run(root, debug=options.debug, page=page)
+    if options.executor:
+        from compress_lab.workers import spread
+
+        dossier = spread(study, root, options.executor, options.workers, options.threads)
+    else:
+        dossier = study.run(root, debug=options.debug, page=page)
     show_dossier(dossier, page)
     return 1 if failures(Store(root)) else 0
+
+# %% ../nbs/cli.ipynb #72d6ad55
+def work(
+    options,  # parsed arguments
+) -> int:
+    "Measures the arms of a run folder that other workers leave, or one arm."
+    from compress_lab.workers import work as measure
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        failed = measure(options.folder, options.arm, options.index)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for key, reason in failed.items():
+        say(f"\n{key} failed:\n{reason}", "red")
+    return 1 if failed else 0
 
 # %% ../nbs/cli.ipynb #cell-12
 def check_runs(
@@ -191,6 +216,81 @@ def report(
     if options.pictures:
         files = dossier.save_pictures(options.pictures)
         say(f"{len(files)} files of pictures and their tables in {options.pictures}")
+    return 0
+
+# %% ../nbs/cli.ipynb #3a54f169
+def counts(
+    frame,  # rows of an index
+    expected,  # number of cells that a study needs; None: unknown
+) -> list[str]:
+    "Cells, those missing, failed and damaged, and hours, as texts."
+    hours = frame["seconds"].fillna(0).sum() / 3600
+    missing = "" if expected is None else str(max(expected - len(frame), 0) or "")
+    others = (int(frame["retry"].fillna(False).sum()), int((frame["status"] == "damaged").sum()))
+    return [str(len(frame)), missing, *(str(number or "") for number in others), f"{hours:.2g}"]
+
+
+def ls(
+    options,  # parsed arguments
+) -> int:
+    "Lists run folders, or the recipes of one."
+    from compress_lab.core.index import index
+    from compress_lab.core.store import Store
+
+    headings = ("cells", "missing", "failed", "damaged", "hours")
+    folders = options.folder or sorted(str(path.parent) for path in Path("runs").glob("*/cells"))
+    if not folders:
+        raise CompressLabError("There are no run folders here.", "runs/", "name one, or run compress-lab run first")
+    stores = [Store(folder) for folder in folders]
+    tables = {store.root: index(store) for store in stores}
+    for root, frame in tables.items():
+        if not len(frame):
+            raise CompressLabError("There are no results here.", root, "name the folder of a run, such as runs/starter")
+    if len(tables) == 1 and options.folder:
+        [(root, frame)] = tables.items()
+        rows = [(name, *counts(part, None)) for name, part in frame.groupby("recipe", sort=False)]
+        show_table(("recipe", *headings), rows, root)
+        return 0
+    expected = {store.root: store.expected() for store in stores}
+    rows = [(root, *counts(frame, expected[root] and len(expected[root]))) for root, frame in tables.items()]
+    show_table(("run folder", *headings), rows)
+    return 0
+
+# %% ../nbs/cli.ipynb #947bd6ba
+def cp(
+    options,  # parsed arguments
+) -> int:
+    "Copies run folders into one, and completes it if it exists."
+    from compress_lab.core.index import merge
+    from compress_lab.core.store import Store
+
+    *sources, target = map(Store, options.folder)
+    if not sources:
+        raise CompressLabError("There is no folder to copy to.", "the command line", "name two folders: from, to")
+    for source in sources:
+        say(f"{merge(target, source)} cells from {source.root}")
+    return 0
+
+
+def rm(
+    options,  # parsed arguments
+) -> int:
+    "Removes what runs have written into folders, or the cells that their studies do not use."
+    from compress_lab.core.index import remove_run, unneeded
+    from compress_lab.core.store import Store
+
+    for store in map(Store, options.folder):
+        if options.unneeded:
+            keys = unneeded(store)
+            for key in keys:
+                store.discard(key)
+            say(f"{len(keys)} cells removed from {store.root}")
+            continue
+        with suppress(CompressLabError):  # a page that the user wrote stays
+            page = page_of(store)
+            Path(page).unlink(missing_ok=True) if store.local and store.keys() else None
+        remove_run(store)
+        say(f"{store.root} removed")
     return 0
 
 # %% ../nbs/cli.ipynb #fa12ab52
@@ -1020,6 +1120,8 @@ def add_studies(
     command,  # function that adds a command and returns its parser
 ):
     "Adds the commands for studies."
+    from compress_lab.core.registry import EXECUTORS
+
     added = command(init, "write a study.yaml to start from")
     added.add_argument(
         "file", nargs="?", default="study.yaml", help="the file, which must not exist yet (default: %(default)s)"
@@ -1034,6 +1136,17 @@ def add_studies(
         ),
     )
     added.add_argument("--out", help="run folder, any fsspec address (default: runs/NAME)")
+    added.add_argument(
+        "--executor", metavar="NAME", help=f"measure by workers, started by one of {', '.join(EXECUTORS.offered)}"
+    )
+    added.add_argument("--workers", type=int, default=1, help="number of workers (default: %(default)s)")
+    added.add_argument(
+        "--threads", type=int, help="threads of each worker (default: OMP_NUM_THREADS, or a fair share of the cores)"
+    )
+    added = command(work, "measure the arms of a run folder that other workers leave, or one arm")
+    added.add_argument("folder", help="run folder of a study that was started")
+    added.add_argument("--arm", default="", metavar="NAME", help="a recipe, a copy or original: only this")
+    added.add_argument("--index", type=int, metavar="I", help="number of an arm in arms.json: only this")
     added = command(compare, "compare copies that exist already with their original, and show the dossier")
     added.add_argument("original", help="starter, folder, GGUF file or Hub id")
     added.add_argument("copy", nargs="+", help="the same, with quantized weights or without")
@@ -1047,6 +1160,13 @@ def add_studies(
     for name, text in (("items", "items for each bound"), ("context", "tokens of a window of text")):
         added.add_argument(f"--{name}", type=int, default=128, help=f"{text} (default: %(default)s)")
     added.add_argument("--out", help="run folder (default: runs/advice-MODEL)")
+    added = command(ls, "list run folders, or the recipes of one")
+    added.add_argument("folder", nargs="*", help="run folder (default: all in runs/)")
+    added = command(cp, "copy run folders into one, or complete it: cp FROM [FROM ...] TO")
+    added.add_argument("folder", nargs="+", help="run folder, any fsspec address; the last one is written")
+    added = command(rm, "remove what runs have written into a folder")
+    added.add_argument("folder", nargs="+", help="run folder")
+    added.add_argument("--unneeded", action="store_true", help="only the cells that the current study does not use")
     added = command(report, "show the dossier of a run folder again")
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--out", help="page to write (default: dossier.html in the first run folder)")
@@ -1241,7 +1361,7 @@ def go_on(
     "The message after Ctrl-C, with the command that resumes the work."
     return (
         f"\nTo go on: {shlex.join(['compress-lab', *arguments])}"
-        if options.command in ("run", "apply", "recommend")
+        if options.command in ("run", "work", "apply", "recommend")
         else "\nStopped."
     )
 
@@ -1279,3 +1399,7 @@ def main(
     with suppress(OSError):
         say(message, "" if code == 130 else "red", error=True) if message else None
     return code if emptied(sys.stdout) & emptied(sys.stderr) else max(code, 1)
+
+
+if __name__ == "__main__" and __spec__:
+    sys.exit(main())  # `python -m` sets the spec, a notebook has none

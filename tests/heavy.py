@@ -3,8 +3,8 @@
 # notebooks that take eight seconds and more on two cores with AVX2, most of it for their figures on a real model
 HEAVY_NOTEBOOKS = set(
     """
-    api cli house study advice/02_search advice/03_recommend advice/04_sweep data/01_wiki data/02_texts
-    deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx deploy/05_gguf deploy/07_torchao
+    api cli house study workers advice/02_search advice/03_recommend advice/04_sweep core/12_leases data/01_wiki
+    data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx deploy/05_gguf deploy/07_torchao
     deploy/11_generating deploy/16_served deploy/23_reference_window distill/03_students distill/04_vocabularies
     distill/10_distill distill/11_on_policy distill/12_teachers distill/13_texts evaluate/01_statistics
     evaluate/07_perplexity evaluate/08_fidelity evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring
@@ -59,6 +59,7 @@ HEAVY_TESTS = """
     test_serve.py::test_each_of_a_crowd_is_answered_or_refused
     test_serve.py::test_no_request_makes_a_fault
     test_serve.py::test_the_client_of_openai_works_against_it
+    test_slurm.py::test_an_array_gives_the_store_of_a_single_process
     test_streaming.py::test_a_model_larger_than_memory
     test_study.py::test_any_recipe_text_works_or_says_why_not
     test_study.py::test_ctrl_c_and_on
@@ -67,6 +68,7 @@ HEAVY_TESTS = """
     test_tokens.py::test_each_row_of_a_classifier_is_answered_as_alone
     test_wheel.py::test_it_finds_its_own_files_anywhere
     test_wheel.py::test_the_wheel_holds_every_file_of_the_package
+    test_workers.py::test_an_executor_gives_the_store_of_a_single_process
     """.split()
 
 
