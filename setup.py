@@ -7,7 +7,7 @@ config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 words = lambda key: settings.get(key, "").split()
 point = lambda entry: entry if "=" in entry else f"{entry.rpartition('.')[2]}={entry}"  # a module, or name=module
-groups = ("methods", "probes", "formats", "backends", "texts", "perturbations", "readers")
+groups = ("methods", "probes", "formats", "backends", "texts", "perturbations", "readers", "executors")
 extras = {key.removesuffix("_requirements"): words(key) for key in settings if key.endswith("_requirements")}
 setup(
     name=settings["lib_name"], version=settings["version"], description=settings["description"],

@@ -713,7 +713,7 @@ def suites(
     show_table(["suite", "probes"], [(name, "\n".join(map(described, suite(name)))) for name in SUITES])
     return 0
 
-# %% ../nbs/cli.ipynb #lists-code-2
+
 def texts(
     options,  # parsed arguments
 ) -> int:
@@ -1036,7 +1036,7 @@ def machine() -> list[tuple]:
         ("disk here", f"{gigabytes(shutil.disk_usage('.').free)} free", ""),
     ]
 
-# %% ../nbs/cli.ipynb #cell-21-2
+
 def folders() -> list[tuple]:
     "Rows about the cache and the mirror."
     from compress_lab.models.starters import STARTERS, cache_dir

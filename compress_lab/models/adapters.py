@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'WEIGHTS', 'MEANT', 'TRAINING', 'BASE', 'LEAVE_THE_BASE', 'PARTS', 'adapter_config', 'scaling',
-           'merged_weight', 'sorted_parts', 'check_parts', 'put', 'merge', 'is_adapter', 'base_of', 'base_rows',
-           'adapter_subject']
+           'merged_weight', 'merge', 'is_adapter', 'base_of', 'adapter_subject']
 
 # %% ../../nbs/models/16_adapters.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 from pathlib import Path
@@ -104,7 +103,7 @@ PARTS = {
 }
 
 
-def sorted_parts(
+def _sorted_parts(
     state: dict[str, Tensor],  # the file's tensors by name
 ) -> tuple[dict[str, dict], dict[str, Tensor]]:
     "The parts of each adapted module, and the parameters of the base model that are replaced whole."
@@ -119,7 +118,7 @@ def sorted_parts(
     return adapted, whole
 
 
-def check_parts(name: str, parts: dict[str, Tensor], module: nn.Module | None, config: dict, known: list[str]):
+def _check_parts(name: str, parts: dict[str, Tensor], module: nn.Module | None, config: dict, known: list[str]):
     "Raises `CompressLabError` unless the module is one that can be merged, and the shapes of its parts fit."
     fix = "load the adapter on the model it was trained on"
     if module is None:
@@ -138,7 +137,7 @@ def check_parts(name: str, parts: dict[str, Tensor], module: nn.Module | None, c
         raise CompressLabError(f"The adapter of {name} has the shapes {found}, and {wanted} are needed.", name, fix)
 
 # %% ../../nbs/models/16_adapters.ipynb #504fb2a444614c0babb325280ed9130a
-def put(
+def _put(
     model: nn.Module,
     name: str,  # of a parameter
     value: Tensor,
@@ -161,10 +160,10 @@ def merge(
     config: dict,  # from `adapter_config`
 ):
     "Merges an adapter into its base model. Raises `CompressLabError` if a tensor of it has no place there."
-    adapted, whole = sorted_parts(state)
+    adapted, whole = _sorted_parts(state)
     modules, known = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for name, parts in adapted.items():
-        check_parts(name, parts, modules.get(name), config, list(modules))
+        _check_parts(name, parts, modules.get(name), config, list(modules))
     scales = {name: scaling(name, len(parts["A"]), config) for name, parts in adapted.items()}
     for name, value in whole.items():
         if name not in known or known[name].shape != value.shape:
@@ -175,13 +174,13 @@ def merge(
                 "load the adapter on the model it was trained on",
             )
     for name, value in whole.items():
-        put(model, name, value.to(known[name].dtype))
+        _put(model, name, value.to(known[name].dtype))
     for name, parts in adapted.items():
         module, scale = modules[name], scales[name]
         transposed = not isinstance(module, nn.Linear)
-        put(model, f"{name}.weight", merged_weight(module.weight, parts, scale, transposed))
+        _put(model, f"{name}.weight", merged_weight(module.weight, parts, scale, transposed))
         if "bias" in parts:
-            put(model, f"{name}.bias", (module.bias.float() + scale * parts["bias"]).to(module.bias.dtype))
+            _put(model, f"{name}.bias", (module.bias.float() + scale * parts["bias"]).to(module.bias.dtype))
 
 # %% ../../nbs/models/16_adapters.ipynb #b43b363d81ae4b689946ece5c682cd59
 def is_adapter(
@@ -214,7 +213,7 @@ def base_of(
     return name, revision
 
 # %% ../../nbs/models/16_adapters.ipynb #8a65eabff63a45729fe45fb5ade58bdc
-def base_rows(
+def _base_rows(
     base: Subject,
 ) -> tuple:
     "The rows of `Stored` of a base model, which may be quantized."
@@ -242,7 +241,7 @@ def adapter_subject(
     if not weights.exists():
         raise CompressLabError(f"There is no {WEIGHTS} here.", str(folder), "save the adapter as safetensors")
     regular_file(weights)
-    before = base_rows(base)
+    before = _base_rows(base)
     with open_weights([weights]) as stored:
         state = {name: value[...] for name, value in stored.items()}
     merge(base.model, state, config)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['local', 'model_class', 'silenced', 'quietly', 'check_fit', 'tokenizer_in', 'beyond', 'generation_settings',
-           'model_in', 'stored_floats', 'provenance_in', 'subject_from', 'write_configs', 'writable']
+           'model_in', 'provenance_in', 'subject_from', 'write_configs', 'writable']
 
 # %% ../../nbs/models/13_folders.ipynb #cell-03
 import math
@@ -273,7 +273,7 @@ def model_in(
     return model.eval(), check_fit(info, model, where), files
 
 # %% ../../nbs/models/13_folders.ipynb #38eade99
-def stored_floats(
+def _stored_floats(
     files: list[Path],  # of weights
     model,  # that was loaded from them
     left_out: list[str],  # names of weights that it has no place for
@@ -334,7 +334,7 @@ def subject_from(
         *filter(None, [beyond(tokenizer, model)]),
     )
     provenance = provenance_in(folder, files, steps=steps, **known)
-    return Subject(model, tokenizer, provenance, files=kept, stored=stored_floats(files, model, left_out))
+    return Subject(model, tokenizer, provenance, files=kept, stored=_stored_floats(files, model, left_out))
 
 # %% ../../nbs/models/13_folders.ipynb #configs-code
 def write_configs(
