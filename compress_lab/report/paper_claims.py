@@ -233,14 +233,17 @@ def record(
     cause: str = "",  # of a difference from the paper, one of `CAUSES`
     note: str = "",  # about the cause, or about what was seen
 ) -> PaperClaim:
-    "Writes a result below its claim, and returns the claim with its verdict."
+    """Returns the claim with this result, which is written to the file if it has none yet.
+
+    Raises `CompressLabError` if there is a stored result with another verdict.
+    """
     given = read_yaml(read_text(path), Path(path).name)
     claims = given.get("claims") or {}
     if key not in claims:
         raise CompressLabError(f"There is no claim {key!r}.", Path(path).name, f"the claims are {listed(claims)}")
-    about = environment()
+    about, where = environment(), f"{Path(path).name}, {key}"
     figures = {"values": values, "count": count}
-    claims[key]["result"] = {
+    new = {
         "statement": statement_key(claims[key]),
         **{name: [_rounded(number) for number in part] for name, part in figures.items() if part is not None},
         "over": over,
@@ -249,14 +252,29 @@ def record(
         "versions": {name: about["versions"][name] for name in TRACKED if name in about["versions"]},
         **{name: text for name, text in (("cause", cause), ("note", note)) if text},
     }
-    claim = _claim(key, claims[key], f"{Path(path).name}, {key}")
-    replace_file(Path(path), write_yaml(given).encode())
+    claim = _claim(key, {**claims[key], "result": new}, where)
+    if "result" not in claims[key]:
+        claims[key]["result"] = new
+        replace_file(Path(path), write_yaml(given).encode())
+    elif claim.verdict != (before := _claim(key, claims[key], where).verdict):
+        raise CompressLabError(
+            f"The verdict is now {claim.verdict!r}, and was {before!r}.",
+            f"{where}: {_shown(*claim.result.interval())}",
+            "look for the cause; to keep the new result, remove the old one from the file",
+        )
     return claim
 
 
 def _rounded(number) -> int | float:
     "Six significant digits, more than any interval here is known to."
     return int(number) if float(number).is_integer() else float(f"{float(number):.6g}")
+
+
+def _shown(value: float, low: float, high: float) -> str:
+    "A value and its interval with the digits that the interval's width gives meaning to."
+    width = high - low
+    digits = max(0, 1 - int(np.floor(np.log10(width)))) if width > 0 else 3
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 # %% ../../nbs/report/09_paper_claims.ipynb #cb1e1581032b452c9409d6c6813c49d1
 class Order(NamedTuple):
@@ -332,13 +350,6 @@ def claims_table(
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _shown(value: float, low: float, high: float) -> str:
-    "A value and its interval with the digits that the interval's width gives meaning to."
-    width = high - low
-    digits = max(0, 1 - int(np.floor(np.log10(width)))) if width > 0 else 3
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 # %% ../../nbs/report/09_paper_claims.ipynb #33b0902fd34d4ace834912fa1002cf8e
 COLOURS = {"holds": BLUE, "direction only": "#7fb3d8", "open": GREY, "does not hold": VERMILION}
