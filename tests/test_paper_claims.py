@@ -41,6 +41,11 @@ def test_the_notebook_shows_its_claims(path):
     assert any(f"claims/{path.name}" in cell.source for cell in notebook.cells if cell.cell_type == "code")
 
 
+def test_planned_claims_have_no_results():
+    for path in (FOLDER / "planned").glob("*.yml"):
+        assert {claim.verdict for claim in read_paper(path).claims} <= {"not run yet", "not testable here"}, path.name
+
+
 def test_every_paper_has_claims():
     notebooks = {path.name for path in FOLDER.parent.glob("[0-9]*.ipynb")} - {"00_scoreboard.ipynb"}
     assert notebooks == {read_paper(path).notebook for path in FILES}
