@@ -19,7 +19,7 @@ HEAVY_NOTEBOOKS = set(
     quantize/06_awq quantize/07_smoothquant quantize/08_rotation quantize/12_codebook quantize/14_tuned_levels
     quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache quantize/30_mixed quantize/32_autoround
     quantize/33_qat quantize/34_repair quantize/36_scale_tune report/05_claims report/07_page report/08_dossier
-    runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native site/08___main__ train/02_trainer
+    runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native site/09___main__ train/02_trainer
     """.split()
 )
 

@@ -8,9 +8,13 @@ import sys
 from copy import deepcopy
 
 import pytest
+from markdown_it import MarkdownIt
+from mdit_py_plugins.amsmath import amsmath_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbdev.clean import clean_nb
 from notebook_files import IDS, MODULES, NBS, PATHS, code, read
 
+from compress_lab.site.mathml import mathml
 from compress_lab.site.notebooks import header
 
 LARGEST, CELLS, EXPORTED_LINES = 1_500_000, 100, 100
@@ -112,6 +116,29 @@ def test_public_functions_say_what_they_do(path):
                 and not is_overload(node)
             ):
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def equations(text):
+    "The equations of a markdown text, as the site finds them."
+    parser = MarkdownIt().use(dollarmath_plugin, double_inline=True).use(amsmath_plugin)
+    for block in parser.parse(text):
+        for token in (block, *(block.children or ())):
+            if token.type.startswith("math") or token.type == "amsmath":
+                yield token.content
+
+
+@every_notebook
+def test_equations_can_be_shown_offline(path):
+    for cell in read(path).cells:
+        shown = [cell.source] if cell.cell_type == "markdown" else []
+        shown += [
+            output.data["text/markdown"]
+            for output in cell.get("outputs", [])
+            if "text/markdown" in output.get("data", {})
+        ]
+        for text in shown:
+            for equation in equations("".join(text)):
+                assert mathml(equation).startswith("<math"), equation
 
 
 def is_overload(node):

@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from importlib.metadata import entry_points
 import pytest
 import yaml
 from heavy import HEAVY_NOTEBOOKS, HEAVY_TESTS
-from notebook_files import IDS, ROOT, settings
+from notebook_files import IDS, MODULES, ROOT, code, read, settings
 from packaging.requirements import Requirement
 
 from compress_lab.core.registry import FORMATS, REGISTRIES, TEXTS
@@ -106,3 +107,41 @@ def test_what_takes_long_exists_under_its_name():
     for test in HEAVY_TESTS:
         file, _, name = test.partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
+
+
+# Rooms, and notebooks that are rooms of their own, in which a public definition may still lack an example.
+WITHOUT_EXAMPLES = {"api", "cli", "deploy", "evaluate", "measure", "report", "runtimes", "site", "study"}
+
+
+def shown_by(node, others):
+    """The names of which an example has to use one: the definition's own; the class of a method; for a class also its
+    subclasses, and the functions whose annotation says that they return it.
+    """
+    names = {node.name}
+    if isinstance(node, ast.ClassDef):
+        returned = re.compile(rf"\b{node.name}\b")
+        for other in others:
+            above = [ast.unparse(base) for base in other.bases] if isinstance(other, ast.ClassDef) else []
+            result = getattr(other, "returns", None)
+            if node.name in above or result is not None and returned.search(ast.unparse(result)):
+                names.add(other.name)
+    elif node.args.args and node.args.args[0].arg == "self":
+        names.add(ast.unparse(node.args.args[0].annotation))
+    return names
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.parts[0].split(".")[0] not in WITHOUT_EXAMPLES], ids=str
+)
+def test_an_example_uses_each_public_definition(path):
+    cells = code(read(path))
+    nodes = [
+        node
+        for directives, text in cells
+        if "export" in directives
+        for node in ast.parse(text).body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+    ]
+    words = {word for directives, text in cells if "export" not in directives for word in re.findall(r"\w+", text)}
+    missing = [node.name for node in nodes if not node.name.startswith("_") and not shown_by(node, nodes) & words]
+    assert not missing, f"use {', '.join(missing)} in a cell that is not exported, or begin its name with _"

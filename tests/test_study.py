@@ -445,3 +445,23 @@ def test_a_copy_that_runs_on_a_backend_too_is_compressed_once(model, tmp_path, m
     assert [recipe.steps[0].method.sparsity for recipe in applied] == [0.5, 0.3]
     zeros = dossier.rows[dossier.rows["metric"] == "zeros"].set_index("recipe")["value"]
     assert zeros["half"] == zeros["half on eager"] != zeros["third"] and zeros["original"] == zeros["original on eager"]
+
+
+def test_the_page_follows_a_running_study_and_never_stops_it(model, tmp_path, monkeypatch):
+    from compress_lab.prune.magnitude import Magnitude
+    from compress_lab.report.dossier import Dossier
+
+    written, write = [], Dossier.to_html
+
+    def noted(self, path, running=False):
+        written.append((running, len(self.cells)))
+        return write(self, path, running=running)
+
+    monkeypatch.setattr(Dossier, "to_html", noted)
+    study = Study("tiny llama", {"half": Magnitude(0.5), "third": Magnitude(0.3)}, [tiny.Zeros()])
+    page = tmp_path / "page.html"
+    study.run(tmp_path / "run", subject=model, page=page)
+    assert written == [(True, 1), (True, 2), (True, 3)] and 'http-equiv="refresh"' in page.read_text()
+    page.write_text("no page of a dossier")
+    study.run(tmp_path / "again", subject=model, page=page)
+    assert len(Store(tmp_path / "again").keys()) == 3 and page.read_text() == "no page of a dossier"

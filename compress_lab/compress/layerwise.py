@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLOSE_LOOK', 'Compressed', 'join', 'losses', 'averaged', 'check_finite', 'compressed', 'by_weights', 'compress_group',
-           'check_range', 'write_back', 'compress_layers', 'Finished', 'stored_part', 'batches_of', 'memory_of',
-           'calibrate', 'change_each', 'LayerMethod', 'CalibratedLayerMethod']
+           'write_back', 'compress_layers', 'Finished', 'batches_of', 'memory_of', 'calibrate', 'change_each',
+           'LayerMethod', 'CalibratedLayerMethod']
 
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-03
 import copy
@@ -82,7 +82,7 @@ def join(method, layers, statistics: dict) -> list[tuple]:
             groups[key].append((method_here, (linear, expert, matrix), statistic))
     return [(group[0][0], [piece for _, piece, _ in group], group[0][2]) for group in groups.values()]
 
-
+# %% ../../nbs/compress/05_layerwise.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 def losses(before: Tensor, after: Compressed, gram: Tensor | None) -> dict:
     "Relative squared errors of a matrix and its sparsity; no output error if its outputs are all zero."
     unit = torch.frexp(before.abs().max())[1].clamp(
@@ -110,7 +110,7 @@ def averaged(reports: list[dict]) -> dict:
     notes = list(dict.fromkeys(note for notes in figures.pop("notes", ()) for note in notes))
     return {key: sum(values) / len(values) for key, values in figures.items()} | ({"notes": notes} if notes else {})
 
-
+# %% ../../nbs/compress/05_layerwise.ipynb #8dd0d8092fe74a7c96281538738b07e2
 def check_finite(matrix: Tensor, statistic, name: str):
     "Raises `CompressLabError` naming the linear if a weight or an activation is not finite."
     if not matrix.isfinite().all():
@@ -173,7 +173,7 @@ def compress_group(method, pieces: list[tuple], statistic) -> dict:
     return results
 
 # %% ../../nbs/compress/05_layerwise.ipynb #put-code
-def check_range(weight: Tensor, dtype: torch.dtype, name: str):
+def _check_range(weight: Tensor, dtype: torch.dtype, name: str):
     "Raises `CompressLabError` naming the linear if its new weights exceed the range of their type."
     if not weight.to(dtype).isfinite().all():
         kind = str(dtype).removeprefix("torch.")
@@ -190,7 +190,7 @@ def write_back(method, subject, linear, parts: list[Compressed]):
     Codes are packed, and an input quantizer is attached, if there are any.
     """
     for matrix, part in zip(linear.matrices, parts):
-        check_range(part.weight, matrix.dtype, linear.name)
+        _check_range(part.weight, matrix.dtype, linear.name)
     if subject.streamed:
         linear.weight.data = linear.weight.data.clone()  # so that the pages of the mapped file are not written to
     for matrix, part in zip(linear.matrices, parts):
@@ -327,7 +327,7 @@ def store(self: Finished, block: int, report: dict):
         release_memory()
 
 # %% ../../nbs/compress/05_layerwise.ipynb #finished-load
-def stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None, InputQuantizer | None]:
+def _stored_part(file, about: dict, linear) -> tuple[Tensor | None, Packed | None, InputQuantizer | None]:
     """The weight, packed weight and input quantizer of a linear in an open file.
 
     Raises `CompressLabError` if the weight is missing or has the wrong shape.
@@ -356,7 +356,7 @@ def load(self: Finished, block: int, report: dict):
     try:
         with safe_open(self.path(block), "pt") as file:
             about = json.loads(file.metadata()["about"])
-            parts = [stored_part(file, about, linear) for linear in self.blocks[block]]
+            parts = [_stored_part(file, about, linear) for linear in self.blocks[block]]
             lost = {linear.name: about["report"][linear.name] for linear in self.blocks[block]}
     except (SafetensorError, CompressLabError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CompressLabError(
@@ -456,7 +456,7 @@ def calibrate(method, subject, layers, calibration, checkpoint, change, others=(
     names = {layer.name for layer in layers}
     return {name: errors for name, errors in report.items() if name in names}
 
-
+# %% ../../nbs/compress/05_layerwise.ipynb #7623eae2785240b9bd12b16a66d81610
 def change_each(method, subject, layers, calibration, checkpoint, change) -> dict:
     "Like `calibrate`, but also for methods without a statistic, which compress the linears one by one."
     if method.statistic:

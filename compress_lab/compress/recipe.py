@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'PATIENCE', 'Method', 'CalibratedMethod', 'method_row', 'methods', 'method_named', 'written', 'code_of',
-           'code_key', 'found_in', 'patterns', 'matches', 'Step', 'step_code', 'Recipe', 'parse_step', 'from_dict',
-           'read', 'Left', 'check_order', 'plan', 'left_alone', 'apply']
+           'code_key', 'patterns', 'matches', 'Step', 'step_code', 'Recipe', 'from_dict', 'Left', 'check_order', 'plan',
+           'apply']
 
 # %% ../../nbs/compress/01_recipe.ipynb #cell-03
 import dataclasses
@@ -145,7 +145,7 @@ def written(
             lines.append(inspect.getsource(function))
     return "".join(lines)
 
-
+# %% ../../nbs/compress/01_recipe.ipynb #656ba496
 def code_of(
     kind: type,
 ) -> str:
@@ -159,7 +159,7 @@ def code_of(
         return f"{Path(file).name} {file_hash(file)}"
     return f"{kind.__qualname__} {hashlib.sha256(written(kind).encode()).hexdigest()[:16]}"
 
-
+# %% ../../nbs/compress/01_recipe.ipynb #a9b8e09d
 def code_key(
     *things,  # Methods or Probes
 ) -> str:
@@ -173,7 +173,7 @@ LONGEST, PATIENCE = 500, 0.1  # maximum length of a pattern in characters; time 
 
 
 @lru_cache(100_000)
-def found_in(expression: str, name: str) -> bool:
+def _found_in(expression: str, name: str) -> bool:
     "Whether a regular expression matches a name. Raises `CompressLabError` if it is invalid or takes too long."
     import regex  # like `re`, but with a time limit
 
@@ -206,7 +206,7 @@ def patterns(given, where: str) -> tuple[str, ...]:
             raise CompressLabError(f"{said(pattern)} is no pattern.", where, fix)
     return tuple(given)
 
-
+# %% ../../nbs/compress/01_recipe.ipynb #dfa74e21
 def matches(pattern: str, name: str) -> bool:
     "Whether a module name matches a glob, or a regular expression written `re:…`."
     if len(pattern) > LONGEST:
@@ -215,7 +215,7 @@ def matches(pattern: str, name: str) -> bool:
             "targets",
             "use a glob such as *.mlp.*",
         )
-    return found_in(pattern[3:], name) if pattern.startswith("re:") else fnmatch.fnmatchcase(name, pattern)
+    return _found_in(pattern[3:], name) if pattern.startswith("re:") else fnmatch.fnmatchcase(name, pattern)
 
 # %% ../../nbs/compress/01_recipe.ipynb #step-code
 @dataclass(frozen=True)
@@ -363,7 +363,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/compress/01_recipe.ipynb #cell-20
-def parse_step(entry, number: int) -> Step:
+def _parse_step(entry, number: int) -> Step:
     "The step described by a dictionary. Raises `CompressLabError` naming the step."
     where = f"step {number} of the recipe"
     if isinstance(entry, str):
@@ -389,10 +389,10 @@ def from_dict(data) -> Recipe:
         data = [data]
     if not isinstance(data, (list, tuple)):
         raise CompressLabError(f"{said(data)} is no recipe.", "recipe", "write a list of steps")
-    return Recipe(tuple(parse_step(entry, number) for number, entry in enumerate(data, 1)))
+    return Recipe(tuple(_parse_step(entry, number) for number, entry in enumerate(data, 1)))
 
 
-def read(source: str | Path) -> Recipe:
+def _read(source: str | Path) -> Recipe:
     "Reads a recipe from YAML or JSON, given as text or as the path of a UTF-8 file."
     if not isinstance(source, (str, Path)):
         raise CompressLabError(f"{said(source)} is no recipe.", "recipe", "give YAML as text, or the path of a file")
@@ -401,7 +401,7 @@ def read(source: str | Path) -> Recipe:
     return from_dict(read_yaml(text, str(source) if named else "recipe"))
 
 
-Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), staticmethod(read), staticmethod(read)
+Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), staticmethod(_read), staticmethod(_read)
 
 # %% ../../nbs/compress/01_recipe.ipynb #left-code
 @dataclass
@@ -513,7 +513,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
     return chosen
 
 # %% ../../nbs/compress/01_recipe.ipynb #apply-code
-def left_alone(step: Step, model) -> dict[str, int]:
+def _left_alone(step: Step, model) -> dict[str, int]:
     "The number of linears that a step without targets leaves out, by name of the tower."
     from compress_lab.models.layers import linears, towers
 
@@ -565,7 +565,7 @@ def apply(
         done = hashlib.sha256(f"{identity}-{Recipe(computed.steps[: number + 1]).hash}".encode()).hexdigest()[:16]
         more = {"original": original} if "original" in step.method.needs else {}
         aside = (
-            {"left_alone": alone} if (alone := left_alone(step, result.model)) and step.method.changes_weights else {}
+            {"left_alone": alone} if (alone := _left_alone(step, result.model)) and step.method.changes_weights else {}
         )
         with random_state_kept():
             modules = step.method.run(

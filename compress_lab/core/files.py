@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'MEGABYTE', 'HASHES', 'regular_file', 'cannot_read', 'read_bytes', 'read_text', 'read_json', 'own_data',
            'file_hash', 'seal', 'intact', 'set_aside', 'remove', 'seal_folder', 'intact_folder', 'uninterrupted',
-           'abandoned', 'recover', 'new_folder', 'cannot_write']
+           'recover', 'new_folder', 'cannot_write']
 
 # %% ../../nbs/core/04_files.ipynb #cell-03
 import glob
@@ -160,7 +160,7 @@ def file_hash(
     except OSError as error:
         raise cannot_read(path, error) from error
 
-
+# %% ../../nbs/core/04_files.ipynb #084bba5d
 def seal(
     path: str | Path,  # a finished file
     name: str | Path | None = None,  # the final name of the file; None: its present name
@@ -257,7 +257,7 @@ def uninterrupted():
         before(*pending[0])
 
 # %% ../../nbs/core/04_files.ipynb #folder-code
-def abandoned(
+def _abandoned(
     folder: Path,  # the destination of an interrupted write
 ) -> dict[str, list[Path]]:
     'Hidden folders beside `folder` whose writers no longer run: new folders under "part", replaced ones under "old".'
@@ -280,7 +280,7 @@ def recover(
         folder = Path(os.path.realpath(folder))
     except (OSError, ValueError):
         return  # not a valid folder name
-    left = abandoned(folder)
+    left = _abandoned(folder)
     for old in left["old"]:
         complete = old.with_name(
             old.name.replace(".old-", ".part-", 1)

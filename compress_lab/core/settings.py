@@ -241,7 +241,7 @@ def setting_fields(
     "The dataclass fields that are settings, in the order of definition, keyword-only fields last."
     return sorted(fields(kind), key=lambda setting: setting.kw_only)
 
-
+# %% ../../nbs/core/07_settings.ipynb #e4b56255
 def settings_of(
     kind,  # a Method or Probe class
 ) -> str:
@@ -276,7 +276,7 @@ KINDS = {
     types.NoneType: "empty",
 }
 
-
+# %% ../../nbs/core/07_settings.ipynb #a07a1572
 def setting(
     default,  # default value
     least=None,  # smallest valid value

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'FLAGS', 'VARIABLES', 'RUNTIMES', 'KEY', 'LIMIT', 'VALUES', 'FILES', 'HOUR', 'versions', 'processor',
            'commit', 'speed_variables', 'environment', 'machine_key', 'machine_label', 'short', 'cell_key',
-           'without_machine', 'plain', 'to_json', 'to_parquet', 'checksum', 'flush_folder', 'write_file',
-           'cannot_write', 'abandoned', 'replace_file', 'Cell', 'DamagedCell', 'local_folder', 'Store', 'glob_escape',
-           'read_frame', 'signed', 'unsigned', 'without_folders']
+           'without_machine', 'to_json', 'to_parquet', 'checksum', 'write_file', 'cannot_write', 'abandoned',
+           'replace_file', 'Cell', 'DamagedCell', 'Store', 'signed', 'unsigned', 'without_folders']
 
 # %% ../../nbs/core/08_store.ipynb #cell-03
 import errno
@@ -212,7 +211,7 @@ def short(
     "The first twelve hexadecimal digits of the SHA-256 hash of the parts."
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
 
-
+# %% ../../nbs/core/08_store.ipynb #de381bd4
 def cell_key(
     fingerprint: str,  # of the original subject
     recipe: str,  # hash of the recipe; "" for the original itself
@@ -233,7 +232,7 @@ def without_machine(
     return re.sub(r"-m[0-9a-f]{8}$", "", key)
 
 # %% ../../nbs/core/08_store.ipynb #cell-18
-def plain(
+def _plain(
     value,  # a value that `json` cannot serialize
 ):
     "The value as plain Python, for `json`. Raises `TypeError` if it cannot be converted."
@@ -251,7 +250,7 @@ def plain(
 def to_json(value) -> bytes:
     "The value as indented JSON. Raises `CompressLabError` if part of it cannot be written as JSON."
     try:
-        return json.dumps(value, indent=1, default=plain, ensure_ascii=False).encode()
+        return json.dumps(value, indent=1, default=_plain, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
         raise CompressLabError(
             "A result cannot be written as JSON.", str(error), "let the probe return numbers, strings, lists and dicts"
@@ -281,7 +280,7 @@ def checksum(
     return dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 # %% ../../nbs/core/08_store.ipynb #cell-22
-def flush_folder(
+def _flush_folder(
     folder: Path,  # a folder whose entries must survive a power failure
 ):
     "Flushes the folder's entries to the disk; does nothing if the system does not support it."
@@ -361,7 +360,7 @@ class DamagedCell(CompressLabError):
     "A stored cell whose files differ from what was written."
 
 # %% ../../nbs/core/08_store.ipynb #local-code
-def local_folder(
+def _local_folder(
     path: str,  # of a run folder; may be missing
     root: str,  # the address as the user wrote it, for the message
 ) -> str:
@@ -402,7 +401,7 @@ class Store:
             ) from None
         self.local = isinstance(self.fs, LocalFileSystem)
         if self.local:
-            self.path = local_folder(self.path, self.root)
+            self.path = _local_folder(self.path, self.root)
         self.cells = f"{self.path}/cells"
 
     def __repr__(self):
@@ -468,7 +467,7 @@ def keys(self: Store) -> list[str]:
         names = (
             os.listdir(self.cells)
             if self.local
-            else [path.split("/")[-2] for path in self.fs.glob(f"{glob_escape(self.cells)}/*/result.json")]
+            else [path.split("/")[-2] for path in self.fs.glob(f"{_glob_escape(self.cells)}/*/result.json")]
         )
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -477,7 +476,7 @@ def keys(self: Store) -> list[str]:
     return sorted(key for key in names if re.fullmatch(KEY, key) and (not self.local or self.has(key)))
 
 
-def glob_escape(
+def _glob_escape(
     path: str,  # a folder whose name may hold *, ? or [
 ) -> str:
     "The path with glob characters escaped."
@@ -487,7 +486,7 @@ def glob_escape(
 VALUES = 100_000_000  # maximum number of values in a frame of records
 
 
-def read_frame(
+def _read_frame(
     data: bytes,  # a Parquet file
 ):
     "The DataFrame in the file. Raises `ValueError` if it cannot be read or has more than `VALUES` values."
@@ -535,7 +534,7 @@ def get(
         if not isinstance(environment, dict):
             raise ValueError("no mapping")
         name = "records.parquet"
-        return Cell(key, result, read_frame(data[name]) if name in data else None, environment)
+        return Cell(key, result, _read_frame(data[name]) if name in data else None, environment)
     except CompressLabError as error:
         raise self.damaged(key, f"{name} is not what was written ({error.what.rstrip('.')})") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
@@ -601,7 +600,7 @@ def _put_local(self: Store, key, files):
             (folder / name).mkdir(parents=True)
             for file, data in files.items():
                 write_file(folder / name / file, data)
-            flush_folder(folder / name)
+            _flush_folder(folder / name)
             if not self.has(key):
                 remove(folder / key)  # left by a discard that was killed
             try:
@@ -609,7 +608,7 @@ def _put_local(self: Store, key, files):
             except OSError:
                 if not self.has(key):
                     raise
-            flush_folder(folder)
+            _flush_folder(folder)
         finally:
             with suppress(OSError):
                 remove(folder / name)

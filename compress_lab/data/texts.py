@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HALVES', 'READERS', 'WIKIPEDIA', 'TITLE', 'STREAMS', 'TASKS', 'DataProvenance', 'Document', 'Text', 'TextSource',
-           'text_source', 'text', 'Calibration', 'OwnTexts', 'calibration', 'Windows', 'windows', 'Task', 'task',
-           'Images', 'images']
+           'text_source', 'text', 'Calibration', 'calibration', 'Windows', 'windows', 'Task', 'task', 'Images',
+           'images']
 
 # %% ../../nbs/data/02_texts.ipynb #cell-03
 import gzip
@@ -491,7 +491,7 @@ class Calibration:
 
 # %% ../../nbs/data/02_texts.ipynb #given-code
 @dataclass(frozen=True, repr=False)
-class OwnTexts(Text):
+class _OwnTexts(Text):
     "Texts from a list or a data set, all of which are used for calibration."
 
     def half(
@@ -515,7 +515,7 @@ def _texts_of(source) -> Text:
             "give the name of a text, a list of strings, a data set with a column `text`, or rows of tokens",
         )
     documents = tuple(Document(str(number), "", each) for number, each in enumerate(texts))
-    return OwnTexts(documents, DataProvenance("texts of one's own", "in memory"))
+    return _OwnTexts(documents, DataProvenance("texts of one's own", "in memory"))
 
 
 def _rows_given(tokens: torch.Tensor, n: int | None, seed: int) -> Calibration:

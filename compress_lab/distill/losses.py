@@ -22,12 +22,12 @@ def mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
         raise CompressLabError(f"mix={share} is not above 0 and below 1.", "distill", "use a share above 0 and below 1")
     return torch.logaddexp(one + math.log(share), other + math.log1p(-share))
 
-
+# %% ../../nbs/distill/01_losses.ipynb #0306fed4
 def logs(logits: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     "Returns the log-probabilities of student and teacher at a temperature."
     return tuple(scores.float().div(temperature).log_softmax(-1) for scores in (logits, teacher))
 
-
+# %% ../../nbs/distill/01_losses.ipynb #745015b5
 def reverse_kl(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     "Returns KL(student || teacher) per token in nats, times the squared temperature."
     return kl_loss(teacher, logits, temperature)

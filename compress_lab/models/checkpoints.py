@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICKLES', 'READ', 'ONE', 'INDEX', 'COUNTED', 'PLACES', 'LABELS', 'CODE', 'LEFT_BEHIND', 'WRITTEN_ANEW', 'BUDGET',
-           'check_names', 'check_folder_files', 'weight_files', 'weights_sha256', 'open_weights', 'numbers',
-           'check_counts', 'read_config', 'scheme_in', 'unpacked_only', 'check_floats', 'card', 'companions']
+           'check_names', 'check_folder_files', 'weight_files', 'weights_sha256', 'open_weights', 'check_counts',
+           'read_config', 'scheme_in', 'unpacked_only', 'check_floats', 'card', 'companions']
 
 # %% ../../nbs/models/11_checkpoints.ipynb #cell-03
 import hashlib
@@ -46,7 +46,7 @@ def check_names(
         f"There are no weights here: {content}.", where, "give the folder that holds config.json and model.safetensors"
     )
 
-
+# %% ../../nbs/models/11_checkpoints.ipynb #3ba90880
 def check_folder_files(
     folder: Path,  # of a model
 ):
@@ -151,7 +151,7 @@ PLACES = re.compile(
 LABELS = 10**6
 
 
-def numbers(
+def _numbers(
     config,  # nested dictionaries, lists and plain values
 ) -> list[tuple[str, int]]:
     "All whole numbers in a configuration, with their keys."
@@ -175,7 +175,7 @@ def check_counts(
     """Raises `CompressLabError` if the configuration has more layers, blocks or experts than stored tensors, or a
     negative number.
     """
-    for key, value in numbers(config):
+    for key, value in _numbers(config):
         if key == "num_labels":
             most = LABELS
         elif COUNTED.search(key) and not PLACES.search(key):
@@ -228,7 +228,7 @@ def read_config(
         )
     return config
 
-
+# %% ../../nbs/models/11_checkpoints.ipynb #563d22b3
 def scheme_in(
     config: dict,  # content of config.json
 ):

@@ -59,7 +59,7 @@ class MatmulRecorder(TorchFunctionMode):
                 inputs,
             )
 
-
+# %% ../../nbs/models/08_observing.ipynb #cf60a71e
 def observe(
     layers: Iterable[LinearLayer],  # the linears to observe
     on_input: Callable,  # called with (linear, index of the expert, input of shape (…, in), or images)

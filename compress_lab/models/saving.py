@@ -142,7 +142,7 @@ def check_folder(
             "choose another name, or remove it yourself",
         )
 
-
+# %% ../../nbs/models/14_saving.ipynb #3c82734d
 @patch
 def save(
     self: Subject,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'VOCABULARY', 'SIZES', 'VALUES', 'HEADS', 'LARGEST', 'causal_lms', 'encoders', 'declared', 'reduced',
-           'picked', 'shrink', 'architecture', 'attempt', 'tiny']
+           'picked', 'shrink', 'tiny']
 
 # %% ../../nbs/models/03_tiny.ipynb #cell-03
 from dataclasses import fields
@@ -202,7 +202,7 @@ HEADS = {
 LARGEST = 100_000_000
 
 
-def architecture(name, head: str):
+def _architecture(name, head: str):
     "The model class and the default-size configuration of a model type, a configuration class or a configuration."
     import transformers
 
@@ -226,7 +226,7 @@ def architecture(name, head: str):
     return model_class, next((part for part in parts if isinstance(part, model_class.config_class)), config)
 
 # %% ../../nbs/models/03_tiny.ipynb #cell-28
-def attempt(model_class, config, seed: int):
+def _attempt(model_class, config, seed: int):
     "Builds a model with random weights and runs it once. Raises `ValueError` if it is too large or not finite."
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in model_class._from_config(config).parameters())
@@ -253,10 +253,10 @@ def tiny(
     """
     first = None
     try:
-        model_class, config = architecture(name, head)
+        model_class, config = _architecture(name, head)
         for rule in ({}, {"fill": True}, {"grouped": False}):
             try:
-                return attempt(
+                return _attempt(
                     model_class,
                     shrink(config, **rule, **({"is_decoder": True} if head == "causal_lm" else {}) | more),
                     seed,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'states', 'skipping', 'passing', 'cosines', 'losses_without', 'shallower', 'shorter', 'one_stack',
-           'Blocks', 'judge']
+           'Blocks']
 
 # %% ../../nbs/prune/22_depth.ipynb #cell-03
 import math
@@ -41,7 +41,7 @@ def states(values) -> Tensor:
         )
     return tensor
 
-
+# %% ../../nbs/prune/22_depth.ipynb #bcd45eb7
 @contextmanager
 def skipping(skipped: list[Block]):
     "A context in which these blocks return their inputs."
@@ -234,7 +234,7 @@ class Blocks(Method):
             )
         tokens = calibration.tokens.to(model.device)
         with calibrating(model):
-            scores = judge(self, model, stack, tokens, seed)
+            scores = _judge(self, model, stack, tokens, seed)
         if not scores.isfinite().all():
             raise CompressLabError(
                 "The activations hold NaN or infinity.", str(self), "check the checkpoint, or calibrate with other text"
@@ -254,7 +254,7 @@ class Blocks(Method):
         }
 
 # %% ../../nbs/prune/22_depth.ipynb #cell-14-3
-def judge(method: Blocks, model: nn.Module, stack: list[Block], tokens: Tensor, seed: int) -> Tensor:
+def _judge(method: Blocks, model: nn.Module, stack: list[Block], tokens: Tensor, seed: int) -> Tensor:
     "Returns a score for each block, or for each run of consecutive blocks; the lowest are removed."
     if method.criterion == "random":
         return torch.rand(len(stack), generator=torch.Generator().manual_seed(seed))

@@ -57,7 +57,7 @@ def share_left(model: nn.Module) -> float:
     weights = [linear.weight.data for linear in text_linears(model)]
     return sum(int((weight != 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
-
+# %% ../../nbs/prune/12_lottery.ipynb #acae54e37e7d407bbb7b55eff062a284
 def lottery(
     model: nn.Module,  # with its initial weights; not modified
     train: Callable,  # train(model) trains in place and keeps zeros; its return value is stored

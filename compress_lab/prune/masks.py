@@ -70,7 +70,7 @@ def check_divides(
             "use a pattern that divides the columns, or ignore this layer",
         )
 
-
+# %% ../../nbs/prune/01_masks.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 def lowest(
     score: Tensor,  # score of each weight, (rows, in)
     sparsity: float | str,  # share to remove, or "N:M"

@@ -31,7 +31,7 @@ def going(
                 remaining.setdefault(name, {})[side] = ~removed
     return remaining
 
-
+# %% ../../nbs/prune/20_shrink.ipynb #acae54e37e7d407bbb7b55eff062a284
 def shapes(model: nn.Module, config) -> dict[str, tuple]:
     "Returns the shapes of a model of the same class with this configuration. Raises what its class raises."
     with torch.device("meta"):

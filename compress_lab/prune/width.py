@@ -67,7 +67,7 @@ def cheapest(cost: Tensor, number: int, groups: int) -> Tensor:
     order = cost.view(groups, -1).argsort(dim=1, stable=True)[:, : number // groups]
     return torch.zeros(groups, len(cost) // groups, dtype=torch.bool).scatter_(1, order, True).flatten()
 
-
+# %% ../../nbs/prune/21_width.ipynb #acae54e37e7d407bbb7b55eff062a284
 def choose(
     readers: list[tuple[Tensor, Tensor]],  # weight (rows, in) and nonsingular input moments (in, in) of each reader
     size: int,  # consecutive inputs of a unit
@@ -192,7 +192,7 @@ def damped(statistic: Gram, percdamp: float) -> Tensor:
     gram.diagonal().add_(percdamp * float(gram.diagonal().mean()) if statistic.informative else 1.0)
     return gram
 
-
+# %% ../../nbs/prune/21_width.ipynb #8dd0d8092fe74a7c96281538738b07e2
 def cut_reader(method: Width, subject, part: Units, count: int, groups: int, statistic: Gram, seed: int) -> dict:
     """Zeroes a reader's columns that belong to the cut units and refits the other columns; returns the errors and the
     cut units.
@@ -218,7 +218,7 @@ def cut_reader(method: Width, subject, part: Units, count: int, groups: int, sta
     write_back(method, subject, linear, [Compressed(new)])
     return report | {"cut": cut.repeat_interleave(size // part.size).nonzero().flatten().tolist()}
 
-
+# %% ../../nbs/prune/21_width.ipynb #72eea5119410473aa328ad9291626812
 @dataclass(frozen=True)
 class Neurons(Width):
     "Removes neurons from the feed-forward layers; plain transformers can load the smaller model."

@@ -25,7 +25,7 @@ def half_precision(
     short = (parted - (parted - scales.double())).float()
     return torch.where(scales > 0, torch.where(normal, half, short), 1.0)
 
-
+# %% ../../nbs/quantize/01_grid.ipynb #7fb27b941602401d91542211134fc71a
 def step_between(
     low: Tensor,  # smallest value of each group
     high: Tensor,  # largest value of each group
@@ -35,7 +35,7 @@ def step_between(
     wide = high - low
     return torch.where(wide.isfinite(), wide / top, (high / 2 - low / 2) / (top / 2))
 
-
+# %% ../../nbs/quantize/01_grid.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 def span(
     low: Tensor,  # smallest weight of each group, at most 0
     high: Tensor,  # largest weight of each group, at least 0
@@ -108,7 +108,7 @@ def cost_of(
         return error.square_() @ importance
     return (error @ importance).mul_(error).sum(1)
 
-
+# %% ../../nbs/quantize/01_grid.ipynb #8edb47106e1a46a883d545849b8ab81b
 def fit(
     weight: Tensor,  # a group of columns, (rows, group)
     bits: int,  # 1 to 8
@@ -152,7 +152,7 @@ def grouped(
     "Returns the columns of each group; the last group is shorter if the group size does not divide the columns."
     return [slice(start, min(start + group_size, weight.shape[1])) for start in range(0, weight.shape[1], group_size)]
 
-
+# %% ../../nbs/quantize/01_grid.ipynb #10185d26023b46108eb7d9f57d49d2b3
 def stored_zeros(
     method,  # has `symmetric` and optionally `zero_point`
     zeros: Tensor,  # zero points of any shape, float32

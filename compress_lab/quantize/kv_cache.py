@@ -33,7 +33,7 @@ def to_grid(
     scale = half_precision(step_between(low, wide.amax(dim, keepdim=True).maximum(low), top))
     return (((wide - low) / scale).round().clamp(0, top) * scale + low).to(x.dtype)
 
-
+# %% ../../nbs/quantize/23_kv_cache.ipynb #acae54e37e7d407bbb7b55eff062a284
 def rounded(
     states: Tensor,  # keys or values of shape (batch, heads, tokens, channels)
     bits: int,  # 1 to 8

@@ -30,7 +30,7 @@ def edges(
     middle = (table[codes[1:]] + table[codes[:-1]]) / 2
     return codes, torch.where(codes[1:] % 2 == 0, middle.nextafter(torch.tensor(-torch.inf)), middle)
 
-
+# %% ../../nbs/quantize/02_levels.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 def nearest(
     values: Tensor,  # weights divided by their scales, float32
     name: str,  # key of a table in `LEVELS`
@@ -79,7 +79,7 @@ def eight_bits(scales: Tensor) -> Tensor:
     short = scales.clamp(max=torch.finfo(torch.bfloat16).max).bfloat16().float()
     return torch.where(short > 0, short, 1.0)
 
-
+# %% ../../nbs/quantize/02_levels.ipynb #10185d26023b46108eb7d9f57d49d2b3
 def factor(
     format: Format,
     weight: Tensor,  # (rows, in)
@@ -124,7 +124,7 @@ def multiplied(scales: Tensor, outer: Tensor | None) -> Tensor:
     "Returns the scales times their factor, float32, as computed by `Packed.dequantize`."
     return scales.float() if outer is None else scales.float() * outer
 
-
+# %% ../../nbs/quantize/02_levels.ipynb #7623eae2785240b9bd12b16a66d81610
 def fit_scales(
     format: Format,
     weight: Tensor,  # (rows, in)

@@ -181,7 +181,7 @@ def done_once(subject, layers: list[LinearLayer], checkpoint, work) -> dict:
         finished.store(block, report)
     return report
 
-
+# %% ../../nbs/quantize/33_qat.ipynb #72eea5119410473aa328ad9291626812
 def fine_tune(
     method: QAT, subject, layers: list[LinearLayer], tokens: Tensor, seed: int = 0, teacher: nn.Module | None = None
 ) -> tuple[dict, list[float]]:

@@ -54,7 +54,7 @@ def all_moved(linear: LinearLayer, changed: Tensor) -> bool:
     """
     return bool(changed.flatten(1).any(1).view(-1, linear.out_features).any(1).all())
 
-
+# %% ../../nbs/quantize/31_ste.ipynb #0740f7e5
 class Rounded(torch.autograd.Function):
     "Rounds weights to their grid, `scales * (codes - zeros)`, with gradients for weights, offsets, scales and zeros."
 
@@ -91,7 +91,7 @@ class Through(torch.autograd.Function):
     def backward(ctx, gradient):
         return gradient, None
 
-
+# %% ../../nbs/quantize/31_ste.ipynb #4b141dc1
 class LearnedScales:
     "A linear with the scales of its groups, (rows, groups, 1), and a learned factor on each of them."
 
@@ -103,7 +103,7 @@ class LearnedScales:
         scales = self.scales * self.factor
         return Through.apply(scales, half_precision(scales.detach()))
 
-
+# %% ../../nbs/quantize/31_ste.ipynb #ce1481b6
 def soft_span(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     "Returns the same values as `span`, bit for bit, with gradients for `low` and `high`."
     hard, top = span(low.detach(), high.detach(), bits, symmetric), 2**bits - 1

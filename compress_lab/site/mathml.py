@@ -16,6 +16,8 @@ PLAINER = {
     r"(\\(?:hat|bar|tilde|vec|dot|check|widehat|widetilde|overline) *(?:\{[^{}]*\}|\\[a-zA-Z]+|\w)) *(?=_)": r"{\1{}}",
     r"\\(begin|end)\{(align|equation|gather|split)\*?\}": "",
     r"\\operatorname\*": r"\\operatorname",
+    # browsers choose the size of parentheses by themselves
+    r"\\[bB]igg?[lmr]?(?![a-zA-Z])": "",
     r"\\dots(?![a-z])": r"\\ldots",
 }
 
