@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from notebook_files import NBS, read
 
-from compress_lab.core.errors import CompressLabError
+from compress_lab.core.errors import NotMeasured
 from compress_lab.report.paper_claims import order_in_git, read_paper
 
 FOLDER = NBS / "papers" / "claims"
@@ -22,7 +22,7 @@ def test_the_shelf_is_not_empty():
 def test_claims_were_committed_before_their_results(path):
     try:
         order = order_in_git(path)
-    except CompressLabError as error:
+    except NotMeasured as error:
         pytest.skip(f"no history to look at: {error.where}")
     beforehand = {claim.key for claim in read_paper(path).claims if claim.beforehand}
     assert not [row for row in order if row.claim in beforehand and not row.in_order]

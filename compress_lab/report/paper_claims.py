@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core.errors import CompressLabError, listed
+from ..core.errors import CompressLabError, NotMeasured, listed
 from ..core.files import read_text
 from ..core.settings import Settings, only, read_yaml, setting, write_yaml
 from ..core.store import environment, machine_label, replace_file, short
@@ -292,27 +292,32 @@ def _git(folder: Path, *arguments: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", "") or type(error).__name__).strip()
-        raise CompressLabError("Git cannot tell.", said, "run it in a checkout with git") from None
+        raise NotMeasured("Git cannot tell.", said, "run it in a checkout with git") from None
 
 
 def _history(path: Path) -> list[tuple[str | None, dict]]:
     "The claims of a file in each commit, oldest first, and as they are now."
     folder = path.resolve().parent
     if _git(folder, "rev-parse", "--is-shallow-repository").strip() == "true":
-        raise CompressLabError("The history is not here.", "a shallow clone", "git fetch --unshallow")
+        raise NotMeasured("The history is not here.", "a shallow clone", "git fetch --unshallow")
     log = _git(folder, "log", "--follow", "--topo-order", "--format=%x00%H", "--name-only", "--", path.name)
     versions = [entry.split() for entry in log.split("\0") if entry.strip()]
     texts = [(commit, _git(folder, "show", f"{commit}:{name}")) for commit, name in reversed(versions)]
-    return [
-        (commit, (read_yaml(text, path.name) or {}).get("claims") or {})
-        for commit, text in [*texts, (None, read_text(path))]
-    ]
+    return [*((commit, _claims_in(text)) for commit, text in texts), (None, read_yaml(read_text(path))["claims"])]
+
+
+def _claims_in(text: str) -> dict:
+    "The claims of an old version; none if it was not valid YAML."
+    try:
+        return (read_yaml(text) or {}).get("claims") or {}
+    except CompressLabError:
+        return {}
 
 
 def order_in_git(
     path: str | Path,  # a file of claims in a git checkout
 ) -> list[Order]:
-    "Returns when each claim and its result were committed. Raises `CompressLabError` without the whole history."
+    "Returns when each claim and its result were committed. Raises `NotMeasured` without git or the whole history."
     history = _history(Path(path))
     rows = []
     for key, claim in history[-1][1].items():
