@@ -17,7 +17,7 @@ setup(
     package_data={
         "compress_lab": ["data/*.yml"],
         "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"],
-        "compress_lab.report": ["templates/*"],
+        "compress_lab.report": ["templates/*", "data/*.yaml"],
     },
     install_requires=words("requirements"), extras_require={**extras, "dev": sum(extras.values(), [])},
     entry_points={

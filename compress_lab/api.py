@@ -58,6 +58,8 @@ HOMES = {  # a module: the public names that are imported from it
     "evaluate.suites": ("suite",),
     "deploy.export": ("Exported", "export", "export_formats"),
     "report.dossier": ("Dossier",),
+    "report.card": ("Card",),
+    "report.risk": ("Profile",),
     "report.plots": ("plot",),
     "study": ("Study",),
 }
@@ -179,6 +181,8 @@ EXAMPLES = {  # for names whose example cannot be derived from their parameters
     "Difference": 'cl.compare(original, compressed, ["perplexity"]).differences[0]',
     "Records": 'cl.probe(subject, "perplexity")',
     "Dossier": 'cl.Dossier.from_run("folder")',
+    "Card": 'cl.Card.of("folder", "RTN-4").write("model")',
+    "Profile": 'cl.Profile(cl.Dossier.from_run("folder"), {"GOVERN 2.1": "our text"}).save("folder/risk")',
     "Exported": 'cl.export(subject, "folder", "openvino")',
     "Metric": 'cl.Metric("accuracy", "share", "higher", numerator="right")',
     "Sentences": 'cl.Sentences({"input_ids": rows, "attention_mask": mask, "labels": labels})',

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'paragraph', 'table', 'as_list', 'show_table', 'run_folder',
-           'page_of', 'show_dossier', 'run', 'report', 'setting_rows', 'options_of', 'near_options', 'value_of',
-           'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'apply',
-           'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study', 'compare',
-           'export', 'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_models', 'add_lists',
-           'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
+           'page_of', 'show_dossier', 'run', 'check_runs', 'report', 'card', 'earlier_card', 'risk', 'setting_rows',
+           'options_of', 'near_options', 'value_of', 'settings_given', 'describe', 'checkpoint_of', 'target', 'step_of',
+           'recipe_from_code', 'recipe_of', 'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe',
+           'show_comparison', 'compared_study', 'compare', 'export', 'init', 'installed', 'machine', 'folders',
+           'doctor', 'add_studies', 'add_documents', 'add_models', 'add_lists', 'parser', 'import_all',
+           'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -160,19 +161,27 @@ def run(
     return 1 if failures(Store(root)) else 0
 
 # %% ../nbs/cli.ipynb #cell-12
-def report(
-    options,  # parsed arguments
-) -> int:
-    "Shows the dossier of a finished or unfinished run folder, or of the same study on several machines."
+def check_runs(
+    runs: list[str],  # run folders
+):
+    "Raises `CompressLabError` if a folder holds no results, with the folders beside it that were perhaps meant."
     from compress_lab.core.store import Store
 
-    for run in options.run:
+    for run in runs:
         if Store(run).keys():
             continue
         beside = [path.name for path in Path(run).parent.glob("*") if path.is_dir()]
         close = [name for name in nearest(Path(run).name, beside) if name != Path(run).name]
         fix = f"did you mean {' or '.join(close)}?" if close else "name the folder of a run, such as runs/starter"
         raise CompressLabError("There are no results here.", run, fix)
+
+
+def report(
+    options,  # parsed arguments
+) -> int:
+    "Shows the dossier of a finished or unfinished run folder, or of the same study on several machines."
+    check_runs(options.run)
+    from compress_lab.core.store import Store
     from compress_lab.report.dossier import Dossier
 
     page, dossier = page_of(Store(options.run[0]), options.out), Dossier.from_run(*options.run)
@@ -180,6 +189,70 @@ def report(
     if options.pictures:
         files = dossier.save_pictures(options.pictures)
         say(f"{len(files)} files of pictures and their tables in {options.pictures}")
+    return 0
+
+# %% ../nbs/cli.ipynb #fa12ab52
+def card(
+    options,  # parsed arguments
+) -> int:
+    "Writes the model cards of a study, or that of one copy."
+    from compress_lab.core.store import Store
+    from compress_lab.report.card import Card, card_folder, is_copy
+    from compress_lab.report.evidence import Evidence
+
+    first = options.run[0]
+    if is_copy(first):
+        say(str(Card.of(first).write(options.out or first)))
+        return 0
+    check_runs(options.run)
+    evidence, store = Evidence.from_run(*options.run), Store(first)
+    out = options.out or (f"{store.root}/cards" if store.local else "cards")
+    if options.recipe:
+        cards = {options.recipe: out if options.out else f"{out}/{card_folder(options.recipe)}"}
+    else:
+        cards = {name: f"{out}/{card_folder(name)}" for name in evidence.recipes if name != "original"}
+    for recipe, folder in cards.items():
+        say(str(Card(evidence, recipe).write(folder)))
+    return 0
+
+
+def earlier_card(
+    out,  # a folder that is about to be replaced
+) -> bytes | None:
+    """The card in it; None if it has none.
+
+    Raises `CompressLabError` if a mark of the card is missing, before anything is computed.
+    """
+    from compress_lab.core.files import read_bytes
+    from compress_lab.report.card import own_texts
+
+    file = Path(out, "README.md")
+    if not file.is_file():
+        return None
+    content = read_bytes(file)
+    own_texts(content.decode("utf-8", "surrogateescape"), str(file))
+    return content
+
+# %% ../nbs/cli.ipynb #1ed41a06
+def risk(
+    options,  # parsed arguments
+) -> int:
+    "Writes the risk profile of a study."
+    check_runs(options.run)
+    from compress_lab.core.store import Store
+    from compress_lab.report.evidence import Evidence
+    from compress_lab.report.risk import STATUSES, WORDS, Profile, read_answers
+
+    answers, store = read_answers(options.answers) if options.answers else {}, Store(options.run[0])
+    profile = Profile(Evidence.from_run(*options.run), answers)
+    files = profile.save(options.out or (f"{store.root}/risk" if store.local else "risk"))
+    counts = [
+        (framework.name, *(str(sum(row.status == status for row in rows)) for status in STATUSES))
+        for framework, rows in profile.parts
+    ]
+    show_table(["framework", *(WORDS[status] for status in STATUSES)], counts, profile.evidence.title)
+    for file in files:
+        say(str(file))
     return 0
 
 # %% ../nbs/cli.ipynb #settings-kind
@@ -418,13 +491,15 @@ def apply(
         whole(getattr(options, name), f"--{name}", least=1)
     from compress_lab.data.texts import calibration
     from compress_lab.models.loading import load
+    from compress_lab.report.card import Card
 
-    subject, text = load(options.model), None
+    earlier, subject, text = earlier_card(out), load(options.model), None
     if recipe.needs_calibration:
         text = calibration(options.calibration, subject, n=options.n, length=options.length, seed=options.seed)
     checkpoint = checkpoint_of(out)
     compressed = recipe.apply(subject, text, checkpoint=checkpoint, seed=options.seed)
     compressed.save(out)
+    Card.of(out).write(out, earlier)
     shutil.rmtree(checkpoint, ignore_errors=True)
     rows = [(entry["method"], f"{entry['touched']:,}", f"{entry['seconds']:.1f} s") for entry in compressed.history]
     show_table(["method", "weights touched", "time"], rows, f"{recipe} on {subject.name}, seed {options.seed}")
@@ -615,9 +690,11 @@ def export(
     "Exports a saved Subject to a format of other programs, and verifies the result by reading it back."
     from compress_lab.deploy.export import as_format, export
     from compress_lab.models.loading import load
+    from compress_lab.report.card import Card
 
-    form = as_format(options.format)
+    form, earlier = as_format(options.format), earlier_card(options.out)
     written = export(load(options.folder), options.out, form)
+    Card.of(options.out).write(options.out, earlier)
     paragraph(str(written))
     say(f"\n{options.out}")
     return 0
@@ -835,8 +912,23 @@ def add_studies(
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--out", help="page to write (default: dossier.html in the first run folder)")
     added.add_argument("--pictures", metavar="FOLDER", help="write each picture as SVG and PNG, its table as CSV")
+    add_documents(command)
 
 # %% ../nbs/cli.ipynb #commands-code-2
+def add_documents(
+    command,  # as for `add_studies`
+):
+    "Adds the commands that write documents about a study."
+    added = command(card, "write a model card for each recipe of a study, or for a saved copy")
+    added.add_argument("run", nargs="+", help="run folder, several for the same study; or a folder of a saved copy")
+    added.add_argument("--recipe", metavar="NAME", help="only this recipe")
+    added.add_argument("--out", help="folder of the model (default: cards in the run folder)")
+    added = command(risk, "write the risk profile of a study: NIST AI RMF and 600-1, EU AI Act, GDPR")
+    added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
+    added.add_argument("--answers", metavar="FILE", help="your answers in YAML: the row's name, and your text")
+    added.add_argument("--out", help="folder to write (default: risk in the run folder)")
+
+
 def add_models(
     command,  # as for `add_studies`
 ):

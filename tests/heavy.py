@@ -33,6 +33,7 @@ HEAVY_TESTS = """
     test_attacks_study.py::test_results_of_another_layout_are_named_and_measured_again
     test_attacks_study.py::test_something_else_in_the_place_of_a_file
     test_attacks_study.py::test_the_page_is_written_whatever_becomes_of_the_output
+    test_card.py::test_records_pass_the_schema_of_every_eval_ever_itself
     test_cli.py::test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints
     test_cli.py::test_a_study_of_own_methods_imports_their_file
     test_distill.py::test_a_killed_run_goes_on_with_the_same_losses

@@ -258,7 +258,7 @@ def test_the_study_of_init_runs(here, capsys):
     assert main(["run", "first.yaml"]) == 0 and "GPTQ-4" in capsys.readouterr().out
 
 
-COMMANDS = "init run report apply probe export methods probes tasks suites texts doctor".split()
+COMMANDS = "init run report card risk apply probe export methods probes tasks suites texts doctor".split()
 
 
 def test_each_output_fits_eighty_columns(here, capsys, monkeypatch):
@@ -275,7 +275,7 @@ def test_each_output_fits_eighty_columns(here, capsys, monkeypatch):
     for name in COMMANDS:
         assert any(line.split()[:1] == [name] for line in helped)
         lines(name, "--help")
-    for name in COMMANDS[6:]:
+    for name in COMMANDS[COMMANDS.index("methods") :]:
         lines(name)
     for words in (["methods", "QAT"], ["probes", "robustness"], ["probe", "task", "--help"]):
         lines(*words)

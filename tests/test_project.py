@@ -110,24 +110,24 @@ def test_what_takes_long_exists_under_its_name():
 
 
 # Rooms, and notebooks that are rooms of their own, in which a public definition may still lack an example.
-WITHOUT_EXAMPLES = {"api", "cli", "deploy", "evaluate", "measure", "report", "runtimes", "site", "study"}
+WITHOUT_EXAMPLES = {"api", "cli", "deploy", "measure", "report", "runtimes", "site", "study"}
 
 
 def shown_by(node, others):
-    """The names of which an example has to use one: the definition's own; the class of a method; for a class also its
-    subclasses, and the functions whose annotation says that they return it.
+    """The names of which an example has to use one: the definition's own; for a class its subclasses, and the functions
+    whose annotation says that they return it; for a method its class, or what shows it.
     """
-    names = {node.name}
-    if isinstance(node, ast.ClassDef):
-        returned = re.compile(rf"\b{node.name}\b")
-        for other in others:
-            above = [ast.unparse(base) for base in other.bases] if isinstance(other, ast.ClassDef) else []
-            result = getattr(other, "returns", None)
-            if node.name in above or result is not None and returned.search(ast.unparse(result)):
-                names.add(other.name)
-    elif node.args.args and node.args.args[0].arg == "self":
-        names.add(ast.unparse(node.args.args[0].annotation))
-    return names
+    kind, names = node.name, {node.name}
+    if isinstance(node, ast.FunctionDef):
+        if not node.args.args or node.args.args[0].arg != "self":
+            return names
+        kind = ast.unparse(node.args.args[0].annotation)
+    for other in others:
+        above = [ast.unparse(base) for base in other.bases] if isinstance(other, ast.ClassDef) else []
+        result = getattr(other, "returns", None)
+        if kind in above or result is not None and re.search(rf"\b{kind}\b", ast.unparse(result)):
+            names.add(other.name)
+    return names | {kind}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeps import ALL, swept
+from sweeps import ALL, SAMPLE, swept
 from test_architectures import NOT_BUILT
 
 import compress_lab as cl
@@ -71,12 +71,18 @@ def compressed(subject, packed: bool):
     return (cl.RTN(bits=8, group_size=16) if packed else cl.Magnitude(0.5)).apply(subject)
 
 
+# each type packed and not; a sample of the architectures tries all six, the others three of them unless asked for all
+EACH = {"float32": (True, False), "bfloat16": (True, False), "float16": (True, False)}
+HALF = {"float32": (False,), "bfloat16": (True,), "float16": (False,)}
+
+
 @swept("head, name", [pair for pair in ALL if pair[1] not in NOT_BUILT])
-def test_comes_back(head, name, tmp_path, elsewhere):
+def test_comes_back(head, name, tmp_path, elsewhere, request):
     tiny(name, head=head).save_pretrained(tmp_path / "original")
-    for dtype in ("float32", "bfloat16", "float16"):
+    thorough = name in SAMPLE or "slow" in request.config.getoption("--flags").split()
+    for dtype, ways in (EACH if thorough else HALF).items():
         original, runs = cl.load(tmp_path / "original", dtype=dtype), dtype not in NOT_RUN.get(name, ())
-        for packed in (True, False):
+        for packed in ways:
             try:
                 subject = compressed(original, packed)
             except CompressLabError:

@@ -11,8 +11,10 @@ from jupyter_client.manager import AsyncKernelManager
 
 HEAVY = [
     "ipykernel.kernelapp",
+    "matplotlib.pyplot",
     "pandas",
     "scipy.stats",
+    "seaborn",
     "torch",
     "transformers.modeling_utils",
     "transformers.models.auto",
@@ -29,8 +31,10 @@ def serve(arguments, folder, environment):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    import matplotlib
     from ipykernel.kernelapp import IPKernelApp
 
+    matplotlib.use("module://matplotlib_inline.backend_inline")  # a kernel tells matplotlib so when that is imported
     IPKernelApp.launch_instance(argv=arguments)
 
 

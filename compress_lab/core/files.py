@@ -134,13 +134,14 @@ def read_json(
 # %% ../../nbs/core/04_files.ipynb #own-code
 def own_data(
     name: str = "",  # of a file; empty: the data folder itself
+    room: str = "",  # whose folder it is, such as "report"; empty: the package's own
 ) -> Path:
     "The path of a data file that comes with the package. Raises `CompressLabError` if it is missing."
-    path = Path(str(files("compress_lab").joinpath("data", name)))
+    path = Path(str(files("compress_lab").joinpath(room, "data", name)))
     if not path.exists():
         raise CompressLabError(
             f"The package comes without its own {name or 'data'}.",
-            f"compress_lab/data/{name}",
+            Path("compress_lab", room, "data", name).as_posix(),
             "install compress_lab again",
         )
     return path

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PEOPLE', 'SENTENCES', 'KINDS', 'PRONOUNS', 'gap', 'Equity', 'three', 'icat', 'StereoSet', 'group_name', 'bbq_items',
-           'bias_score', 'bbq_pairs', 'bbq_counts', 'BBQ', 'pronoun_lines', 'winobias_items', 'WinoBias']
+           'BBQ', 'pronoun_lines', 'winobias_items', 'WinoBias']
 
 # %% ../../nbs/evaluate/21_bias.ipynb #cell-03
 import re
@@ -330,7 +330,7 @@ def bbq_items(
     )
 
 # %% ../../nbs/evaluate/21_bias.ipynb #bbq-code-3
-def bias_score(
+def _bias_score(
     totals: np.ndarray,  # counts: right, items, answers that follow the stereotype, that name a person; (…, 4)
 ) -> np.ndarray:
     "The bias score in ambiguous contexts, shape (…)."
@@ -338,7 +338,7 @@ def bias_score(
     return (1 - right / items) * quotient(np.stack([2 * biased - named, named], -1))
 
 # %% ../../nbs/evaluate/21_bias.ipynb #bbq-counts
-def bbq_pairs(
+def _bbq_pairs(
     frame: pd.DataFrame,  # of `bbq_items`
 ) -> list[tuple[str, str]]:
     "Pairs of a prompt and an answer, one pair for each answer option of each question."
@@ -349,7 +349,7 @@ def bbq_pairs(
     return pairs
 
 # %% ../../nbs/evaluate/21_bias.ipynb #51628a9d
-def bbq_counts(
+def _bbq_counts(
     frame: pd.DataFrame,  # of `bbq_items`
     said,  # answer number for each question, (questions,)
 ) -> tuple:
@@ -404,7 +404,7 @@ class BBQ(Probe):
             "",
             None,
             sums=("stereotype_right", "stereotype_items", "biased_amb", "named_amb"),
-            formula=bias_score,
+            formula=_bias_score,
         ),
         Metric("bias_disambiguated", "", None, sums=("signed_dis", "named_dis"), formula=quotient),
     )
@@ -424,12 +424,12 @@ class BBQ(Probe):
         frame = bbq_items(dataset.frame, dataset.provenance.source)
         if self.n is not None:
             frame = frame[frame["cluster"].isin(enough(frame["cluster"], self.n, seed))]
-        pairs = bbq_pairs(frame)
+        pairs = _bbq_pairs(frame)
         source = dataset.provenance.source
         names = [f"{source}, row {item}, answer {option}" for item in frame["item"] for option in range(3)]
         scores = likelihoods(subject, encode(tokenizer_of(subject), pairs, names=names), self.tokens)
         mean = (scores.logp / [len(option[1:].encode()) for _, option in pairs]).reshape(-1, 3)
-        rows, told = bbq_counts(frame, mean.argmax(1))
+        rows, told = _bbq_counts(frame, mean.argmax(1))
         return Records(
             rows,
             self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'COLDEST', 'HOTTEST', 'METRICS', 'DRAWS', 'SCALES', 'GROUPS', 'TEMPERATURES', 'distributions', 'item_scores',
            'equal_mass', 'reliability', 'reliability_diagram', 'temperature', 'rescaled', 'crossfit', 'risk_coverage',
-           'aurc', 'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'proportions', 'from_noise',
+           'aurc', 'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'from_noise',
            'calibration_differences', 'CalibrationProbe']
 
 # %% ../../nbs/evaluate/15_calibration.ipynb #imports
@@ -93,7 +93,7 @@ def equal_mass(
     edges = np.sort(confidence)[np.arange(1, bins) * len(confidence) // bins]
     return np.searchsorted(np.unique(edges), confidence, side="right")
 
-
+# %% ../../nbs/evaluate/15_calibration.ipynb #623394be
 def reliability(
     frame: pd.DataFrame,  # `label` and `logprobs`
     bins: int = BINS,  # maximum number of bins
@@ -166,7 +166,7 @@ def rescaled(
     "Log-probabilities rescaled to a temperature."
     return special.log_softmax(logp / np.reshape(by, (-1, 1)), axis=1)
 
-
+# %% ../../nbs/evaluate/15_calibration.ipynb #c3fd4819
 def crossfit(
     logp: np.ndarray,  # log-probabilities, shape (n, options)
     label: np.ndarray,  # index of the right option, shape (n,)
@@ -262,7 +262,7 @@ def bin_columns(
     which = np.eye(bins)[equal_mass(scores["confidence"].to_numpy(), bins)]
     return np.hstack([which * (scores["confidence"] - scores["correct"]).to_numpy()[:, None], which])
 
-
+# %% ../../nbs/evaluate/15_calibration.ipynb #cf23b8d2
 def ece(
     totals: np.ndarray,  # of `bin_columns`, shape (…, 2 * bins)
 ) -> np.ndarray:
@@ -282,7 +282,7 @@ def calibration_loss(
 DRAWS, SCALES = 2000, np.r_[0.0, np.geomspace(0.02, 30, 48)]  # number of noise draws; scales of the gaps
 
 
-def proportions(
+def _proportions(
     gaps: np.ndarray,  # observed gaps, shape (bins,)
     error: np.ndarray,  # their standard errors, shape (bins,)
 ) -> list[np.ndarray]:
@@ -307,7 +307,7 @@ def from_noise(
         at = lambda share: 0.0 if above[0] >= share else float(np.interp(share, above, SCALES))
         return [float(statistic(at(share) * direction)) for share in (0.5, tail, 1 - tail)]
 
-    results = [along(direction) for direction in proportions(gaps, noise.std(0))]
+    results = [along(direction) for direction in _proportions(gaps, noise.std(0))]
     return results[0][0], min(low for _, low, _ in results), max(high for *_, high in results)
 
 # %% ../../nbs/evaluate/15_calibration.ipynb #debias-code-2

@@ -368,7 +368,7 @@ def exact_mean_spread(
     method = "exact" if alike else f"Student's interval over {seeds} seeds"
     return Spread(ends(values), ends(ratios), None, method, seeds)
 
-
+# %% ../../nbs/evaluate/04_differences.ipynb #da68d61e
 def combined(
     each: list,  # one difference per seed, with its interval
 ) -> Spread:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'KEYS', 'NEIGHBOURS', 'LOOKALIKES', 'INVISIBLE', 'BACKWARDS', 'BACK', 'SHORT', 'BRITISH', 'SPOKEN',
-           'BEHAVIOUR', 'Perturbation', 'register', 'perturb', 'robustness_metrics', 'Robustness', 'templates',
-           'behaviour_cases', 'Behaviour']
+           'BEHAVIOUR', 'Perturbation', 'register', 'perturb', 'Robustness', 'templates', 'behaviour_cases',
+           'Behaviour']
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #imports
 import re
@@ -311,7 +311,7 @@ register(
 register("spoken", "features of several spoken varieties: ain't, them for those, gonna", *_table(SPOKEN))
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #af750b57
-def robustness_metrics(
+def _robustness_metrics(
     kinds,  # names of perturbations
 ) -> tuple:
     "Returns the metrics: losses under all perturbations together, accuracy on clean texts, and losses under each."
@@ -324,7 +324,7 @@ class Robustness(OnTexts):
     "Accuracy that a text classifier loses on perturbed texts, relative to the same texts unperturbed."
 
     name: ClassVar[str] = "robustness"
-    metrics: ClassVar[tuple] = robustness_metrics(PERTURBATIONS)
+    metrics: ClassVar[tuple] = _robustness_metrics(PERTURBATIONS)
     kinds: str = ""  # names of perturbations, separated by spaces; empty: all
     keep: str = ""  # words to leave unchanged, separated by spaces
     rate: float | None = setting(None, least=0)  # share of the places that are changed; None: each perturbation's own
@@ -333,7 +333,7 @@ class Robustness(OnTexts):
     def __post_init__(self):
         super().__post_init__()
         known = PERTURBATIONS.discover()  # including other packages
-        object.__setattr__(self, "metrics", robustness_metrics(known))
+        object.__setattr__(self, "metrics", _robustness_metrics(known))
         for kind in self.kinds.split():
             if kind not in known:
                 raise self.wrong("kinds", f"names {kind!r}, and must name some of {', '.join(PERTURBATIONS)}")

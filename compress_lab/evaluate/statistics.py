@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'LONGEST', 'FEW', 'FLIPS', 'SHARES', 'cluster_sums', 'effective', 'Jackknife', 'jackknife', 'from_left_out',
-           'intervals', 'over_seeds', 'interval', 'quotient', 'exact', 'shrinkage', 'widened', 'share', 'score',
-           'ratio_score', 'Pairs', 'paired_interval', 'paired_ratio', 'paired', 'mcnemar', 'same_items', 'changes',
-           'flips', 'holm', 'together', 'against_bound', 'non_inferior', 'power', 'detectable']
+           'intervals', 'over_seeds', 'interval', 'quotient', 'exact', 'shrinkage', 'share', 'score', 'ratio_score',
+           'Pairs', 'paired_interval', 'paired_ratio', 'paired', 'mcnemar', 'same_items', 'changes', 'flips', 'holm',
+           'together', 'against_bound', 'non_inferior', 'power', 'detectable']
 
 # %% ../../nbs/evaluate/01_statistics.ipynb #cell-03
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def jackknife(
         value, left_out = float(statistic(total)), np.asarray(statistic(total - sums), dtype=np.float64)
     return from_left_out(value, left_out, sizes)
 
-
+# %% ../../nbs/evaluate/01_statistics.ipynb #31bca59f
 def from_left_out(
     value: float,  # statistic of all clusters
     left_out: np.ndarray,  # statistic without each cluster in turn, shape (clusters,)
@@ -174,7 +174,7 @@ def quotient(
     "The first sum divided by the second, shape (…); 0 if the second is 0."
     return np.divide(totals[..., 0], totals[..., 1], out=np.zeros(totals.shape[:-1]), where=totals[..., 1] != 0)
 
-
+# %% ../../nbs/evaluate/01_statistics.ipynb #9485130e
 def exact(
     found: float,  # number counted; need not be whole
     of: float,  # total number
@@ -195,7 +195,7 @@ def shrinkage(
     return float((stats.t.ppf((1 + level) / 2, degrees) / stats.norm.ppf((1 + level) / 2)) ** 2)
 
 
-def widened(
+def _widened(
     ends: tuple[float, float],
     spread: Jackknife,
     level: float,  # coverage of both
@@ -220,7 +220,7 @@ def share(
     spread, rate = jackknife(sums, quotient, sums[:, 1]), count / of
     items = min(of, rate * (1 - rate) / spread.error**2) if spread.error > 0 else effective(sums[:, 1])
     items /= shrinkage(spread.degrees, level)
-    low, high = widened(exact(rate * items, items, level), spread, level)
+    low, high = _widened(exact(rate * items, items, level), spread, level)
     return max(0.0, low), min(1.0, high)
 
 # %% ../../nbs/evaluate/01_statistics.ipynb #score-code
@@ -352,7 +352,7 @@ def paired_interval(
     ends = _ends(lambda by: score(lost, gained, n, by), -edge, edge, level)
     low, high = (round(end) if abs(end) == edge else end for end in ends)
     if not pairs.independent:
-        low, high = widened((low, high), pairs.difference, level)
+        low, high = _widened((low, high), pairs.difference, level)
     return _with_null(max(-1.0, low), min(1.0, high), 0.0, pairs, level)
 
 
@@ -367,7 +367,7 @@ def paired_ratio(
     ends = _ends(lambda by: ratio_score(right, lost, gained, n, np.exp(by)), -16.0, 16.0, level)
     low, high = (0.0 if end == -16 else np.inf if end == 16 else float(np.exp(end)) for end in ends)
     if not pairs.independent:
-        low, high = widened((low, high), pairs.ratio, level)
+        low, high = _widened((low, high), pairs.ratio, level)
     return _with_null(max(0.0, low), high, 1.0, pairs, level)
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOMENTS', 'LENGTH', 'ANSWERS', 'RIGHT', 'correlation', 'macro_f1', 'metric_of', 'flip_metrics', 'moments',
-           'class_columns', 'likeliest', 'padded_rows', 'together', 'choice_frame', 'ask', 'class_order', 'batches',
-           'head_logits', 'classify', 'taken', 'write', 'answered', 'TaskProbe', 'flipped']
+           'class_columns', 'likeliest', 'padded_rows', 'ask', 'class_order', 'head_logits', 'classify', 'taken',
+           'write', 'answered', 'TaskProbe', 'flipped']
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-03
 import hashlib
@@ -142,7 +142,7 @@ def padded_rows(rows, fill=np.nan) -> np.ndarray:
     return np.array([[*row, *[fill] * (width - len(row))] for row in rows], dtype=np.float64)
 
 
-def together(
+def _together(
     found: Items,
     frame: pd.DataFrame,  # with `correct`, a row for each item
 ) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def together(
     return frame.assign(em_right=frame["correct"].groupby(group).transform("all") & last, em_groups=last)
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-15-2
-def choice_frame(
+def _choice_frame(
     found: Items,  # of kind choice
     logp: np.ndarray,  # log-likelihoods of all options, item by item, shape (options,)
     tokens: np.ndarray,  # number of tokens of each option
@@ -204,7 +204,7 @@ def choice_frame(
         if isinstance(found.file.options, list)
         else {}
     )
-    return together(found, frame).assign(**more, logprobs=[row[:count] for row, count in zip(logp, counts)])
+    return _together(found, frame).assign(**more, logprobs=[row[:count] for row, count in zip(logp, counts)])
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-16
 def ask(
@@ -234,7 +234,7 @@ def ask(
             f"{cut} of {len(requests)} contexts lost their beginning: the model takes {known.places} tokens"
         ]
     if found.file.kind == "choice":
-        return choice_frame(found, scores.logp, length), told
+        return _choice_frame(found, scores.logp, length), told
     frame = pd.DataFrame(
         {
             "item": [item.id for item in found],
@@ -268,7 +268,7 @@ def class_order(
     )
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #head-code
-def batches(
+def _batches(
     encoded: list[dict],  # tokenizer output for each row
     tokens: int,  # maximum tokens in a batch of more than one row
 ):
@@ -340,7 +340,7 @@ def head_logits(
         check_tokens(subject.model, torch.tensor(row["input_ids"]), f"{desc}, row {number}", known)
     logits, figures = [None] * len(encoded), _figures
     with evaluating(subject.model) as model:
-        for numbers, batch in bar(list(batches(encoded, tokens or 4 * PACK)), desc=desc, unit="batch"):
+        for numbers, batch in bar(list(_batches(encoded, tokens or 4 * PACK)), desc=desc, unit="batch"):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             try:
                 answers = figures(model, batch)
@@ -381,7 +381,7 @@ def classify(
             "correct": prediction == label,
             "logprobs": [*np.stack([special.logsumexp(logp[:, part], axis=1) for part in order], 1)],
         }
-        return together(found, frame.assign(**known, **class_columns(prediction, label, len(order)))), told
+        return _together(found, frame.assign(**known, **class_columns(prediction, label, len(order)))), told
     if not np.isfinite(logits).all():
         raise NotMeasured(
             "The head's figures are not numbers.", type(subject.model).__name__, "compare with the uncompressed model"

@@ -4,10 +4,8 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'COUNTED', 'ALWAYS', 'MOST', 'DEEPEST', 'PATIENCE', 'PADDING', 'JINJA', 'TaskFile', 'matches',
-           'replaced', 'too_slow', 'words', 'token_f1', 'Bounded', 'loops', 'few', 'template', 'expression', 'plain',
-           'misfit', 'check_types', 'check_kind', 'check_metrics', 'check_expressions', 'check', 'task_files',
-           'read_task', 'Item', 'rendered', 'cleaned', 'same_as_right', 'choice_of', 'as_item', 'Items', 'enough',
-           'items']
+           'replaced', 'words', 'token_f1', 'template', 'expression', 'task_files', 'read_task', 'Item', 'cleaned',
+           'same_as_right', 'as_item', 'Items', 'enough', 'items']
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #cell-03
 import hashlib
@@ -106,7 +104,7 @@ def matches(
     try:
         return list(regex.finditer(pattern, text, timeout=PATIENCE))
     except TimeoutError as error:
-        raise too_slow(pattern) from error
+        raise _too_slow(pattern) from error
 
 
 def replaced(
@@ -118,10 +116,10 @@ def replaced(
     try:
         return regex.sub(pattern, by, text, timeout=PATIENCE)
     except TimeoutError as error:
-        raise too_slow(pattern) from error
+        raise _too_slow(pattern) from error
 
 
-def too_slow(
+def _too_slow(
     pattern: str,  # a regular expression
 ) -> CompressLabError:
     "Returns the error for a search that takes too long."
@@ -150,7 +148,7 @@ def token_f1(
     return 2 * both / (len(first) + len(second)) if both else 0.0
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #jinja-code
-class Bounded(ImmutableSandboxedEnvironment):
+class _Bounded(ImmutableSandboxedEnvironment):
     "Jinja's sandbox, restricted so that a template cannot make a text or a loop arbitrarily long."
 
     intercepted_binops = frozenset({"*", "**", "%"})
@@ -184,19 +182,19 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def _parse(self, source, name, filename):
         tree = super()._parse(source, name, filename)
-        if loops(tree) > DEEPEST:
+        if _loops(tree) > DEEPEST:
             raise TemplateError(f"loops are nested more than {DEEPEST} deep")
         return tree
 
 
-def loops(
+def _loops(
     node: nodes.Node,  # of a template
 ) -> int:
     "The depth of nested loops in a template."
-    return max(map(loops, node.iter_child_nodes()), default=0) + isinstance(node, nodes.For)
+    return max(map(_loops, node.iter_child_nodes()), default=0) + isinstance(node, nodes.For)
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #jinja-code-2
-def few(*numbers) -> range:
+def _few(*numbers) -> range:
     "Returns a range. Raises `TemplateError` if it has more than a thousand numbers."
     span = range(*numbers)
     if len(span) > 1000:
@@ -211,8 +209,8 @@ def _written(value):
     return value
 
 
-JINJA = Bounded(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
-JINJA.globals = {"range": few}
+JINJA = _Bounded(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
+JINJA.globals = {"range": _few}
 JINJA.filters["regex_replace"] = lambda text, pattern, by: replaced(pattern, by, text)
 JINJA.filters["among"] = lambda options, right: [
     int(words(option) in [*map(words, right)]) for option in options
@@ -237,23 +235,23 @@ def expression(
     return JINJA.compile_expression(text, undefined_to_none=False)
 
 
-def plain(value):
+def _plain(value):
     "Converts arrays to lists and NumPy's numbers to Python's, recursively."
     if isinstance(value, (np.ndarray, list, tuple)):
-        return [plain(part) for part in value]
+        return [_plain(part) for part in value]
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: _plain(part) for name, part in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #cell-09
-def misfit(file: TaskFile, what: str, fix: str) -> CompressLabError:
+def _misfit(file: TaskFile, what: str, fix: str) -> CompressLabError:
     "Returns an error that names the file."
     return CompressLabError(what, file.path, fix)
 
 
-def check_types(file: TaskFile):
+def _check_types(file: TaskFile):
     "Raises `CompressLabError` if a setting has the wrong type."
-    wrong = partial(misfit, file)
+    wrong = partial(_misfit, file)
     for setting in fields(TaskFile):
         value, text = getattr(file, setting.name), str(setting.type)
         kinds = tuple(kind for name, kind in (("str", str), ("list", list), ("int", int)) if name in text)
@@ -265,9 +263,9 @@ def check_types(file: TaskFile):
             raise wrong(f"{setting.name} is {value!r}.", f"write {' or '.join(said[kind] for kind in kinds)}")
 
 
-def check_kind(file: TaskFile):
+def _check_kind(file: TaskFile):
     "Raises `CompressLabError` if the settings do not fit the kind of task."
-    wrong = partial(misfit, file)
+    wrong = partial(_misfit, file)
     if file.kind not in REQUIRED:
         raise wrong(f"There is no kind {file.kind!r} of task.", f"write {', '.join(REQUIRED)}")
     if not re.fullmatch(r"[\w-]+", file.name):
@@ -281,9 +279,9 @@ def check_kind(file: TaskFile):
             raise wrong(f"A task of kind {file.kind} has no {setting.name}.", "leave it out, or change the kind")
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #check-code
-def check_metrics(file: TaskFile):
+def _check_metrics(file: TaskFile):
     "Raises `CompressLabError` if a metric cannot be computed for the task."
-    wrong = partial(misfit, file)
+    wrong = partial(_misfit, file)
     for metric in file.metrics or [None]:
         if metric not in COUNTED[file.kind]:
             raise wrong(
@@ -309,9 +307,9 @@ def check_metrics(file: TaskFile):
         raise wrong(f"There are {len(file.sentences)} sentences.", "give one or two columns or templates")
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #check-code-2
-def check_expressions(file: TaskFile):
+def _check_expressions(file: TaskFile):
     "Raises `CompressLabError` if a template, an expression or a regular expression cannot be read."
-    wrong = partial(misfit, file)
+    wrong = partial(_misfit, file)
     for name in ("extract", "clean"):
         try:
             regex.compile(getattr(file, name) or "")
@@ -340,9 +338,9 @@ def check_expressions(file: TaskFile):
                 ) from error
 
 
-def check(file: TaskFile):
+def _check(file: TaskFile):
     "Validates the file. Raises `CompressLabError` if any setting is invalid."
-    for part in (check_types, check_kind, check_metrics, check_expressions):
+    for part in (_check_types, _check_kind, _check_metrics, _check_expressions):
         part(file)
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #cell-10
@@ -383,7 +381,7 @@ def read_task(
     ):
         raise CompressLabError(f"The task's file does not say {missing!r}.", where, f"write {missing}:")
     file = TaskFile(**said, path=where)
-    check(file)
+    _check(file)
     return file
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #cell-15
@@ -402,7 +400,7 @@ class Item:
     answer: int | float | tuple | str = 0  # number of the right option or class, 1 or 0 per option, a figure, or a text
 
 
-def rendered(
+def _rendered(
     file: TaskFile,
     row: dict,  # by column
 ) -> dict | None:
@@ -418,7 +416,7 @@ def rendered(
         if isinstance(value, list):
             return [kind(text)(**row) for text in value]
         found = kind(value)(**row)
-        return str(found) if isinstance(found, Undefined) else plain(found)  # str of an undefined value raises
+        return str(found) if isinstance(found, Undefined) else _plain(found)  # str of an undefined value raises
 
     if file.where is not None and not made("where", expression):
         return None
@@ -456,9 +454,9 @@ def same_as_right(
     return tuple(int(pair in right) for pair in pairs)
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #choice-code
-def choice_of(
+def _choice_of(
     file: TaskFile,
-    found: dict,  # from `rendered`
+    found: dict,  # from `_rendered`
     need: Callable,  # need(fact, what, fix) raises if the fact is false
 ) -> tuple:
     "Returns the pairs of context and option of a choice, and its right answer or answers."
@@ -510,7 +508,7 @@ def as_item(
             raise CompressLabError(what, where, fix)
 
     try:
-        found = rendered(file, row)
+        found = _rendered(file, row)
     except Exception as error:
         raise CompressLabError(
             f"The file cannot be applied: {type(error).__name__}: {error}.",
@@ -521,7 +519,7 @@ def as_item(
         return None
     answer, options, pairs = found["answer"], found["options"], ()
     if file.kind == "choice":
-        pairs, answer = choice_of(file, found, need)
+        pairs, answer = _choice_of(file, found, need)
     elif file.kind == "completion":
         need(found["completion"].strip(), "Nothing is to follow.")
         pairs = ((found["context"], found["completion"]),)
@@ -622,7 +620,7 @@ def enough(
         total += size[cluster]
     return drawn
 
-
+# %% ../../nbs/evaluate/11_tasks.ipynb #c7ab014e
 def items(
     task_name: str | Path | TaskFile,  # name of a task, path of its file, or the file
     n: int | None = None,  # minimum number of items, in whole clusters; None: all
@@ -634,7 +632,7 @@ def items(
         dataset = task(file.dataset, file.config, file.split, columns=tuple(file.columns))
     except CompressLabError as error:
         raise CompressLabError(error.what, f"{file.path}, {error.where or file.dataset}", error.fix) from error
-    rows = [plain(row) for row in dataset.frame[file.columns].to_dict("records")]
+    rows = [_plain(row) for row in dataset.frame[file.columns].to_dict("records")]
     all_items = [item for number, row in enumerate(rows) if (item := as_item(file, number, row))]
     left_out = len(rows) - len(all_items)
     if len(all_items) < (n or 1):

@@ -327,7 +327,8 @@ WRITTEN_ANEW = {
     "compress_lab.json",
     "tokenizer.json",
     "tokenizer_config.json",
-}  # written again whenever a Subject is saved
+    "every_eval_ever.json",  # results of one copy and of no other
+}  # never copied to another folder: written anew there
 BUDGET = 32 * MEGABYTE
 
 
