@@ -7,8 +7,8 @@ config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 words = lambda key: settings.get(key, "").split()
 point = lambda entry: entry if "=" in entry else f"{entry.rpartition('.')[2]}={entry}"  # a module, or name=module
-groups = ("methods", "probes", "formats", "backends", "texts", "perturbations")
-extras = {name: words(f"{name}_requirements") for name in ("test", "docs", "export", "native", "privacy", "fairness", "torchao")}
+groups = ("methods", "probes", "formats", "backends", "texts", "perturbations", "readers")
+extras = {key.removesuffix("_requirements"): words(key) for key in settings if key.endswith("_requirements")}
 setup(
     name=settings["lib_name"], version=settings["version"], description=settings["description"],
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",

@@ -215,3 +215,34 @@ def test_a_model_that_answers_alike(name, people, models_of, monkeypatch):
     for change in probe.differences(None if probe.paired else before, after):
         assert not change.verdict.startswith(("better", "worse", "higher", "lower")), change
         assert change.verdict != "no difference" and change.interval != (0, 0), change
+
+
+CANNOT = {  # what a graph cannot be asked, and why not
+    "attack": "The model cannot write",
+    "cold_start": "The files that a runtime would load are not those of this Subject",
+    "consistency": "The model cannot write",
+    "layer_speed": "Only the layers of a model that PyTorch computes",
+    "leaks": "The model cannot write",
+}
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_model_and_its_graph(form, people, models_of, tmp_path, monkeypatch):
+    "Each probe measures a graph on disk as it measures the model it was made from, or says why it cannot."
+    monkeypatch.chdir(people)
+    graphs = []
+    for number, subject in enumerate(models_of[: 2 if form == "onnx" else 1]):
+        cl.export(subject, tmp_path / f"{number}", form, check=False)
+        graphs.append(cl.load(tmp_path / f"{number}"))
+    asked = READERS | (CLASSIFIERS if form == "onnx" else {})
+    for name in asked.keys() - (MEASURED - {*CANNOT, "latency"}) - {"size"}:
+        subject, graph = (pair[name in CLASSIFIERS] for pair in (models_of, graphs))
+        probe = Probe.from_dict(dict(probe=name, **asked[name]))
+        if name in CANNOT:
+            with pytest.raises(cl.NotMeasured, match=CANNOT[name]):
+                probe.measure(graph, subject)
+            continue
+        after = probe.measure(graph, subject)
+        for change in probe.differences(None if probe.paired else probe.measure(subject, subject), after):
+            if name not in MEASURED and math.isfinite(change.original):
+                assert abs(change.value) <= 1e-4 * max(1, abs(change.original)), change

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError, NotMeasured
@@ -58,15 +59,134 @@ def test_a_gguf_file_is_a_model(original, tmp_path):
         cl.load(tmp_path / "copy")
 
 
-def test_its_speed_is_not_measured_and_its_floats_are_not_saved_unasked(original, tmp_path):
+def test_its_speed_is_not_measured(original, tmp_path):
     cl.export(cl.RTN(4, 32).apply(original), tmp_path / "copy", "gptq")
-    loaded = cl.load(tmp_path / "copy")
     with pytest.raises(NotMeasured):
-        cl.probe(loaded, "latency", original=original)
-    with pytest.raises(CompressLabError, match="gptq 4 on disk"):
-        loaded.save(tmp_path / "again")
+        cl.probe(cl.load(tmp_path / "copy"), "latency", original=original)
+    with pytest.raises(CompressLabError, match="a simulation"):
+        cl.native(cl.load(tmp_path / "copy"), "eager")
+
+
+@pytest.mark.parametrize("form", ["gptq", "compressed-tensors", "gguf"])
+def test_its_files_are_saved_as_they_are(form, original, tmp_path):
+    cl.export(cl.RTN(4, 32, symmetric=True).apply(original), tmp_path / "copy", form)
+    loaded = cl.load(tmp_path / "copy")
+    saved = loaded.save(tmp_path / "again")
+    again = cl.load(saved)
+    assert saved.layout == loaded.stored.format and again.fingerprint == loaded.fingerprint
+    weights = [path.name for path in (tmp_path / "copy").iterdir() if path.suffix in (".safetensors", ".gguf")]
+    assert weights and all((tmp_path / "copy" / name).read_bytes() == (saved / name).read_bytes() for name in weights)
+    assert cl.probe(again, "size").summary() == cl.probe(loaded, "size").summary()
     floats = cl.load(loaded.copy().save(tmp_path / "floats"))
     assert floats.stored is None and floats.fingerprint == loaded.copy().fingerprint != loaded.fingerprint
+    loaded.model.lm_head.weight.data[0] += 1
+    with pytest.raises(CompressLabError, match="was changed after it was loaded"):
+        loaded.save(tmp_path / "changed")
+    (tmp_path / "again" / weights[0]).unlink()
+    with pytest.raises(CompressLabError, match="are gone"):
+        again.save(tmp_path / "gone")
+    assert not (tmp_path / "changed").exists() and not (tmp_path / "gone").exists()
+
+
+SAVED = [cl.RTN(4, 32, symmetric=True), cl.RTN(4, 32), cl.RTN(3, 16), cl.RTN(8, 0), cl.Float("fp8_e4m3"), cl.Int8()]
+
+
+@pytest.mark.parametrize("method", SAVED, ids=repr)
+def test_what_is_saved_is_read_by_transformers(method, original, tmp_path):
+    made = method.apply(original)
+    saved = made.save(tmp_path / "copy")
+    again, batch = cl.load(saved), inputs(original.model)
+    assert saved.layout == "compressed-tensors" and again.fingerprint == made.fingerprint
+    assert all(
+        torch.equal(tensor, form.tensors()[name])
+        for key, form in again.packed.items()
+        for name, tensor in made.packed[key].tensors().items()
+    )
+    on_disk = sum(tensor.nbytes for tensor in load_file(saved / "model.safetensors").values())
+    shapes_and_padding = 32 * len(made.packed)
+    assert abs(on_disk - cl.probe(again, "size").summary()["file_bytes"]["value"]) <= shapes_and_padding
+    theirs = logits(AutoModelForCausalLM.from_pretrained(saved).eval(), batch)
+    far = 0.05 if isinstance(method, cl.Int8) else 1e-3  # its own rounding of inputs; scales of sixteen bits
+    assert (theirs - logits(made.model, batch)).norm() < far * theirs.norm()
+    twice = cl.load(again.save(tmp_path / "twice"))
+    assert twice.fingerprint == made.fingerprint and (twice.history, twice.provenance) == (
+        made.history,
+        made.provenance,
+    )
+
+
+@pytest.mark.parametrize("method, why", [(cl.NF4(), "not evenly spaced"), (cl.HQQ(4, 32), "not integers")], ids=repr)
+def test_what_no_format_holds_is_packed_and_said(method, why, original, tmp_path):
+    made = method.apply(original)
+    saved = made.save(tmp_path / "copy")
+    assert saved.layout == "packed" and why in saved.why and cl.load(saved).fingerprint == made.fingerprint
+    with pytest.raises(OSError):
+        AutoModelForCausalLM.from_pretrained(saved)
+
+
+def test_scales_that_lose_digits_are_packed(original, tmp_path):
+    half = cl.Subject(original.copy().model.bfloat16())
+    made = cl.RTN(4, 32).apply(half)
+    saved = made.save(tmp_path / "copy")
+    again = cl.load(saved)
+    assert again.fingerprint == made.fingerprint and again.model.dtype == torch.bfloat16
+    for key, form in made.packed.items():
+        assert (
+            torch.equal(form.scales, again.packed[key].scales) and form.scales.dtype == again.packed[key].scales.dtype
+        )
+
+
+@pytest.fixture
+def adapter(original, tmp_path):
+    "A folder with a base in bfloat16 and one with an adapter of it."
+    base = cl.Subject(original.copy().model.bfloat16())
+    base.model.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    name, random = "base_model.model.model.layers.0.mlp.up_proj", torch.Generator().manual_seed(0)
+    state = {f"{name}.lora_A.weight": torch.randn(2, 64, generator=random)}
+    state |= {f"{name}.lora_B.weight": torch.randn(96, 2, generator=random)}
+    save_file(state, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    return tmp_path / "adapter", state
+
+
+def test_an_adapter_is_compared_with_its_base(adapter, tmp_path):
+    folder, state = adapter
+    base, adapted = cl.load(tmp_path / "base"), cl.load(folder)
+    assert base.stored.format == "bfloat16" and adapted.stored.format == "bfloat16 and lora 2"
+    sizes = [cl.probe(each, "size").summary() for each in (base, adapted)]
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    assert sizes[0]["file_bytes"]["value"] == 2 * parameters and sizes[0]["bits_per_weight"]["value"] == 16
+    assert sizes[1]["file_bytes"]["value"] == 2 * parameters + sum(tensor.nbytes for tensor in state.values())
+    assert sizes[1]["parameters"]["value"] == parameters and not adapted.simulated
+    rows = torch.randint(8, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    comparison = cl.compare(str(tmp_path / "base"), str(folder), ["fidelity", "size"], rows=rows)
+    assert comparison.frame.set_index("metric").loc["kl", "compressed"] > 1e-4 and comparison.mismatches == []
+    quantized = cl.RTN(4, 32).apply(adapted)
+    assert quantized.stored is None and cl.load(quantized.save(tmp_path / "both")).fingerprint == quantized.fingerprint
+    saved = cl.load(adapted.save(tmp_path / "merged"))
+    assert saved.stored is None and not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"base_model_name_or_path": "no/such/base/model"}, "no folder"),
+        ({"base_model_name_or_path": "adapter"}, "is an adapter too"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
+        ({"use_dora": True}, "not those of its settings"),
+        ({"r": 3}, "the rank 3"),
+        ({"lora_alpha": "much"}, "cannot be read"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_named(change, why, adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = adapter[0] / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(CompressLabError, match=why):
+        cl.load(adapter[0])
 
 
 @pytest.mark.parametrize(

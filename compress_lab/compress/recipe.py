@@ -483,6 +483,12 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
             str(recipe),
             "give what cl.load returns, or cl.Subject(model, tokenizer)",
         )
+    if reason := getattr(subject, "fixed", ""):
+        raise CompressLabError(
+            f"{subject.name} cannot be compressed: {reason}.",
+            str(recipe),
+            "compress the model that it was made from, and export the result",
+        )
     if recipe.needs_calibration and calibration is None:
         method = next(step.method for step in recipe.steps if "calibration" in step.method.needs)
         raise CompressLabError(
@@ -545,6 +551,7 @@ def apply(
     seed = seed_number(seed)
     plan(self, subject, calibration)
     result, original = subject if in_place else subject.copy(), original or subject
+    result.stored = None  # the weights are no longer those on disk
     if original is result and any("original" in step.method.needs for step in self.steps):
         raise CompressLabError(
             "A method needs the original, which is being compressed in place.",

@@ -6,7 +6,8 @@
 __all__ = ['PACKAGES', 'FLAGS', 'VARIABLES', 'RUNTIMES', 'KEY', 'LIMIT', 'VALUES', 'FILES', 'HOUR', 'versions', 'processor',
            'commit', 'speed_variables', 'environment', 'machine_key', 'machine_label', 'short', 'cell_key',
            'without_machine', 'to_json', 'to_parquet', 'checksum', 'write_file', 'cannot_write', 'abandoned',
-           'replace_file', 'Cell', 'DamagedCell', 'Store', 'signed', 'unsigned', 'without_folders']
+           'replace_file', 'Cell', 'DamagedCell', 'Store', 'untimed', 'different', 'signed', 'unsigned',
+           'without_folders']
 
 # %% ../../nbs/core/08_store.ipynb #cell-03
 import errno
@@ -333,6 +334,7 @@ def abandoned(
 def replace_file(
     path: Path,  # the file to replace or create
     data: bytes,  # its new content
+    flush: bool = True,  # to the disk, so that it survives a power failure
 ):
     "Replaces the file atomically, and removes temporary files that killed processes left beside it. Raises `OSError`."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -340,7 +342,7 @@ def replace_file(
         left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.part-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        write_file(temporary, data)
+        (write_file if flush else Path.write_bytes)(temporary, data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -392,7 +394,7 @@ class Store:
     ):
         try:
             self.root = os.fspath(root)
-            self.fs, self.path = fsspec.core.url_to_fs(self.root)
+            self.fs, self.path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except Exception as error:  # the packages behind an address raise exceptions of any type
             raise CompressLabError(
                 "This address of a run folder cannot be opened.",
@@ -433,7 +435,12 @@ def _read(self: Store, path, limit=LIMIT):
         return None
     except Exception as error:  # fsspec's backends raise exceptions of any type
         raise cannot_read(path, error) from error
-    return read_bytes(path, limit)
+    try:
+        return read_bytes(path, limit)
+    except CompressLabError:
+        if os.path.lexists(path):
+            raise
+        return None  # another process has just removed it
 
 
 @patch
@@ -539,6 +546,18 @@ def get(
         raise self.damaged(key, f"{name} is not what was written ({error.what.rstrip('.')})") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise self.damaged(key, f"{name} is not what was written") from None
+
+# %% ../../nbs/core/08_store.ipynb #38aaf4f8
+@patch
+def peek(
+    self: Store,
+    key: str,  # of a cell
+) -> dict:
+    "The cell's result as its file has it, not compared with its hash; empty if it is missing or no JSON object."
+    with suppress(ValueError, RecursionError, CompressLabError):
+        if isinstance(result := json.loads(self._read(f"{self.at(key)}/result.json") or "{}"), dict):
+            return result
+    return {}
 
 # %% ../../nbs/core/08_store.ipynb #cell-36
 @patch
@@ -646,6 +665,27 @@ def put(
         (self._put_local if self.local else self._put_remote)(key, files)
     return self.get(key)
 
+# %% ../../nbs/core/08_store.ipynb #d73d44c8
+def untimed(
+    value,  # plain JSON
+):
+    "The value without times and dates: entries called `created`, and those whose names end in `seconds`."
+    if isinstance(value, dict):
+        timed = [name for name in value if name == "created" or name.endswith("seconds")]
+        return {name: untimed(entry) for name, entry in value.items() if name not in timed}
+    return [untimed(entry) for entry in value] if isinstance(value, list) else value
+
+
+def different(
+    one: Cell,  # a measurement
+    other: Cell,  # the same, by another process
+) -> str:
+    "The first entry in which the results differ, or `records`; empty if they are equal apart from times and dates."
+    first, second = (untimed(json.loads(to_json(cell.result))) for cell in (one, other))
+    names = (name for name in {**first, **second} if to_json(first.get(name)) != to_json(second.get(name)))
+    frames = [None if cell.frame is None else to_parquet(cell.frame) for cell in (one, other)]
+    return next(names, "" if frames[0] == frames[1] else "records")
+
 # %% ../../nbs/core/08_store.ipynb #cell-48
 HOUR = 3600  # age in seconds after which a lock file that no process holds is removed
 
@@ -695,13 +735,35 @@ def write_text(
     self: Store,
     name: str,  # of a file in the run folder
     text: str,  # its content
+    flush: bool = True,  # to the disk, so that it survives a power failure
 ):
     "Replaces the file atomically."
     with self.writing():
         if self.local:
-            return replace_file(Path(self.path, name), text.encode())
+            return replace_file(Path(self.path, name), text.encode(), flush)
         self.fs.makedirs(self.path, exist_ok=True)
         self.fs.pipe_file(f"{self.path}/{name}", text.encode())
+
+
+@patch
+def create(
+    self: Store,
+    name: str,  # of a file in the run folder
+    text: str,  # its content
+) -> bool:
+    "Writes a file that does not exist yet; False if it exists. Of several processes, one succeeds."
+    path = f"{self.path}/{name}"
+    with self.writing():
+        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            if self.local:
+                with open(path, "x") as file:
+                    file.write(text)
+            else:
+                self.fs.pipe_file(path, text.encode(), mode="create")
+        except FileExistsError:
+            return False
+    return True
 
 
 @patch

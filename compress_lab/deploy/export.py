@@ -101,6 +101,17 @@ class Format:
     def write(self, subject: Subject, layers: dict, folder: Path):
         raise NotImplementedError
 
+    def keep(self, subject: Subject, folder: Path) -> str:
+        """Writes the files that transformers reads, if they hold every bit of the Subject and were read back.
+
+        Returns the reason why not, with whatever was written left in the folder; empty if they do.
+        """
+        return f"{self.name} does not hold every bit of a Subject"
+
+    def restored(self, folder: Path, packed: dict[str, dict]) -> tuple[dict, dict]:
+        "Returns the float tensors, and the packed weights of these descriptions, from what `keep` wrote."
+        raise NotImplementedError
+
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         "Returns the outputs in float32 of the model as read back. Raises `CompressLabError` if it cannot be read."
         raise NotImplementedError
@@ -398,6 +409,10 @@ def export(
             f"A {type(subject.model).__name__} cannot be exported: only models of transformers can.",
             "export",
             "use torch.save, or safetensors",
+        )
+    if reason := getattr(subject, "fixed", ""):
+        raise CompressLabError(
+            f"{subject.name} cannot be exported: {reason}.", "export", "export the model that it was made from"
         )
     form, layers, folder = as_format(format), quantized(subject), local(folder)
     check_fit(form, subject, layers)

@@ -44,6 +44,8 @@ def quantized_sizes(
 ) -> pd.DataFrame:
     "The rows of `sizes` for the files that were loaded."
     frame = pd.DataFrame(stored.rows, columns=stored.COLUMNS)
+    if (frame["nonzero"] < 0).any():  # nobody has decoded the codes
+        frame = frame.drop(columns="nonzero")
     bits = 8 * frame["bytes"].where(frame["weights"].ge(0), 0)
     return frame.assign(
         masked_bytes=frame["bytes"], bits=bits, sparse_bits=bits, weights=frame["weights"].clip(lower=0)

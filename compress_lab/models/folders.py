@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['local', 'model_class', 'silenced', 'quietly', 'check_fit', 'tokenizer_in', 'beyond', 'generation_settings',
-           'model_in', 'provenance_in', 'subject_from', 'write_configs', 'writable']
+           'model_in', 'stored_floats', 'provenance_in', 'subject_from', 'write_configs', 'writable']
 
 # %% ../../nbs/models/13_folders.ipynb #cell-03
 import math
@@ -27,7 +27,7 @@ from compress_lab.models.checkpoints import (
     weight_files,
     weights_sha256,
 )
-from .subject import Provenance, Subject, tensors
+from .subject import KINDS, Provenance, Stored, Subject, tensors
 
 # %% ../../nbs/models/13_folders.ipynb #cell-39
 def local(
@@ -272,6 +272,27 @@ def model_in(
     model.config._name_or_path = folder.name
     return model.eval(), check_fit(info, model, where), files
 
+# %% ../../nbs/models/13_folders.ipynb #38eade99
+def stored_floats(
+    files: list[Path],  # of weights
+    model,  # that was loaded from them
+    left_out: list[str],  # names of weights that it has no place for
+) -> Stored | None:
+    "What lies on disk, if its floats are narrower than those in memory; None if they are not."
+    widths, memory, rows = {name: dtype.itemsize for dtype, name in KINDS.items()}, tensors(model), []
+    with open_weights(files) as stored:
+        told = {name: (value.get_dtype(), math.prod(value.get_shape())) for name, value in stored.items()}
+        told = {name: (kind, count) for name, (kind, count) in told.items() if kind in widths and name not in left_out}
+        wide = model.dtype.itemsize * sum(count for _, count in told.values())
+        if sum(widths[kind] * count for kind, count in told.values()) >= wide:
+            return None
+        for name, (kind, count) in told.items():
+            there = memory.get(name)
+            tensor = there if there is not None and there.numel() == count else stored[name][...]
+            rows.append((name, kind, widths[kind] * count, count, count, int(torch.count_nonzero(tensor))))
+    names = {kind: str(dtype).removeprefix("torch.") for dtype, kind in KINDS.items()}
+    return Stored(" and ".join(sorted({names[kind] for kind, _ in told.values()})), tuple(rows))
+
 # %% ../../nbs/models/13_folders.ipynb #cell-30
 def provenance_in(
     folder: Path,  # of a model, with its card
@@ -312,7 +333,8 @@ def subject_from(
         *([f"not kept, as they are large: {listed(large)}"] if large else []),
         *filter(None, [beyond(tokenizer, model)]),
     )
-    return Subject(model, tokenizer, provenance_in(folder, files, steps=steps, **known), files=kept)
+    provenance = provenance_in(folder, files, steps=steps, **known)
+    return Subject(model, tokenizer, provenance, files=kept, stored=stored_floats(files, model, left_out))
 
 # %% ../../nbs/models/13_folders.ipynb #configs-code
 def write_configs(

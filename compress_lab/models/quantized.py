@@ -38,7 +38,7 @@ from compress_lab.models.folders import (
     tokenizer_in,
 )
 from .forward import inputs
-from .subject import Stored, Subject
+from .subject import KINDS, Stored, Subject, weights_hash
 
 # %% ../../nbs/models/15_quantized.ipynb #cfb64b25
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # column of each of the eight codes in a word, lowest bits first
@@ -301,7 +301,8 @@ def quantized_subject(
         steps.append(f"not converted, as their outputs are not linear in their inputs: {listed(left)}")
     provenance = provenance_in(folder, files, steps=(*known.pop("steps", ()), *steps), **known)
     tokenizer, kept = tokenizer_in(folder), companions(folder)[0]
-    return Subject(model, tokenizer, provenance, files=kept, stored=Stored(name, rows))
+    stored = Stored(name, rows, tuple(files), weights_hash(model))
+    return Subject(model, tokenizer, provenance, files=kept, stored=stored)
 
 # %% ../../nbs/models/15_quantized.ipynb #9e96d42e
 def gguf_model(
@@ -320,6 +321,7 @@ def gguf_model(
         alone = "tokenizer.ggml.tokens" not in GGUFReader(gguf).fields
         tokenizer = None if alone else AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     check_fit(info, model, str(gguf))
+    model.hf_quantizer = None
     del model.config.quantization_config
     return model.eval(), tokenizer
 
@@ -334,12 +336,10 @@ def gguf_rows(
     rows = []
     for tensor in GGUFReader(gguf).tensors:
         kind, count = tensor.tensor_type.name, int(tensor.n_elements)
-        if kind in ("F32", "F16", "BF16", "F64"):
-            rows.append((tensor.name, kind, int(tensor.n_bytes), count, -1, 0))
-        else:
-            nonzero = int(np.count_nonzero(dequantize(tensor.data, tensor.tensor_type)))
-            rows.append((tensor.name, kind, int(tensor.n_bytes), count, count, nonzero))
-    return tuple(rows)
+        nonzero = int(np.count_nonzero(dequantize(tensor.data, tensor.tensor_type)))
+        rows.append((tensor.name, kind, int(tensor.n_bytes), count, count, nonzero))
+    quantized = [row for row in rows if row[1] not in KINDS.values()]
+    return tuple((*row[:4], -1, 0) if quantized and row not in quantized else row for row in rows)
 
 
 def gguf_subject(
@@ -356,4 +356,4 @@ def gguf_subject(
     name = f"gguf {kinds.most_common(1)[0][0]}"
     steps = (*known.pop("steps", ()), f"dequantized from {name}")
     provenance = provenance_in(gguf.parent, [gguf], **{"name": gguf.stem, "source": str(gguf), "steps": steps} | known)
-    return Subject(model, tokenizer, provenance, stored=Stored(name, rows))
+    return Subject(model, tokenizer, provenance, stored=Stored(name, rows, (gguf,), weights_hash(model)))

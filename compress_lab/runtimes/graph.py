@@ -120,6 +120,9 @@ def reading(
 class Runtime(nn.Module):
     "A module that is called like the original model, and computed by another program."
 
+    extra = ()  # names of further inputs that it reads
+    architecture = property(lambda self: getattr(self.source, "architecture", type(self.source).__name__))
+
     def __init__(
         self,
         source: nn.Module,  # the original model
@@ -159,7 +162,8 @@ class Runtime(nn.Module):
         token_type_ids: Tensor | None = None,
         **others,
     ):
-        if token_type_ids is not None and token_type_ids.any():
+        kinds = "token_type_ids" in self.extra
+        if not kinds and token_type_ids is not None and token_type_ids.any():
             others["token_type_ids"] = token_type_ids  # zeros are the model's default
         if others := [name for name, value in others.items() if value is not None and name != "return_dict"]:
             raise CompressLabError(
@@ -171,7 +175,9 @@ class Runtime(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones(len(input_ids), seen + input_ids.shape[1], dtype=torch.long)
         feed = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-        if self.decodes:
+        if kinds:
+            feed["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        if self.decodes or "position_ids" in self.extra:
             feed["position_ids"] = (
                 position_ids
                 if position_ids is not None

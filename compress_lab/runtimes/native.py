@@ -80,6 +80,8 @@ def unfit(name: str, subject: Subject) -> str:
         return f"{', '.join(lacks)} is not installed"
     if subject.packed and not backend.integers:
         return "would unpack the integers: a simulation"
+    if subject.stored is not None and subject.stored.quantized:
+        return "would compute with the floats that the weights on disk stand for: a simulation"
     if not subject.packed and not backend.floats:
         return "is for packed weights"
     return ""
@@ -94,6 +96,8 @@ class Native(Subject):
     trials: pd.DataFrame | None = None  # measurements of `auto`, a row for each backend
     why: str = ""  # the reason for the choice of this backend
     build_seconds: float = 0.0  # that converting the model took
+
+    fixed = "it is computed by a program of its own"
 
     @property
     def name(self) -> str:
@@ -132,6 +136,7 @@ def running(subject: Subject, backend: str, model: nn.Module, **more) -> Native:
         subject.provenance,
         subject.history,
         subject.packed,
+        stored=subject.stored,
         backend=backend,
         made_from=subject.fingerprint,
         **more,
@@ -358,6 +363,10 @@ def native(
     names = known if backend == "auto" else [backend] if isinstance(backend, str) else list(backend)
     for name in names:
         BACKENDS.named(name, "native")
+    if getattr(subject, "fixed", ""):
+        raise CompressLabError(
+            f"{subject.name} runs on {subject.backend} already.", "native", "give the model that it was made from"
+        )
     if getattr(subject, "input_quantizers", None):
         raise CompressLabError(
             "No backend supports quantized activations.",

@@ -247,6 +247,7 @@ class OpenVINO(Runtime):
         }
         self.request = openvino().Core().compile_model(graph, "CPU", self.settings).create_infer_request()
         self.names = {name for port in graph.inputs for name in port.get_names()}
+        self.extra = tuple(self.names)
 
     def compute(self, feed, past):
         if past is None and self.decodes:

@@ -1,0 +1,223 @@
+"""The server against what its own notebooks cannot show well: schemathesis, the official client, and a real process."""
+
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from compress_lab.core.children import child_environment, python_command
+from compress_lab.models.saving import Subject
+from compress_lab.models.tiny import tiny
+
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+from compress_lab.deploy.app import listen, process
+from compress_lab.deploy.service import Bounds, Service
+
+TEMPLATE = "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}<assistant>"
+
+
+def byte_tokenizer():
+    alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(alphabet, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<pad>")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def subject(kind="writer", **more):
+    model = {
+        "writer": lambda: tiny("llama", vocab_size=258, max_position_embeddings=8192, **more),
+        "classifier": lambda: tiny("bert", head="sequence_classification", vocab_size=258, pad_token_id=257),
+        "encoder": lambda: tiny("bert", head="base", vocab_size=258, pad_token_id=257),
+    }[kind]()
+    if kind == "writer":
+        model.generation_config.eos_token_id = None
+    return Subject(model, byte_tokenizer())
+
+
+@contextmanager
+def running(service, token=""):
+    "The address of a server that runs in a thread."
+    bound, server = listen(port=0), process(service, token=token)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        bound.close()
+        assert not thread.is_alive()
+
+
+def until(condition, seconds=60):
+    "Waits until the condition holds."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+# --- any request of the description, valid or not
+
+
+@pytest.mark.parametrize("kind", ["writer", "classifier", "encoder"])
+def test_no_request_makes_a_fault(kind):
+    import schemathesis
+
+    service = Service(subject(kind), "tiny", Bounds(context=64, answer=8, body=20_000))
+    seen = set()
+    with running(service) as address:
+        for result in schemathesis.openapi.from_url(f"{address}/openapi.json").get_all_operations():
+            operation = result.ok()
+            ask_at_random(operation, schemathesis.GenerationMode.POSITIVE, address, seen)
+            if operation.body:
+                ask_at_random(operation, schemathesis.GenerationMode.NEGATIVE, address, seen)
+        assert httpx.get(f"{address}/ready").status_code == 200
+    answers = {"writer": "/v1/completions", "classifier": "/classify", "encoder": "/v1/embeddings"}[kind]
+    assert {(answers, 200), (answers, 400)} <= seen
+
+
+def ask_at_random(operation, mode, address, seen):
+    from hypothesis import HealthCheck, given, settings
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True)
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case):
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = "tiny"  # any other is answered by 404 before it is read
+            if isinstance(case.body.get("max_tokens"), int):
+                case.body["max_tokens"] %= 8
+        response = case.call(base_url=address, timeout=60)
+        seen.add((operation.path, response.status_code))
+        assert response.status_code < 500, response.text
+
+    ask()
+
+
+# --- the official client
+
+
+def test_the_client_of_openai_works_against_it():
+    openai = pytest.importorskip("openai", reason="the client of OpenAI is not installed")
+    token = "a-token-of-some-length"
+    with running(Service(subject(), "tiny", Bounds(context=256)), token) as address:
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{address}/v1", api_key="wrong").models.list()
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key=token, max_retries=0)
+        assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+        greedy = {"model": "tiny", "temperature": 0, "max_tokens": 12}
+        said = [{"role": "user", "content": "Hello"}]
+        whole = client.completions.create(prompt="Once", logprobs=3, **greedy)
+        stream = client.completions.create(prompt="Once", stream=True, **greedy)
+        assert "".join(part.choices[0].text for part in stream) == whole.choices[0].text
+        assert len(whole.choices[0].logprobs.token_logprobs) == 12 == whole.usage.completion_tokens
+        chat = client.chat.completions.create(messages=said, logprobs=True, top_logprobs=2, **greedy)
+        parts = client.chat.completions.create(
+            messages=said, stream=True, stream_options={"include_usage": True}, **greedy
+        )
+        parts = list(parts)
+        text = "".join(part.choices[0].delta.content for part in parts[:-1])
+        assert text == chat.choices[0].message.content and parts[-1].usage == chat.usage
+        assert len(chat.choices[0].logprobs.content[0].top_logprobs) == 2
+        sampled = [
+            client.completions.create(model="tiny", prompt="Once", seed=seed, max_tokens=12).choices[0].text
+            for seed in (1, 1, 2)
+        ]
+        assert sampled[0] == sampled[1] != sampled[2]
+        with pytest.raises(openai.NotFoundError, match="no such model"):
+            client.completions.create(model="gpt", prompt="Once")
+        with pytest.raises(openai.BadRequestError, match="does not offer"):
+            client.completions.create(prompt="Once", presence_penalty=1, **greedy)
+    with running(Service(subject("encoder"), "tiny")) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        packed = client.embeddings.create(model="tiny", input=["a", "bcd"]).data  # asks for base64
+        plain = client.embeddings.create(model="tiny", input=["a", "bcd"], encoding_format="float").data
+        assert [each.embedding for each in packed] == [each.embedding for each in plain]
+
+
+# --- clients that leave, crowds, and the end of a process
+
+
+def test_a_client_that_leaves_frees_its_place():
+    service = Service(subject(), "tiny", Bounds(context=2000, answer=1900, slots=1, waiting=0))
+    ask = {"model": "tiny", "prompt": "Once", "max_tokens": 1900, "temperature": 0}
+    with running(service) as address, httpx.Client(base_url=address, timeout=120) as client:
+        for stream in (True, False):
+            body = json.dumps(ask | {"stream": stream}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection:
+                connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+                if stream:
+                    assert connection.recv(12) == b"HTTP/1.1 200"
+                else:
+                    until(lambda: service.admission.open == 1)
+                assert client.post("/v1/completions", json=ask).status_code == 429
+            until(lambda: service.admission.open == 0)
+            assert client.post("/v1/completions", json=ask | {"max_tokens": 1}).status_code == 200
+        until(lambda: not service.generator.choice.steps)
+
+
+def test_each_of_a_crowd_is_answered_or_refused():
+    service = Service(subject(), "tiny", Bounds(context=64, slots=4, waiting=12))
+    ask = {"model": "tiny", "temperature": 0, "max_tokens": 8}
+    with running(service) as address:
+
+        def one(number):
+            return client.post("/v1/completions", json=ask | {"prompt": f"Once {number % 7}"})
+
+        limits = httpx.Limits(max_connections=48)
+        with httpx.Client(base_url=address, timeout=60, limits=limits) as client, ThreadPoolExecutor(48) as pool:
+            alone = {number: one(number).json()["choices"][0]["text"] for number in range(7)}
+            answers = list(pool.map(one, range(300)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
+    for number, answer in enumerate(answers):
+        if answer.status_code == 200:
+            assert answer.json()["choices"][0]["text"] == alone[number % 7]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_told_to_stop_answers_what_it_has_begun(tmp_path, stop):
+    subject().save(tmp_path / "small")
+    main = "import sys; from compress_lab.cli import main; sys.exit(main())"
+    command = python_command("-c", main, "serve", "small", "--port", "0", "--context", "500")
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
+    )
+    try:
+        line = child.stdout.readline()
+        address = line.rpartition(" ")[2].strip()
+        assert address.startswith("http://127.0.0.1:"), line + child.stderr.read()
+        until(lambda: answered(f"{address}/ready") == 200)
+        ask = {"model": "small", "prompt": "a secret prompt", "max_tokens": 60}
+        with ThreadPoolExecutor(50) as pool:
+            asked = [pool.submit(answered, f"{address}/v1/completions", ask) for _ in range(50)]
+            until(lambda: any(each.done() for each in asked))
+            child.send_signal(stop)
+            codes = [each.result() for each in asked]
+        out, log = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert set(codes) <= {200, 503} and codes.count(200) > 1, codes
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert child.returncode == 0 and "secret" not in log + out and all("time" in line for line in lines)
+
+
+def answered(url, ask=None):
+    "The status of an answer; 0 if nothing listens there."
+    try:
+        return (httpx.post(url, json=ask, timeout=60) if ask else httpx.get(url)).status_code
+    except httpx.ConnectError:
+        return 0
