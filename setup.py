@@ -19,7 +19,7 @@ setup(
         "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"],
         "compress_lab.report": ["templates/*", "data/*.yaml"],
     },
-    install_requires=words("requirements"), extras_require={**extras, "dev": sum(extras.values(), [])},
+    install_requires=words("requirements"), extras_require={**extras, "dev": sum((packages for name, packages in extras.items() if name != "ray"), [])},
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": ["compress_lab=compress_lab._modidx:d"],
