@@ -24,6 +24,7 @@ from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError, NotMeasured
 from compress_lab.core.files import seal
 from compress_lab.evaluate import writing
+from compress_lab.executors.plan import Plan
 from compress_lab.measure import latency, memory
 from compress_lab.measure.latency import Latency
 from compress_lab.models import starters
@@ -42,12 +43,16 @@ from compress_lab.train.trainer import learn
 
 MODULES = ("random", "json", "torch", "pip", "sitecustomize", "usercustomize", "compress_lab", "numpy", "platformdirs")
 SOME = Starter("some", "text", "some-starter==1.0", {"some/data.txt": hashlib.sha256(b"data").hexdigest()}, 1, "CC0")
-START_PROCESSES = {
+STARTS_PYTHON = {
     "models/starters.py",
     "measure/memory.py",
     "evaluate/writing.py",
-    "core/store.py",
-}  # the store asks git and sysctl, which are not Python
+    "executors/local.py",
+    "executors/ray.py",
+    "executors/slurm.py",
+}
+# git, sysctl, and the command of a user that a monitor runs
+STARTS_OTHERS = {"core/store.py", "site/pages.py", "report/paper_claims.py", "deploy/monitor.py"}
 
 
 @pytest.fixture
@@ -131,10 +136,14 @@ def test_the_process_that_renders_chat_templates_is_safe(hostile):
     assert writing._rendered(json.dumps(given), 60) == {"texts": ["hello!"]} and not hostile()
 
 
+def test_a_worker_of_a_study_is_safe(hostile, tmp_path):
+    plan = Plan(str(tmp_path / "missing"), (0,), (1,), workers=1, threads=1, alone=False)
+    done = subprocess.run(plan.command(), env=plan.environment(), capture_output=True, text=True)
+    assert done.returncode and "missing" in done.stdout + done.stderr and not hostile()
+
+
 def test_every_module_that_starts_a_process_is_tested_here(root):
-    """Python is started by `python_command` alone; other programs only where the store asks for the machine and the
-    commit.
-    """
+    "Python is started by `python_command` alone; other programs only by the modules named above."
     texts = {
         path.relative_to(root / "compress_lab").as_posix(): path.read_text(encoding="utf-8")
         for path in (root / "compress_lab").rglob("*.py")
@@ -144,7 +153,9 @@ def test_every_module_that_starts_a_process_is_tested_here(root):
         for name, text in texts.items()
         if re.search(r"\b(subprocess|multiprocessing|os\.spawn|os\.exec|os\.system|os\.popen|pty)\b", text)
     }
-    assert starts == START_PROCESSES, "a new child needs python_command, child_environment and a test here"
+    assert starts == STARTS_PYTHON | STARTS_OTHERS, (
+        "a new child needs python_command, child_environment and a test here"
+    )
     assert [name for name, text in texts.items() if re.search(r"\[\s*(str\()?sys\.executable", text)] == []
 
 

@@ -402,8 +402,8 @@ def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path, monkeypatch, cap
     (tmp_path / "small-study.yaml").write_text("recipes: {}")
     (tmp_path / "runs" / "starter").mkdir(parents=True)
     with pytest.raises(SystemExit):
-        main(["rum"])
-    assert "did you mean run?" in capsys.readouterr().err
+        main(["doctr"])
+    assert "did you mean doctor?" in capsys.readouterr().err
     assert main([]) == 0 and "doctor" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["run", "--oot", "x"])

@@ -170,7 +170,17 @@ def last_changes(
     project: Project,
 ) -> dict[str, str]:
     "The date of the last commit that changed a file, by its path from the project's folder; empty without git."
-    command = ["git", "-C", str(project.folder), "log", "--format=%x00%cs", "--name-only", "--relative"]
+    command = [
+        "git",
+        "-c",
+        "core.fsmonitor=false",
+        "-C",
+        str(project.folder),
+        "log",
+        "--format=%x00%cs",
+        "--name-only",
+        "--relative",
+    ]
     try:
         log = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
