@@ -351,7 +351,7 @@ WORDS = {"within": "kept", "outside": "broken", "open": "not settled"}
 class Advice:
     "What a search advises for a goal, with the figures on items that it never saw."
 
-    goal: Goal
+    goal: Goal  # what was asked for
     subject: str  # name of the original
     choice: str | None  # the recipe to take; None if none was shown to keep the goal
     nearest: str | None  # what comes nearest, if there is no choice

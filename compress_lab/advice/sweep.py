@@ -174,11 +174,11 @@ def sweep(
     bracket: int = 8,  # recipes drawn before the next ones learn from them
     root="runs/sweep",  # the run folder, local; a sweep in it that was stopped goes on
     text: str = "wikipedia",  # as for `recommend`, like all that follows
-    items: int = 128,
-    context: int = 128,
-    calibration: Mapping | None = None,
-    seed: int = 0,
-    progress=None,
+    items: int = 128,  # items for each bound
+    context: int = 128,  # tokens of a window of text
+    calibration: Mapping | None = None,  # settings of the calibration set
+    seed: int = 0,  # of the draws
+    progress=None,  # rich console for what is being done; None: on standard output
 ) -> Advice:
     """The settings to take for a goal, measured on items that the sweep never saw; all others are its `points`.
 

@@ -105,7 +105,7 @@ def fit_accuracy(
     confidence,  # of the answers of the reference, shape (n,)
     correct,  # whether each is right, shape (n,)
     *,
-    resamplings: int = 200,
+    resamplings: int = 200,  # of the bootstrap
     seed: int = 0,  # of the resampling
 ) -> ExpectedAccuracy:
     """The map from confidence to accuracy, from labelled rows.

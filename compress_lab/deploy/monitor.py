@@ -308,7 +308,7 @@ class Monitor:
     def __init__(
         self,
         folder: str | Path,  # for windows.jsonl and alarms.jsonl, which are continued
-        reference: Reference,
+        reference: Reference,  # what requests are compared with
         *,
         promised: float | None = None,  # rate of changed answers; None: agreement is not tested
         accuracy: ExpectedAccuracy | None = None,  # None: not estimated

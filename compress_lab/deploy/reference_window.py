@@ -320,7 +320,7 @@ def reference_window(
 
 # %% ../../nbs/deploy/23_reference_window.ipynb #79baf36d
 def save_reference(
-    reference: Reference,
+    reference: Reference,  # from `reference_window`
     folder: str | Path,  # replaced if it exists
 ):
     "Writes the reference. Raises `CompressLabError` if the folder cannot be written."
