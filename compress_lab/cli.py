@@ -234,7 +234,8 @@ def ls(
     options,  # parsed arguments
 ) -> int:
     "Lists run folders, or the recipes of one."
-    from compress_lab.core.index import index
+    from compress_lab.core.run_index import index
+
     from compress_lab.core.store import Store
 
     headings = ("cells", "missing", "failed", "damaged", "hours")
@@ -261,7 +262,8 @@ def cp(
     options,  # parsed arguments
 ) -> int:
     "Copies run folders into one, and completes it if it exists."
-    from compress_lab.core.index import merge
+    from compress_lab.core.run_index import merge
+
     from compress_lab.core.store import Store
 
     *sources, target = map(Store, options.folder)
@@ -276,7 +278,8 @@ def rm(
     options,  # parsed arguments
 ) -> int:
     "Removes what runs have written into folders, or the cells that their studies do not use."
-    from compress_lab.core.index import remove_run, unneeded
+    from compress_lab.core.run_index import remove_run, unneeded
+
     from compress_lab.core.store import Store
 
     for store in map(Store, options.folder):

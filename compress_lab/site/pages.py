@@ -245,6 +245,8 @@ def write_pages(
         for path, notebook in read.items():
             made = page(notebook, path, homes, modules, project, dates.get((top / path).as_posix(), ""))
             name = page_name(path)
+            if name in pages and path.stem != "index":
+                raise CompressLabError(f"Two pages are called {name}.", str(path), "rename this notebook")
             if name in pages:
                 made.cells += pages[name].cells
             pages[name] = made
