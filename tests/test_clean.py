@@ -119,12 +119,12 @@ def test_public_functions_say_what_they_do(path):
 
 
 def equations(text):
-    "The equations of a markdown text, as the site finds them."
+    "The equations of a markdown text, as the site finds them, and whether each has a line of its own."
     parser = MarkdownIt().use(dollarmath_plugin, double_inline=True).use(amsmath_plugin)
     for block in parser.parse(text):
         for token in (block, *(block.children or ())):
             if token.type.startswith("math") or token.type == "amsmath":
-                yield token.content
+                yield token.content, not token.type.startswith("math_inline")
 
 
 @every_notebook
@@ -137,8 +137,8 @@ def test_equations_can_be_shown_offline(path):
             if "text/markdown" in output.get("data", {})
         ]
         for text in shown:
-            for equation in equations("".join(text)):
-                assert mathml(equation).startswith("<math"), equation
+            for equation, block in equations("".join(text)):
+                assert mathml(equation, block).startswith("<math"), equation
 
 
 def is_overload(node):

@@ -27,14 +27,13 @@ def mathml(
     block: bool = True,  # on a line of its own
 ) -> str:
     "The equation in MathML. Raises `CompressLabError` for a command that is not supported."
-    from docutils.utils.math import MathError
     from docutils.utils.math.latex2mathml import tex2mathml
 
     for pattern, plainer in PLAINER.items():
         latex = re.sub(pattern, plainer, latex)
     try:
         return tex2mathml(latex.strip(), as_block=block)
-    except MathError as error:
+    except Exception as error:  # MathError, and what else its parser runs into
         raise CompressLabError(
             f"An equation cannot be shown offline: {error}", latex, "write it with simpler LaTeX"
         ) from error
