@@ -19,13 +19,10 @@ torch.set_num_threads(1)
 
 # no norm and no linear of their blocks feeds the next linear channel by channel
 WITHOUT = {
-    ("causal_lm", "xlm"),
     ("causal_lm", "xlnet"),
-    ("masked_lm", "flaubert"),
     ("masked_lm", "ibert"),
     ("masked_lm", "neomme"),
     ("masked_lm", "squeezebert"),
-    ("masked_lm", "xlm"),
 }
 BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 

@@ -139,8 +139,15 @@ def _rows_of(tensor: Tensor) -> set[bytes]:
 
 
 def _copied(call):
-    "A copy of the arguments with cloned tensors."
-    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, call)
+    "A copy of the arguments with cloned tensors, and caches that the call may extend."
+    from transformers.cache_utils import Cache
+
+    def copy_of(value):
+        if isinstance(value, Tensor):
+            return value.clone()
+        return deepcopy(value) if isinstance(value, Cache) else value
+
+    return tree_map(copy_of, call, is_leaf=lambda value: isinstance(value, Cache))
 
 # %% ../../nbs/models/17_equivalence.ipynb #cell-14-2
 class Flow:
