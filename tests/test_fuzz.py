@@ -33,8 +33,8 @@ from compress_lab.report.dossier import Dossier
 from compress_lab.study import Study, failures
 
 COMPUTING, WAITING = 10, 60  # seconds of a round, at most: of the processor, and by the clock
-PART = {"studies": 150, "recipes": 70, "tasks": 100, "arguments": 60, "files": 120}  # rounds of each kind
-SLOW = 20  # times as many with --flags slow
+PART = {"studies": 150, "recipes": 70, "tasks": 100, "arguments": 60, "files": 60}  # rounds of each kind
+SLOW = 40  # times as many with --flags slow
 
 RECIPE = [
     {"method": "Wanda", "sparsity": "2:4", "targets": ["*.mlp.*"]},
