@@ -235,7 +235,6 @@ def ls(
 ) -> int:
     "Lists run folders, or the recipes of one."
     from compress_lab.core.run_index import index
-
     from compress_lab.core.store import Store
 
     headings = ("cells", "missing", "failed", "damaged", "hours")
@@ -263,7 +262,6 @@ def cp(
 ) -> int:
     "Copies run folders into one, and completes it if it exists."
     from compress_lab.core.run_index import merge
-
     from compress_lab.core.store import Store
 
     *sources, target = map(Store, options.folder)
@@ -279,7 +277,6 @@ def rm(
 ) -> int:
     "Removes what runs have written into folders, or the cells that their studies do not use."
     from compress_lab.core.run_index import remove_run, unneeded
-
     from compress_lab.core.store import Store
 
     for store in map(Store, options.folder):

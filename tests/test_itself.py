@@ -191,7 +191,7 @@ MEASURED = {"cold_start", "energy", "latency", "layer_speed", "memory", "through
 @pytest.mark.parametrize("name", sorted({*READERS, *CLASSIFIERS}))
 def test_a_model_and_itself(name, people, models_of, monkeypatch, request):
     if name == "cold_start" and "slow" not in request.config.getoption("--flags").split():
-        pytest.skip("starts twenty processes: asked for with --flags slow; its notebook starts some")
+        pytest.skip("starts a process for each load: asked for with --flags slow, its notebook loads some")
     monkeypatch.chdir(people)
     subject = models_of[name in CLASSIFIERS]
     probe = Probe.from_dict(dict(probe=name, **(READERS | CLASSIFIERS)[name]))
