@@ -9,7 +9,7 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as',
            'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study',
            'compare', 'recipes_in', 'recommend', 'export', 'serve', 'check_served', 'init', 'installed', 'machine',
-           'folders', 'doctor', 'add_studies', 'add_documents', 'add_models', 'add_services', 'add_lists', 'parser',
+           'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services', 'add_models', 'add_lists', 'parser',
            'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
@@ -914,7 +914,7 @@ def serve(
             socket.close()
     return 0
 
-# %% ../nbs/cli.ipynb #da23af73
+
 def check_served(
     options,  # parsed arguments
 ) -> int:
@@ -1160,6 +1160,12 @@ def add_studies(
     for name, text in (("items", "items for each bound"), ("context", "tokens of a window of text")):
         added.add_argument(f"--{name}", type=int, default=128, help=f"{text} (default: %(default)s)")
     added.add_argument("--out", help="run folder (default: runs/advice-MODEL)")
+
+# %% ../nbs/cli.ipynb #commands-code-2
+def add_run_folders(
+    command,  # as for `add_studies`
+):
+    "Adds the commands that list, change and describe run folders."
     added = command(ls, "list run folders, or the recipes of one")
     added.add_argument("folder", nargs="*", help="run folder (default: all in runs/)")
     added = command(cp, "copy run folders into one, or complete it: cp FROM [FROM ...] TO")
@@ -1171,13 +1177,6 @@ def add_studies(
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--out", help="page to write (default: dossier.html in the first run folder)")
     added.add_argument("--pictures", metavar="FOLDER", help="write each picture as SVG and PNG, its table as CSV")
-    add_documents(command)
-
-# %% ../nbs/cli.ipynb #commands-code-2
-def add_documents(
-    command,  # as for `add_studies`
-):
-    "Adds the commands that write documents about a study."
     added = command(card, "write a model card for each recipe of a study, or for a saved copy")
     added.add_argument("run", nargs="+", help="run folder, several for the same study; or a folder of a saved copy")
     added.add_argument("--recipe", metavar="NAME", help="only this recipe")
@@ -1188,6 +1187,28 @@ def add_documents(
     added.add_argument("--out", help="folder to write (default: risk in the run folder)")
 
 
+def add_services(
+    command,  # as for `add_studies`
+):
+    "Adds the commands for models in service."
+    added = command(serve, "serve a model over HTTP, by the protocol of OpenAI's interface")
+    added.add_argument("folder", help="folder of a model, starter or Hub id")
+    added.add_argument("--name", help="name that clients ask for (default: the folder's)")
+    added.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    added.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default: %(default)s)")
+    added.add_argument(
+        "--token-file", metavar="FILE", help="file with the token that clients must have (or set COMPRESS_LAB_TOKEN)"
+    )
+    added.add_argument("--backend", default="eager", help="backend of an encoder, or auto (default: %(default)s)")
+    for name, text in SERVED.items():
+        added.add_argument(f"--{name}", type=float if name == "seconds" else int, help=text)
+    added = command(check_served, "ask a server the items of a study, and compare its answers with the stored ones")
+    added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
+    added.add_argument("--run", required=True, help="run folder of the study")
+    added.add_argument("--arm", default="", help="original, a recipe or a copy (default: the only one)")
+    added.add_argument("--n", type=int, default=200, help="items of each task (default: %(default)s)")
+
+# %% ../nbs/cli.ipynb #83c26fce
 def add_models(
     command,  # as for `add_studies`
 ):
@@ -1225,28 +1246,6 @@ def add_models(
     added.add_argument("folder", help="folder of a compressed model, starter or Hub id")
     added.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS.offered)}")
     added.add_argument("--out", required=True, help="folder to write")
-
-
-def add_services(
-    command,  # as for `add_studies`
-):
-    "Adds the commands for models in service."
-    added = command(serve, "serve a model over HTTP, by the protocol of OpenAI's interface")
-    added.add_argument("folder", help="folder of a model, starter or Hub id")
-    added.add_argument("--name", help="name that clients ask for (default: the folder's)")
-    added.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    added.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default: %(default)s)")
-    added.add_argument(
-        "--token-file", metavar="FILE", help="file with the token that clients must have (or set COMPRESS_LAB_TOKEN)"
-    )
-    added.add_argument("--backend", default="eager", help="backend of an encoder, or auto (default: %(default)s)")
-    for name, text in SERVED.items():
-        added.add_argument(f"--{name}", type=float if name == "seconds" else int, help=text)
-    added = command(check_served, "ask a server the items of a study, and compare its answers with the stored ones")
-    added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
-    added.add_argument("--run", required=True, help="run folder of the study")
-    added.add_argument("--arm", default="", help="original, a recipe or a copy (default: the only one)")
-    added.add_argument("--n", type=int, default=200, help="items of each task (default: %(default)s)")
 
 
 def add_lists(
@@ -1293,6 +1292,7 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     add_studies(command)
+    add_run_folders(command)
     add_models(command)
     add_services(command)
     add_lists(command)

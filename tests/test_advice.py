@@ -7,7 +7,7 @@ import pytest
 
 from compress_lab.advice.example import learned_language
 from compress_lab.advice.goal import Goal, parse_goal
-from compress_lab.advice.search import Race, TableArms, decide
+from compress_lab.advice.search import Search, TableArms, decide
 from compress_lab.cli import main
 from compress_lab.core.errors import CompressLabError
 from compress_lab.evaluate.metrics import Metric
@@ -44,28 +44,28 @@ def table(goal, stop_at=None, count=32):
     return arms, calls
 
 
-def told(race):
-    return [(entry.name, entry.state, entry.why, entry.items) for entry in race.entries]
+def told(search):
+    return [(entry.name, entry.state, entry.why, entry.items) for entry in search.entries]
 
 
 @pytest.mark.parametrize("take", ["quality", "smallest"])
 def test_a_search_stopped_at_any_measurement_ends_the_same(take, tmp_path):
     goal = Goal(bytes=0.5, perplexity=0.05, take=take)
     arms, calls = table(goal)
-    whole = Race(goal, arms, tmp_path / "whole").run()
+    whole = Search(goal, arms, tmp_path / "whole").run()
     choice, _ = decide(goal, arms.unseen(whole.finalists()))
     assert choice == "best"
     for stop_at in range(1, len(calls) + 1):
         folder = tmp_path / f"stopped {stop_at}"
         with pytest.raises(Stopped):
-            Race(goal, table(goal, stop_at)[0], folder).run()
-        assert told(Race(goal, table(goal)[0], folder).run()) == told(whole)
+            Search(goal, table(goal, stop_at)[0], folder).run()
+        assert told(Search(goal, table(goal)[0], folder).run()) == told(whole)
 
 
 def test_when_every_bound_is_broken_the_nearest_is_named_and_nothing_chosen():
     goal = Goal(bytes=0.1, perplexity=0.05)
     arms, _ = table(goal)
-    choice, nearest = decide(goal, arms.unseen(Race(goal, arms).run().finalists()))
+    choice, nearest = decide(goal, arms.unseen(Search(goal, arms).run().finalists()))
     assert choice is None and nearest in ("best", "worse")
 
 

@@ -11,27 +11,16 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from compress_lab.core.children import child_environment, python_command
 from compress_lab.models.saving import Subject
-from compress_lab.models.tiny import tiny
+from compress_lab.models.tiny import byte_tokenizer, tiny
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from compress_lab.deploy.app import listen, process
 from compress_lab.deploy.service import Bounds, Service
 
 TEMPLATE = "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}<assistant>"
-
-
-def byte_tokenizer():
-    alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(alphabet, []))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<pad>")
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
 
 
 def subject(kind="writer", **more):
@@ -42,7 +31,7 @@ def subject(kind="writer", **more):
     }[kind]()
     if kind == "writer":
         model.generation_config.eos_token_id = None
-    return Subject(model, byte_tokenizer())
+    return Subject(model, byte_tokenizer(TEMPLATE))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def write_documents(
     documents: int = 150,
     length: int = 260,  # words of each
 ):
-    "Writes documents of the language, a file each."
+    "Writes documents of the language into a folder, one file per document."
     random = np.random.default_rng(0)
     follows = random.integers(0, WORDS, (WORDS, len(CHANCES)))
     folder.mkdir(parents=True)

@@ -24,7 +24,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .goal import Goal, Limit, goal_from
-from .search import FEWEST_ITEMS, Arms, Figure, Race, decide, rungs
+from .search import FEWEST_ITEMS, Arms, Figure, Search, decide, rungs
 from ..compress.recipe import Recipe
 from ..core.errors import CompressLabError
 from ..core.settings import read_yaml, whole
@@ -438,15 +438,15 @@ def _repr_html_(self: Advice) -> str:
 
 # %% ../../nbs/advice/03_recommend.ipynb #afa471ba
 def considered(
-    race: Race,
+    search: Search,
 ) -> pd.DataFrame:  # by recipe: steps, state, items, a column for each bounded figure, why
-    "What became of each recipe in the search; its figures are those of the search, and flatter what was chosen."
+    "The outcome of the search for each recipe; its figures are optimistic for the recipe that was chosen."
     rows = {}
-    for entry in race.entries:
+    for entry in search.entries:
         every = {**entry.known, **entry.figures}
         told = {
             f"{limit.name}": every[limit.name].text(limit) if limit.name in every else "–"
-            for limit in race.limits
+            for limit in search.limits
             if limit.figure != "speed"
         }
         rows[entry.name] = {"state": entry.state, "items": entry.items, **told, "why": entry.why}
@@ -472,7 +472,7 @@ def keep_copy(
     arms: ModelArms,
     name: str,  # of a recipe
 ) -> str:
-    "Keeps the copy by this recipe and removes the others; returns its folder."
+    "Keeps the compressed copy of this recipe, removes the others, and returns its folder."
     kept = arms.folder / "copy"
     if not kept.exists():
         arms.copy(name)
@@ -482,14 +482,14 @@ def keep_copy(
 
 # %% ../../nbs/advice/03_recommend.ipynb #810cc1b0
 def measured_points(
-    race: Race,
+    search: Search,
 ) -> pd.DataFrame:  # recipe, size, quality, lo, hi
     "Bytes and loss of each recipe that was measured on items."
-    first = race.goal.quality[0]
+    first = search.goal.quality[0]
     scale = 1 if first.kind == "ratio" else 100
     rows = [
         (entry.name, entry.known["bytes"].value, *(scale * end for end in (figure.value, figure.low, figure.high)))
-        for entry in race.entries
+        for entry in search.entries
         if entry.items
         for figure in [entry.figures[first.name]]
     ]
@@ -497,22 +497,22 @@ def measured_points(
 
 
 def concluded(
-    race: Race,  # finished
+    search: Search,  # finished
     root: Path,  # the run folder
 ) -> Advice:
     "Measures the finalists on unseen items, and writes the advice into the run folder."
-    arms, goal = race.arms, race.goal
-    finalists = race.finalists()
+    arms, goal = search.arms, search.goal
+    finalists = search.finalists()
     if not finalists:
-        failed = next((f"{entry.name}: {entry.why}" for entry in race.entries), "there are none")
+        failed = next((f"{entry.name}: {entry.why}" for entry in search.entries), "there are none")
         raise CompressLabError("No recipe could be measured.", failed, "give recipes that fit this model with recipes=")
     study = closing_study(goal, arms.run.study, finalists)
     Closing(study, root, arms).all()
     figures = unseen_figures(goal, study, Dossier.from_run(root))
     choice, nearest = decide(goal, figures)
-    evaluated = sum(entry.items for entry in race.entries) + max(entry.items for entry in race.entries)
-    share = evaluated / (arms.count * (len(race.entries) + 1))
-    told = considered(race), measured_points(race), str(root), keep_copy(arms, choice or nearest), share
+    evaluated = sum(entry.items for entry in search.entries) + max(entry.items for entry in search.entries)
+    share = evaluated / (arms.count * (len(search.entries) + 1))
+    told = considered(search), measured_points(search), str(root), keep_copy(arms, choice or nearest), share
     advice = Advice(goal, study.subject, choice, nearest, figures, study, *told)
     advice.save()
     return advice
@@ -571,4 +571,4 @@ def recommend(
     say(progress, f"goal: {goal}")
     with Store(root).lock("advice", wait=True):
         arms = ModelArms(subject, plan, goal, folder, items, progress)
-        return concluded(Race(goal, arms, folder, arms.say).run(), root)
+        return concluded(Search(goal, arms, folder, arms.say).run(), root)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEWEST_ITEMS', 'P_WORSE', 'JOURNAL', 'FINALISTS', 'Figure', 'figure_of', 'Arms', 'TableArms', 'opened', 'trial_of',
-           'rungs', 'allowed', 'Entry', 'item_losses', 'Race', 'decide']
+           'rungs', 'allowed', 'Entry', 'item_losses', 'Search', 'decide']
 
 # %% ../../nbs/advice/02_search.ipynb #868efb0d
 import math
@@ -66,7 +66,7 @@ def figure_of(
     metric: Metric,  # that gives the figure
     columns: np.ndarray,  # sums of both models on the same items, side by side, shape (items, 2k)
 ) -> Figure:
-    "The figure on these items; the items count as independent."
+    "The figure on these items, which are treated as independent."
     before, after = (float(metric.of(side.sum(0))) for side in np.split(columns, 2, axis=1))
     spread = paired_spread(metric, columns, np.arange(len(columns)), f"{len(columns)} items", FEWEST_ITEMS)
     ends = spread.ratio if limit.kind == "ratio" else spread.change
@@ -98,16 +98,16 @@ class Arms:
         raise NotImplementedError
 
     def unseen(self, names: list[str]) -> dict[str, dict[str, Figure]]:
-        "All bounded figures of these recipes on items that the search never saw, by recipe and figure."
+        "The bounded figures of these recipes on items held out from the search, keyed by recipe and figure."
         raise NotImplementedError
 
     def dropped(self, name: str):
-        "Called when the search needs a recipe no longer."
+        "Called when the search no longer needs a recipe."
 
 # %% ../../nbs/advice/02_search.ipynb #8ad3e8e9
 @dataclass
 class TableArms(Arms):
-    "Arms whose item values are all there from the start."
+    "Arms with precomputed values of all items."
 
     table: dict  # name -> array of shape (items, 2k) with the sums of the original and of the copy
     metrics: dict  # figure -> Metric
@@ -209,7 +209,7 @@ def allowed(
 # %% ../../nbs/advice/02_search.ipynb #9ac42d63
 @dataclass
 class Entry:
-    "A recipe in the race."
+    "A recipe in the search, with its measurements."
 
     name: str
     known: dict = field(default_factory=dict)  # figures without items
@@ -235,14 +235,14 @@ def item_losses(
     metric: Metric,
     columns: np.ndarray,  # sums of both models on some items, side by side
 ) -> np.ndarray:
-    "What is compared item by item, lower is better: the copy's mean loss, or its error."
+    "The copy's loss on each item, lower is better; for a metric that rises with quality, its negative."
     after = np.split(columns, 2, axis=1)[1]
     values = after[:, 0] / after[:, 1]
     return values if metric.better == "lower" else -values
 
 # %% ../../nbs/advice/02_search.ipynb #9db1a273
-class Race:
-    "A search over arms: the entries, and how far each has come."
+class Search:
+    "A search over arms by successive halving, with an entry for each arm."
 
     def __init__(
         self,
@@ -273,14 +273,14 @@ class Race:
                 self.arms.dropped(entry.name)
 
     def rule_out_slow(self):
-        "Rules out what cannot be as fast on this machine as the goal asks, before it is compressed."
+        "Rules out recipes that cannot reach the required speed on this machine, before compressing them."
         for limit in (limit for limit in self.limits if limit.figure == "speed"):
             most = {entry.name: self.arms.fastest(entry.name) for entry in self.running()}
             slow = {name: speed for name, speed in most.items() if speed <= limit.bound}
             self.rule_out({name: (-speed, f"at most ×{speed:.3g} as fast here") for name, speed in slow.items()})
 
     def rule_out_large(self):
-        "Compresses what is left, and rules out what is too large."
+        "Compresses the remaining recipes and rules out those that are too large."
         for entry in self.running():
             try:
                 entry.known = self.arms.known(entry.name)
@@ -294,17 +294,20 @@ class Race:
             self.rule_out({name: (large[name], why[name]) for name in large})
 
     def restore(self, entry: Entry, frozen):
-        "Takes over what an earlier run decided about a recipe; its figures come from the stored items."
+        "Restores an entry from an earlier run; its figures are recomputed from the stored items."
         if frozen.state.is_finished():
             entry.state, entry.why = frozen.user_attrs["state"], frozen.user_attrs["why"]
             self.measure(entry, len(frozen.intermediate_values))
 
     def rank(self, entry: Entry) -> tuple[float, float]:
-        "Lower is better."
-        first = self.goal.quality[0]
-        loss = item_losses(self.arms.metric(first), entry.columns[first.name]).mean()
-        size = entry.known["bytes"].value if self.goal.take == "smallest" else loss
+        "The sort key of an entry, lower is better: the largest shortfall, then loss or bytes."
+        size = entry.known["bytes"].value if self.goal.take == "smallest" else self.loss(entry)
         return entry.shortfall(self.limits), size
+
+    def loss(self, entry: Entry) -> float:
+        "The mean loss of an entry on the items that it was measured on, lower is better."
+        first = self.goal.quality[0]
+        return float(item_losses(self.arms.metric(first), entry.columns[first.name]).mean())
 
 # %% ../../nbs/advice/02_search.ipynb #83e04340
 from fastcore.basics import patch
@@ -312,7 +315,7 @@ from fastcore.basics import patch
 
 @patch
 def measure(
-    self: Race,
+    self: Search,
     entry: Entry,
     items: int,  # to have in the end
 ):
@@ -327,7 +330,7 @@ def measure(
 
 @patch
 def advance(
-    self: Race,
+    self: Search,
     entry: Entry,
     items: int,  # of a rung
 ):
@@ -344,7 +347,7 @@ def advance(
 # %% ../../nbs/advice/02_search.ipynb #2fdb5469
 @patch
 def leave(
-    self: Race,
+    self: Search,
     entry: Entry,
     state: str,  # "dropped" or "finished"
     why: str = "",
@@ -355,18 +358,16 @@ def leave(
     entry.state, entry.why = state, why
     for name, value in (("state", state), ("why", why)):
         entry.trial.set_user_attr(name, value)
-    first = self.goal.quality[0]
-    value = float(item_losses(self.arms.metric(first), entry.columns[first.name]).mean())
     if state == "finished":
-        self.study.tell(entry.trial, value)
+        self.study.tell(entry.trial, self.loss(entry))
     else:
         self.study.tell(entry.trial, state=TrialState.PRUNED)
-    self.arms.dropped(entry.name) if state == "dropped" else None
+        self.arms.dropped(entry.name)
 
 # %% ../../nbs/advice/02_search.ipynb #a636c4e4
 @patch
 def reason(
-    self: Race,
+    self: Search,
     entry: Entry,
 ) -> str:
     "Why an entry cannot be the choice, by its own figures or against a finished one; empty if it can."
@@ -387,7 +388,7 @@ def reason(
 
 
 @patch
-def surest(self: Race) -> Entry | None:
+def surest(self: Search) -> Entry | None:
     "The running entry that stays whatever is smaller, because its loss is the least; None if the loss decides."
     loss = self.goal.quality[0]
     sign = 1 if loss.better == "lower" else -1
@@ -397,7 +398,7 @@ def surest(self: Race) -> Entry | None:
 # %% ../../nbs/advice/02_search.ipynb #c7b0d8ec
 @patch
 def drop(
-    self: Race,
+    self: Search,
     rung: int,  # from 0
 ):
     "Drops the entries that cannot be the choice, then those that are behind."
@@ -411,7 +412,7 @@ def drop(
 
 
 @patch
-def run(self: Race) -> "Race":
+def run(self: Search) -> "Search":
     "Runs all rungs. A search that was stopped goes on where it was."
     sizes = rungs(self.arms.count)
     for rung, items in enumerate(sizes):
@@ -434,7 +435,7 @@ def run(self: Race) -> "Race":
 
 # %% ../../nbs/advice/02_search.ipynb #bc2a54d8
 @patch
-def finalists(self: Race) -> list[str]:
+def finalists(self: Search) -> list[str]:
     "The recipes to measure on unseen items, from the surest to the boldest."
     measured = [entry for entry in self.entries if entry.items]
     done = [entry for entry in measured if entry.state == "finished"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .goal import Goal, goal_from
 from .recommend import Advice, ModelArms, concluded, local_root, planned, recommend
-from .search import Entry, Race, item_losses, opened
+from .search import Entry, Search, opened
 from ..compress.recipe import Recipe
 from ..core.errors import CompressLabError
 from ..core.settings import said, seed_number, whole, write_yaml
@@ -109,21 +109,20 @@ def drawn(
 def tell(
     drawing,
     trial,  # of the drawing
-    race: Race,
+    search: Search,
     entry: Entry,  # of the drawn recipe
     worst: float,  # loss to assume for what was ruled out without items
 ):
-    "Tells what became of a draw: its loss or its bytes, and how far each bound is broken."
+    "Reports the result of a draw to Optuna: its loss or its bytes, and the violation of each bound."
     from optuna.trial import TrialState
 
     if entry.state == "failed":
         return drawing.tell(trial, state=TrialState.FAIL)
-    first = race.goal.quality[0]
-    for limit in race.limits:
+    for limit in search.limits:
         every = {**entry.known, **entry.figures}
         trial.set_constraint(limit.name, every[limit.name].shortfall(limit) if limit.name in every else 0.0)
-    loss = item_losses(race.arms.metric(first), entry.columns[first.name]).mean() if entry.items else worst
-    smallest = race.goal.take == "smallest" and "bytes" in entry.known
+    loss = search.loss(entry) if entry.items else worst
+    smallest = search.goal.take == "smallest" and "bytes" in entry.known
     drawing.tell(trial, float(entry.known["bytes"].value if smallest else loss))
 
 # %% ../../nbs/advice/04_sweep.ipynb #e3822134
@@ -136,12 +135,12 @@ def in_brackets(
     folder: Path,  # of the sweep
     options: dict,  # of ModelArms: items and progress
     seed: int,
-) -> Race:
-    "The finished race of all brackets together."
+) -> Search:
+    "The finished search of all brackets together."
     from optuna.samplers import TPESampler
 
     drawing = opened(folder, TPESampler(seed=seed, n_startup_trials=len(numbers[0])))
-    entries, recipes, race = {}, {}, None
+    entries, recipes, search = {}, {}, None
     for place, trials in enumerate(numbers):
         draws = [drawn(drawing, space, number) for number in trials]
         named = [(trial, *recipe_at(space, values), finished) for trial, values, finished in draws]
@@ -149,20 +148,14 @@ def in_brackets(
         recipes |= new
         if new:
             arms = ModelArms(subject, plan(new), goal, folder, **options)
-            race = Race(goal, arms, folder / f"bracket {place}", arms.say).run()
-            entries |= {entry.name: entry for entry in race.entries}
-        worst = max((_loss(race, entry) for entry in entries.values() if entry.items), default=0.0)
+            search = Search(goal, arms, folder / f"bracket {place}", arms.say).run()
+            entries |= {entry.name: entry for entry in search.entries}
+        worst = max((search.loss(entry) for entry in entries.values() if entry.items), default=0.0)
         for trial, name, _, finished in named:
             if not finished:
-                tell(drawing, trial, race, entries[name], worst)
-    race.entries, race.arms = [*entries.values()], ModelArms(subject, plan(recipes), goal, folder, **options)
-    return race
-
-
-def _loss(race: Race, entry: Entry) -> float:
-    "The mean loss of an entry on the items that it was measured on."
-    first = race.goal.quality[0]
-    return float(item_losses(race.arms.metric(first), entry.columns[first.name]).mean())
+                tell(drawing, trial, search, entries[name], worst)
+    search.entries, search.arms = [*entries.values()], ModelArms(subject, plan(recipes), goal, folder, **options)
+    return search
 
 # %% ../../nbs/advice/04_sweep.ipynb #c047e23d
 def sweep(

@@ -35,7 +35,7 @@ def node() -> str:
 def ended(
     pid,  # of a process on this node
 ) -> bool:
-    "Whether the process has ended, or was killed and only waits for its parent to notice."
+    "Whether the process has ended. A zombie counts as ended."
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -47,7 +47,7 @@ DEATHS = 3  # holders that may die over the same part of the work
 
 
 class Lease:
-    "The right to work on something, until the `with` block ends or the heartbeat stops."
+    "Exclusive ownership of a piece of work until the `with` block ends or the heartbeat stops."
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Lease:
         part: str,  # of the work
         fix: str = "give it more memory, or run fewer workers on the machine",  # for the error
     ):
-        "Notes what the holder is doing. Raises `CompressLabError` if too many holders died over it."
+        "A context that records the part in work. Raises `CompressLabError` if too many holders died over it."
         if (deaths := self.state["deaths"].get(part, 0)) >= DEATHS:
             raise CompressLabError(f"{deaths} processes were killed while they computed this.", part, fix)
         before = self.state["doing"]
@@ -199,7 +199,7 @@ def on_node(
     store: Store,  # the run folder
     alone: bool,  # wait until no other worker of the folder computes on this node, and keep the others waiting
 ):
-    "Computes beside the folder's other workers on this node, or alone."
+    "A context that computes beside the folder's other workers on this node, or alone."
     lock = _node_lock(store)
     with lock.write_lock() if alone else lock.read_lock():
         yield

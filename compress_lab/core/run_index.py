@@ -12,12 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from .errors import CompressLabError, listed
-from .files import remove
+from .files import read_bytes, remove
 from compress_lab.core.store import (
-    FILES,
     Store,
-    _read_frame,
     different,
+    read_frame,
     replace_file,
     to_parquet,
     unsigned,
@@ -94,8 +93,8 @@ def _read_index(
 ):
     "The stored index with its marks; None if it is missing or damaged."
     with suppress(CompressLabError, ValueError):
-        data = store._read(f"{store.path}/{INDEX}") if store.local else None
-        table = None if data is None else _read_frame(data)
+        path = Path(store.path, INDEX)
+        table = read_frame(read_bytes(path, None)) if store.local and path.is_file() else None
         if table is not None and {"key", "mark", "settings", "values", *COLUMNS} == set(table.columns):
             return table
     return None
@@ -127,11 +126,7 @@ def merge(
         raise CompressLabError(f"{len(wrong)} cells differ between the folders: {what}.", target.root, fix)
     missing = sorted(_marks(source).keys() - _marks(target).keys())
     for key in missing:
-        source.get(key)  # raises an error if it is damaged
-        files = {name: source._read(f"{source.at(key)}/{name}", None) for name in sorted(FILES)}
-        files = {name: data for name, data in files.items() if data is not None}
-        with target.writing():
-            (target._put_local if target.local else target._put_remote)(key, files)
+        target.adopt(key, source)
     for name in ("study.yaml", "cells.json", "arms.json"):
         if target.read_text(name) is None and (text := source.read_text(name)) is not None:
             target.write_text(name, text)

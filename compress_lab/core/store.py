@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'FLAGS', 'VARIABLES', 'RUNTIMES', 'KEY', 'LIMIT', 'VALUES', 'FILES', 'HOUR', 'versions', 'processor',
            'commit', 'speed_variables', 'environment', 'machine_key', 'machine_label', 'short', 'cell_key',
            'without_machine', 'to_json', 'to_parquet', 'checksum', 'write_file', 'cannot_write', 'abandoned',
-           'replace_file', 'Cell', 'DamagedCell', 'Store', 'untimed', 'different', 'signed', 'unsigned',
+           'replace_file', 'Cell', 'DamagedCell', 'Store', 'read_frame', 'untimed', 'different', 'signed', 'unsigned',
            'without_folders']
 
 # %% ../../nbs/core/08_store.ipynb #cell-03
@@ -493,7 +493,7 @@ def _glob_escape(
 VALUES = 100_000_000  # maximum number of values in a frame of records
 
 
-def _read_frame(
+def read_frame(
     data: bytes,  # a Parquet file
 ):
     "The DataFrame in the file. Raises `ValueError` if it cannot be read or has more than `VALUES` values."
@@ -541,7 +541,7 @@ def get(
         if not isinstance(environment, dict):
             raise ValueError("no mapping")
         name = "records.parquet"
-        return Cell(key, result, _read_frame(data[name]) if name in data else None, environment)
+        return Cell(key, result, read_frame(data[name]) if name in data else None, environment)
     except CompressLabError as error:
         raise self.damaged(key, f"{name} is not what was written ({error.what.rstrip('.')})") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
@@ -664,6 +664,20 @@ def put(
     with uninterrupted(), self.writing():
         (self._put_local if self.local else self._put_remote)(key, files)
     return self.get(key)
+
+# %% ../../nbs/core/08_store.ipynb #68849727
+@patch
+def adopt(
+    self: Store,
+    key: str,  # of a finished cell
+    source: Store,  # the folder that has it
+):
+    "Copies a cell of another folder, with its environment. Raises `CompressLabError` if it is damaged."
+    source.get(key)
+    contents = {name: source._read(f"{source.at(key)}/{name}", None) for name in sorted(FILES)}
+    files = {name: data for name, data in contents.items() if data is not None}
+    with self.writing():
+        (self._put_local if self.local else self._put_remote)(key, files)
 
 # %% ../../nbs/core/08_store.ipynb #d73d44c8
 def untimed(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -246,30 +247,34 @@ class CompressedTensors(Format):
         }
         checkpoint(subject, layers, extra, configuration(subject.model, layers), folder)
 
-    def keep(self, subject, folder: Path) -> str:
-        if lacks := missing(self.reads):
-            return f"{', '.join(lacks)} is not installed"
-        try:
-            layers = quantized(subject)
-            check_fit(self, subject, layers)
-            if bad := [name for name, layer in layers.items() if not exact(*layer)]:
-                return f"compressed-tensors does not hold every bit of {bad[0]}"
-            self.write(subject, layers, folder, own=True)
-            with quiet():
-                checked(self, subject, layers, folder, max(1e-3, self.allowed(subject)))
-        except CompressLabError as error:
-            return error.what.rstrip(".")
-        return ""
-
-    def restored(self, folder: Path, packed: dict[str, dict]) -> tuple[dict, dict]:
-        tensors, forms = load_file(folder / "model.safetensors"), {}
-        for key, about in packed.items():
-            place = key.removesuffix(".weight")
-            names = [name for name in tensors if name.rpartition(".")[0] == place and name.rpartition(".")[2] in FIELDS]
-            forms[key] = unstored({name.rpartition(".")[2]: tensors.pop(name) for name in names}, about)
-        return tensors, forms
-
     def run(self, folder: Path, tokens: Tensor) -> Tensor:
         model = read(folder, torch.float32)
         with reading(self.name, folder / "model.safetensors"):
             return logits(model, {"input_ids": tokens})
+
+# %% ../../nbs/deploy/02_compressed_tensors.ipynb #7d2e853d
+@patch
+def keep(self: CompressedTensors, subject, folder: Path) -> str:
+    if lacks := missing(self.reads):
+        return f"{', '.join(lacks)} is not installed"
+    try:
+        layers = quantized(subject)
+        check_fit(self, subject, layers)
+        if bad := [name for name, layer in layers.items() if not exact(*layer)]:
+            return f"compressed-tensors does not hold every bit of {bad[0]}"
+        self.write(subject, layers, folder, own=True)
+        with quiet():
+            checked(self, subject, layers, folder, max(1e-3, self.allowed(subject)))
+    except CompressLabError as error:
+        return error.what.rstrip(".")
+    return ""
+
+
+@patch
+def restored(self: CompressedTensors, folder: Path, packed: dict[str, dict]) -> tuple[dict, dict]:
+    tensors, forms = load_file(folder / "model.safetensors"), {}
+    for key, about in packed.items():
+        place = key.removesuffix(".weight")
+        names = [name for name in tensors if name.rpartition(".")[0] == place and name.rpartition(".")[2] in FIELDS]
+        forms[key] = unstored({name.rpartition(".")[2]: tensors.pop(name) for name in names}, about)
+    return tensors, forms

@@ -71,7 +71,7 @@ def checked_confidences(
 # %% ../../nbs/deploy/24_expected_accuracy.ipynb #573ea253
 @dataclass(frozen=True, eq=False, repr=False)
 class ExpectedAccuracy:
-    "The map from the confidence of an answer to the probability that it is right."
+    "A calibrated map from the confidence of an answer to the probability that the answer is correct."
 
     parameters: np.ndarray  # of the reference, then of resampled references; shape (1 + resamplings, 2)
     accuracy: float  # of the reference

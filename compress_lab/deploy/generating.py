@@ -137,34 +137,41 @@ class Generator:
         what = f"{type(self.model).__name__} cannot be batched: {why.rstrip('.')}."
         return CompressLabError(what, "continuous batching of transformers", "serve an export of it by another program")
 
-    def start(self):
-        "Starts the loop. Raises `CompressLabError` if its answers are not the model's."
-        self.manager.start()
+# %% ../../nbs/deploy/11_generating.ipynb #1a3c6a73
+@patch
+def start(self: Generator):
+    "Starts the loop. Raises `CompressLabError` if its answers are not the model's."
+    self.manager.start()
+    try:
+        self.check()
+    except BaseException:
+        self.stop()
+        raise
+
+
+@patch
+def stop(self: Generator):
+    "Ends the loop after the step that is being computed; requests that are not finished fail."
+    self.manager.stop(hard_stop=True)
+
+
+@patch(as_prop=True)
+def alive(self: Generator) -> bool:
+    "Whether the loop runs."
+    return self.manager.is_running() and self.manager.background_thread_status.fatal_error is None
+
+
+@patch
+@contextmanager
+def exclusively(self: Generator):
+    "A context in which the loop is paused and the model can be used directly."
+    with self.manager.pause():
+        batched = self.model.config._attn_implementation
+        self.model.set_attn_implementation(self.attention)
         try:
-            self.check()
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self):
-        "Ends the loop after the step that is being computed; requests that are not finished fail."
-        self.manager.stop(hard_stop=True)
-
-    @property
-    def alive(self) -> bool:
-        "Whether the loop runs."
-        return self.manager.is_running() and self.manager.background_thread_status.fatal_error is None
-
-    @contextmanager
-    def exclusively(self):
-        "A context in which the loop rests, and the model can be used otherwise."
-        with self.manager.pause():
-            batched = self.model.config._attn_implementation
-            self.model.set_attn_implementation(self.attention)
-            try:
-                yield
-            finally:
-                self.model.set_attn_implementation(batched)
+            yield
+        finally:
+            self.model.set_attn_implementation(batched)
 
 # %% ../../nbs/deploy/11_generating.ipynb #1c4eba3a
 @patch

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core.errors import CompressLabError
 from ..core.files import cannot_write, read_text
@@ -103,7 +104,7 @@ def window_line(
 # %% ../../nbs/deploy/25_monitor.ipynb #0135fffd
 @dataclass(frozen=True)
 class Alarm:
-    "Something that a person should look at."
+    "An alarm raised by a monitor."
 
     kind: str  # drift, accuracy or agreement
     what: str  # in a sentence
@@ -197,7 +198,7 @@ class Watched:
         return line, alarms
 
     def _disagrees(self, row) -> bool:
-        "Whether this row raises the alarm that the copy changes more answers than promised."
+        "Whether this row raises the agreement alarm: the copy changes more answers than promised."
         original, request = field_of(row, "original"), field_of(row, "request")
         if self.agreement is None or original is None or request in self._seen:
             return False
@@ -216,7 +217,7 @@ def post(
     alarm: Alarm,
     pause: float = 1.0,  # seconds before the second attempt, and twice that before the third
 ) -> dict:
-    "Sends the alarm as JSON, and returns what came of it."
+    "Sends the alarm as JSON and returns the outcome."
     body, about = json.dumps(asdict(alarm)).encode(), {"kind": "webhook", "to": urlsplit(address).hostname}
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -234,7 +235,7 @@ def run_command(
     command: Sequence[str],  # a program and its arguments; gets the alarm as JSON on its input
     alarm: Alarm,
 ) -> dict:
-    "Runs the command without a shell, and returns what came of it."
+    "Runs the command without a shell and returns the outcome."
     about = {"kind": "command", "to": command[0]}
     try:
         result = subprocess.run(
@@ -269,7 +270,7 @@ class Outbox:
             raise cannot_write(self.folder, error) from error
 
     def note(self, problem: str):
-        "Remembers a problem."
+        "Adds a problem to the list."
         self.problems = [*self.problems, problem][-PROBLEMS:]
 
     def append(
@@ -285,7 +286,7 @@ class Outbox:
             self.note(f"{name}: {error.strerror or error}")
 
     def send(self, alarm: Alarm):
-        "Writes the alarm, runs the command if it is for this kind, and tells the webhook."
+        "Writes the alarm, runs the command if it applies to this kind of alarm, and posts to the webhook."
         self.append("alarms.jsonl", asdict(alarm))
         results = []
         if self.command and alarm.kind in self.command_on:
@@ -331,18 +332,18 @@ class Monitor:
         row,  # a mapping or an object with `request`, the columns of the reference, and perhaps `original`
         *_,  # what else a server tells its observers
     ):
-        "Takes a row, at once; counts it as dropped if too many are waiting."
+        "Queues a row and returns at once. Counts the row as dropped if the queue is full."
         try:
             self._queue.put_nowait((row, time.time()))
         except queue.Full:
             self.dropped += 1
 
     def flush(self):
-        "Waits until all rows so far are dealt with."
+        "Waits until all rows so far are processed."
         self._queue.join()
 
     def close(self):
-        "Deals with the rows that are waiting, and ends the thread."
+        "Processes the waiting rows and ends the thread."
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
@@ -353,29 +354,33 @@ class Monitor:
     def __exit__(self, *_):
         self.close()
 
-    def _work(self):
-        "Takes rows from the queue until it is closed."
-        while (item := self._queue.get()) is not None:
-            try:
-                self._take(*item)
-            except Exception as error:  # a monitor must outlive any row
-                self.outbox.note(f"{type(error).__name__}: {error}")
-            finally:
-                self._queue.task_done()
-        self._queue.task_done()
+# %% ../../nbs/deploy/25_monitor.ipynb #565a12ab
+@patch
+def _work(self: Monitor):
+    "Processes rows from the queue until the monitor is closed."
+    while (item := self._queue.get()) is not None:
+        try:
+            self._take(*item)
+        except Exception as error:  # a monitor must outlive any row
+            self.outbox.note(f"{type(error).__name__}: {error}")
+        finally:
+            self._queue.task_done()
+    self._queue.task_done()
 
-    def _take(self, row, moment: float):
-        "Deals with a row."
-        if self.keep_rows and (values := values_of(row, self.watched.reference)):
-            kept = {name: str(value) if isinstance(value, str) else value.tolist() for name, value in values.items()}
-            kept = {name: value for name, value in kept.items() if not isinstance(value, list)}
-            self.outbox.append("rows.jsonl", {"time": utc(moment), "request": str(field_of(row, "request"))} | kept)
-        line, alarms = self.watched.add(row, moment)
-        if line:
-            self.outbox.append("windows.jsonl", line | {"dropped": self.dropped})
-        for alarm in alarms:
-            self.alarms.append(alarm)
-            self.outbox.send(alarm)
+
+@patch
+def _take(self: Monitor, row, moment: float):
+    "Processes one row."
+    if self.keep_rows and (values := values_of(row, self.watched.reference)):
+        kept = {name: str(value) if isinstance(value, str) else value.tolist() for name, value in values.items()}
+        kept = {name: value for name, value in kept.items() if not isinstance(value, list)}
+        self.outbox.append("rows.jsonl", {"time": utc(moment), "request": str(field_of(row, "request"))} | kept)
+    line, alarms = self.watched.add(row, moment)
+    if line:
+        self.outbox.append("windows.jsonl", line | {"dropped": self.dropped})
+    for alarm in alarms:
+        self.alarms.append(alarm)
+        self.outbox.send(alarm)
 
 # %% ../../nbs/deploy/25_monitor.ipynb #91173256
 def read_lines(

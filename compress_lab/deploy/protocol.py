@@ -168,7 +168,7 @@ class Refusal(CompressLabError):
 
 
 class ErrorBody(BaseModel):
-    "What is wrong with a request."
+    "The error object of a refused request."
 
     message: str
     type: str

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'DETECTORS', 'REFERENCE_ROWS', 'DRIFTED', 'kind_of', 'as_rows', 'taken', 'mmd_detector',
-           'classifier_detector', 'detectors_of', 'planted_drifts', 'draw_windows', 'resampled_windows', 'measured',
-           'p_values', 'against_dummies', 'WindowTest', 'Reference', 'reference_window', 'save_reference',
-           'load_reference']
+           'classifier_detector', 'detectors_of', 'planted_drifts', 'draw_windows', 'measured', 'p_values',
+           'against_dummies', 'WindowTest', 'Reference', 'reference_window', 'save_reference', 'load_reference']
 
 # %% ../../nbs/deploy/23_reference_window.ipynb #20e52813
 import io
@@ -74,7 +73,7 @@ def taken(
     rows: dict[str, np.ndarray],
     index,  # positions of rows
 ) -> dict[str, np.ndarray]:
-    "Some of the rows."
+    "The rows at the given positions."
     return {name: values[index] for name, values in rows.items()}
 
 # %% ../../nbs/deploy/23_reference_window.ipynb #9363978b
@@ -160,24 +159,16 @@ def draw_windows(
     size: int,  # rows a window
     count: int,  # of windows
     random: np.random.Generator,
+    resampled: bool = False,  # each window from rows that are resampled first, as if more of them had been stored
 ):
-    "Yields windows of random rows without repetition within a window."
+    "Yields windows of random rows; without `resampled`, no row is repeated within a window."
     length = len(next(iter(rows.values())))
     for _ in range(count):
-        yield taken(rows, random.permutation(length)[:size])
-
-
-def resampled_windows(
-    rows: dict[str, np.ndarray],
-    size: int,  # rows a window
-    count: int,  # of windows
-    random: np.random.Generator,
-):
-    "Yields windows of random rows, each from rows that were resampled anew, as if more of them had been stored."
-    length = len(next(iter(rows.values())))
-    for _ in range(count):
-        again = random.integers(length, size=length)
-        yield taken(rows, again[random.integers(length, size=size)])
+        if resampled:
+            again = random.integers(length, size=length)
+            yield taken(rows, again[random.integers(length, size=size)])
+        else:
+            yield taken(rows, random.permutation(length)[:size])
 
 
 def measured(
@@ -194,7 +185,7 @@ def p_values(
     held_out: pd.DataFrame,  # distances of held-out windows
     distances: pd.DataFrame,  # of other windows, with the same columns
 ) -> pd.DataFrame:  # of the shape of `distances`
-    "The share of held-out windows, and the window itself, that are at least as far."
+    "The share of windows whose distance is at least as large, among the held-out windows and the window itself."
     columns = {}
     for name in distances:
         order = np.sort(held_out[name].to_numpy())
@@ -303,7 +294,7 @@ def reference_window(
     order = random.permutation(count)
     reference, rest = taken(rows, order[:kept]), taken(rows, order[kept:])
     detectors = detectors_of(reference)
-    held_out = measured(detectors, resampled_windows(rest, size, windows, random))
+    held_out = measured(detectors, draw_windows(rest, size, windows, random, resampled=True))
     drifts = planted_drifts(rest, seed) if drifts is None else {name: as_rows(drifts[name], name) for name in drifts}
     p = {
         name: p_values(held_out, measured(detectors, draw_windows(drifted, size, DRIFTED, random)))

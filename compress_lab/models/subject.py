@@ -126,7 +126,7 @@ class Stored:
 
     @property
     def quantized(self) -> bool:
-        "Whether a weight is stored as something other than a float."
+        "Whether any weight is stored in a type other than a float."
         return any(weights > 0 and kind not in KINDS.values() for _, kind, _, _, weights, _ in self.rows)
 
 

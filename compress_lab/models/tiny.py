@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'VOCABULARY', 'SIZES', 'VALUES', 'HEADS', 'LARGEST', 'causal_lms', 'encoders', 'declared', 'reduced',
-           'picked', 'shrink', 'tiny']
+           'picked', 'shrink', 'tiny', 'byte_tokenizer']
 
 # %% ../../nbs/models/03_tiny.ipynb #cell-03
 from dataclasses import fields
@@ -273,3 +273,19 @@ def tiny(
         reason(first),
         "set missing fields by name, as in tiny('llama', num_hidden_layers=2)",
     ) from first
+
+# %% ../../nbs/models/03_tiny.ipynb #5cc41a9f
+def byte_tokenizer(
+    template: str | None = None,  # chat template; None: none
+):
+    "A tokenizer of transformers with one token per byte, `<end>` and `<pad>`."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<pad>")
+    tokenizer.chat_template = template
+    return tokenizer

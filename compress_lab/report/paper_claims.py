@@ -31,7 +31,7 @@ BOUND = re.compile(r"([<>]) (-?\d+(?:\.\d+)?)")
 
 
 class Bound(NamedTuple):
-    "One side of a number."
+    "A one-sided bound on a number."
 
     sign: int  # 1: above; -1: below
     value: float  # in the unit of the quantity
@@ -204,7 +204,7 @@ def _claim(key: str, given, where: str) -> PaperClaim:
 def read_paper(
     path: str | Path,  # a file of claims
 ) -> Paper:
-    "Returns the paper with its claims. Raises `CompressLabError` if the file is not valid."
+    "Reads a paper and its claims from a YAML file. Raises `CompressLabError` if the file is not valid."
     name, given = Path(path).name, read_yaml(read_text(path), Path(path).name)
     only(given, Paper.__dataclass_fields__, name)
     claims = given.get("claims") or {}

@@ -198,7 +198,7 @@ def room_pages(
     read: dict,  # the notebooks by path
     out: Path,  # the source folder for Sphinx
 ) -> dict:
-    "The pages of rooms by name, each a notebook with the cards of its notebooks, whose pictures are written to `out`."
+    "Builds the page of each room with a card for each notebook, and writes the pictures of the cards to `out`."
     pictures, pages = out / "_pictures", {}
     pictures.mkdir()
     for room, paths in rooms(list(read), project).items():
