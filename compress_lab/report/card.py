@@ -302,8 +302,9 @@ def machine_line(
 ) -> str:
     "One line about the machine of a measurement."
     processor, versions = mapping(environment.get("processor")), mapping(environment.get("versions"))
-    parts = [processor.get("model"), f"{processor['cores']} cores" if processor.get("cores") else ""]
-    return ", ".join(filter(None, [*map(str, parts), f"torch {versions['torch']}" if "torch" in versions else ""]))
+    cores = f"{processor['cores']} cores" if processor.get("cores") else ""
+    torch = f"torch {versions['torch']}" if "torch" in versions else ""
+    return ", ".join(str(part) for part in (processor.get("model"), cores, torch) if part)
 
 # %% ../../nbs/report/10_card.ipynb #4a90f1d7
 @patch
