@@ -68,7 +68,7 @@ class Registry(dict):
         entry: EntryPoint,
         name: str,  # of a class, or a registered name: TextAround registers `text_around`, TaskProbe `task`
     ) -> bool:
-        "Whether an entry point is named after what is registered under that name."
+        "Whether an entry point stands for the object that is registered under the name."
         bare, sought = (text.replace("_", "").lower() for text in (entry.name, name))
         return sought in (bare, bare.removesuffix(self.kind))
 

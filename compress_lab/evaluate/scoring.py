@@ -266,8 +266,8 @@ def padded(model, requests: list[Request], budget: int):
 def alone(model, requests: list[Request], budget: int = 1):
     "Yields the same with one request per forward pass."
     for number, request in enumerate(requests):
-        for owner, *found in padded(model, [request], 1):
-            yield owner + number, *found
+        for owner, *scores in padded(model, [request], 1):
+            yield owner + number, *scores
 
 
 WAYS = {"packed": packed, "padded": padded, "alone": alone}

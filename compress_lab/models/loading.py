@@ -40,10 +40,10 @@ def _converted(starter: Starter, gguf: Path) -> Path:
     with locked(cache_dir() / f"{starter.name}.converted.lock", f"dequantising {starter.name}"):
         recover(folder)
         try:
-            made = read_json(note)
-            if made == {**made_from, "files": _hashes(folder)}:
+            recorded = read_json(note)
+            if recorded == {**made_from, "files": _hashes(folder)}:
                 return folder
-            if made.items() >= made_from.items():
+            if recorded.items() >= made_from.items():
                 write(f"the dequantised {starter.name} in the cache is damaged: it is made again")
         except (CompressLabError, OSError):
             pass  # there is none yet, or it cannot be read
@@ -113,14 +113,14 @@ GRAPHS = {".onnx": "onnx", ".xml": "openvino"}  # extension of a file: name of i
 
 def _graph_in(folder: Path) -> Path | None:
     "The graph in a folder without weights of PyTorch; None if there is none. Raises `CompressLabError` if several."
-    found = sorted(path for ending in GRAPHS for path in folder.glob(f"*{ending}"))
-    if not found or list(folder.glob("*.safetensors")):
+    graphs = sorted(path for ending in GRAPHS for path in folder.glob(f"*{ending}"))
+    if not graphs or list(folder.glob("*.safetensors")):
         return None
-    usual = [path for path in found if path.name in ("model.onnx", "openvino_model.xml")]
-    if len(found) == 1 or len(usual) == 1:
-        return (usual or found)[0]
+    usual = [path for path in graphs if path.name in ("model.onnx", "openvino_model.xml")]
+    if len(graphs) == 1 or len(usual) == 1:
+        return (usual or graphs)[0]
     raise CompressLabError(
-        f"There are several graphs here: {', '.join(path.name for path in found[:6])}.",
+        f"There are several graphs here: {', '.join(path.name for path in graphs[:6])}.",
         str(folder),
         "give the path of one of them",
     )
@@ -250,7 +250,7 @@ def load(
         raise CompressLabError(f"{name!r} is a file.", fix="give the folder it lies in")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         beside = (
-            [str(path.parent / found.name) for found in path.parent.iterdir() if found.is_dir()]
+            [str(path.parent / entry.name) for entry in path.parent.iterdir() if entry.is_dir()]
             if path.parent.is_dir()
             else []
         )
