@@ -57,6 +57,7 @@ HEAVY_TESTS = """
     test_outside.py::test_the_help_names_the_format_without_importing_it
     test_processes.py::test_same_as_one_process
     test_right_methods.py::test_every_number_is_refused_by_name_or_works
+    test_serve.py::test_a_served_copy_has_its_original_in_the_shadow
     test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
     test_serve.py::test_each_of_a_crowd_is_answered_or_refused
     test_serve.py::test_no_request_makes_a_fault
