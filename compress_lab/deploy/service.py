@@ -146,12 +146,12 @@ class Work:
     kind: str  # as of `Finished`
     row: Row  # tokens of the prompt or text
     most: int = 0  # tokens that the answer may have
-    texts: tuple[str, ...] = ()  # of an encoder's row, as they were sent
     sampling: Sampling = field(default_factory=Sampling)
     steps: list[Step] = field(default_factory=list)  # tokens of the answer, or the scores of the prompt's
     values: np.ndarray | None = None  # probabilities of the classes, or the vector
     arrived: float = field(default_factory=time.monotonic)
     first: float | None = None  # moment of the first token
+    texts: tuple[str, ...] = ()  # of an encoder's row, as they were sent
 
 
 Observer = Callable[[Finished, Work], None]
