@@ -230,6 +230,8 @@ def test_an_address_is_a_side_of_a_dossier(tmp_path, monkeypatch, capsys):
         dossier = cl.Study("small", {}, probes, copies={"server": f"{address}/v1"}).run("run")
         assert main(["compare", "small", f"{address}/v1", "--suite", "size", "--out", "again"]) == 0
         fingerprint = cl.load(f"{address}/v1?model=small").fingerprint
+        swapped = cl.Study(f"{address}/v1", {}, probes[:2], copies={"ours": "small"}).run("swapped").table()
+    assert swapped.index.tolist() == ["original", "ours"] and swapped.loc["ours"].notna().any()
     said = capsys.readouterr().out
     assert "the contexts are 8192 and 256 tokens" in said and "The weights of the model lie elsewhere." in said
     store, cells = Store("run"), {}

@@ -255,6 +255,7 @@ def shadowed(
     original: str,  # a folder, starter or Hub id, or an address
     promised: float,  # rate of changed answers, between 0 and 1
     share: float = 0.1,  # of requests, from 0 to 1
+    waiting: int = 64,  # requests in its queue
 ):
     """A context in which a server has a shadow, whose figures are among its metrics and, at the end, in its log.
 
@@ -273,7 +274,7 @@ def shadowed(
             address = beside.address()
         if service.kind == "writer":
             check_alike(address, service.tokenizer)
-        shadow = Shadow(service, address, promised, share)
+        shadow = Shadow(service, address, promised, share, waiting)
         shadow.register(server.config.app.state.metrics.registry)
         try:
             yield shadow
