@@ -192,7 +192,7 @@ class Mirrored(Probe):
         subject,  # the compressed Subject
         original,  # the Subject it is compared with, or None
     ):
-        "Raises `CompressLabError` without an original, and `NotMeasured` for a simulated quantization."
+        "Raises `CompressLabError` without an original, `NotMeasured` for simulated quantization and weights on disk."
         if original is None:
             raise CompressLabError(
                 f"{type(self).__name__} is measured against the original.",
@@ -204,6 +204,10 @@ class Mirrored(Probe):
                 "Simulated quantization: no low-bit kernel ran.",
                 subject.name,
                 "export the model to a runtime that computes with the integers, and measure that",
+            )
+        if subject.device_map is not None or original.device_map is not None:
+            raise NotMeasured(
+                "The weights are read from disk when they are used.", subject.name, "time a model that fits into memory"
             )
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-28

@@ -74,7 +74,7 @@ class LayerSpeed(Probe):
         seed: int = 0,  # not needed
     ) -> Records:
         "Returns one row per linear layer and pass. Raises `NotMeasured` for simulated quantization and for runtimes."
-        if subject.simulated or getattr(subject, "backend", ""):
+        if subject.simulated or getattr(subject, "backend", "") or subject.device_map is not None:
             raise NotMeasured(
                 "Only the layers of a model that PyTorch computes as it is are timed.",
                 subject.name,
