@@ -56,6 +56,7 @@ HEAVY_TESTS = """
     test_outside.py::test_an_export_format
     test_outside.py::test_the_help_names_the_format_without_importing_it
     test_processes.py::test_same_as_one_process
+    test_right_methods.py::test_a_method_streams_bit_for_bit_or_is_refused_by_name
     test_right_methods.py::test_every_number_is_refused_by_name_or_works
     test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
     test_serve.py::test_each_of_a_crowd_is_answered_or_refused
