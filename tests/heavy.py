@@ -56,6 +56,7 @@ HEAVY_TESTS = """
     test_outside.py::test_an_export_format
     test_outside.py::test_the_help_names_the_format_without_importing_it
     test_processes.py::test_same_as_one_process
+    test_right_methods.py::test_a_method_streams_bit_for_bit_or_is_refused_by_name
     test_right_methods.py::test_every_number_is_refused_by_name_or_works
     test_serve.py::test_a_served_copy_has_its_original_in_the_shadow
     test_serve.py::test_an_address_is_a_side_of_a_dossier
