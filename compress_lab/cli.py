@@ -349,7 +349,9 @@ def risk(
 
     answers, store = read_answers(options.answers) if options.answers else {}, Store(options.run[0])
     profile = Profile(Evidence.from_run(*options.run), answers)
-    files = profile.save(options.out or (f"{store.root}/risk" if store.local else "risk"))
+    blank = [profile.save_answers(options.answers_template)] if options.answers_template else []
+    files = [*profile.save(options.out or (f"{store.root}/risk" if store.local else "risk")), *blank]
+    files += [profile.save_records(options.records)] if options.records else []
     counts = [
         (framework.name, *(str(sum(row.status == status for row in rows)) for status in STATUSES))
         for framework, rows in profile.parts
@@ -1218,6 +1220,8 @@ def add_run_folders(
     added = command(risk, "write the risk profile of a study: NIST AI RMF and 600-1, EU AI Act, GDPR")
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--answers", metavar="FILE", help="your answers in YAML: the row's name, and your text")
+    added.add_argument("--answers-template", metavar="FILE", help="write a file of answers to start from")
+    added.add_argument("--records", metavar="FILE", help="write the record of processing, GDPR article 30, as CSV")
     added.add_argument("--out", help="folder to write (default: risk in the run folder)")
 
 
