@@ -57,6 +57,9 @@ HEAVY_TESTS = """
     test_outside.py::test_the_help_names_the_format_without_importing_it
     test_processes.py::test_same_as_one_process
     test_right_methods.py::test_every_number_is_refused_by_name_or_works
+    test_scaffold.py::test_each_kind_is_a_notebook_of_this_repository_at_once
+    test_scaffold.py::test_the_site_of_a_book_has_all_its_pages
+    test_scaffold.py::test_the_tests_of_a_book_pass
     test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
     test_serve.py::test_each_of_a_crowd_is_answered_or_refused
     test_serve.py::test_no_request_makes_a_fault
