@@ -9,7 +9,7 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as',
            'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name',
            'compared_study', 'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served',
-           'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services',
+           'init', 'new', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services',
            'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on',
            'main']
 
@@ -1017,6 +1017,23 @@ def init(
     say(f"{options.file}: run it with compress-lab run {shlex.quote(options.file)}")
     return 0
 
+
+def new(
+    options,  # parsed arguments
+) -> int:
+    "Writes a new notebook with what belongs to it, or a project. Raises `CompressLabError` if something is in the way."
+    from compress_lab.scaffold import BOOK_STEPS, new_book, new_notebook, next_steps
+
+    if options.kind == "book":
+        files, then = new_book(options.name, options.folder or "."), [BOOK_STEPS]
+    else:
+        files, then = new_notebook(options.kind, options.name, options.folder), next_steps(options.kind)
+    for file in files:
+        say(os.path.relpath(file))
+    for line in then:
+        paragraph(line)
+    return 0
+
 # %% ../nbs/cli.ipynb #cell-19
 EXTRAS = {  # module: (packages to install, their purpose)
     "torchao": ("torchao", "int8 and int4 kernels inside PyTorch"),
@@ -1155,13 +1172,17 @@ class _SettingsHelp(argparse.Action):
 def add_studies(
     command,  # function that adds a command and returns its parser
 ):
-    "Adds the commands for studies."
+    "Adds the commands for studies, and those that write something to start from."
     from compress_lab.core.registry import EXECUTORS
 
     added = command(init, "write a study.yaml to start from")
     added.add_argument(
         "file", nargs="?", default="study.yaml", help="the file, which must not exist yet (default: %(default)s)"
     )
+    added = command(new, "write a notebook or a project to start from: compress-lab new method NAME")
+    added.add_argument("kind", help="paper, method, probe, task, tutorial or book")
+    added.add_argument("name", help="MeanWanda or mean_wanda; a paper: smith-2024; a book: its folder")
+    added.add_argument("--folder", default="", help="of the notebook, below nbs; of a book: where it is written")
     added = command(run, "run a study, or the starter study, and show its dossier; run again to resume")
     added.add_argument(
         "study",

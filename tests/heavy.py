@@ -19,9 +19,9 @@ HEAVY_NOTEBOOKS = set(
     prune/04_permutation prune/05_ria prune/10_low_rank prune/12_lottery prune/21_width prune/23_hidden
     prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation
     quantize/12_codebook quantize/14_tuned_levels quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache
-    quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune report/05_claims
-    report/07_page report/08_dossier runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native
-    runtimes/05_graph_files site/09___main__ train/02_trainer
+    quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune
+    report/05_claims report/07_page report/08_dossier runtimes/02_openvino runtimes/03_onnxruntime
+    runtimes/04_native runtimes/05_graph_files site/09___main__ train/02_trainer
     """.split()
 )
 
@@ -58,9 +58,12 @@ HEAVY_TESTS = """
     test_processes.py::test_same_as_one_process
     test_right_methods.py::test_a_method_streams_bit_for_bit_or_is_refused_by_name
     test_right_methods.py::test_every_number_is_refused_by_name_or_works
+    test_scaffold.py::test_each_kind_is_a_notebook_of_this_repository_at_once
+    test_scaffold.py::test_the_site_of_a_book_has_all_its_pages
+    test_scaffold.py::test_the_tests_of_a_book_pass
+    test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
     test_serve.py::test_a_served_copy_has_its_original_in_the_shadow
     test_serve.py::test_an_address_is_a_side_of_a_dossier
-    test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
     test_serve.py::test_each_of_a_crowd_is_answered_or_refused
     test_serve.py::test_no_request_makes_a_fault
     test_serve.py::test_the_client_of_openai_works_against_it
