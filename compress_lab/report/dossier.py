@@ -14,8 +14,10 @@ from fastcore.basics import patch
 
 from ..core.store import cannot_write, replace_file
 from . import page, pictures
+from .changes import changes
 from .claims import Claim, claims, recipe_claims, summary
 from .evidence import Evidence
+from .first_screen import first_screen
 from .plots import Plot
 
 # %% ../../nbs/report/08_dossier.ipynb #cell-19-2
@@ -26,6 +28,17 @@ class Dossier(Evidence):
     def evidence(self) -> pd.DataFrame:  # one row per recipe, probe, settings and metric
         "Everything that was measured, as one tidy table."
         return self.rows
+
+    def first_screen(self) -> dict[str, list[Claim]]:
+        "What to take, what is gained, what is lost, what is not known, what it costs: sentences by their headings."
+        return first_screen(self)
+
+    def changes(
+        self,
+        since: Evidence,  # earlier results of the same model
+    ) -> pd.DataFrame:  # recipe, figure, then and now with their verdicts, what
+        "The verdicts and figures that are others than they were, one row each."
+        return changes(self, since)
 
     def summary(self) -> list[Claim]:
         "The study in a few sentences."
@@ -79,8 +92,10 @@ class Dossier(Evidence):
 
 # %% ../../nbs/report/08_dossier.ipynb #cell-64
 @patch
-def _render(self: Dossier, template: str, running: bool = False) -> str:
-    return page.render(self, template, [] if running else self.pictures(), running)
+def _render(
+    self: Dossier, template: str, running: bool = False, texts: bool = False, since: Evidence | None = None
+) -> str:
+    return page.render(self, template, [] if running else self.pictures(), running, texts, since)
 
 
 @patch
@@ -89,14 +104,16 @@ def to_html(
     path: "str | os.PathLike",  # path of the file; an existing page is replaced atomically
     *,
     running: bool = False,  # the study goes on: without pictures, which take seconds, and a browser reloads the page
+    texts: bool = False,  # with the questions of tasks and what models wrote, which may belong to others
+    since: Evidence | None = None,  # earlier results of the same model, to list what changed
 ) -> Path:
     """Writes the dossier as one self-contained HTML page.
 
-    Raises `CompressLabError` if the file cannot be written, or would replace another file.
+    Raises `CompressLabError` if the file cannot be written, would replace another file, or lacks the texts asked for.
     """
     place = page.page_place(path)
     try:
-        replace_file(place, self._render("page", running).encode("utf-8", "replace"))
+        replace_file(place, self._render("page", running, texts, since).encode("utf-8", "replace"))
     except OSError as error:
         raise cannot_write(error, str(path)) from error
     return Path(path)
