@@ -69,7 +69,7 @@ HOMES = {  # a module: the public names that are imported from it
     "advice.goal": ("Goal",),
     "advice.recommend": ("Advice", "recommend"),
     "advice.sweep": ("sweep",),
-    "watch": ("watch",),
+    "watching": ("watch",),
     "workers": ("spread", "work"),
 }
 

@@ -20,8 +20,9 @@ HEAVY_NOTEBOOKS = set(
     prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation
     quantize/12_codebook quantize/14_tuned_levels quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache
     quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune
-    report/05_claims report/07_page report/08_dossier runtimes/02_openvino runtimes/03_onnxruntime
-    runtimes/04_native runtimes/05_graph_files site/09___main__ train/02_trainer
+    report/05_claims report/07_page report/08_dossier report/14_first_screen watching
+    runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native runtimes/05_graph_files site/09___main__
+    train/02_trainer
     """.split()
 )
 
@@ -40,6 +41,8 @@ HEAVY_TESTS = """
     test_cli.py::test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints
     test_cli.py::test_a_study_of_own_methods_imports_their_file
     test_distill.py::test_a_killed_run_goes_on_with_the_same_losses
+    test_explorer.py::test_ten_thousand_items_by_mouse_and_keyboard
+    test_explorer.py::test_what_is_planted_in_items_and_names_does_not_run
     test_export_formats.py::test_a_reader_that_forgets_a_window_is_noticed_and_named
     test_export_formats.py::test_files_that_are_damaged_are_named[onnx]
     test_export_formats.py::test_files_that_are_damaged_are_named[openvino]

@@ -2,7 +2,8 @@
 // A dossier's page holds this file with its data, and JupyterLab gets it through anywidget. It loads and sends nothing.
 // Texts become text nodes and attributes only, so that nothing in them is ever read as markup.
 
-const STEP = 100; // rows that are shown at a time
+const FIRST = 20; // rows that are shown at first
+const STEP = 100; // and added when more are asked for
 const RIGHT = " ✓";
 const collator = new Intl.Collator("en", { numeric: true });
 
@@ -132,7 +133,7 @@ function detail(row) {
 
 export function explore(root, data) {
   const rows = unpack(data);
-  const state = { search: "", chosen: {}, column: COLUMNS[3], downwards: false, shown: STEP };
+  const state = { search: "", chosen: {}, column: COLUMNS[3], downwards: false, shown: FIRST };
   const columns = COLUMNS.filter(
     ({ optional, value }) => !optional || rows.some((row) => value(row) !== value(rows[0])),
   );
@@ -182,9 +183,9 @@ export function explore(root, data) {
     return shown;
   }
 
-  function show(count = STEP) {
+  function show(count = FIRST) {
     const found = matching(ordered, state.search, state.chosen);
-    const from = count > STEP ? state.shown : 0; // further rows are added below those that are there
+    const from = count > FIRST ? state.shown : 0; // further rows are added below those that are there
     state.shown = count;
     if (!from) body.replaceChildren();
     body.append(...found.slice(from, count).map(line));
