@@ -20,7 +20,7 @@ HEAVY_NOTEBOOKS = set(
     prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation
     quantize/12_codebook quantize/14_tuned_levels quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache
     quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune
-    report/05_claims report/07_page report/08_dossier report/14_first_screen watching
+    report/05_claims report/15_page report/16_dossier report/07_first_screen watching
     runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native runtimes/05_graph_files site/09___main__
     train/02_trainer
     """.split()

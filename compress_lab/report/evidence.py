@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDED', 'ANSWERED_BY', 'LISTED', 'FLIPS', 'COUNTED', 'WITHOUT_PROBE', 'ANSWERED', 'cell_rows', 'evidence_rows',
-           'known_probes', 'shown_metrics', 'entry', 'called', 'planned', 'name_machines', 'Evidence', 'over_seeds',
-           'areas', 'area', 'trust_axes']
+           'known_probes', 'shown_metrics', 'timed', 'entry', 'called', 'planned', 'name_machines', 'Evidence',
+           'over_seeds', 'areas', 'area', 'trust_axes']
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-02
 import json
@@ -178,6 +178,11 @@ def shown_metrics(
     known = known_probes()
     metrics = [metric for name in dict.fromkeys(probes) for metric in getattr(known.get(name), "metrics", ())]
     return [(metric, column) for metric in metrics for column in metric.shown_as]
+
+
+def timed(probe: str) -> bool:
+    "Whether a probe looks at size, time, memory or energy, and so at no data."
+    return getattr(known_probes().get(probe), "__module__", "").startswith("compress_lab.measure.")
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-16
 def entry(
