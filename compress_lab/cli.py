@@ -7,10 +7,11 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'run_folder', 'page_of', 'show_dossier', 'run', 'work', 'check_runs', 'report', 'counts', 'ls', 'cp', 'rm',
            'card', 'earlier_card', 'risk', 'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given',
            'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as',
-           'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study',
-           'compare', 'recipes_in', 'recommend', 'export', 'serve', 'check_served', 'init', 'installed', 'machine',
-           'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services', 'add_models', 'add_lists', 'parser',
-           'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
+           'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name',
+           'compared_study', 'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served',
+           'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services',
+           'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on',
+           'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -22,9 +23,10 @@ import shlex
 import shutil
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .core.errors import CompressLabError, nearest, visible
 from .core.files import read_text
@@ -796,19 +798,32 @@ COMPARED = (  # without --suite
 )
 
 
+def copy_name(
+    place: str,  # of a copy
+) -> str:
+    "What a copy is called: after its folder, its file, or the host and port of its address."
+    from compress_lab.models.loading import ADDRESS
+
+    if place.startswith(ADDRESS):
+        return urlsplit(place).netloc.replace(":", "-") or place
+    file = Path(place)
+    return (file.parent if file.suffix in (".onnx", ".xml") else file).name.removesuffix(".gguf") or place
+
+
 def compared_study(
     options,  # parsed arguments
 ):
-    "The study of an original and of copies that exist already, named after their folders or files."
+    "The study of an original and of copies that exist already."
+    from compress_lab.models.loading import ADDRESS
     from compress_lab.study import Study
 
     copies = {}
     for place in options.copy:
-        file = Path(place)
-        name = (file.parent if file.suffix in (".onnx", ".xml") else file).name.removesuffix(".gguf") or place
+        name = copy_name(place)
         copies[name if name not in copies else f"{name} {len(copies) + 1}"] = place
-    probes = tuple(options.suite) if options.suite else COMPARED
-    return Study(options.original, {}, probes, copies=copies)
+    served = any(place.startswith(ADDRESS) for place in (options.original, *options.copy))
+    usual = (*COMPARED, {"probe": "answers", "text": "wikipedia", "n": 24}) if served else COMPARED
+    return Study(options.original, {}, tuple(options.suite or usual), copies=copies)
 
 
 def compare(
@@ -888,6 +903,24 @@ SERVED = {  # limits that the command line sets, with their meaning
 }
 
 
+def shadow_of(
+    options,  # parsed arguments
+    server,  # of a copy, not yet running
+):
+    "The context in which the server has the shadow that was asked for. Raises `CompressLabError` without a promise."
+    if options.shadow is None:
+        return nullcontext()
+    from compress_lab.deploy.shadow import promised_by, shadowed
+
+    if (options.promised_flips is None) == (options.promised_run is None):
+        fix = "give either --promised-flips RATE or --promised-run FOLDER"
+        raise CompressLabError("A shadow needs the rate of changed answers that was promised.", "--shadow", fix)
+    promised = options.promised_flips
+    if promised is None:
+        promised = promised_by(options.promised_run, server.service.kind, options.promised_arm)
+    return shadowed(server, options.shadow, promised, options.shadow_share)
+
+
 def serve(
     options,  # parsed arguments
 ) -> int:
@@ -912,8 +945,9 @@ def serve(
         server = process(service, options.host, token)
         log_to()
         address = f"[{options.host}]" if ":" in options.host else options.host
-        say(f"{service.name}, a {service.kind}, on http://{address}:{socket.getsockname()[1]}")
-        server.run(sockets=[socket])
+        with shadow_of(options, server):
+            say(f"{service.name}, a {service.kind}, on http://{address}:{socket.getsockname()[1]}")
+            server.run(sockets=[socket])
     finally:
         if socket is not None:
             socket.close()
@@ -1153,7 +1187,7 @@ def add_studies(
     added.add_argument("--arm", default="", metavar="NAME", help="a recipe, a copy or original: only this")
     added.add_argument("--index", type=int, metavar="I", help="number of an arm in arms.json: only this")
     added = command(compare, "compare copies that exist already with their original, and show the dossier")
-    added.add_argument("original", help="starter, folder, GGUF file or Hub id")
+    added.add_argument("original", help="starter, folder, GGUF file, Hub id, or address of a server")
     added.add_argument("copy", nargs="+", help="the same, with quantized weights or without")
     added.add_argument("--suite", action="append", metavar="NAME", help="a suite of probes or a probe; can be repeated")
     added.add_argument("--out", help="run folder (default: runs/ and the names of the copies)")
@@ -1209,6 +1243,14 @@ def add_services(
     added.add_argument("--backend", default="eager", help="backend of an encoder, or auto (default: %(default)s)")
     for name, text in SERVED.items():
         added.add_argument(f"--{name}", type=float if name == "seconds" else int, help=text)
+    original = "original that is asked the same in the shadow: folder, starter, Hub id, or address of a server"
+    added.add_argument("--shadow", metavar="ORIGINAL", help=original)
+    share = "share of the requests that are asked (default: %(default)s)"
+    added.add_argument("--shadow-share", type=float, default=0.1, metavar="SHARE", help=share)
+    rate = "rate of changed answers that was promised, such as 0.02"
+    added.add_argument("--promised-flips", type=float, metavar="RATE", help=rate)
+    added.add_argument("--promised-run", metavar="FOLDER", help="run folder that promises it")
+    added.add_argument("--promised-arm", default="", metavar="NAME", help="its recipe or copy (default: the only one)")
     added = command(check_served, "ask a server the items of a study, and compare its answers with the stored ones")
     added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
     added.add_argument("--run", required=True, help="run folder of the study")

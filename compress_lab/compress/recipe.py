@@ -523,12 +523,12 @@ def _left_alone(step: Step, model) -> dict[str, int]:
     "The number of linears that a step without targets leaves out, by name of the tower."
     from compress_lab.models.layers import linears, towers
 
-    if step.targets or not (found := towers(model)):
+    if step.targets or not (outer := towers(model)):
         return {}
     return dict(
         Counter(
             name
-            for name in found
+            for name in outer
             for linear in linears(model)
             if linear.block is not None and linear.name.startswith(f"{name}.")
         )

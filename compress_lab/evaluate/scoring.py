@@ -19,6 +19,7 @@ from .perplexity import CHUNK
 from ..models.forward import check_causal, evaluating, logits_of
 from ..models.input_quantizers import without_input_quantizers
 from ..models.inputs import around, check_rows
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/evaluate/12_scoring.ipynb #cell-06
 class Request(NamedTuple):
@@ -266,8 +267,8 @@ def padded(model, requests: list[Request], budget: int):
 def alone(model, requests: list[Request], budget: int = 1):
     "Yields the same with one request per forward pass."
     for number, request in enumerate(requests):
-        for owner, *found in padded(model, [request], 1):
-            yield owner + number, *found
+        for owner, *scores in padded(model, [request], 1):
+            yield owner + number, *scores
 
 
 WAYS = {"packed": packed, "padded": padded, "alone": alone}
@@ -396,7 +397,18 @@ class Scores(NamedTuple):
 
     logp: np.ndarray  # log-likelihood of the option in nats, float64
     greedy: np.ndarray  # whether greedy decoding gives the option
-    way: str  # how it was computed: "packed", "padded" or "alone"
+    way: str  # how it was computed: "packed", "padded", "alone", or "remote" by another program
+
+
+def _remote_scores(
+    model: RemoteModel,
+    requests: list[Request],
+) -> Scores:
+    "The scores from the log-probabilities that a model computed elsewhere tells."
+    told = model.token_scores([request.tokens.tolist() for request in requests])
+    logp = [each.logprobs[-request.option :].sum() for each, request in zip(told, requests)]
+    greedy = [each.likeliest[-request.option :].all() for each, request in zip(told, requests)]
+    return Scores(np.array(logp), np.array(greedy), "remote")
 
 
 def score(
@@ -412,6 +424,8 @@ def score(
     """
     every = torch.from_numpy(np.concatenate([request.tokens for request in requests]))
     check_rows(model, every[None], "the texts to be scored", read=max(len(request.tokens) for request in requests) - 1)
+    if isinstance(model, RemoteModel):
+        return _remote_scores(model, requests)
     with evaluating(model):
         vocabulary = logits_of(model, every[None, :1]).shape[-1]
         if every.max() >= vocabulary:

@@ -21,6 +21,7 @@ from ..core.settings import seed_number
 from .scoring import tokenizer_of
 from ..models.forward import evaluating
 from ..models.inputs import limits, opened
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/evaluate/13_writing.ipynb #render-code
 SECONDS, MEMORY, LETTERS = (
@@ -150,6 +151,18 @@ def encoded(
             )
     return token_rows
 
+# %% ../../nbs/evaluate/13_writing.ipynb #bb41799d
+def _remote_answers(
+    subject,  # with a model that is computed elsewhere
+    tokens: list[list[int]],  # of each prompt
+    length: int,  # maximum tokens to generate
+    temperature: float = 0,  # of sampling
+) -> list[str]:
+    "The answers of a model that is computed elsewhere. Raises `NotMeasured` if they would be sampled."
+    if temperature:
+        raise NotMeasured("The sampled answers of a model that is computed elsewhere cannot be repeated.", subject.name)
+    return subject.model.answers(tokens, length, subject.tokenizer)
+
 # %% ../../nbs/evaluate/13_writing.ipynb #write-code-2
 def answers_to(
     subject,  # a causal language model with its tokenizer
@@ -168,6 +181,8 @@ def answers_to(
     does not fit.
     """
     tokens = encoded(subject, prompts, length, chat, names)
+    if isinstance(subject.model, RemoteModel):
+        return _remote_answers(subject, tokens, length, temperature)
     how = (
         {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
         if temperature

@@ -46,16 +46,16 @@ def local(
         ) from error
 
 # %% ../../nbs/models/13_folders.ipynb #cell-20
-def _runs(found, config, own: list) -> bool:
-    "Whether `found` is a transformers model class for `config` with a forward pass."
+def _runs(candidate, config, classes: list) -> bool:
+    "Whether `candidate` is a transformers model class for `config` with a forward pass."
     import transformers
 
     if (
-        not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel))
-        or found.forward is torch.nn.Module.forward
+        not (isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel))
+        or candidate.forward is torch.nn.Module.forward
     ):
         return False
-    return found in own or found.config_class is not None and isinstance(config, found.config_class)
+    return candidate in classes or candidate.config_class is not None and isinstance(config, candidate.config_class)
 
 
 def model_class(
@@ -68,15 +68,15 @@ def model_class(
 
     said = config.architectures
     named = [name for name in said if isinstance(name, str)] if isinstance(said, (list, tuple)) else []
-    own = [
+    classes = [
         mapping[type(config)]
         for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING)
         if type(config) in mapping
     ]
     for name in named:
-        found = getattr(transformers, name, None)
-        if _runs(found, config, own):
-            return found
+        candidate = getattr(transformers, name, None)
+        if _runs(candidate, config, classes):
+            return candidate
     if named:
         known = {
             *auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
@@ -88,8 +88,8 @@ def model_class(
             where,
             f"the nearest are {listed(nearest(named[0], known)) or 'none'}; a newer transformers may have it",
         )
-    for found in own:
-        return found[0] if isinstance(found, tuple) else found
+    for candidate in classes:
+        return candidate[0] if isinstance(candidate, tuple) else candidate
     raise CompressLabError(
         f"transformers has no model for a configuration of type {config.model_type!r}.",
         where,
@@ -145,7 +145,9 @@ def check_fit(
     model,  # the loaded model
     where: str,  # its folder, for the message
 ) -> list[str]:
-    "The names of the weights left out. Raises `CompressLabError` if weights and configuration do not match."
+    """The names of the stored weights that the model does not use. Raises `CompressLabError` if weights and
+    configuration do not match.
+    """
     fix = "the config and the weights are of different models: fetch both from one place"
     if missing := sorted(info["missing_keys"]):
         if missing == ["lm_head.weight"]:
@@ -174,12 +176,12 @@ def check_fit(
     return left_out
 
 # %% ../../nbs/models/13_folders.ipynb #cell-26
-def _check_size(found: type, config, stored: dict, where: str):
+def _check_size(kind: type, config, stored: dict, where: str):
     """Raises `CompressLabError` if a model of `config` has more than twice as many weights as are stored, or if the
     stored weights are quantization codes.
     """
     with torch.device("meta"):
-        hollow_model = found._from_config(deepcopy(config))
+        hollow_model = kind._from_config(deepcopy(config))
     check_floats(stored, tensors(hollow_model), where)
     there = sum(math.prod(value.get_shape()) for value in stored.values())
     needed = sum(tensor.numel() for tensor in hollow_model.parameters())
@@ -257,10 +259,10 @@ def model_in(
         check_counts(said, len(stored), where)
         with quietly("The config could not be read", where):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        found = model_class(config, where)
+        kind = model_class(config, where)
         with quietly("The weights could not be read", where):
-            _check_size(found, config, stored, where)
-            model, info = found.from_pretrained(
+            _check_size(kind, config, stored, where)
+            model, info = kind.from_pretrained(
                 None,
                 config=config,
                 state_dict=stored,
@@ -278,7 +280,7 @@ def _stored_floats(
     model,  # that was loaded from them
     left_out: list[str],  # names of weights that it has no place for
 ) -> Stored | None:
-    "What lies on disk, if its floats are narrower than those in memory; None if they are not."
+    "The `Stored` of files whose floats are narrower than those in memory; None for all others."
     widths, memory, rows = {name: dtype.itemsize for dtype, name in KINDS.items()}, tensors(model), []
     with open_weights(files) as stored:
         told = {name: (value.get_dtype(), math.prod(value.get_shape())) for name, value in stored.items()}
@@ -299,7 +301,7 @@ def provenance_in(
     files: list[Path],  # of weights
     **known,  # known fields, instead of those that the folder tells
 ) -> Provenance:
-    "Where the model of a folder is from, by its card and the hash of its weights."
+    "The provenance of a folder's model, from its card and the hash of its weights."
     facts = {
         "name": folder.name,
         "source": str(folder),

@@ -159,13 +159,13 @@ class SavedFolder(type(Path())):
 
     @classmethod
     def of(cls, folder: Path, layout: str, why: str = "") -> "SavedFolder":
-        made = cls(folder)
-        made.layout, made.why = layout, why
-        return made
+        saved = cls(folder)
+        saved.layout, saved.why = layout, why
+        return saved
 
     @property
     def told(self) -> str:
-        "What can read the folder, in one line."
+        "One line that names the layout of the folder and the programs that can read it."
         if self.layout == "packed":
             return f"in the layout of this package, read by cl.load: {self.why}"
         note = f"; {self.why}" if self.why else ""
@@ -264,8 +264,10 @@ def save(
 
 # %% ../../nbs/models/14_saving.ipynb #write-code
 def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], layout: str):
-    "Writes a Subject into a folder; the weights in the layout of this package or of transformers, or that are there."
-    model, own, kept = subject.model, layout == "packed", layout == KEPT
+    """Writes a Subject into a folder, its weights in this package's layout, in that of transformers, or as they are
+    there.
+    """
+    model, own_layout, kept = subject.model, layout == "packed", layout == KEPT
     meta = {
         "format": 1,
         "class": type(model).__name__,
@@ -275,7 +277,7 @@ def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], layout: str
         "history": list(subject.history),
         "packed": {key: packed.meta() for key, packed in subject.packed.items()},
     }
-    if own:
+    if own_layout:
         meta |= _own_layout(subject, masked)
     if kept:
         meta |= {"layout": layout, "tied": tied(model)}
@@ -295,7 +297,7 @@ def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], layout: str
             work / "roundings.safetensors",
             {"format": "pt"},
         )
-    if own:
+    if own_layout:
         _write_own(subject, work, masked)
     elif not kept:
         with writable(model):
@@ -347,15 +349,15 @@ def _difference(
     back,  # the model that was read back
 ) -> str:
     "Describes the first difference between a saved model and the one read back; empty if there is none."
-    mine, theirs = tensors(model), tensors(back)
-    if names := sorted(mine.keys() ^ theirs.keys()):
+    written, read_back = tensors(model), tensors(back)
+    if names := sorted(written.keys() ^ read_back.keys()):
         return f"{listed(names, 2)} is only in one of them"
     if tied(model) != tied(back):
         return "other weights are tied"
-    for name, tensor in mine.items():
-        if tensor.dtype != theirs[name].dtype:
-            return f"{name} is {_name(theirs[name].dtype)} instead of {_name(tensor.dtype)}"
-        if not _same(tensor, theirs[name]):
+    for name, tensor in written.items():
+        if tensor.dtype != read_back[name].dtype:
+            return f"{name} is {_name(read_back[name].dtype)} instead of {_name(tensor.dtype)}"
+        if not _same(tensor, read_back[name]):
             return f"{name} has other values"
     return ""
 
@@ -370,13 +372,13 @@ def _plain_is_enough(model, folder: Path) -> bool:
 
 def _settings(model) -> dict:
     "The generation settings without the fields that depend on the version of transformers."
-    found = getattr(model, "generation_config", None)
+    settings = getattr(model, "generation_config", None)
     return (
         {}
-        if found is None
+        if settings is None
         else {
             key: value
-            for key, value in found.to_diff_dict().items()
+            for key, value in settings.to_diff_dict().items()
             if key not in ("transformers_version", "_from_model_config")
         }
     )
@@ -558,14 +560,14 @@ def from_saved(
             "save the Subject again; to load changed weights as they are, remove compress_lab.json",
         )
     provenance = Provenance(**{**meta["provenance"], "steps": tuple(map(str, meta["provenance"].get("steps", ())))})
-    ours = {
+    written = {
         "roundings.safetensors",
         "unpacked.safetensors",
         "packed.safetensors",
         "masked.safetensors",
         "buffers.safetensors",
     }
-    kept = {name: content for name, content in companions(folder)[0].items() if name not in ours}
+    kept = {name: content for name, content in companions(folder)[0].items() if name not in written}
     return Subject(model, tokenizer_in(folder), provenance, tuple(meta["history"]), packed, files=kept)
 
 # %% ../../nbs/models/14_saving.ipynb #from-own-code
@@ -621,12 +623,12 @@ def _retie(model, groups: list[list[str]]):
         setattr(model.get_submodule(parent), last, parameter)
 
 # %% ../../nbs/models/14_saving.ipynb #skeleton-code
-def _skeleton(found: type, config, dtype: torch.dtype, meta: dict):
+def _skeleton(kind: type, config, dtype: torch.dtype, meta: dict):
     "A model of that class with the saved ties and factored linears, its weights uninitialized."
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        model = found._from_config(deepcopy(config), dtype=dtype).eval()
+        model = kind._from_config(deepcopy(config), dtype=dtype).eval()
     model.tie_weights()
     hollow(model, meta["factored"])
     if meta["tied"] is not None:
@@ -673,10 +675,10 @@ def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype)
     check_counts(said, len(rest) + len(integers) + len(meta["masked"]), where)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     vars(config).pop("quantization_config", None)
-    found = model_class(config, where)
+    kind = model_class(config, where)
     with torch.device("meta"):
-        _check_room(_skeleton(found, config, dtype, meta), rest, integers, meta, where)
-    model = _skeleton(found, config, dtype, meta)
+        _check_room(_skeleton(kind, config, dtype, meta), rest, integers, meta, where)
+    model = _skeleton(kind, config, dtype, meta)
     model.config._name_or_path = folder.name
     if model.can_generate():
         model.generation_config = generation_settings(folder)

@@ -110,7 +110,7 @@ KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch
 
 @dataclass(frozen=True)
 class Stored:
-    "What lies on disk of a model that is something else in memory: quantized, in another type, or in two folders."
+    "What a model's files hold if its weights in memory differ: quantized, of another type, or in two folders."
 
     format: str  # such as "gptq 4"
     rows: tuple[tuple[str, str, int, int, int, int], ...]  # see `COLUMNS`

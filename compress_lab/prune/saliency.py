@@ -89,13 +89,13 @@ def _sliced(linear: LinearLayer, tensor: Tensor) -> tuple[Tensor, ...]:
     return tuple(matrices) if matrices.dim() == 3 else (matrices,)
 
 
-def _removed(method: "Saliency", layers: list[LinearLayer], found: list[Tensor]) -> list[list[tuple[Tensor, bool]]]:
+def _removed(method: "Saliency", layers: list[LinearLayer], values: list[Tensor]) -> list[list[tuple[Tensor, bool]]]:
     """Returns for each matrix of each linear the mask of the weights to remove, (out, in), and whether its scores are
     known; without scores, because no gradient reached the matrix, the smallest weights are removed.
     """
     pieces = [
         [(matrix.abs(), score) for matrix, score in zip(linear.matrices, _sliced(linear, tensor))]
-        for linear, tensor in zip(layers, found)
+        for linear, tensor in zip(layers, values)
     ]
     known, within = (
         [pair for pairs in pieces for pair in pairs if pair[1].any()],

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDED', 'ANSWERED_BY', 'LISTED', 'FLIPS', 'COUNTED', 'WITHOUT_PROBE', 'ANSWERED', 'cell_rows', 'evidence_rows',
-           'known_probes', 'shown_metrics', 'timed', 'entry', 'called', 'planned', 'name_machines', 'Evidence',
-           'over_seeds', 'areas', 'area', 'trust_axes']
+           'known_probes', 'shown_metrics', 'timed', 'entry', 'called', 'planned', 'name_machines', 'Evidence', 'areas',
+           'area', 'trust_axes']
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-02
 import json
@@ -118,13 +118,13 @@ SEEDED = (
 )  # of all seeds
 
 
-def _over_seeds(row: dict, found: Mapping) -> dict:
+def _over_seeds(row: dict, difference: Mapping) -> dict:
     "The row of several seeds, with their joint difference, or without an interval if none was computed."
     missing = {"method": "no interval: the records of the seeds are not at hand", "verdict": "no interval"}
-    if not found:
+    if not difference:
         return row | dict.fromkeys(SEEDED, math.nan) | missing
     value = dict(unit=row["unit"], better=row["better"], value=row["value"], bounds=list(row["bounds"]))
-    new = cell_rows("", dict(values={row["metric"]: value}, differences=[found]))[0]
+    new = cell_rows("", dict(values={row["metric"]: value}, differences=[difference]))[0]
     return row | {
         name: new[name] for name in (*SEEDED, "value", "original", "difference", "ratio", "method", "verdict", "items")
     }
@@ -154,9 +154,9 @@ def evidence_rows(
         for name, value in _over_seeds(row, mapping((seeded or {}).get(tuple(row[name] for name in by)))).items():
             if name != "cells":
                 table.at[place, name] = value
-    own = table[table["recipe"] == "original"].set_index(by[1:])["value"]
+    originals = table[table["recipe"] == "original"].set_index(by[1:])["value"]
     same = pd.Series(
-        [own.get(k, math.nan) for k in table[by[1:]].itertuples(index=False, name=None)], table.index, dtype=float
+        [originals.get(k, math.nan) for k in table[by[1:]].itertuples(index=False, name=None)], table.index, dtype=float
     )
     table["original"] = table["original"].fillna(same)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -181,7 +181,7 @@ def shown_metrics(
 
 
 def timed(probe: str) -> bool:
-    "Whether a probe looks at size, time, memory or energy, and so at no data."
+    "Whether a probe measures size, time, memory or energy, which depend on no data set."
     return getattr(known_probes().get(probe), "__module__", "").startswith("compress_lab.measure.")
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-16
@@ -322,7 +322,7 @@ class Evidence:
                 return rows.iloc[0]
 
 # %% ../../nbs/report/03_evidence.ipynb #seeds-code
-def over_seeds(
+def _seed_differences(
     cells: Mapping[str, object],  # cell key -> cell with its records
 ) -> dict[tuple, dict]:  # (recipe, probe, settings, metric) -> difference
     "Differences over seeds, as plain JSON, of each recipe that was measured with several seeds."
@@ -333,7 +333,7 @@ def over_seeds(
             originals[*told, cell.result.get("seed")] = cell
         else:
             groups.setdefault((str(cell.result["recipe"]), *told), []).append(cell)
-    found = {}
+    joint = {}
     for (recipe, *told), several in groups.items():
         if len(several) < 2:
             continue
@@ -341,8 +341,8 @@ def over_seeds(
             differences = _seeds_of(several, [originals.get((*told, cell.result.get("seed"))) for cell in several])
         except (CompressLabError, KeyError, TypeError, ValueError):
             continue  # the table then shows no interval
-        found |= {(recipe, *told, each["metric"]): each for each in differences}
-    return found
+        joint |= {(recipe, *told, difference["metric"]): difference for difference in differences}
+    return joint
 
 
 def _seeds_of(several: list, originals: list) -> list[dict]:
@@ -354,7 +354,7 @@ def _seeds_of(several: list, originals: list) -> list[dict]:
 
     pairs = [(None if probe.paired else records(before), records(after)) for before, after in zip(originals, several)]
     margins = several[0].result.get("margin")
-    metrics = [each["metric"] for each in several[0].result["differences"]]
+    metrics = [difference["metric"] for difference in several[0].result["differences"]]
     return [probe.over_seeds(pairs, metric, margin=margins).to_dict() for metric in metrics]
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-21
@@ -432,7 +432,7 @@ def _contents(
             str(root),
             "run a study into it first: compress-lab run study.yaml --out RUN",
         )
-    study = study if (own := unsigned(study)) is None else own
+    study = study if (text := unsigned(study)) is None else text
     return dict(results=results, environments=environments, damaged=damaged, frames=frames, every=every, study=study)
 
 # %% ../../nbs/report/03_evidence.ipynb #178a6e9e
@@ -460,14 +460,14 @@ def from_run(
         for part in reversed(parts):
             entries.update(part[name])
     every = merged.pop("every")
-    return cls(merged["results"], first["study"], *list(merged.values())[1:], over_seeds(every))
+    return cls(merged["results"], first["study"], *list(merged.values())[1:], _seed_differences(every))
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-24
 @patch
 def history(self: Evidence) -> dict[str, list[dict]]:  # recipe -> history entries
     "Returns the steps that were applied to each recipe's model."
-    found = {r: next((c["history"] for c in self.cells_of(r) if c.get("history")), []) for r in self.recipes}
-    return {r: [step for step in steps if isinstance(step, Mapping)] for r, steps in found.items() if steps}
+    histories = {r: next((c["history"] for c in self.cells_of(r) if c.get("history")), []) for r in self.recipes}
+    return {r: [step for step in steps if isinstance(step, Mapping)] for r, steps in histories.items() if steps}
 
 
 @patch
@@ -480,10 +480,10 @@ def steps(self: Evidence, recipe: str) -> list[dict]:
     if len(done) < len(steps):
         return steps
     computed = [
-        {name: each[name] for name in ("calibration_dtype",) if name in step and name in each}
-        for step, each in zip(steps, done)
+        {name: used[name] for name in ("calibration_dtype",) if name in step and name in used}
+        for step, used in zip(steps, done)
     ]
-    return [dict(step, **each) for step, each in zip(steps, computed)]
+    return [dict(step, **used) for step, used in zip(steps, computed)]
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-24-2
 @patch
@@ -558,24 +558,24 @@ def answers(
         row["probe"] == "task" and row["recipe"] != "original" and not row["metric"].endswith(FLIPS)
         for _, row in self.rows.iterrows()
     ]
-    found = self.rows[np.array(keep, dtype=bool)].copy()
-    found["task"] = [metric.rpartition(".")[0] for metric in found["metric"]]
+    table = self.rows[np.array(keep, dtype=bool)].copy()
+    table["task"] = [metric.rpartition(".")[0] for metric in table["metric"]]
     ends = ["value", "value_lo", "value_hi"]
     rows = [
         self.find(row["recipe"], f"{row['task']}.flips") if row["metric"].endswith(COUNTED) else None
-        for _, row in found.iterrows()
+        for _, row in table.iterrows()
     ]
-    found[["flips", "flips_lo", "flips_hi"]] = np.array(
+    table[["flips", "flips_lo", "flips_hi"]] = np.array(
         [[math.nan] * 3 if row is None else [row[end] for end in ends] for row in rows]
-    ).reshape(len(found), 3)
-    return found[found["difference"].notna()].reset_index(drop=True)
+    ).reshape(len(table), 3)
+    return table[table["difference"].notna()].reset_index(drop=True)
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-40
 WITHOUT_PROBE = ("data rights",)  # areas that readers expect and no probe covers
 
 
 def areas() -> list[str]:
-    "What a dossier can look at: the axis of each known probe, or the probe's name, and the areas without a probe."
+    "All areas that a dossier can cover: the axis or the name of each known probe, and the areas without a probe."
     return sorted({*WITHOUT_PROBE, *(kind.axis or name for name, kind in known_probes().items())})
 
 
@@ -667,9 +667,9 @@ def remarks(self: Evidence) -> list[dict]:  # recipe, probe, reason, cell
             reason=str(note),
             cell=key,
         )
-        for key, found in notes.items()
-        if isinstance(found, list)
-        for note in found
+        for key, texts in notes.items()
+        if isinstance(texts, list)
+        for note in texts
     ]
 
 # %% ../../nbs/report/03_evidence.ipynb #axes-code
@@ -687,35 +687,35 @@ def axes(
 ) -> pd.DataFrame:  # recipe, axis, figure, unit, better, original, value, difference with its ends, verdict, cells
     "Changes on the axes of trust, one row per recipe and figure."
     named_axes = trust_axes()
-    found = self.rows.assign(axis=[area(self.cells[cells[0]]) for cells in self.rows["cells"]])
-    found = found[
-        found["axis"].isin(named_axes)
-        & (found["probe"] != "task")
-        & (found["recipe"] != "original")
-        & found["difference"].notna()
+    changes = self.rows.assign(axis=[area(self.cells[cells[0]]) for cells in self.rows["cells"]])
+    changes = changes[
+        changes["axis"].isin(named_axes)
+        & (changes["probe"] != "task")
+        & (changes["recipe"] != "original")
+        & changes["difference"].notna()
     ]
     settings = {
-        key: [json.loads(one) for one in dict.fromkeys(part["settings"])]
-        for key, part in found.groupby(["probe", "metric"])
+        key: [json.loads(text) for text in dict.fromkeys(part["settings"])]
+        for key, part in changes.groupby(["probe", "metric"])
     }
 
     def named(row):
-        several, own = settings[row["probe"], row["metric"]], json.loads(row["settings"])
-        told = [str(value) for name, value in own.items() if any(other.get(name) != value for other in several)]
+        several, chosen = settings[row["probe"], row["metric"]], json.loads(row["settings"])
+        told = [str(value) for name, value in chosen.items() if any(other.get(name) != value for other in several)]
         return (
             (f"{row['probe']}: " if row["probe"] != row["axis"] else "")
             + row["metric"]
             + (f" ({', '.join(told)})" if told else "")
         )
 
-    return found.assign(figure=[named(row) for _, row in found.iterrows()]).reset_index(drop=True)
+    return changes.assign(figure=[named(row) for _, row in changes.iterrows()]).reset_index(drop=True)
 
 # %% ../../nbs/report/03_evidence.ipynb #axes-code-2
 @patch
 def forgotten(self: Evidence) -> list[tuple]:  # recipe, number of facts the original knew, table of those that are lost
     "Returns the facts that each recipe forgot, if a probe asked facts."
     frames = {key: frame for key, frame in self.frames.items() if "known" in frame}
-    asked, found = (
+    asked, lost = (
         {
             key: (json.dumps(self.cells[key].get("settings"), sort_keys=True), self.cells[key].get("seed"))
             for key in frames
@@ -725,24 +725,24 @@ def forgotten(self: Evidence) -> list[tuple]:  # recipe, number of facts the ori
     before = {asked[key]: frame for key, frame in frames.items() if self.cells[key].get("recipe") == "original"}
     for key, frame in frames.items():
         if self.cells[key].get("recipe") != "original" and asked[key] in before:
-            found.append(
+            lost.append(
                 (
                     str(self.cells[key].get("recipe")),
                     int(before[asked[key]]["known"].sum()),
                     factuality.forgotten(before[asked[key]], frame),
                 )
             )
-    return found
+    return lost
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-51
 def _unique(entries: list[tuple[str, object]]) -> list[dict]:
     "Returns the distinct mappings with the keys of their cells."
-    found = {}
+    distinct = {}
     for key, entry in entries:
         if not mapping(entry):
             continue
-        found.setdefault(json.dumps(entry, sort_keys=True, default=str), (dict(entry), []))[1].append(key)
-    return [{"what": what, "cells": keys} for what, keys in found.values()]
+        distinct.setdefault(json.dumps(entry, sort_keys=True, default=str), (dict(entry), []))[1].append(key)
+    return [{"what": what, "cells": keys} for what, keys in distinct.values()]
 
 
 @patch
@@ -751,9 +751,12 @@ def data_rights(self: Evidence) -> pd.DataFrame:  # what, role, licence, verdict
 
     Raises `CompressLabError` if the study declares no use.
     """
-    found = self.provenance()
+    origin = self.provenance()
     return rights(
-        [*({**each["what"], "role": "model"} for each in found["subject"]), *(each["what"] for each in found["data"])],
+        [
+            *({**row["what"], "role": "model"} for row in origin["subject"]),
+            *(row["what"] for row in origin["data"]),
+        ],
         self.use,
     )
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'EXTRA', 'NOTEBOOKS', 'PYTHON', 'markdown_cell', 'only_imports', 'code_cell', 'joined', 'page',
-           'source_page', 'importable', 'module_file', 'last_changes', 'room_pages', 'copy_files', 'write_pages']
+           'source_page', 'last_changes', 'write_pages']
 
 # %% ../../nbs/site/06_pages.ipynb #cell-03
 import ast
@@ -111,7 +111,7 @@ def page(
     lead = f"\n\n{{.lead}}\n{facts['description']}" if "description" in facts else ""
     offered = f'<a href="{up}{NOTEBOOKS}/{path.as_posix()}" download>Open as notebook</a>'
     byline = f'<p class="byline">{offered}{f" · changed {changed}" if changed else ""}</p>'
-    own = [module for module, where in modules.items() if where == path]
+    exported = [module for module, where in modules.items() if where == path]
 
     def code(cell):
         shown_cell = code_cell(cell)
@@ -120,12 +120,12 @@ def page(
                 data["text/markdown"] = relink(data["text/markdown"], target)
         return shown_cell
 
-    shown = [prose(f"# {facts.get('title', path.stem)}{lead}"), *(prose(usage(module)) for module in own)]
+    shown = [prose(f"# {facts.get('title', path.stem)}{lead}"), *(prose(usage(module)) for module in exported)]
     shown.append(markdown_cell(byline))
     for cell in cells:
         if cell.cell_type != "raw":
             shown.append(prose(cell.source) if cell.cell_type == "markdown" else code(cell))
-    shown += [prose(reference(module, f"{up}source/{module}.html")) for module in own]
+    shown += [prose(reference(module, f"{up}source/{module}.html")) for module in exported]
     cells = joined([cell for cell in shown if cell and cell.source])
     return nbformat.v4.new_notebook(cells=cells, metadata={**PYTHON, **notebook.metadata})
 
@@ -147,7 +147,7 @@ def source_page(
 
 # %% ../../nbs/site/06_pages.ipynb #importable-code
 @contextmanager
-def importable(
+def _importable(
     folder: Path,
 ):
     "A context that puts a folder first on the import path."
@@ -158,7 +158,7 @@ def importable(
         sys.path.remove(str(folder))
 
 
-def module_file(
+def _module_file(
     module: str,  # full name
     project: Project,
 ) -> Path:
@@ -193,7 +193,7 @@ def last_changes(
     return dates
 
 # %% ../../nbs/site/06_pages.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
-def room_pages(
+def _room_pages(
     project: Project,
     read: dict,  # the notebooks by path
     out: Path,  # the source folder for Sphinx
@@ -205,13 +205,13 @@ def room_pages(
         if room == "." or room.endswith(".ipynb"):
             continue
         cards = room_list([Card.of(path, read[path], pictures) for path in paths])
-        own = [] if Path(room) / "index.ipynb" in read else [markdown_cell(f"# {caption(room, project)}")]
-        cells = [*own, markdown_cell(cards)]
+        title = [] if Path(room) / "index.ipynb" in read else [markdown_cell(f"# {caption(room, project)}")]
+        cells = [*title, markdown_cell(cards)]
         pages[f"{room}/index"] = nbformat.v4.new_notebook(cells=cells, metadata=PYTHON)
     return pages
 
 
-def copy_files(
+def _copy_files(
     project: Project,
     paths: list[Path],  # the notebooks, relative to their folder
     out: Path,  # the source folder for Sphinx
@@ -239,23 +239,23 @@ def write_pages(
         raise CompressLabError("The site has no first page.", str(project.index), "write that notebook")
     modules = {f"{project.package}.{name}": path for path, book in read.items() if (name := exported_module(book))}
     dates, top = last_changes(project), project.notebooks.relative_to(project.folder)
-    pages = room_pages(project, read, out)
-    with importable(project.package_folder.parent):
+    pages = _room_pages(project, read, out)
+    with _importable(project.package_folder.parent):
         homes = symbol_homes(list(modules))
         for path, notebook in read.items():
-            made = page(notebook, path, homes, modules, project, dates.get((top / path).as_posix(), ""))
+            written = page(notebook, path, homes, modules, project, dates.get((top / path).as_posix(), ""))
             name = page_name(path)
             if name in pages and path.stem != "index":
                 raise CompressLabError(f"Two pages are called {name}.", str(path), "rename this notebook")
             if name in pages:
-                made.cells += pages[name].cells
-            pages[name] = made
+                written.cells += pages[name].cells
+            pages[name] = written
     pages[page_name(project.index)].cells.append(markdown_cell(contents(list(read), project)))
     for name, notebook in pages.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, out / f"{name}.ipynb")
     (out / "source").mkdir()
     for module in modules:
-        text = module_file(module, project).read_text(encoding="utf-8")
+        text = _module_file(module, project).read_text(encoding="utf-8")
         (out / f"source/{module}.md").write_text(source_page(module, text), encoding="utf-8")
-    copy_files(project, list(read), out)
+    _copy_files(project, list(read), out)
