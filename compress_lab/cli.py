@@ -135,6 +135,7 @@ def page_of(
 def show_dossier(
     dossier,  # a Dossier
     page: str,  # path of the page to write
+    **more,  # what else the page shows, as for `Dossier.to_html`
 ):
     "Prints the dossier's table and writes its page."
     frame = dossier.table(text=True).reset_index()
@@ -144,7 +145,7 @@ def show_dossier(
     show_table(frame.columns, frame.itertuples(index=False), title, folds=["note"])
     for reason in dossier.damaged.values():
         say(f"\nleft out: {reason}", "yellow")
-    dossier.to_html(page)
+    dossier.to_html(page, **more)
     say(f"\n{page}")
 
 # %% ../nbs/cli.ipynb #cell-09-2
@@ -214,7 +215,11 @@ def report(
     from compress_lab.report.dossier import Dossier
 
     page, dossier = page_of(Store(options.run[0]), options.out), Dossier.from_run(*options.run)
-    show_dossier(dossier, page)
+    since = Dossier.from_run(options.since) if options.since else None
+    show_dossier(dossier, page, texts=options.texts, since=since)
+    if since is not None:
+        found = dossier.changes(since)
+        show_table(found.columns, found.itertuples(index=False), f"what changed since {options.since}: {len(found)}")
     if options.pictures:
         files = dossier.save_pictures(options.pictures)
         say(f"{len(files)} files of pictures and their tables in {options.pictures}")
@@ -1234,6 +1239,8 @@ def add_run_folders(
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--out", help="page to write (default: dossier.html in the first run folder)")
     added.add_argument("--pictures", metavar="FOLDER", help="write each picture as SVG and PNG, its table as CSV")
+    added.add_argument("--since", metavar="RUN", help="earlier run folder: list the verdicts and figures that changed")
+    added.add_argument("--texts", action="store_true", help="show the questions of tasks, and what models wrote")
     added = command(card, "write a model card for each recipe of a study, or for a saved copy")
     added.add_argument("run", nargs="+", help="run folder, several for the same study; or a folder of a saved copy")
     added.add_argument("--recipe", metavar="NAME", help="only this recipe")

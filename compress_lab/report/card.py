@@ -33,7 +33,7 @@ from ..core.store import cannot_write, replace_file, short, without_folders
 from ..evaluate.rights import licences, named
 from ..evaluate.tasks import read_task
 from .claims import recipe_claims, scaled, told
-from .evidence import Evidence
+from .evidence import Evidence, timed
 from compress_lab.report.exchange import (
     check_record,
     hub_entries,
@@ -41,11 +41,9 @@ from compress_lab.report.exchange import (
     measured_on,
     own_figures,
     record,
-    timed,
 )
-from .page import step_text
 from .plots import estimate, figures, label, visible
-from .sections import group_tables, mapping
+from .sections import group_tables, mapping, step_text
 
 # %% ../../nbs/report/10_card.ipynb #ae9cbdd2
 BEGIN, END = "<!-- yours: {} -->", "<!-- end of yours -->"
