@@ -60,6 +60,7 @@ HOMES = {  # a module: the public names that are imported from it
     "deploy.expected_accuracy": ("fit_accuracy",),
     "deploy.monitor": ("Monitor",),
     "report.dossier": ("Dossier",),
+    "report.explorer": ("explore",),
     "report.card": ("Card",),
     "report.risk": ("Profile",),
     "report.plots": ("plot",),
@@ -67,6 +68,7 @@ HOMES = {  # a module: the public names that are imported from it
     "advice.goal": ("Goal",),
     "advice.recommend": ("Advice", "recommend"),
     "advice.sweep": ("sweep",),
+    "watching": ("watch",),
     "workers": ("spread", "work"),
 }
 
@@ -191,6 +193,8 @@ EXAMPLES = {  # for names whose example cannot be derived from their parameters
     "Difference": 'cl.compare(original, compressed, ["perplexity"]).differences[0]',
     "Records": 'cl.probe(subject, "perplexity")',
     "Dossier": 'cl.Dossier.from_run("folder")',
+    "explore": 'cl.explore("folder", texts=True)',
+    "watch": 'cl.watch("folder")',
     "Card": 'cl.Card.of("folder", "RTN-4").write("model")',
     "Profile": 'cl.Profile(cl.Dossier.from_run("folder"), {"GOVERN 2.1": "our text"}).save("folder/risk")',
     "Exported": 'cl.export(subject, "folder", "openvino")',

@@ -23,6 +23,7 @@ from .probe import Probe
 from .records import Records
 from .suites import expanded
 from ..models.inputs import limits
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/evaluate/10_comparison.ipynb #cell-06
 def _as_probe(
@@ -67,7 +68,12 @@ def mismatches(
     classes = [getattr(each.model, "architecture", type(each.model).__name__) for each in (original, compressed)]
     if classes[0] != classes[1] and "unknown" not in classes:
         lines.append(f"the classes are {' and '.join(classes)}")
-    if (first is None) != (second is None):
+    remote = [
+        pair for pair in ((original, compressed), (compressed, original)) if isinstance(pair[0].model, RemoteModel)
+    ]
+    for served, other in remote:
+        lines += served.model.unlike(read_alike(other, served).tokenizer)
+    if not remote and (first is None) != (second is None):
         lines.append(f"the {'original' if first is None else 'copy'} has no tokenizer, and reads with the other's")
     if all(hasattr(tokenizer, "get_vocab") for tokenizer in (first, second)):
         lines += _of_tokenizers(first, second)

@@ -30,6 +30,7 @@ from ..evaluate.records import Records
 from .percentiles import percentiles
 from ..models.forward import evaluating
 from ..models.inputs import check_rows, limits
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-06
 ARMS = ("original", "compressed", "control")
@@ -192,7 +193,9 @@ class Mirrored(Probe):
         subject,  # the compressed Subject
         original,  # the Subject it is compared with, or None
     ):
-        "Raises `CompressLabError` without an original, and `NotMeasured` for a simulated quantization."
+        """Raises `CompressLabError` without an original, and `NotMeasured` for what is simulated, computed elsewhere or
+        read from disk.
+        """
         if original is None:
             raise CompressLabError(
                 f"{type(self).__name__} is measured against the original.",
@@ -204,6 +207,16 @@ class Mirrored(Probe):
                 "Simulated quantization: no low-bit kernel ran.",
                 subject.name,
                 "export the model to a runtime that computes with the integers, and measure that",
+            )
+        if any(isinstance(each.model, RemoteModel) for each in (subject, original)):
+            raise NotMeasured(
+                "A model is computed elsewhere: its time holds that of the network and of other clients.",
+                subject.name,
+                "measure it where it runs",
+            )
+        if subject.device_map is not None or original.device_map is not None:
+            raise NotMeasured(
+                "The weights are read from disk when they are used.", subject.name, "time a model that fits into memory"
             )
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-28

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TOY_RECIPES', 'TOY_STUDY', 'ANSWER_STUDY', 'CARD_STUDY', 'nll', 'toy_model', 'rtn', 'magnitude',
-           'toy_cells', 'answer_cells', 'axis_cells', 'trust_cells', 'fact_cells', 'timed_cells', 'card_cells']
+           'toy_cells', 'answered_cells', 'answer_cells', 'axis_cells', 'trust_cells', 'fact_cells', 'timed_cells',
+           'card_cells']
 
 # %% ../../nbs/report/00_example.ipynb #imports
 import numpy as np
@@ -186,16 +187,23 @@ recipes: {same: [], other: [], worse: []}
 probes: [{probe: task, task: arc_easy}, {probe: task, task: piqa}]"""  # the text of its study.yaml
 
 
-def answer_cells() -> dict[str, dict]:  # cell key -> result
+def answered_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key -> result, cell key -> records
     "Made-up cells of a task: a model with the same answers, one as accurate on other items, and a worse one."
     common = dict(probe="task", settings={"task": "arc_easy"})
     first = _questions(0, 0.5)
     cells = {"original": dict(common, recipe="original", values=first.summary(), differences=[])}
+    frames = {"original": first.frame}
     for name, seed, share in (("same", 0, 0.5), ("other", 1, 0.5), ("worse", 2, 0.2)):
         records = _questions(seed, share)
         differences = [difference.to_dict() for difference in records.probe.differences(first, records)]
         cells[name] = dict(common, recipe=name, values=records.summary(), differences=differences)
-    return cells
+        frames[name] = records.frame
+    return cells, frames
+
+
+def answer_cells() -> dict[str, dict]:  # cell key -> result
+    "The cells of `answered_cells` without their records."
+    return answered_cells()[0]
 
 # %% ../../nbs/report/00_example.ipynb #axis-cells
 def axis_cells(
