@@ -37,9 +37,9 @@ class ServedModel(RemoteModel):
     ):
         from transformers import PretrainedConfig
 
-        about = address.about
-        vocabulary = (about.get("meta") or {}).get("n_vocab")  # of llama.cpp
-        known = {"max_position_embeddings": about.get("max_model_len"), "vocab_size": vocabulary}
+        about, meta = address.about, address.about.get("meta") or {}  # which llama.cpp has
+        places = about.get("max_model_len") or meta.get("n_ctx")
+        known = {"max_position_embeddings": places, "vocab_size": meta.get("n_vocab")}
         super().__init__(PretrainedConfig(**{name: value for name, value in known.items() if value}), address.url)
         self.address = address
 
@@ -176,7 +176,8 @@ def served_subject(
         from compress_lab.models.loading import load
 
         tokenizer = load(asked["tokenizer"]).tokenizer
-    known = Provenance(name=str(address.model), source=f"a server at {address.url}")
+    name = str(address.model).rpartition("/")[2]  # of an owner, or of a file
+    known = Provenance(name=name, source=f"a server at {address.url}")
     return ServedSubject(ServedModel(address), tokenizer, known)
 
 
