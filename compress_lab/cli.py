@@ -917,9 +917,8 @@ def shadow_of(
     if (options.promised_flips is None) == (options.promised_run is None):
         fix = "give either --promised-flips RATE or --promised-run FOLDER"
         raise CompressLabError("A shadow needs the rate of changed answers that was promised.", "--shadow", fix)
-    promised = options.promised_flips
-    if promised is None:
-        promised = promised_by(options.promised_run, server.service.kind, options.promised_arm)
+    run, kind = options.promised_run, server.service.kind
+    promised = options.promised_flips if run is None else promised_by(run, kind, options.promised_arm)
     return shadowed(server, options.shadow, promised, options.shadow_share)
 
 
@@ -964,8 +963,7 @@ def check_served(
 
     whole(options.n, "--n", least=1)
     result = check_served(options.url, options.run, options.arm, n=options.n)
-    for line in result.lines():
-        say(line)
+    say("\n".join(result.lines()))
     return 0 if result.same else 1
 
 # %% ../nbs/cli.ipynb #init-code

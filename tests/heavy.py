@@ -5,8 +5,8 @@ HEAVY_NOTEBOOKS = set(
     """
     api cli house study watching workers advice/02_search advice/03_recommend advice/04_sweep core/12_leases
     data/01_wiki data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx deploy/05_gguf
-    deploy/07_torchao deploy/11_generating deploy/16_served deploy/17_served_subject deploy/18_shadow
-    deploy/23_reference_window distill/03_students distill/04_vocabularies distill/10_distill distill/11_on_policy
+    deploy/07_torchao deploy/11_generating deploy/16_served deploy/17_served_subject deploy/23_reference_window
+    deploy/27_shadow distill/03_students distill/04_vocabularies distill/10_distill distill/11_on_policy
     distill/12_teachers distill/13_texts evaluate/01_statistics evaluate/07_perplexity evaluate/08_fidelity
     evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring evaluate/13_writing evaluate/14_task_probe
     evaluate/15_calibration evaluate/16_coverage evaluate/17_noise_floor evaluate/21_bias evaluate/22_security

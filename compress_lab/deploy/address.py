@@ -99,20 +99,24 @@ class Address:
             time.sleep(min(LONGEST, max(0.1, float(asked) if asked.isdigit() else 1.0)))
         return self.understood(answer, path)
 
-    def understood(self, answer, path: str) -> dict:
-        "The body of an answer. Raises as `request`."
-        try:
-            body = answer.json()
-        except ValueError:
-            body = {}
-        if answer.is_success and isinstance(body, dict):
-            return body
-        error = body.get("error") if isinstance(body, dict) else None
-        said = visible(error.get("message") if isinstance(error, dict) else answer.reason_phrase, 300)
-        kind = NotMeasured if answer.status_code in (400, 404, 405, 422, 501) else CompressLabError
-        raise kind(
-            f"The server answers {answer.status_code}: {said}", f"{self.url}{path}", "see what the server offers"
-        )
+# %% ../../nbs/deploy/15_address.ipynb #916073bb
+@patch
+def understood(
+    self: Address,
+    answer,  # of httpx
+    path: str,  # that was asked
+) -> dict:
+    "The body of an answer. Raises as `request`."
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {}
+    if answer.is_success and isinstance(body, dict):
+        return body
+    error = body.get("error") if isinstance(body, dict) else None
+    said = visible(error.get("message") if isinstance(error, dict) else answer.reason_phrase, 300)
+    kind = NotMeasured if answer.status_code in (400, 404, 405, 422, 501) else CompressLabError
+    raise kind(f"The server answers {answer.status_code}: {said}", f"{self.url}{path}", "see what the server offers")
 
 # %% ../../nbs/deploy/15_address.ipynb #a16c79b1
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'SEEN', 'ATTEMPTS', 'PATIENCE', 'COMMAND_SECONDS', 'PROBLEMS', 'WAITING', 'values_of', 'window_line',
-           'Alarm', 'utc', 'window_alarms', 'Watched', 'post', 'run_command', 'Outbox', 'Monitor', 'read_lines',
-           'history', 'draw_history']
+           'Alarm', 'utc', 'window_alarms', 'agreement_alarm', 'Watched', 'post', 'run_command', 'Outbox', 'Monitor',
+           'read_lines', 'history', 'draw_history']
 
 # %% ../../nbs/deploy/25_monitor.ipynb #23292535
 import json
@@ -139,7 +139,7 @@ def window_alarms(
     return alarms
 
 
-def _agreement_alarm(
+def agreement_alarm(
     test: AgreementTest,  # that has just raised its alarm
     moment: float,  # seconds since 1970
 ) -> Alarm:
@@ -180,7 +180,7 @@ class Watched:
     ) -> tuple[dict | None, list[Alarm]]:
         "The line of the window that this row has filled, if any, and the alarms that it raises."
         self.rows += 1
-        alarms = [_agreement_alarm(self.agreement, moment)] if self._disagrees(row) else []
+        alarms = [agreement_alarm(self.agreement, moment)] if self._disagrees(row) else []
         values = values_of(row, self.reference)
         if values is None:
             self.left_out += 1
