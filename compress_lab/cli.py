@@ -9,7 +9,7 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as',
            'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name',
            'compared_study', 'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served',
-           'init', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services',
+           'init', 'new', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services',
            'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on',
            'main']
 
@@ -354,7 +354,9 @@ def risk(
 
     answers, store = read_answers(options.answers) if options.answers else {}, Store(options.run[0])
     profile = Profile(Evidence.from_run(*options.run), answers)
-    files = profile.save(options.out or (f"{store.root}/risk" if store.local else "risk"))
+    blank = [profile.save_answers(options.answers_template)] if options.answers_template else []
+    files = [*profile.save(options.out or (f"{store.root}/risk" if store.local else "risk")), *blank]
+    files += [profile.save_records(options.records)] if options.records else []
     counts = [
         (framework.name, *(str(sum(row.status == status for row in rows)) for status in STATUSES))
         for framework, rows in profile.parts
@@ -1020,6 +1022,23 @@ def init(
     say(f"{options.file}: run it with compress-lab run {shlex.quote(options.file)}")
     return 0
 
+
+def new(
+    options,  # parsed arguments
+) -> int:
+    "Writes a new notebook with what belongs to it, or a project. Raises `CompressLabError` if something is in the way."
+    from compress_lab.scaffold import BOOK_STEPS, new_book, new_notebook, next_steps
+
+    if options.kind == "book":
+        files, then = new_book(options.name, options.folder or "."), [BOOK_STEPS]
+    else:
+        files, then = new_notebook(options.kind, options.name, options.folder), next_steps(options.kind)
+    for file in files:
+        say(os.path.relpath(file))
+    for line in then:
+        paragraph(line)
+    return 0
+
 # %% ../nbs/cli.ipynb #cell-19
 EXTRAS = {  # module: (packages to install, their purpose)
     "torchao": ("torchao", "int8 and int4 kernels inside PyTorch"),
@@ -1158,13 +1177,17 @@ class _SettingsHelp(argparse.Action):
 def add_studies(
     command,  # function that adds a command and returns its parser
 ):
-    "Adds the commands for studies."
+    "Adds the commands for studies, and those that write something to start from."
     from compress_lab.core.registry import EXECUTORS
 
     added = command(init, "write a study.yaml to start from")
     added.add_argument(
         "file", nargs="?", default="study.yaml", help="the file, which must not exist yet (default: %(default)s)"
     )
+    added = command(new, "write a notebook or a project to start from: compress-lab new method NAME")
+    added.add_argument("kind", help="paper, method, probe, task, tutorial or book")
+    added.add_argument("name", help="MeanWanda or mean_wanda; a paper: smith-2024; a book: its folder")
+    added.add_argument("--folder", default="", help="of the notebook, below nbs; of a book: where it is written")
     added = command(run, "run a study, or the starter study, and show its dossier; run again to resume")
     added.add_argument(
         "study",
@@ -1225,6 +1248,8 @@ def add_run_folders(
     added = command(risk, "write the risk profile of a study: NIST AI RMF and 600-1, EU AI Act, GDPR")
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--answers", metavar="FILE", help="your answers in YAML: the row's name, and your text")
+    added.add_argument("--answers-template", metavar="FILE", help="write a file of answers to start from")
+    added.add_argument("--records", metavar="FILE", help="write the record of processing, GDPR article 30, as CSV")
     added.add_argument("--out", help="folder to write (default: risk in the run folder)")
 
 

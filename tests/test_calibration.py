@@ -20,6 +20,7 @@ from compress_lab.evaluate.calibration import (
     ece,
     equal_mass,
     from_noise,
+    gap_covariance,
     item_scores,
     reliability,
     rescaled,
@@ -96,6 +97,22 @@ def test_a_calibrated_model_is_not_taken_for_another_and_the_plain_figure_would_
         and (low <= middle).all()
         and (middle <= high + 1e-12).all()
     )
+
+
+def test_a_calibrated_model_that_is_nearly_always_right_is_not_called_miscalibrated():
+    random, alarms = np.random.default_rng(0), np.zeros(2)
+    for _ in range(60):
+        confidence = 1 - 0.03 * random.uniform(size=600)
+        scores = pd.DataFrame({"confidence": confidence, "correct": random.uniform(size=600) < confidence}).astype(
+            float
+        )
+        gaps, which = np.split(bin_columns(scores) / 600, 2, axis=1)
+        told = which * (confidence * (1 - confidence))[:, None] / 600
+        covariance = gap_covariance(gaps, told, np.arange(600))
+        for number, each in enumerate((covariance, 600 / 599 * (gaps - gaps.mean(0)).T @ (gaps - gaps.mean(0)))):
+            noise = random.multivariate_normal(np.zeros(BINS), each, 500, method="eigh")
+            alarms[number] += from_noise(lambda gaps: np.abs(gaps).sum(-1), gaps.sum(0), noise)[1] > 0
+    assert alarms[0] / 60 <= 0.07 and alarms[1] / 60 > 0.12  # the answers alone would tell of too little noise
 
 
 @settings(max_examples=30, deadline=None)

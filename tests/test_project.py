@@ -64,6 +64,7 @@ def test_the_version_is_the_same_everywhere():
     assert (
         compress_lab.__version__ == SETTINGS["version"]
         and f"## {SETTINGS['version']}" in (ROOT / "CHANGELOG.md").read_text()
+        and yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == SETTINGS["version"]
     )
 
 

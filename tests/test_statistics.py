@@ -17,6 +17,7 @@ from compress_lab.evaluate.probe import Probe
 from compress_lab.evaluate.records import Records
 from compress_lab.evaluate.statistics import (
     FEWEST,
+    Pairs,
     against_bound,
     detectable,
     flips,
@@ -145,6 +146,20 @@ def test_a_test_of_passages_rarely_sees_what_is_not_there(clusters, size):
         before, after = (random.random(len(passage)) < share for share in (0.5 * own).T)
         alarms += [mcnemar(before, after, passage)[2] <= 0.05, mcnemar(before, after)[2] <= 0.05]
     assert alarms[0] / 600 <= 0.065 < alarms[1] / 600
+
+
+@pytest.mark.parametrize("clusters", [8, 30])
+@pytest.mark.parametrize("alike", [0, 0.3])
+def test_an_interval_by_passage_holds_the_truth_and_is_no_longer_than_it_must_be(clusters, alike):
+    random, hits = np.random.default_rng(clusters), np.zeros(2)
+    rates = np.array([0.15, 0.1, 0.75])  # of going wrong, of coming right, of staying right
+    for _ in range(300):
+        own = random.dirichlet(rates * (1 - alike) / alike, clusters) if alike else np.tile(rates, (clusters, 1))
+        lost, gained, right = random.multinomial(15, own).T
+        sums = np.column_stack([right, lost, gained, np.full(clusters, 15)]).astype(float)
+        ends = paired_interval(Pairs(sums)), share(sums[:, [1, 3]])
+        hits += [low <= truth <= high for (low, high), truth in zip(ends, (-0.05, 0.15))]
+    assert (0.92 <= hits / 300).all() and (hits / 300 <= 0.985).all()
 
 
 def test_an_interval_over_seeds_holds_the_truth_where_one_seed_does_not():

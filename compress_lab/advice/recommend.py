@@ -386,10 +386,13 @@ class Advice:
 # %% ../../nbs/advice/03_recommend.ipynb #f7758bb3
 @patch
 def front(self: Advice):
-    "A figure of loss against bytes, both relative to the original, of all recipes on the items of the search."
-    first = self.goal.quality[0]
+    "A figure of loss against bytes of all recipes on the items of the search, bytes as the goal bounds them."
+    first, points = self.goal.quality[0], self.points
     quality = f"{first.name}, {'× the original' if first.kind == 'ratio' else 'points from the original'}"
-    return pareto(self.points, better=first.better, size_label="stored bytes, × the original", quality_label=quality)
+    size = "stored bytes, × the original"
+    if any(limit.figure == "bytes" and limit.kind == "value" for limit in self.goal.limits()):
+        points, size = points.assign(size=points["size"] / 1e6), "stored, MB"
+    return pareto(points, better=first.better, size_label=size, quality_label=quality)
 
 
 @patch

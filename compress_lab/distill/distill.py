@@ -85,6 +85,7 @@ class Distill(CalibratedMethod):
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
     link = "https://arxiv.org/abs/1503.02531"
     needs = frozenset({"calibration", "original", "training"})
+    at_once = "it trains the weights of all blocks at once"
     transformer, whole = False, True
     run: ClassVar = None  # below
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'COLDEST', 'HOTTEST', 'METRICS', 'DRAWS', 'SCALES', 'GROUPS', 'TEMPERATURES', 'distributions', 'item_scores',
            'equal_mass', 'reliability', 'reliability_diagram', 'temperature', 'rescaled', 'crossfit', 'risk_coverage',
-           'aurc', 'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'from_noise',
+           'aurc', 'risk_coverage_diagram', 'bin_columns', 'ece', 'calibration_loss', 'gap_covariance', 'from_noise',
            'calibration_differences', 'CalibrationProbe']
 
 # %% ../../nbs/evaluate/15_calibration.ipynb #imports
@@ -278,6 +278,27 @@ def calibration_loss(
     gaps, sizes = np.split(totals, 2, axis=-1)
     return (gaps**2 / np.maximum(sizes, 1)).sum(-1) / sizes.sum(-1)
 
+# %% ../../nbs/evaluate/15_calibration.ipynb #2adeb1ca
+def gap_covariance(
+    gaps: np.ndarray,  # gap of each item in the column of its bin, else 0; shape (n, bins)
+    told: np.ndarray,  # variance of each item's correctness if its confidence is true, in the same columns
+    clusters,  # cluster of each item, shape (n,)
+) -> np.ndarray:
+    "Covariance of the bins' sums of gaps: variances are the mean of the observed and the told, shape (bins, bins)."
+    sums = cluster_sums(np.column_stack([gaps, np.ones(len(gaps))]), clusters)
+    adds = sums[:, :-1] - gaps.sum(0) * sums[:, -1:] / len(gaps)
+    covariance = len(sums) / (len(sums) - 1) * adds.T @ adds
+    seen, alone = covariance.diagonal(), ((gaps - gaps.mean(0)) ** 2).sum()
+    effect = seen.sum() / alone if alone > 0 else 1.0  # of clusters on the variance
+    ratio = np.divide(effect * told.sum(0), seen, out=np.ones_like(seen), where=seen > 0)
+    scale = np.sqrt((1 + ratio) / 2)
+    return covariance * scale * scale[:, None]
+
+
+def _told(scores: pd.DataFrame) -> np.ndarray:
+    "Variance of each item's correctness if its confidence is true, shape (n, 1)."
+    return (scores["confidence"] * (1 - scores["confidence"])).to_numpy()[:, None]
+
 # %% ../../nbs/evaluate/15_calibration.ipynb #debias-code
 DRAWS, SCALES = 2000, np.r_[0.0, np.geomspace(0.02, 30, 48)]  # number of noise draws; scales of the gaps
 
@@ -329,14 +350,15 @@ def _of_gaps(figure, sizes: np.ndarray):
 
 def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed: int) -> dict:
     "ECE and calibration loss: (original, compressed, low, high) by name."
-    columns = [bin_columns(scores, bins) for scores in (before, after)]
+    arms, columns = (before, after), [bin_columns(scores, bins) for scores in (before, after)]
     sizes = [each[:, bins:].sum(0) for each in columns]
-    sums = cluster_sums(np.column_stack([*(each[:, :bins] for each in columns), np.ones(len(before))]), clusters)
-    count, items = len(sums), len(before)
-    gaps = sums[:, :-1].sum(0)
-    adds = sums[:, :-1] - gaps * sums[:, -1:] / items
-    covariance = count / (count - 1) * adds.T @ adds * shrinkage(count - 1, 0.95)
+    items = np.hstack([each[:, :bins] for each in columns])
+    told = np.hstack([each[:, bins:] * _told(scores) for each, scores in zip(columns, arms)])
+    covariance = gap_covariance(items, told, clusters) * shrinkage(len(np.unique(clusters)) - 1, 0.95)
+    gaps = items.sum(0)
     noise = np.random.default_rng(seed).multivariate_normal(np.zeros(2 * bins), covariance, DRAWS, method="eigh")
+    drawn, exact = noise.std(0), np.sqrt(covariance.diagonal())
+    noise *= np.divide(exact, drawn, out=np.ones_like(exact), where=drawn > 0)
     gaps, noise = np.split(gaps, 2), np.split(noise, 2, axis=1)
     figures = {}
     for name, figure in (("ece", ece), ("calibration_loss", calibration_loss)):

@@ -16,7 +16,7 @@ import torch
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from .perplexity import CHUNK
-from ..models.forward import check_causal, evaluating, logits_of
+from ..models.forward import check_causal, device_of, evaluating, logits_of
 from ..models.input_quantizers import without_input_quantizers
 from ..models.inputs import around, check_rows
 from ..models.remote import RemoteModel
@@ -216,19 +216,15 @@ def read(
 # %% ../../nbs/evaluate/12_scoring.ipynb #d5c93906
 def packed(model, requests: list[Request], budget: int):
     "Yields owner, log-probability and first choice of the options' tokens, pack by pack, each pack as one tree."
-    known, weight = (
-        inspect.signature(model.forward).parameters,
-        next(weight for weight in model.parameters() if weight.is_floating_point()),
-    )
+    known, device = inspect.signature(model.forward).parameters, device_of(model)
+    dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
     for pack in packs(requests, budget):
         tree = grow(requests, pack)
         needed, rows = np.unique(tree.nodes, return_inverse=True)
         tokens, depth, seen, needed = (
-            torch.from_numpy(part).to(weight.device) for part in (tree.tokens, tree.depth, tree.seen, needed)
+            torch.from_numpy(part).to(device) for part in (tree.tokens, tree.depth, tree.seen, needed)
         )
-        mask = torch.zeros(seen.shape, dtype=weight.dtype, device=weight.device).masked_fill_(
-            ~seen, torch.finfo(weight.dtype).min
-        )
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
         options = {"use_cache": False, "logits_to_keep": needed}
         logits = model(
             tokens[None],
@@ -435,7 +431,7 @@ def score(
                 "use the model's own tokenizer",
             )
         check_causal(model)
-        cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+        cpu = device_of(model).type == "cpu"
         budget = budget or (min(PACK, max(1, CHUNK // vocabulary)) if cpu else max(1, 8 * CHUNK // vocabulary))
         way = way or exact_way(model, requests, budget)
         parts = WAYS[way](model, requests, budget)

@@ -30,7 +30,7 @@ from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes
 from .tasks import Items, TaskFile, cleaned, items, matches, read_task, task_files
 from .writing import answers_to
-from ..models.forward import evaluating
+from ..models.forward import device_of, evaluating
 from ..models.inputs import check_tokens, limits, tokenizer_key
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-06
@@ -324,7 +324,7 @@ def head_logits(
 
     Raises `NotMeasured` for a model that has no head.
     """
-    known, device = limits(subject.model), next(subject.model.parameters()).device
+    known, device = limits(subject.model), device_of(subject.model)
     longest = min(
         (limit for limit in (known.places, getattr(subject.tokenizer, "model_max_length", None)) if limit), default=None
     )  # a model may have more positions than it can use for tokens

@@ -19,7 +19,7 @@ from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from ..core.settings import seed_number
 from .scoring import tokenizer_of
-from ..models.forward import evaluating
+from ..models.forward import device_of, evaluating
 from ..models.inputs import limits, opened
 from ..models.remote import RemoteModel
 
@@ -191,7 +191,7 @@ def answers_to(
     ends = subject.model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     settings = GenerationConfig(max_new_tokens=length, eos_token_id=ends or None, pad_token_id=0, **how, **NEUTRAL)
-    texts, device = {}, next(subject.model.parameters()).device
+    texts, device = {}, device_of(subject.model)
     sizes = pd.Series(range(len(tokens))).groupby([len(row) for row in tokens]).apply(list)
     with evaluating(subject.model) as model, torch.random.fork_rng():
         torch.manual_seed(seed_number(seed))

@@ -193,7 +193,9 @@ class Mirrored(Probe):
         subject,  # the compressed Subject
         original,  # the Subject it is compared with, or None
     ):
-        "Raises `CompressLabError` without an original, and `NotMeasured` for what is simulated or computed elsewhere."
+        """Raises `CompressLabError` without an original, and `NotMeasured` for what is simulated, computed elsewhere or
+        read from disk.
+        """
         if original is None:
             raise CompressLabError(
                 f"{type(self).__name__} is measured against the original.",
@@ -211,6 +213,10 @@ class Mirrored(Probe):
                 "A model is computed elsewhere: its time holds that of the network and of other clients.",
                 subject.name,
                 "measure it where it runs",
+            )
+        if subject.device_map is not None or original.device_map is not None:
+            raise NotMeasured(
+                "The weights are read from disk when they are used.", subject.name, "time a model that fits into memory"
             )
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-28

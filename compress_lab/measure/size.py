@@ -16,7 +16,6 @@ from ..evaluate.metrics import Column, Metric
 from ..evaluate.probe import Probe
 from ..evaluate.records import Records
 from ..models.packed import masked_bytes
-from ..models.subject import tensors
 
 # %% ../../nbs/measure/01_size.ipynb #cell-06
 def packed_by_tensor(subject) -> dict[int, object]:
@@ -59,10 +58,12 @@ def sizes(
     if subject.stored is not None:
         return _quantized_sizes(subject.stored)
     packed, changed, rows = packed_by_tensor(subject), _changed_parameters(subject), []
-    for name, tensor in tensors(subject.model).items():
-        form, count = packed.get(id(tensor)), tensor.numel()
+    places = {**dict(subject.model.named_parameters(remove_duplicate=False)), **dict(subject.model.named_buffers())}
+    for name, tensor in subject.state.items():
+        place, count = id(places[name]), tensor.numel()
+        form = packed.get(place)
         bytes_, masked = (form.nbytes, form.nbytes) if form else (tensor.nbytes, masked_bytes(tensor))
-        weights = count if id(tensor) in changed or not changed else 0
+        weights = count if place in changed or not changed else 0
         nonzero = int(torch.count_nonzero(tensor)) if weights else 0
         sparse = (
             min(8 * bytes_, 8 * (form.nbytes - form.codes.nbytes) + count + nonzero * form.bits) if form else 8 * masked

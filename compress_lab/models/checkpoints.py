@@ -122,13 +122,15 @@ def weights_sha256(
 @contextmanager
 def open_weights(
     files: list[Path],  # from `weight_files`
+    mapped: bool = True,  # map the files into memory; False: each slice is read into memory of its own
 ):
     "A context with the stored tensors by name, as slices that are read when indexed. Raises `CompressLabError`."
+    backend = "mmap" if mapped else "pread"
     with ExitStack() as stack:
         slices = {}
         for path in files:
             try:
-                file = stack.enter_context(safe_open(regular_file(path), "pt"))
+                file = stack.enter_context(safe_open(regular_file(path), "pt", backend=backend))
             except (SafetensorError, OSError) as error:
                 raise CompressLabError(
                     f"{path.name} could not be read: {error}.",

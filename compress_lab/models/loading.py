@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from ..core.errors import CompressLabError, nearest
-from ..core.files import file_hash, new_folder, read_json, recover, regular_file
+from ..core.files import cannot_write, file_hash, new_folder, read_json, recover, regular_file
 from ..core.progress import write
 from ..core.registry import READERS
 from .adapters import adapter_subject, base_of, is_adapter
 from .checkpoints import check_names
 from .folders import local, subject_from, write_configs
+from .offloading import offloaded_subject
 from .quantized import gguf_model, gguf_subject, quantized_subject, scheme_of
 from .saving import from_saved
 from .starters import STARTERS, Starter, cache_dir, fetch, locked
@@ -31,25 +32,36 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: file_hash(path) for path in sorted(folder.iterdir())}
 
 
+def _is_made(folder: Path, note: Path, made_from: dict, tell: bool = False) -> bool:
+    "Whether the folder holds the copy that the note describes; says so, if asked to, if the copy is damaged."
+    try:
+        made = read_json(note)
+        if made == {**made_from, "files": _hashes(folder)}:
+            return True
+        if tell and made.items() >= made_from.items():
+            write(f"the dequantised {folder.name} in the cache is damaged: it is made again")
+    except (CompressLabError, OSError):
+        pass  # there is none yet, or it cannot be read
+    return False
+
+
 def _converted(starter: Starter, gguf: Path) -> Path:
-    "The folder with the dequantized copy of a GGUF file, created at first use."
+    "The folder with the dequantized copy of a GGUF file, created at first use. Raises `CompressLabError`."
     import transformers
 
     folder, note = cache_dir() / "converted" / starter.name, cache_dir() / "converted" / f"{starter.name}.json"
     made_from = {"gguf": starter.files[next(iter(starter.files))], "transformers": transformers.__version__}
-    with locked(cache_dir() / f"{starter.name}.converted.lock", f"dequantising {starter.name}"):
-        recover(folder)
-        try:
-            recorded = read_json(note)
-            if recorded == {**made_from, "files": _hashes(folder)}:
-                return folder
-            if recorded.items() >= made_from.items():
-                write(f"the dequantised {starter.name} in the cache is damaged: it is made again")
-        except (CompressLabError, OSError):
-            pass  # there is none yet, or it cannot be read
-        with new_folder(folder) as work:
-            _dequantise(gguf, work)
-        note.write_text(json.dumps({**made_from, "files": _hashes(folder)}))
+    if _is_made(folder, note, made_from):  # first, as the cache may be read-only
+        return folder
+    try:
+        with locked(cache_dir() / f"{starter.name}.converted.lock", f"dequantising {starter.name}"):
+            recover(folder)
+            if not _is_made(folder, note, made_from, tell=True):
+                with new_folder(folder) as work:
+                    _dequantise(gguf, work)
+                note.write_text(json.dumps({**made_from, "files": _hashes(folder)}))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     return folder
 
 # %% ../../nbs/models/20_loading.ipynb #cell-33-2
@@ -148,8 +160,8 @@ def _in_folder(folder: Path, dtype: torch.dtype, **known) -> Subject:
     return make(folder, dtype, **known)
 
 
-def _from_hub(name: str, revision: str | None, dtype: torch.dtype) -> Subject:
-    "The Subject of a Hub id. Raises `CompressLabError`."
+def _hub_folder(name: str, revision: str | None) -> tuple[Path, dict]:
+    "The folder of a Hub id, and the known fields of its Provenance. Raises `CompressLabError`."
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -180,7 +192,7 @@ def _from_hub(name: str, revision: str | None, dtype: torch.dtype) -> Subject:
             else f"the Hub could not be reached: {str(error).splitlines()[0][:200]}"
         )
         raise CompressLabError(f"No starter or folder is called {name!r}, and {reason}.", fix=fix) from error
-    return _in_folder(folder, dtype, name=name, source=f"{name} on the Hub", revision=folder.name)
+    return folder, dict(name=name, source=f"{name} on the Hub", revision=folder.name)
 
 # %% ../../nbs/models/20_loading.ipynb #cell-38
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -233,6 +245,22 @@ def _at_address(place: str, device: torch.device, revision: str | None) -> Subje
         )
     return READERS.named("address")(place)
 
+# %% ../../nbs/models/20_loading.ipynb #1677ec17
+def _on_disk(
+    path: Path, name: str, revision: str | None, dtype: torch.dtype | None, device: torch.device, device_map: str | dict
+) -> Subject:
+    "The Subject of a folder or a Hub id, with weights where the device map says. Raises `CompressLabError`."
+    known = {}
+    if not os.path.lexists(path) and name not in STARTERS:
+        path, known = _hub_folder(name, revision)
+    if os.path.lexists(path / "compress_lab.json"):
+        return from_saved(path, dtype, device, device_map)
+    floats = path.is_dir() and not is_adapter(path) and not scheme_of(path) and list(path.glob("*.safetensors"))
+    if not floats:
+        fix = "load it without device_map"
+        raise CompressLabError("Only safetensors of floats and saved Subjects can stay on disk.", name, fix)
+    return offloaded_subject(path, dtype or torch.float32, device, device_map, **known)
+
 # %% ../../nbs/models/20_loading.ipynb #cell-40
 def load(
     name: str | Path,  # a starter, a folder, a GGUF, ONNX or OpenVINO file, a model on the Hub, or an address
@@ -240,7 +268,8 @@ def load(
     dtype: str
     | torch.dtype
     | None = None,  # "float32", "bfloat16" or "float16"; None: float32, or the saved type of a Subject
-    device: str = "cpu",  # any torch device but "meta"
+    device: str = "cpu",  # that computes: any torch device but "meta"
+    device_map: str | dict | None = None,  # of weights: "disk", "auto", or module -> device; None: all on the device
     revision: str | None = None,  # branch, tag or commit, for the Hub only
 ) -> Subject:
     "The Subject of that name, with every weight from the checkpoint. Raises `CompressLabError`."
@@ -251,6 +280,8 @@ def load(
     recover(path)
     if revision is not None and (name in STARTERS or path.exists()):
         raise CompressLabError(f"{name!r} has no revisions.", "revision", "leave it out: it is for models from the Hub")
+    if device_map is not None:
+        return _on_disk(path, name, revision, dtype and asked, device, device_map)
     if name in STARTERS:
         subject = _from_starter(STARTERS[name], asked)
     elif os.path.lexists(path / "compress_lab.json"):
@@ -274,7 +305,8 @@ def load(
             f"There is no folder {name!r}.", fix=f"did you mean {' or '.join(nearest(str(path), beside) or _models())}?"
         )
     else:
-        subject = _from_hub(name, revision, asked)
+        folder, known = _hub_folder(name, revision)
+        subject = _in_folder(folder, asked, **known)
     if not subject.fixed:
         subject.model.to(device)
     elif device.type != "cpu":

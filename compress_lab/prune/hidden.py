@@ -161,8 +161,6 @@ class Hidden(Width):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Replaces the Subject's model by a narrower one; returns a report for each reader of the stream, by name."
-        if subject.streamed:
-            raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
         if missing := {linear.name for linear in text_linears(subject.model)} - {linear.name for linear in layers}:
             raise CompressLabError(
                 "The stream runs through all blocks, and this linear is not among the targets.",

@@ -120,6 +120,7 @@ class Width(CalibratedLayerMethod, abstract=True):
 
     kind: ClassVar[str] = ""  # kind of the units
     whole: ClassVar[bool] = True
+    at_once: ClassVar[str] = "it changes the shapes of the weights"
     sparsity: float = 0.5  # share of the units to remove
     criterion: str = "least_squares"  # smallest output error after a refit; "magnitude": smallest columns; "random"
     repair: bool = True  # whether the remaining columns are refitted by least squares
@@ -146,8 +147,6 @@ class Width(CalibratedLayerMethod, abstract=True):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Removes units from the Subject's model; returns a report for each linear that reads them, by name."
-        if subject.streamed:
-            raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
         parts = _units_by_reader(subject.model, self.kind, layers)
         counts = {name: how_many(self, part) for name, part in parts.items()}
         trial = [

@@ -235,6 +235,7 @@ class Rotate(Method):
     paper = "Ashkboos et al., 2024, QuaRot: Outlier-free 4-bit inference in rotated LLMs"
     link = "https://arxiv.org/abs/2404.00456"
     needs, fills_zeros = frozenset(), True
+    at_once = "it turns the weights of all blocks at once"
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         """Rotates the Subject in place; returns what was rotated or folded, by module.

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'FRONT', 'BLOCK', 'ASKED', 'LONGEST', 'TEMPLATES', 'SAID', 'OWN_ENTRIES', 'ABOUT', 'UNSAID',
-           'own_texts', 'plain', 'code', 'base_model', 'relation', 'licence_entries', 'Card', 'spread', 'weave',
-           'machine_line', 'card_folder', 'is_copy']
+           'own_texts', 'plain', 'code', 'base_model', 'relation', 'licence_entries', 'hub_task', 'Card', 'spread',
+           'weave', 'machine_line', 'card_folder', 'is_copy']
 
 # %% ../../nbs/report/10_card.ipynb #dca79037
 import html
@@ -31,6 +31,7 @@ from ..core.registry import METHODS
 from ..core.settings import read_yaml, write_yaml
 from ..core.store import cannot_write, replace_file, short, without_folders
 from ..evaluate.rights import licences, named
+from ..evaluate.tasks import read_task
 from .claims import recipe_claims, scaled, told
 from .evidence import Evidence, timed
 from compress_lab.report.exchange import (
@@ -130,6 +131,16 @@ def licence_entries(
     known = named(licence) in licences()
     return {"license": licence.lower()} if known else {"license": "other", "license_name": label(licence, 80)}
 
+
+def hub_task(
+    settings: str,  # of a probe, as JSON
+) -> str:
+    "What the task asks, in the Hub's words: classes of a head, or text."
+    with suppress(CompressLabError):
+        if read_task(mapping(json.loads(settings)).get("task", "")).kind == "classify":
+            return "text-classification"
+    return "text-generation"
+
 # %% ../../nbs/report/10_card.ipynb #e6ef2dfc
 @dataclass(frozen=True)
 class Card:
@@ -176,7 +187,7 @@ class Card:
             of = dict(dataset_type=data["id"] or label(data["name"]), dataset_name=label(data["name"]))
             of |= {f"dataset_{part}": label(data[part]) for part in ("config", "split") if data[part]}
             figure = dict(metric_type=row["metric"].rpartition(".")[2], metric_value=float(row["value"]))
-            results.append(EvalResult(task_type="text-generation", metric_name=row["metric"], **figure, **of))
+            results.append(EvalResult(task_type=hub_task(row["settings"]), metric_name=row["metric"], **figure, **of))
         return results
 
 # %% ../../nbs/report/10_card.ipynb #41ebc78a

@@ -20,7 +20,7 @@ from ..core.errors import CompressLabError
 from ..core.progress import watched
 from .mathml import setup
 from .notebooks import page_name
-from .pages import EXTRA, write_pages
+from .pages import EXTRA, STYLE, write_pages
 from .project import Project
 
 # %% ../../nbs/site/08_build.ipynb #cell-46
@@ -29,6 +29,7 @@ def _sphinx_settings(
 ) -> dict:
     "The Sphinx settings of a project, as in a `conf.py`."
     static = project.notebooks / "_static"
+    own = sorted(path.relative_to(static).as_posix() for path in static.rglob("*.css"))
     return dict(
         project=project.title,
         author=project.author,
@@ -44,9 +45,9 @@ def _sphinx_settings(
         html_theme="furo",
         html_title=project.title,
         html_math_renderer="offline",
-        html_static_path=["_static"] if static.is_dir() else [],
+        html_static_path=["_static"],
         html_extra_path=[EXTRA],
-        html_css_files=sorted(path.relative_to(static).as_posix() for path in static.rglob("*.css")),
+        html_css_files=[STYLE, *own],
         html_show_sphinx=False,
         html_copy_source=False,
         html_show_sourcelink=False,
