@@ -194,7 +194,6 @@ EXAMPLES = {  # for names whose example cannot be derived from their parameters
     "Records": 'cl.probe(subject, "perplexity")',
     "Dossier": 'cl.Dossier.from_run("folder")',
     "explore": 'cl.explore("folder", texts=True)',
-    "watch": 'cl.watch("folder")',
     "Card": 'cl.Card.of("folder", "RTN-4").write("model")',
     "Profile": 'cl.Profile(cl.Dossier.from_run("folder"), {"GOVERN 2.1": "our text"}).save("folder/risk")',
     "Exported": 'cl.export(subject, "folder", "openvino")',

@@ -176,7 +176,7 @@ def _holder_in(
             return holder
     return {}
 
-
+# %% ../../nbs/core/12_leases.ipynb #ad2ba279
 def at_work(
     leases: Leases,
 ) -> dict[str, str]:  # name of the work: the part of it that is computed now, or empty
