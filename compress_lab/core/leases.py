@@ -120,6 +120,16 @@ def numbers(
     return sorted(int(file.removesuffix(".json")) for file in files if file.removesuffix(".json").isdigit())
 
 
+def _holder_in(
+    text: str,  # of a lease's file
+) -> dict:
+    "The holder's entries; empty if its file is half-written."
+    with suppress(ValueError, RecursionError):
+        if isinstance(holder := json.loads(text), dict) and isinstance(holder.get("deaths", {}), dict):
+            return holder
+    return {}
+
+# %% ../../nbs/core/12_leases.ipynb #fb009709
 class Leases:
     "The leases of a run folder, as one process sees them."
 
@@ -166,17 +176,7 @@ class Leases:
                 remove(path) if self.store.local else self.store.fs.rm(path)
         return lease
 
-
-def _holder_in(
-    text: str,  # of a lease's file
-) -> dict:
-    "The holder's entries; empty if its file is half-written."
-    with suppress(ValueError, RecursionError):
-        if isinstance(holder := json.loads(text), dict) and isinstance(holder.get("deaths", {}), dict):
-            return holder
-    return {}
-
-
+# %% ../../nbs/core/12_leases.ipynb #1e40eef5
 def at_work(
     leases: Leases,
 ) -> dict[str, str]:  # name of the work: the part of it that is computed now, or empty
