@@ -165,9 +165,9 @@ def run(
     if options.executor:
         from compress_lab.workers import spread
 
-        dossier = spread(study, root, options.executor, options.workers, options.threads)
+        dossier = spread(study, root, options.executor, options.workers, options.threads, options.tracker)
     else:
-        dossier = study.run(root, debug=options.debug, page=page)
+        dossier = study.run(root, debug=options.debug, page=page, trackers=options.tracker)
     show_dossier(dossier, page)
     return 1 if failures(Store(root)) else 0
 
@@ -1204,6 +1204,9 @@ def add_studies(
     added.add_argument("--workers", type=int, default=1, help="number of workers (default: %(default)s)")
     added.add_argument(
         "--threads", type=int, help="threads of each worker (default: OMP_NUM_THREADS, or a fair share of the cores)"
+    )
+    added.add_argument(
+        "--tracker", action="append", default=[], metavar="NAME", help="send the figures there, as to tensorboard"
     )
     added = command(work, "measure the arms of a run folder that other workers leave, or one arm")
     added.add_argument("folder", help="run folder of a study that was started")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_CALIBRATION', 'STUDIES', 'OWN', 'KEPT', 'LESS_MEMORY', 'NOTHING', 'FLOORED', 'LOOK', 'Study', 'import_own',
            'Arm', 'identity', 'sources', 'contents', 'not_measured', 'console', 'say', 'line', 'keep_study', 'Run',
-           'forget_failures', 'failures']
+           'forget_failures', 'failures', 'tracked']
 
 # %% ../nbs/study.ipynb #cell-03
 import gc
@@ -46,6 +46,7 @@ from compress_lab.core.store import (
     unsigned,
     without_folders,
 )
+from .core.trackers import Trackers, check_trackers
 
 # %% ../nbs/study.ipynb #cell-06
 DEFAULT_CALIBRATION = {"text": "wikipedia", "n": 32, "length": 256}
@@ -751,6 +752,7 @@ LESS_MEMORY = (
 
 def not_measured(
     error: Exception,  # the reason
+    fix: str = LESS_MEMORY,  # what to do if memory was short
 ) -> dict:
     "The part of a result that explains why there are no values."
     from compress_lab.core.errors import NotMeasured
@@ -758,7 +760,7 @@ def not_measured(
     if isinstance(error, NotMeasured):
         return dict(status="not measured", reason=error.what)
     if out_of_memory(error):
-        error = CompressLabError(f"There was not enough memory: {error}", fix=LESS_MEMORY)
+        error = CompressLabError(f"There was not enough memory: {error}", fix=fix)
     reason = str(error) if isinstance(error, CompressLabError) else visible(f"{type(error).__name__}: {error}", 2000)
     return dict(status="not measured", reason=reason, retry=True)
 
@@ -883,6 +885,8 @@ NOTHING = (None, None)  # no copy is kept
 class Run:
     "A study that is run in a run folder."
 
+    trackers = None  # that get each cell
+
     def __init__(
         self,
         study: Study,
@@ -892,6 +896,7 @@ class Run:
         page: "str | os.PathLike | None" = None,  # of the dossier, written after each arm; None: none is written
         worker: bool = False,  # one of several: tells only what it has measured itself
     ):
+        from compress_lab.models.forward import device_of
         from compress_lab.models.loading import load
 
         self.study, self.store, self.debug, self.console = study, Store(root), debug, console()
@@ -902,10 +907,10 @@ class Run:
         self.texts, self.failures = {}, Counter()
         self.latest = NOTHING
         prints = {
-            place: identity(load(place)) for place in study.copies.values()
+            place: identity(load(place, device_map=self.subject.device_map)) for place in study.copies.values()
         }  # a folder may hold another model later
         self.arms = study.arms(
-            identity(self.subject), lambda seed: self.calibration(seed).key, prints.get, self.subject.model.device
+            identity(self.subject), lambda seed: self.calibration(seed).key, prints.get, device_of(self.subject.model)
         )
         self.width = max(len(arm.name) for arm in self.arms)
         keep_study(self.store, study, [key for arm in self.arms for key in arm.cells])
@@ -980,7 +985,7 @@ def compress(
     if arm.copy:
         from compress_lab.evaluate.comparison import read_alike
 
-        subject = read_alike(load(arm.copy), self.subject)
+        subject = read_alike(load(arm.copy, device_map=self.subject.device_map), self.subject)
     else:
         text = self.calibration(arm.seed) if arm.recipe.needs_calibration else None
         subject = arm.recipe.apply(self.subject, text, checkpoint=self.checkpoint(arm), seed=arm.seed)
@@ -1172,6 +1177,8 @@ def fill(
         )
         if cells[key] is None or not self.worker:
             self.console.print(line(cell, self.width, stored=cells[key] is not None))
+        if self.trackers:
+            self.trackers.log(cell.result)
     if arm.original:
         for probe in self.study.probes:
             self.again(probe, arm.seed)
@@ -1198,7 +1205,9 @@ def store_one(self: Run, arm: Arm, key: str, probe, subject, failure) -> Cell:
     except Exception as error:
         if self.debug and not isinstance(error, NotMeasured):
             raise
-        result |= not_measured(error) | dict(provenance=dict(subject=asdict(self.subject.provenance), data=[]))
+        result |= not_measured(error, self.part(arm, probe)[1]) | dict(
+            provenance=dict(subject=asdict(self.subject.provenance), data=[])
+        )
     result = {**without_folders(json.loads(to_json(result))), "seconds": time.perf_counter() - began}
     if self.store.has(key) and (self.stored(key, probe) is None or self.store.peek(key).get("retry")):
         self.store.discard(key)
@@ -1346,6 +1355,16 @@ def failures(
     return {f"{recipe} ({', '.join(probes)})": reason for reason, (recipe, probes) in by_reason.items()}
 
 # %% ../nbs/study.ipynb #cell-39
+def tracked(
+    study: Study,
+    store: Store,  # the run folder
+    names: tuple[str, ...],  # of trackers, from `check_trackers`
+) -> Trackers:
+    "The trackers of the study, with their files in the run folder, or here if that is remote."
+    folder = Path(store.path if store.local else ".", "trackers")
+    return Trackers(names, study, folder, lambda text: say(console(), text))
+
+
 @patch
 def run(
     self: Study,
@@ -1354,11 +1373,14 @@ def run(
     subject=None,  # the Subject, if it is loaded already
     debug: bool = False,  # raise errors of a recipe or probe instead of recording them
     page: "str | os.PathLike | None" = None,  # of the dossier, rewritten after each recipe while the study runs
+    trackers=(),  # names of trackers that get the figures: tensorboard, mlflow, wandb, trackio
 ):
     "Runs the study and returns its Dossier. After Ctrl-C the same call resumes. Raises `CompressLabError`."
     from compress_lab.report.dossier import Dossier
 
+    names = check_trackers(trackers)
     work = Run(self, root, subject, debug, page)
+    work.trackers = tracked(self, work.store, names)
     try:
         work.all()
     except KeyboardInterrupt:
@@ -1369,6 +1391,8 @@ def run(
             work.console, f"\nStopped. {sum(done.values())} of {total} cells are stored in {work.store.root}: {stored}."
         )
         raise
+    finally:
+        work.trackers.finish()
     for where, reason in failures(work.store).items():
         say(work.console, f"\n{where} failed:\n{reason}", "red")
     return Dossier.from_run(root)

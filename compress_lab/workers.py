@@ -13,8 +13,9 @@ from .core.errors import CompressLabError, listed, nearest
 from .core.registry import EXECUTORS
 from .core.settings import read_yaml, whole
 from .core.store import Store, to_json
+from .core.trackers import check_trackers
 from .executors.plan import Plan, share
-from .study import Arm, Run, Study, console, failures, forget_failures, keep_study, say
+from .study import Arm, Run, Study, console, failures, forget_failures, keep_study, say, tracked
 
 # %% ../nbs/workers.ipynb #10185d26023b46108eb7d9f57d49d2b3
 def numbered(
@@ -122,11 +123,12 @@ def spread(
     executor: str = "local",  # starts the workers: local, slurm or ray
     workers: int = 1,  # number that compute at the same time
     threads: int | None = None,  # of each worker; None: OMP_NUM_THREADS, or a fair share of this machine
+    trackers=(),  # names of trackers that get the figures when all are measured
 ):
     "Runs the study by workers and returns its Dossier. The same call resumes. Raises `CompressLabError`."
     from compress_lab.report.dossier import Dossier
 
-    store = Store(root)
+    store, names = Store(root), check_trackers(trackers)
     start = EXECUTORS.named(executor, "the executor")
     forget_failures(store, store.expected() or [])
     start(plan_of(study, store, workers, threads), lambda text: say(console(), text))
@@ -136,6 +138,11 @@ def spread(
         what = f"{len(missing)} of {len(expected)} cells are missing" if expected else "No worker opened the run folder"
         fix = "the output of the workers says why they ended; the same command resumes"
         raise CompressLabError(f"{what}.", store.root, fix)
+    if names:
+        followed = tracked(study, store, names)
+        for key in store.current():
+            followed.log(store.peek(key))
+        followed.finish()
     for where, reason in failures(store).items():
         say(console(), f"\n{where} failed:\n{reason}", "red")
     return Dossier.from_run(root)

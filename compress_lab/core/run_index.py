@@ -147,7 +147,8 @@ def unneeded(
     return sorted(set(store.keys()) - kept)
 
 
-OWN = ("cells", ".leases", ".locks", "checkpoints", "disagreements", INDEX, "arms.json", "cells.json", "study.yaml")
+OWN = ("cells", ".leases", ".locks", "checkpoints", "disagreements", "trackers", INDEX)
+OWN += ("arms.json", "cells.json", "study.yaml")
 
 
 def remove_run(

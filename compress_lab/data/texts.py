@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 import xxhash
 
 from ..core.errors import CompressLabError, nearest
-from ..core.files import intact, read_text, regular_file, seal, set_aside
+from ..core.files import cannot_write, intact, read_text, regular_file, seal, set_aside
 from ..core.registry import TEXTS
 from ..core.settings import seed_number, whole
 from ..models.checkpoints import card
@@ -268,8 +269,13 @@ def _cleaned_wikipedia(cache: Path) -> tuple[Document, ...]:
 
     (dump,) = fetch("wikipedia").glob("*.bz2")
     made_by = f"sealed {sha256(dump)} {mwparserfromhell.__version__} {inspect.getsource(wiki)}"
-    with locked(cache / "wikipedia.converted.lock", "cleaning wikipedia"):
-        articles = _kept(cache / "converted" / f"wikipedia-{_id(made_by)[:16]}.json", lambda: list(wiki.articles(dump)))
+    path = cache / "converted" / f"wikipedia-{_id(made_by)[:16]}.json"
+    ready = path.is_file() and intact(path)  # then without a lock, as the cache may be read-only
+    try:
+        with nullcontext() if ready else locked(cache / "wikipedia.converted.lock", "cleaning wikipedia"):
+            articles = _kept(path, lambda: list(wiki.articles(dump)))
+    except OSError as error:
+        raise cannot_write(cache, error) from error
     return tuple(Document(*article) for article in articles)
 
 

@@ -21,7 +21,7 @@ from ..core.registry import READERS
 from .adapters import adapter_subject, base_of, is_adapter
 from .checkpoints import check_names
 from .folders import local, subject_from, write_configs
-from .offloading import offloaded_subject
+from .offloading import Offload
 from .quantized import gguf_model, gguf_subject, quantized_subject, scheme_of
 from .saving import from_saved
 from .starters import STARTERS, Starter, cache_dir, fetch, locked
@@ -246,20 +246,18 @@ def _at_address(place: str, device: torch.device, revision: str | None) -> Subje
     return READERS.named("address")(place)
 
 # %% ../../nbs/models/20_loading.ipynb #1677ec17
-def _on_disk(
-    path: Path, name: str, revision: str | None, dtype: torch.dtype | None, device: torch.device, device_map: str | dict
-) -> Subject:
+def _on_disk(path: Path, name: str, revision: str | None, dtype: torch.dtype | None, offload: Offload) -> Subject:
     "The Subject of a folder or a Hub id, with weights where the device map says. Raises `CompressLabError`."
     known = {}
     if not os.path.lexists(path) and name not in STARTERS:
         path, known = _hub_folder(name, revision)
     if os.path.lexists(path / "compress_lab.json"):
-        return from_saved(path, dtype, device, device_map)
+        return from_saved(path, dtype, offload)
     floats = path.is_dir() and not is_adapter(path) and not scheme_of(path) and list(path.glob("*.safetensors"))
     if not floats:
         fix = "load it without device_map"
         raise CompressLabError("Only safetensors of floats and saved Subjects can stay on disk.", name, fix)
-    return offloaded_subject(path, dtype or torch.float32, device, device_map, **known)
+    return offload.subject_in(path, dtype or torch.float32, **known)
 
 # %% ../../nbs/models/20_loading.ipynb #cell-40
 def load(
@@ -281,7 +279,7 @@ def load(
     if revision is not None and (name in STARTERS or path.exists()):
         raise CompressLabError(f"{name!r} has no revisions.", "revision", "leave it out: it is for models from the Hub")
     if device_map is not None:
-        return _on_disk(path, name, revision, dtype and asked, device, device_map)
+        return _on_disk(path, name, revision, dtype and asked, Offload(device, device_map))
     if name in STARTERS:
         subject = _from_starter(STARTERS[name], asked)
     elif os.path.lexists(path / "compress_lab.json"):

@@ -47,7 +47,6 @@ from compress_lab.models.folders import (
 from .input_quantizers import attach_all, input_quantizers_hash
 from .layers import tied
 from .low_rank import hollow, ranks
-from .offloading import Weights, model_on_disk, placed, subject_of, unfilled
 from .packed import Bitmask, Packed, masked_bytes
 from .subject import Provenance, Subject, tensors, tensors_hash, unsaved, weights_hash
 
@@ -540,8 +539,7 @@ def _check_hashes(folder: Path, hashes: dict, weights: bool):
 def from_saved(
     folder: Path,  # a folder written by `save`
     dtype: torch.dtype | None = None,  # of the weights; None: as saved
-    device: str | torch.device = "cpu",  # that computes, with a device map
-    device_map: str | dict | None = None,  # where the weights stay, as for `device_map_of`; None: in memory
+    offload=None,  # an `Offload`, which leaves the weights on disk; None: all in memory
 ) -> Subject:
     "The Subject saved in `folder`. Raises `CompressLabError`."
     meta, where = _saved(folder), str(folder)
@@ -551,13 +549,12 @@ def from_saved(
     _check_hashes(folder, meta["files"], weights=not as_it_was or bool(meta["layout"]))
     with quietly("The saved Subject could not be read", where):
         if meta["layout"] or (folder / "unpacked.safetensors").exists():
-            model, packed, weights = _from_own(folder, meta, stored, dtype or stored, device_map is not None)
-        elif device_map is not None:
-            model, weights, *_ = model_on_disk(folder, dtype or stored)
-            packed = {}
+            model, packed, readers = _from_own(folder, meta, stored, dtype or stored, offload)
+        elif offload:
+            (model, readers), packed = offload.model_in(folder, dtype or stored)[:2], {}
         else:
-            model, packed, weights = model_in(folder, dtype or stored)[0], {}, None
-        state = weights and placed(model, weights, torch.device(device), device_map)
+            model, packed = model_in(folder, dtype or stored)[0], {}
+        state = offload.place(model, readers) if offload else None
         if (folder / "buffers.safetensors").exists():
             _load_buffers(model, folder)
         if meta["roundings"]:
@@ -578,7 +575,7 @@ def from_saved(
     }
     kept = {name: content for name, content in companions(folder)[0].items() if name not in written}
     fields = dict(tokenizer=tokenizer_in(folder), provenance=provenance, history=tuple(meta["history"]), packed=packed)
-    return subject_of(model, state, device_map, **fields, files=kept)
+    return offload.subject(model, state, **fields, files=kept) if offload else Subject(model, **fields, files=kept)
 
 # %% ../../nbs/models/14_saving.ipynb #from-own-code
 def _load_input_quantizers(model, folder: Path, settings: dict, expected: str):
@@ -633,17 +630,17 @@ def _retie(model, groups: list[list[str]]):
         setattr(model.get_submodule(parent), last, parameter)
 
 # %% ../../nbs/models/14_saving.ipynb #skeleton-code
-def _skeleton(kind: type, config, dtype: torch.dtype, meta: dict, shapes: bool = False):
+def _skeleton(kind: type, config, dtype: torch.dtype, meta: dict, offload=None):
     "A model of that class with the saved ties and factored linears, its weights uninitialized, or only shapes."
     from transformers.initialization import no_init_weights
 
-    if shapes:
-        model = unfilled(kind, config, dtype)
+    if offload:
+        model = offload.unfilled(kind, config, dtype)
     else:
         with no_init_weights():
             model = kind._from_config(deepcopy(config), dtype=dtype).eval()
         model.tie_weights()
-    with torch.device("meta") if shapes else nullcontext():
+    with torch.device("meta") if offload else nullcontext():
         hollow(model, meta["factored"])
     if meta["tied"] is not None:
         _retie(model, meta["tied"])
@@ -697,8 +694,8 @@ def _readers(model, folder: Path, meta: dict, rest: dict, packed: dict, dtype: t
     )
 
 
-def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype, on_disk: bool):
-    "The model and the packed weights from a folder that `_write_own` wrote, and the weights if they are not in it."
+def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype, offload):
+    "The model, the packed weights and the readers of all weights from a folder that `_write_own` wrote."
     from transformers import AutoConfig
 
     where, said = str(folder), read_config(folder, quantized=bool(meta["layout"]))
@@ -710,18 +707,18 @@ def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype,
     kind = model_class(config, where)
     with torch.device("meta"):
         _check_room(_skeleton(kind, config, dtype, meta), rest, integers, meta, where)
-    model = _skeleton(kind, config, dtype, meta, on_disk)
+    model = _skeleton(kind, config, dtype, meta, offload)
     model.config._name_or_path = folder.name
     if model.can_generate():
         model.generation_config = generation_settings(folder)
     readers = _readers(model, folder, meta, rest, packed, dtype)
-    if on_disk:
+    if offload:
         places = _places(model, dict.fromkeys(readers), where)
         for name, kind in meta["types"].items():
             places[name].data = places[name].data.to(getattr(torch, kind))
-        return model, packed, Weights(readers)
+        return model, packed, readers
     _fill(model, {name: read() for name, read in readers.items()}, where)
-    return model, packed, None
+    return model, packed, readers
 
 # %% ../../nbs/models/14_saving.ipynb #fill-code-2
 def _places(model, shapes: dict[str, tuple | None], where: str) -> dict[str, torch.Tensor]:

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'TOKENS', 'PASSES', 'RECORD', 'STATUSES', 'WORDS', 'SHOWN', 'GUIDE', 'Finding', 'figure', 'measured', 'fact',
-           'copies', 'measured_cells', 'compared', 'compression_flops', 'read_answers', 'Row', 'row_of', 'Profile',
-           'spreadsheet_text']
+           'copies', 'measured_cells', 'compared', 'compression_flops', 'read_answers', 'Row', 'row_of', 'Profile']
 
 # %% ../../nbs/report/12_risk.ipynb #6c465257
 import json
@@ -525,11 +524,11 @@ def records(
         row |= {name: what.get(name) for name in ("source", "licence", "sha256")}
         row |= {"declared use": self.evidence.use, "first day": days[0], "last day": days[-1]}
         row |= told | {"cells": " ".join(keys)}
-        rows.append({name: spreadsheet_text(value or "") for name, value in row.items()})
+        rows.append({name: _spreadsheet_text(value or "") for name, value in row.items()})
     return pd.DataFrame(rows)
 
 
-def spreadsheet_text(
+def _spreadsheet_text(
     text: object,  # of a model, a data set or a person
 ) -> str:
     "The text on one line, without folders of this machine, and marked as text if a spreadsheet would compute it."
