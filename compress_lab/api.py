@@ -178,6 +178,10 @@ EXAMPLES = {  # for names whose example cannot be derived from their parameters
     "ensemble": "cl.ensemble([first, second])",
     "overview": "cl.overview(cl.units(subject.model))",
     "pii": 'cl.pii(["a text"])',
+}
+
+# %% ../nbs/api.ipynb #97c5010b
+EXAMPLES |= {  # for classes
     "Study": 'cl.Study("smollm2-135m", {"RTN-8": cl.RTN(bits=8)}, ["perplexity", "size"]).run("folder")',
     "Store": 'cl.Store("folder")',
     "Subject": "cl.Subject(model, tokenizer)",

@@ -120,6 +120,16 @@ def numbers(
     return sorted(int(file.removesuffix(".json")) for file in files if file.removesuffix(".json").isdigit())
 
 
+def _holder_in(
+    text: str,  # of a lease's file
+) -> dict:
+    "The holder's entries; empty if its file is half-written."
+    with suppress(ValueError, RecursionError):
+        if isinstance(holder := json.loads(text), dict) and isinstance(holder.get("deaths", {}), dict):
+            return holder
+    return {}
+
+# %% ../../nbs/core/12_leases.ipynb #fb009709
 class Leases:
     "The leases of a run folder, as one process sees them."
 
@@ -166,15 +176,23 @@ class Leases:
                 remove(path) if self.store.local else self.store.fs.rm(path)
         return lease
 
-
-def _holder_in(
-    text: str,  # of a lease's file
-) -> dict:
-    "The holder's entries; empty if its file is half-written."
-    with suppress(ValueError, RecursionError):
-        if isinstance(holder := json.loads(text), dict) and isinstance(holder.get("deaths", {}), dict):
-            return holder
-    return {}
+# %% ../../nbs/core/12_leases.ipynb #1e40eef5
+def at_work(
+    leases: Leases,
+) -> dict[str, str]:  # name of the work: the part of it that is computed now, or empty
+    "The work that processes hold at this moment."
+    store, folder = leases.store, f"{leases.store.path}/.leases"
+    try:
+        names = os.listdir(folder) if store.local else [path.split("/")[-1] for path in store.fs.ls(folder, False)]
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for name in sorted(names):
+        text = leases.latest(name)[1]
+        holder = _holder_in(text)
+        if holder and not leases.gone(name, text, holder):
+            found[name] = str(holder.get("doing", ""))
+    return found
 
 # %% ../../nbs/core/12_leases.ipynb #ad2ba279
 def at_work(
