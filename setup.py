@@ -15,7 +15,7 @@ setup(
     author=settings["author"], author_email=settings["author_email"], url=settings["git_url"], license="Apache-2.0",
     keywords=settings["keywords"], python_requires=f">={settings['min_python']}", packages=find_packages(include=["compress_lab*"]),
     package_data={
-        "compress_lab": ["data/*.yml"],
+        "compress_lab": ["data/*.yml", "data/*.css", "data/new/**/*"],
         "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"],
         "compress_lab.report": ["templates/*", "data/*.yaml"],
     },

@@ -7,10 +7,11 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'run_folder', 'page_of', 'show_dossier', 'run', 'work', 'check_runs', 'report', 'counts', 'ls', 'cp', 'rm',
            'card', 'earlier_card', 'risk', 'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given',
            'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as',
-           'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'compared_study',
-           'compare', 'recipes_in', 'recommend', 'export', 'serve', 'check_served', 'init', 'installed', 'machine',
-           'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services', 'add_models', 'add_lists', 'parser',
-           'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
+           'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name',
+           'compared_study', 'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served',
+           'init', 'new', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services',
+           'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on',
+           'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -22,9 +23,10 @@ import shlex
 import shutil
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .core.errors import CompressLabError, nearest, visible
 from .core.files import read_text
@@ -133,6 +135,7 @@ def page_of(
 def show_dossier(
     dossier,  # a Dossier
     page: str,  # path of the page to write
+    **more,  # what else the page shows, as for `Dossier.to_html`
 ):
     "Prints the dossier's table and writes its page."
     frame = dossier.table(text=True).reset_index()
@@ -142,7 +145,7 @@ def show_dossier(
     show_table(frame.columns, frame.itertuples(index=False), title, folds=["note"])
     for reason in dossier.damaged.values():
         say(f"\nleft out: {reason}", "yellow")
-    dossier.to_html(page)
+    dossier.to_html(page, **more)
     say(f"\n{page}")
 
 # %% ../nbs/cli.ipynb #cell-09-2
@@ -212,7 +215,11 @@ def report(
     from compress_lab.report.dossier import Dossier
 
     page, dossier = page_of(Store(options.run[0]), options.out), Dossier.from_run(*options.run)
-    show_dossier(dossier, page)
+    since = Dossier.from_run(options.since) if options.since else None
+    show_dossier(dossier, page, texts=options.texts, since=since)
+    if since is not None:
+        found = dossier.changes(since)
+        show_table(found.columns, found.itertuples(index=False), f"what changed since {options.since}: {len(found)}")
     if options.pictures:
         files = dossier.save_pictures(options.pictures)
         say(f"{len(files)} files of pictures and their tables in {options.pictures}")
@@ -347,7 +354,9 @@ def risk(
 
     answers, store = read_answers(options.answers) if options.answers else {}, Store(options.run[0])
     profile = Profile(Evidence.from_run(*options.run), answers)
-    files = profile.save(options.out or (f"{store.root}/risk" if store.local else "risk"))
+    blank = [profile.save_answers(options.answers_template)] if options.answers_template else []
+    files = [*profile.save(options.out or (f"{store.root}/risk" if store.local else "risk")), *blank]
+    files += [profile.save_records(options.records)] if options.records else []
     counts = [
         (framework.name, *(str(sum(row.status == status for row in rows)) for status in STATUSES))
         for framework, rows in profile.parts
@@ -791,19 +800,32 @@ COMPARED = (  # without --suite
 )
 
 
+def copy_name(
+    place: str,  # of a copy
+) -> str:
+    "What a copy is called: after its folder, its file, or the host and port of its address."
+    from compress_lab.models.loading import ADDRESS
+
+    if place.startswith(ADDRESS):
+        return urlsplit(place).netloc.replace(":", "-") or place
+    file = Path(place)
+    return (file.parent if file.suffix in (".onnx", ".xml") else file).name.removesuffix(".gguf") or place
+
+
 def compared_study(
     options,  # parsed arguments
 ):
-    "The study of an original and of copies that exist already, named after their folders or files."
+    "The study of an original and of copies that exist already."
+    from compress_lab.models.loading import ADDRESS
     from compress_lab.study import Study
 
     copies = {}
     for place in options.copy:
-        file = Path(place)
-        name = (file.parent if file.suffix in (".onnx", ".xml") else file).name.removesuffix(".gguf") or place
+        name = copy_name(place)
         copies[name if name not in copies else f"{name} {len(copies) + 1}"] = place
-    probes = tuple(options.suite) if options.suite else COMPARED
-    return Study(options.original, {}, probes, copies=copies)
+    served = any(place.startswith(ADDRESS) for place in (options.original, *options.copy))
+    usual = (*COMPARED, {"probe": "answers", "text": "wikipedia", "n": 24}) if served else COMPARED
+    return Study(options.original, {}, tuple(options.suite or usual), copies=copies)
 
 
 def compare(
@@ -883,6 +905,24 @@ SERVED = {  # limits that the command line sets, with their meaning
 }
 
 
+def shadow_of(
+    options,  # parsed arguments
+    server,  # of a copy, not yet running
+):
+    "The context in which the server has the shadow that was asked for. Raises `CompressLabError` without a promise."
+    if options.shadow is None:
+        return nullcontext()
+    from compress_lab.deploy.shadow import promised_by, shadowed
+
+    if (options.promised_flips is None) == (options.promised_run is None):
+        fix = "give either --promised-flips RATE or --promised-run FOLDER"
+        raise CompressLabError("A shadow needs the rate of changed answers that was promised.", "--shadow", fix)
+    promised = options.promised_flips
+    if promised is None:
+        promised = promised_by(options.promised_run, server.service.kind, options.promised_arm)
+    return shadowed(server, options.shadow, promised, options.shadow_share)
+
+
 def serve(
     options,  # parsed arguments
 ) -> int:
@@ -907,8 +947,9 @@ def serve(
         server = process(service, options.host, token)
         log_to()
         address = f"[{options.host}]" if ":" in options.host else options.host
-        say(f"{service.name}, a {service.kind}, on http://{address}:{socket.getsockname()[1]}")
-        server.run(sockets=[socket])
+        with shadow_of(options, server):
+            say(f"{service.name}, a {service.kind}, on http://{address}:{socket.getsockname()[1]}")
+            server.run(sockets=[socket])
     finally:
         if socket is not None:
             socket.close()
@@ -979,6 +1020,23 @@ def init(
             f"The file cannot be written: {error.strerror}.", options.file, "give another name"
         ) from None
     say(f"{options.file}: run it with compress-lab run {shlex.quote(options.file)}")
+    return 0
+
+
+def new(
+    options,  # parsed arguments
+) -> int:
+    "Writes a new notebook with what belongs to it, or a project. Raises `CompressLabError` if something is in the way."
+    from compress_lab.scaffold import BOOK_STEPS, new_book, new_notebook, next_steps
+
+    if options.kind == "book":
+        files, then = new_book(options.name, options.folder or "."), [BOOK_STEPS]
+    else:
+        files, then = new_notebook(options.kind, options.name, options.folder), next_steps(options.kind)
+    for file in files:
+        say(os.path.relpath(file))
+    for line in then:
+        paragraph(line)
     return 0
 
 # %% ../nbs/cli.ipynb #cell-19
@@ -1119,13 +1177,17 @@ class _SettingsHelp(argparse.Action):
 def add_studies(
     command,  # function that adds a command and returns its parser
 ):
-    "Adds the commands for studies."
+    "Adds the commands for studies, and those that write something to start from."
     from compress_lab.core.registry import EXECUTORS
 
     added = command(init, "write a study.yaml to start from")
     added.add_argument(
         "file", nargs="?", default="study.yaml", help="the file, which must not exist yet (default: %(default)s)"
     )
+    added = command(new, "write a notebook or a project to start from: compress-lab new method NAME")
+    added.add_argument("kind", help="paper, method, probe, task, tutorial or book")
+    added.add_argument("name", help="MeanWanda or mean_wanda; a paper: smith-2024; a book: its folder")
+    added.add_argument("--folder", default="", help="of the notebook, below nbs; of a book: where it is written")
     added = command(run, "run a study, or the starter study, and show its dossier; run again to resume")
     added.add_argument(
         "study",
@@ -1148,7 +1210,7 @@ def add_studies(
     added.add_argument("--arm", default="", metavar="NAME", help="a recipe, a copy or original: only this")
     added.add_argument("--index", type=int, metavar="I", help="number of an arm in arms.json: only this")
     added = command(compare, "compare copies that exist already with their original, and show the dossier")
-    added.add_argument("original", help="starter, folder, GGUF file or Hub id")
+    added.add_argument("original", help="starter, folder, GGUF file, Hub id, or address of a server")
     added.add_argument("copy", nargs="+", help="the same, with quantized weights or without")
     added.add_argument("--suite", action="append", metavar="NAME", help="a suite of probes or a probe; can be repeated")
     added.add_argument("--out", help="run folder (default: runs/ and the names of the copies)")
@@ -1177,6 +1239,8 @@ def add_run_folders(
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--out", help="page to write (default: dossier.html in the first run folder)")
     added.add_argument("--pictures", metavar="FOLDER", help="write each picture as SVG and PNG, its table as CSV")
+    added.add_argument("--since", metavar="RUN", help="earlier run folder: list the verdicts and figures that changed")
+    added.add_argument("--texts", action="store_true", help="show the questions of tasks, and what models wrote")
     added = command(card, "write a model card for each recipe of a study, or for a saved copy")
     added.add_argument("run", nargs="+", help="run folder, several for the same study; or a folder of a saved copy")
     added.add_argument("--recipe", metavar="NAME", help="only this recipe")
@@ -1184,6 +1248,8 @@ def add_run_folders(
     added = command(risk, "write the risk profile of a study: NIST AI RMF and 600-1, EU AI Act, GDPR")
     added.add_argument("run", nargs="+", help="run folder; several for the same study on several machines")
     added.add_argument("--answers", metavar="FILE", help="your answers in YAML: the row's name, and your text")
+    added.add_argument("--answers-template", metavar="FILE", help="write a file of answers to start from")
+    added.add_argument("--records", metavar="FILE", help="write the record of processing, GDPR article 30, as CSV")
     added.add_argument("--out", help="folder to write (default: risk in the run folder)")
 
 
@@ -1202,6 +1268,14 @@ def add_services(
     added.add_argument("--backend", default="eager", help="backend of an encoder, or auto (default: %(default)s)")
     for name, text in SERVED.items():
         added.add_argument(f"--{name}", type=float if name == "seconds" else int, help=text)
+    original = "original that is asked the same in the shadow: folder, starter, Hub id, or address of a server"
+    added.add_argument("--shadow", metavar="ORIGINAL", help=original)
+    share = "share of the requests that are asked (default: %(default)s)"
+    added.add_argument("--shadow-share", type=float, default=0.1, metavar="SHARE", help=share)
+    rate = "rate of changed answers that was promised, such as 0.02"
+    added.add_argument("--promised-flips", type=float, metavar="RATE", help=rate)
+    added.add_argument("--promised-run", metavar="FOLDER", help="run folder that promises it")
+    added.add_argument("--promised-arm", default="", metavar="NAME", help="its recipe or copy (default: the only one)")
     added = command(check_served, "ask a server the items of a study, and compare its answers with the stored ones")
     added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
     added.add_argument("--run", required=True, help="run folder of the study")

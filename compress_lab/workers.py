@@ -65,14 +65,14 @@ def _chosen(
     "The arms of that name or number. Raises `CompressLabError` if there is none."
     if number is not None and not 0 <= number < len(pairs):
         raise CompressLabError(f"There is no arm {number}.", f"{where}/arms.json", f"the last one is {len(pairs) - 1}")
-    found = [arm for arm in arms if name in ("", arm.name) and number in (None, pairs.index((arm.name, arm.seed)))]
-    if not found:
+    chosen = [arm for arm in arms if name in ("", arm.name) and number in (None, pairs.index((arm.name, arm.seed)))]
+    if not chosen:
         asked = name or f"{pairs[number][0]}, seed {pairs[number][1]}"
         close = nearest(name, [arm.name for arm in arms])
         known = listed(dict.fromkeys(arm.name for arm in arms))
         fix = f"did you mean {' or '.join(close)}?" if close else f"its arms are {known}"
         raise CompressLabError(f"The study has no arm {asked}.", where, fix)
-    return found
+    return chosen
 
 
 def work(

@@ -3,25 +3,26 @@
 # notebooks that take eight seconds and more on two cores with AVX2, most of it for their figures on a real model
 HEAVY_NOTEBOOKS = set(
     """
-    api cli house study workers advice/02_search advice/03_recommend advice/04_sweep core/12_leases data/01_wiki
-    data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx deploy/05_gguf deploy/07_torchao
-    deploy/11_generating deploy/16_served deploy/23_reference_window distill/03_students distill/04_vocabularies
-    distill/10_distill distill/11_on_policy distill/12_teachers distill/13_texts evaluate/01_statistics
-    evaluate/07_perplexity evaluate/08_fidelity evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring
-    evaluate/13_writing evaluate/14_task_probe evaluate/15_calibration evaluate/16_coverage evaluate/17_noise_floor
-    evaluate/21_bias evaluate/22_security evaluate/23_factuality evaluate/25_privacy evaluate/26_groups
-    evaluate/27_adversarial evaluate/28_formats evaluate/29_long_inputs measure/02_percentiles measure/03_latency
-    measure/04_memory measure/05_scenarios measure/06_throughput measure/07_cold_start measure/10_flops
-    measure/12_roofline measure/13_energy measure/14_cost models/05_precision models/09_low_rank
-    models/17_equivalence models/19_lenet papers/01_gptq papers/03_deep_compression papers/04_hinton_mnist
-    papers/05_wanda papers/06_sparsegpt papers/07_owl papers/08_shortgpt papers/09_hqq papers/10_llm_int8
-    papers/11_smoothquant papers/12_quarot papers/13_awq papers/15_forgotten papers/16_exploited
-    prune/04_permutation prune/05_ria prune/10_low_rank prune/12_lottery prune/21_width prune/23_hidden
-    prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation
-    quantize/12_codebook quantize/14_tuned_levels quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache
-    quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune
-    report/05_claims report/07_page report/08_dossier runtimes/02_openvino runtimes/03_onnxruntime
-    runtimes/04_native runtimes/05_graph_files site/09___main__ train/02_trainer
+    api cli house study watching workers advice/02_search advice/03_recommend advice/04_sweep core/12_leases
+    data/01_wiki data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx deploy/05_gguf
+    deploy/07_torchao deploy/11_generating deploy/16_served deploy/17_served_subject deploy/18_shadow
+    deploy/23_reference_window distill/03_students distill/04_vocabularies distill/10_distill distill/11_on_policy
+    distill/12_teachers distill/13_texts evaluate/01_statistics evaluate/07_perplexity evaluate/08_fidelity
+    evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring evaluate/13_writing evaluate/14_task_probe
+    evaluate/15_calibration evaluate/16_coverage evaluate/17_noise_floor evaluate/21_bias evaluate/22_security
+    evaluate/23_factuality evaluate/25_privacy evaluate/26_groups evaluate/27_adversarial evaluate/28_formats
+    evaluate/29_long_inputs measure/02_percentiles measure/03_latency measure/04_memory measure/05_scenarios
+    measure/06_throughput measure/07_cold_start measure/10_flops measure/12_roofline measure/13_energy
+    measure/14_cost models/05_precision models/09_low_rank models/17_equivalence models/19_lenet papers/01_gptq
+    papers/03_deep_compression papers/04_hinton_mnist papers/05_wanda papers/06_sparsegpt papers/07_owl
+    papers/08_shortgpt papers/09_hqq papers/10_llm_int8 papers/11_smoothquant papers/12_quarot papers/13_awq
+    papers/15_forgotten papers/16_exploited prune/04_permutation prune/05_ria prune/10_low_rank prune/12_lottery
+    prune/21_width prune/23_hidden prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq
+    quantize/07_smoothquant quantize/08_rotation quantize/12_codebook quantize/14_tuned_levels quantize/21_int8
+    quantize/22_llm_int8 quantize/23_kv_cache quantize/30_mixed quantize/32_autoround quantize/33_qat
+    quantize/34_repair quantize/36_scale_tune report/05_claims report/07_first_screen report/15_page
+    report/16_dossier runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native runtimes/05_graph_files
+    site/09___main__ train/02_trainer
     """.split()
 )
 
@@ -40,6 +41,8 @@ HEAVY_TESTS = """
     test_cli.py::test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints
     test_cli.py::test_a_study_of_own_methods_imports_their_file
     test_distill.py::test_a_killed_run_goes_on_with_the_same_losses
+    test_explorer.py::test_ten_thousand_items_by_mouse_and_keyboard
+    test_explorer.py::test_what_is_planted_in_items_and_names_does_not_run
     test_export_formats.py::test_a_reader_that_forgets_a_window_is_noticed_and_named
     test_export_formats.py::test_files_that_are_damaged_are_named[onnx]
     test_export_formats.py::test_files_that_are_damaged_are_named[openvino]
@@ -56,8 +59,14 @@ HEAVY_TESTS = """
     test_outside.py::test_an_export_format
     test_outside.py::test_the_help_names_the_format_without_importing_it
     test_processes.py::test_same_as_one_process
+    test_right_methods.py::test_a_method_streams_bit_for_bit_or_is_refused_by_name
     test_right_methods.py::test_every_number_is_refused_by_name_or_works
+    test_scaffold.py::test_each_kind_is_a_notebook_of_this_repository_at_once
+    test_scaffold.py::test_the_site_of_a_book_has_all_its_pages
+    test_scaffold.py::test_the_tests_of_a_book_pass
     test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
+    test_serve.py::test_a_served_copy_has_its_original_in_the_shadow
+    test_serve.py::test_an_address_is_a_side_of_a_dossier
     test_serve.py::test_each_of_a_crowd_is_answered_or_refused
     test_serve.py::test_no_request_makes_a_fault
     test_serve.py::test_the_client_of_openai_works_against_it

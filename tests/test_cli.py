@@ -16,6 +16,7 @@ import compress_lab
 from compress_lab.cli import EXTRAS, main
 from compress_lab.compress.recipe import Method
 from compress_lab.core.store import Store
+from compress_lab.report.dossier import Dossier
 
 COMMAND = str(Path(sys.executable).with_name("compress-lab"))
 STUDY = """
@@ -97,6 +98,18 @@ def test_report_shows_the_same_run_elsewhere(here, capsys):
     assert {path.name for path in Path("pictures").iterdir()} == {
         f"{name}.{suffix}" for name in names for suffix in ("csv", "svg", "png")
     }
+    keys = Store("runs/my run").keys()
+    Store("earlier").adopt(keys[0], Store("runs/my run"))
+    Store("earlier").expect_cells(keys)
+    capsys.readouterr()
+    assert main(["report", "runs/my run", "--out", "page.html", "--since", "earlier"]) == 0
+    said, page = capsys.readouterr().out, Path("page.html").read_text()
+    assert "what changed since earlier: " in said and "new" in said
+    assert page.count('data-label="what changed">new') == len(
+        Dossier.from_run("runs/my run").changes(Dossier.from_run("earlier"))
+    )
+    assert main(["report", "runs/my run", "--out", "page.html", "--since", "runs/my run"]) == 0
+    assert "what changed since runs/my run: 0" in capsys.readouterr().out
 
 
 def test_apply_saves_a_subject_that_loads(here, capsys):

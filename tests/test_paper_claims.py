@@ -1,5 +1,6 @@
 """What the shelf of papers claims: written down before it was tested, tested or not testable, and shown."""
 
+import re
 import subprocess
 
 import pytest
@@ -7,9 +8,11 @@ from notebook_files import NBS, read
 
 from compress_lab.core.errors import NotMeasured
 from compress_lab.report.paper_claims import order_in_git, read_paper
+from compress_lab.site.pages import citations
 
 FOLDER = NBS / "papers" / "claims"
 FILES = sorted(FOLDER.glob("*.yml"))
+PLANNED = sorted((FOLDER / "planned").glob("*.yml"))
 
 every_paper = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 
@@ -42,13 +45,27 @@ def test_the_notebook_shows_its_claims(path):
 
 
 def test_planned_claims_have_no_results():
-    for path in (FOLDER / "planned").glob("*.yml"):
+    for path in PLANNED:
         assert {claim.verdict for claim in read_paper(path).claims} <= {"not run yet", "not testable here"}, path.name
 
 
 def test_every_paper_has_claims():
     notebooks = {path.name for path in FOLDER.parent.glob("[0-9]*.ipynb")} - {"00_scoreboard.ipynb"}
-    assert notebooks == {read_paper(path).notebook for path in FILES}
+    shelf, planned = ({read_paper(path).notebook for path in paths} for paths in (FILES, PLANNED))
+    assert shelf <= notebooks <= shelf | planned
+
+
+def test_references_are_those_of_the_claims():
+    "Title and number in the BibTeX are the ones that the file of claims has."
+    entries = citations(FOLDER.parent / "references.bib")
+    papers = {path.stem: read_paper(path) for path in (*FILES, *PLANNED)}
+    assert entries and set(entries) <= set(papers)
+    for key, entry in entries.items():
+        fields = dict(re.findall(r"^  (\w+) += \{(.*)\},$", entry, flags=re.M))
+        assert re.sub(r"[{}]", "", fields["title"]).lower() == papers[key].title.lower()
+        assert papers[key].link.endswith(fields.get("eprint") or fields["url"]), key
+        assert fields["author"].split()[-1] == "others" or " and " in fields["author"]
+        assert papers[key].paper.endswith(fields["year"]) and key.endswith(fields["year"])
 
 
 def test_git_is_asked_where_there_is_one():

@@ -592,3 +592,25 @@ def test_second_moments_are_informative_only_with_inputs():
     assert not seen.informative and seen.rows == 3
     seen.update(torch.eye(4))
     assert seen.informative
+
+
+# ---- block by block from files
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_method_streams_bit_for_bit_or_is_refused_by_name(name, plain, tmp_path):
+    subject, rows, _ = plain
+    subject.save(tmp_path / "model")
+    step = quick(name).on("*.q_proj", "*.k_proj", "*.v_proj") if name == "BiasCorrection" else Recipe.of(quick(name))
+    recipe = AFTER[name] >> step if name in AFTER else Recipe.of(step)
+    original = cl.load(tmp_path / "model")
+    more = {"original": original} if "original" in KINDS[name].needs else {}
+    if quick(name).at_once:
+        with pytest.raises(CompressLabError, match=f"{name} cannot be applied block by block"):
+            cl.stream(recipe, cl.load(tmp_path / "model"), tmp_path / "small", rows, **more)
+        return
+    folder = cl.stream(recipe, cl.load(tmp_path / "model"), tmp_path / "small", rows, **more)
+    streamed, whole = cl.load(folder), recipe.apply(original, rows, **more)
+    assert streamed.fingerprint == whole.fingerprint
+    assert [entry["touched"] for entry in streamed.history] == [entry["touched"] for entry in whole.history]
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "small"}

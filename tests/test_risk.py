@@ -1,5 +1,7 @@
 """The risk profile: evidence only where a record is, whatever the study looked at, and the same bytes twice."""
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -14,11 +16,12 @@ from notebook_files import LIB, ROOT
 from test_dossier import HOSTILE
 
 from compress_lab.cli import main
+from compress_lab.core.settings import read_yaml
 from compress_lab.core.store import Store
 from compress_lab.report.evidence import Evidence, areas, known_probes
 from compress_lab.report.example import CARD_STUDY, axis_cells, card_cells
 from compress_lab.report.frameworks import FILES, frameworks
-from compress_lab.report.risk import FACTS, Profile
+from compress_lab.report.risk import FACTS, RECORD, TOKENS, Profile, read_answers
 
 CELLS = card_cells()
 ASKED = {row.id: row for framework in frameworks() for row in framework.requirements}
@@ -132,6 +135,10 @@ def test_the_same_study_gives_the_same_bytes(tmp_path, monkeypatch, capsys):
         key for part in read["frameworks"] for row in part["rows"] for each in row["findings"] for key in each["cells"]
     }
     assert keys and keys <= set(store.keys())
+    assert main(["risk", "run", "--answers", "answers.yaml", "--answers-template", "more.yaml"]) == 0
+    assert (
+        read_answers("more.yaml") == read_answers("answers.yaml") and "GOVERN 2.1:\n" in Path("more.yaml").read_text()
+    )
     Path("answers.yaml").write_text("GOVERN 9.9: a")
     assert main(["risk", "run", "--answers", "answers.yaml"]) == 2 and "GOVERN" in capsys.readouterr().err
 
@@ -148,3 +155,7 @@ def test_text_from_elsewhere_is_only_text(text):
     assert plain.count("<script") == plain.count("<img") == plain.count("onerror='") == 0
     assert "<script" not in profile.to_markdown() and "\x00" not in profile.to_markdown() + plain
     assert len(json.loads(profile.to_json())["frameworks"]) == 4
+    answered = Profile(profile.evidence, {"GOVERN 1.2": text, "GDPR Art. 30, recipients": text, TOKENS: 1e12})
+    assert read_yaml(answered.answers_yaml()).keys() >= {"GOVERN 1.2", TOKENS, *RECORD}
+    table = list(csv.DictReader(io.StringIO(answered.records().to_csv(index=False))))
+    assert len(table) == 2 and all("\n" not in value and "\x00" not in value for row in table for value in row.values())

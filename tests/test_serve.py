@@ -10,9 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import psutil
 import pytest
 
+import compress_lab as cl
+from compress_lab.cli import main
 from compress_lab.core.children import child_environment, python_command
+from compress_lab.core.store import Store
 from compress_lab.models.saving import Subject
 from compress_lab.models.tiny import byte_tokenizer, tiny
 
@@ -210,3 +214,73 @@ def answered(url, ask=None):
         return (httpx.post(url, json=ask, timeout=60) if ask else httpx.get(url)).status_code
     except httpx.ConnectError:
         return 0
+
+
+# --- an address as a side of a comparison, and an original in the shadow
+
+
+def test_an_address_is_a_side_of_a_dossier(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = subject()
+    small.save("small")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{number} times {7 * number} is that" for number in range(600)))
+    text = {"text": "text.txt", "n": 8, "context": 48}
+    probes = ({"probe": "perplexity", **text}, {"probe": "answers", "length": 6, **text}, "size")
+    with running(Service(small, "small", Bounds(context=256))) as address:
+        dossier = cl.Study("small", {}, probes, copies={"server": f"{address}/v1"}).run("run")
+        assert main(["compare", "small", f"{address}/v1", "--suite", "size", "--out", "again"]) == 0
+        fingerprint = cl.load(f"{address}/v1?model=small").fingerprint
+        swapped = cl.Study(f"{address}/v1", {}, probes[:2], copies={"ours": "small"}).run("swapped").table()
+    assert swapped.index.tolist() == ["original", "ours"] and swapped.loc["ours"].notna().any()
+    said = capsys.readouterr().out
+    assert "the contexts are 8192 and 256 tokens" in said and "The weights of the model lie elsewhere." in said
+    store, cells = Store("run"), {}
+    for key in store.keys():
+        result = store.get(key).result
+        cells[result["recipe"], result["probe"]] = result
+    assert cells["server", "size"]["status"] == "not measured" and cells["server", "size"]["fingerprint"] == fingerprint
+    values = [cells[arm, "perplexity"]["values"]["perplexity"]["value"] for arm in ("original", "server")]
+    assert abs(values[0] / values[1] - 1) < 1e-4
+    assert cells["server", "answers"]["values"]["changed_answers"]["value"] == 0
+    dossier.to_html("page.html")
+    assert "The weights of the model lie elsewhere." in (tmp_path / "page.html").read_text()
+
+
+def test_a_served_copy_has_its_original_in_the_shadow(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    subject().save("original")
+    cl.RTN(3, 32).apply(subject()).save("copy")
+    assert main(["serve", "copy", "--port", "0", "--shadow", "original"]) == 2
+    assert "--promised-flips" in capsys.readouterr().err
+    shadow = ["--shadow", "original", "--shadow-share", "1", "--promised-flips", "0.02", "--context", "500"]
+    run = "import sys; from compress_lab.cli import main; sys.exit(main())"
+    command = python_command("-c", run, "serve", "copy", "--port", "0", *shadow)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
+    )
+    try:
+        address = child.stdout.readline().rpartition(" ")[2].strip()
+        assert address.startswith("http://127.0.0.1:"), child.stderr.read()
+        [beside] = psutil.Process(child.pid).children()
+        assert beside.nice() == 19
+        until(lambda: answered(f"{address}/ready") == 200)
+        for number in range(20):
+            ask = {"model": "copy", "prompt": f"a secret prompt {number}", "max_tokens": 6, "temperature": 0}
+            assert answered(f"{address}/v1/completions", ask) == 200
+        until(lambda: shadowed(address) == 20, seconds=300)
+        child.send_signal(signal.SIGTERM)
+        out, log = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 0 and "secret" not in out + log and not beside.is_running()
+    told = [json.loads(line) for line in log.splitlines()]
+    [summary] = [line["shadow"] for line in told if "shadow" in line]
+    assert summary["same"] + summary["changed"] == 20 and summary["changed"] > 10
+    assert [line for line in told if line.get("alarm") == "agreement"] and summary["alarm"] <= 20
+
+
+def shadowed(address):
+    "The number of requests whose answers were compared, by the metrics of a server."
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    counts = {line.partition(" ")[0]: line.rpartition(" ")[2] for line in lines if "shadow_requests{" in line}
+    return sum(float(counts[f'compress_lab_shadow_requests{{outcome="{outcome}"}}']) for outcome in ("same", "changed"))

@@ -70,7 +70,14 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for path in LIB.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert inside == {path.relative_to(LIB.parent).as_posix() for path in files}
-    named = ("data/behaviour.yml", "data/injections.yml", "evaluate/licences.yaml", "report/templates/page.html")
+    named = (
+        "data/behaviour.yml",
+        "data/site.css",
+        "data/new/method.md",
+        "data/new/book/dot_github/workflows/test.yml",
+        "evaluate/licences.yaml",
+        "report/templates/page.html",
+    )
     assert {f"compress_lab/{name}" for name in named} < inside
 
 

@@ -36,12 +36,12 @@ def quantity(
     where: str,  # what the quantity is for, for the message
 ) -> tuple[float, str]:
     "The number in the base of its unit, and the family. Raises `CompressLabError` if it is none of these or negative."
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z%×]*)\s*", str(text))
-    family, factor = UNITS.get(found[2], ("", 0)) if found and not isinstance(text, bool) else ("", 0)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z%×]*)\s*", str(text))
+    family, factor = UNITS.get(match[2], ("", 0)) if match and not isinstance(text, bool) else ("", 0)
     if family not in families:
         units = [unit for unit, (kind, _) in UNITS.items() if kind in families and unit]
         raise CompressLabError(f"{text!r} is no quantity for this.", where, f"write a number with {', '.join(units)}")
-    return float(found[1]) * factor, family
+    return float(match[1]) * factor, family
 
 # %% ../../nbs/advice/01_goal.ipynb #c517921f
 TAKES = ("quality", "smallest")  # what is optimised among the copies that keep the bounds
@@ -169,8 +169,8 @@ def clause(
     "What the part says, as settings of a Goal. Raises `CompressLabError` with the nearest form if no form fits."
     words = " ".join(text.split())
     for _, pattern, meaning in FORMS:
-        if found := re.fullmatch(pattern, words, flags=re.IGNORECASE):
-            return meaning(found)
+        if match := re.fullmatch(pattern, words, flags=re.IGNORECASE):
+            return meaning(match)
     examples = [form for form, _, _ in FORMS]
     close = nearest(words, examples) or examples
     raise CompressLabError(f"The goal {words!r} is not understood.", "goal", f"write it like {'; '.join(close)}")

@@ -102,7 +102,7 @@ def pass_seconds(
     rounds: int = 5,  # times that each is timed
 ) -> dict[str, float]:
     "The best seconds of each pass."
-    now, found = stopwatch(next(subject.model.parameters()).device), {}
+    now, best = stopwatch(next(subject.model.parameters()).device), {}
     with evaluating(subject.model), no_garbage_collection():
         for name, work in works.items():
             runner, seconds = Runner(subject.model, work), []
@@ -110,8 +110,8 @@ def pass_seconds(
                 start = now()
                 runner()
                 seconds.append(now() - start)
-            found[name] = min(seconds[1:])
-    return found
+            best[name] = min(seconds[1:])
+    return best
 
 
 def fastest_here(
@@ -162,13 +162,13 @@ class Pool:
     def windows(self, subject, seed: int):
         probe = self.probe
         every = windows(probe.text, subject, context=probe.context)
-        own = windows(probe.text, subject, context=probe.context, n=probe.n, seed=seed)
-        taken = set(map(tuple, own.tokens.tolist()))
+        closing = windows(probe.text, subject, context=probe.context, n=probe.n, seed=seed)
+        taken = set(map(tuple, closing.tokens.tolist()))
         return every, [row for row, tokens in enumerate(every.tokens.tolist()) if tuple(tokens) not in taken]
 
     def items(self, seed: int):
-        every, own = task_items(self.probe.file), task_items(self.probe.file, self.probe.n, seed)
-        taken = {item.cluster for item in own}
+        every, closing = task_items(self.probe.file), task_items(self.probe.file, self.probe.n, seed)
+        taken = {item.cluster for item in closing}
         return every, [place for place, item in enumerate(every) if item.cluster not in taken]
 
     def frame(
@@ -249,7 +249,7 @@ class ModelArms(Arms):
 def known(self: ModelArms, name: str) -> dict[str, Figure]:
     "The stored bytes of a copy, as the goal bounds them."
     measure = lambda subject: Size().measure(subject).frame
-    both = [self.stored(each, Size(), "size", measure) for each in ("original", name)]
+    both = [self.stored(arm, Size(), "size", measure) for arm in ("original", name)]
     before, after = (int(frame["bytes"].sum()) for frame in both)
     absolute = any(limit.figure == "bytes" and limit.kind == "value" for limit in self.goal.limits())
     figure = float(after) if absolute else after / before
@@ -280,7 +280,7 @@ def columns(self: ModelArms, name: str, limit: Limit, start: int, stop: int) -> 
     for low, high in zip(edges, edges[1:]):
         measure = lambda subject, low=low, high=high: pool.frame(subject, low, high)
         part = f"{short(str(pool.order[low:high]))}-{low}-{high}"
-        both = [self.stored(each, pool.probe, part, measure) for each in ("original", name)]
+        both = [self.stored(arm, pool.probe, part, measure) for arm in ("original", name)]
         parts.append(np.hstack([pool.metric.columns(frame) for frame in both]))
     return np.vstack(parts)
 
@@ -329,10 +329,10 @@ def unseen_figures(
     "The bounded figures of the finalists, by recipe and figure; NaN for one that could not be measured."
     metrics = {"bytes": "file_bytes", "perplexity": "perplexity", "speed": "tokens_per_second"}
     tasks = {probe.task: probe.metrics[0].name for probe in study.probes if isinstance(probe, TaskProbe)}
-    found = {}
+    figures = {}
     for name in study.recipes:
         size = dossier.find(name, "file_bytes")["ratio"]
-        found[name] = {"bytes": Figure(size, size, size)}
+        figures[name] = {"bytes": Figure(size, size, size)}
         for limit in goal.limits():
             arm = name if limit.figure == "bytes" else arm_of(study, name)
             row = dossier.find(arm, metrics.get(limit.figure) or tasks[limit.task])
@@ -340,8 +340,8 @@ def unseen_figures(
             ends = [math.nan] * 3 if row is None else [row[what], row[f"{what}_lo"], row[f"{what}_hi"]]
             ends = [ends[0]] * 3 if limit.figure == "bytes" else ends
             unseen = limit.figure == "speed" and row is not None and row["verdict"].startswith("no difference")
-            found[name][limit.name] = Figure(*(ends if not unseen else [ends[0], math.nan, math.nan]))
-    return found
+            figures[name][limit.name] = Figure(*(ends if not unseen else [ends[0], math.nan, math.nan]))
+    return figures
 
 # %% ../../nbs/advice/03_recommend.ipynb #990d98c4
 WORDS = {"within": "kept", "outside": "broken", "open": "not settled"}
@@ -386,10 +386,13 @@ class Advice:
 # %% ../../nbs/advice/03_recommend.ipynb #f7758bb3
 @patch
 def front(self: Advice):
-    "A figure of loss against bytes, both relative to the original, of all recipes on the items of the search."
-    first = self.goal.quality[0]
+    "A figure of loss against bytes of all recipes on the items of the search, bytes as the goal bounds them."
+    first, points = self.goal.quality[0], self.points
     quality = f"{first.name}, {'× the original' if first.kind == 'ratio' else 'points from the original'}"
-    return pareto(self.points, better=first.better, size_label="stored bytes, × the original", quality_label=quality)
+    size = "stored bytes, × the original"
+    if any(limit.figure == "bytes" and limit.kind == "value" for limit in self.goal.limits()):
+        points, size = points.assign(size=points["size"] / 1e6), "stored, MB"
+    return pareto(points, better=first.better, size_label=size, quality_label=quality)
 
 
 @patch

@@ -130,12 +130,12 @@ class TableArms(Arms):
         return self.table[name][start:stop]
 
     def unseen(self, names: list[str]) -> dict[str, dict[str, Figure]]:
-        found = {name: self.known(name) for name in names}
+        figures = {name: self.known(name) for name in names}
         for name in names:
             rest = self.table[name][self.count :]
             self.evaluations += len(rest)
-            found[name] |= {limit.name: figure_of(limit, self.metric(limit), rest) for limit in self.limits}
-        return found
+            figures[name] |= {limit.name: figure_of(limit, self.metric(limit), rest) for limit in self.limits}
+        return figures
 
 # %% ../../nbs/advice/02_search.ipynb #4cc1145d
 P_WORSE = 0.05  # p value of the signed-rank test below which a recipe is dropped
@@ -440,15 +440,15 @@ def finalists(self: Search) -> list[str]:
     measured = [entry for entry in self.entries if entry.items]
     done = [entry for entry in measured if entry.state == "finished"]
     close = [entry for entry in measured if entry.state == "dropped" and not entry.shortfall(self.limits)]
-    found = [*sorted(done, key=self.rank), *sorted(close, key=lambda entry: (-entry.items, *self.rank(entry)))]
-    if all(entry.shortfall(self.limits) for entry in found):
-        found = sorted(measured, key=self.rank)  # nothing meets the goal: what comes nearest
+    candidates = [*sorted(done, key=self.rank), *sorted(close, key=lambda entry: (-entry.items, *self.rank(entry)))]
+    if all(entry.shortfall(self.limits) for entry in candidates):
+        candidates = sorted(measured, key=self.rank)  # nothing meets the goal: what comes nearest
     room = lambda entry: min(entry.figures[limit.name].room(limit) for limit in self.goal.quality)
     if self.goal.take == "smallest":  # the surest is among them, however large it is
-        surest = max(found, key=room, default=None)
-        found.sort(key=lambda entry: entry is not surest)
-    found = found[:FINALISTS]
-    return [entry.name for entry in sorted(found, key=room, reverse=True)]
+        surest = max(candidates, key=room, default=None)
+        candidates.sort(key=lambda entry: entry is not surest)
+    candidates = candidates[:FINALISTS]
+    return [entry.name for entry in sorted(candidates, key=room, reverse=True)]
 
 
 def decide(

@@ -29,7 +29,7 @@ def axes_of(
     space,  # a step of a recipe as a mapping, or a list of steps; a setting may be a list or {from: …, to: …}
 ) -> dict[tuple[int, str], object]:
     "The varied settings by step and name: a list of choices, or a range. Raises `CompressLabError` if nothing varies."
-    steps, found = space if isinstance(space, (list, tuple)) else [space], {}
+    steps, axes = space if isinstance(space, (list, tuple)) else [space], {}
     for place, step in enumerate(steps):
         if not isinstance(step, Mapping) or "method" not in step:
             raise CompressLabError(f"{said(step)} is no step.", "sweep", "write {method: RTN, bits: [3, 4, 8]}")
@@ -37,10 +37,10 @@ def axes_of(
             if isinstance(value, Mapping):
                 _check_range(name, value)
             if isinstance(value, Mapping) or isinstance(value, list) and name not in PATTERNS:
-                found[place, name] = value
-    if not found or any(value == [] for value in found.values()):
+                axes[place, name] = value
+    if not axes or any(value == [] for value in axes.values()):
         raise CompressLabError("Nothing varies in the space.", "sweep", "give a setting a list, as bits: [3, 4, 8]")
-    return found
+    return axes
 
 
 def _check_range(name: str, ends: Mapping):

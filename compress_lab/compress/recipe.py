@@ -53,6 +53,7 @@ class Method(Settings):
     whole: ClassVar[bool] = False  # replaces or trains the whole model, and so refuses quantized weights
     prunes: ClassVar[bool] = False  # leaves zeros
     fills_zeros: ClassVar[bool] = False  # may overwrite zeros that earlier methods left
+    at_once: ClassVar[str] = ""  # why `stream` cannot apply it block by block; empty if it can
     registry: ClassVar[dict] = METHODS
 
     def __init_subclass__(cls, abstract: bool = False):
@@ -487,7 +488,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
         raise CompressLabError(
             f"{subject.name} cannot be compressed: {reason}.",
             str(recipe),
-            "compress the model that it was made from, and export the result",
+            "compress the model that it was made from, or load it without device_map",
         )
     if recipe.needs_calibration and calibration is None:
         method = next(step.method for step in recipe.steps if "calibration" in step.method.needs)
@@ -523,12 +524,12 @@ def _left_alone(step: Step, model) -> dict[str, int]:
     "The number of linears that a step without targets leaves out, by name of the tower."
     from compress_lab.models.layers import linears, towers
 
-    if step.targets or not (found := towers(model)):
+    if step.targets or not (outer := towers(model)):
         return {}
     return dict(
         Counter(
             name
-            for name in found
+            for name in outer
             for linear in linears(model)
             if linear.block is not None and linear.name.startswith(f"{name}.")
         )

@@ -25,6 +25,7 @@ def stream(
     | Path,  # where to save the compressed Subject: a new folder, an empty one, or one that holds a saved Subject
     calibration=None,  # for methods that need it
     *,
+    original=None,  # Subject before earlier steps, loaded apart, for methods that compare with it
     seed: int = 0,  # for methods that draw random numbers
 ) -> Path:
     """Compresses a Subject into a folder and returns the folder.
@@ -41,10 +42,18 @@ def stream(
     if subject.streamed:
         raise CompressLabError("This Subject's weights were used up by an earlier call.", subject.name, "load it again")
     check_folder(folder)
+    for method in (step.method for step in recipe.steps):
+        if method.at_once:
+            what = f"{type(method).__name__} cannot be applied block by block: {method.at_once}."
+            raise CompressLabError(what, str(recipe), "load a model that fits into memory, and use apply and save")
+        if "original" in method.needs and original in (None, subject):
+            what = f"{type(method).__name__} compares with the original, which is used up block by block."
+            raise CompressLabError(what, str(recipe), "load the model a second time, and pass it as original=")
     plan(recipe, subject, calibration)
     seed_number(seed)
     subject.streamed = True
-    recipe.apply(work, calibration, checkpoint=blocks, seed=seed, in_place=True)
+    recipe.apply(work, calibration, original=original, checkpoint=blocks, seed=seed, in_place=True)
     work.save(folder)
-    shutil.rmtree(blocks)
+    if blocks.exists():
+        shutil.rmtree(blocks)
     return folder

@@ -66,7 +66,7 @@ class Trace:
         self.inputs[linear.name].append((inputs.data_ptr(), inputs._version, inputs.shape, _window(linear.module)))
 
     def stage_of(self, linear: LinearLayer) -> tuple:
-        "The gate and the source of a linear's stage, and the key by which linears are grouped."
+        "The gate and the source of a linear's stage, as in `Stage`, and the key that the linears of one stage share."
         name = linear.name.removesuffix(f".{linear.parameter}") if linear.kind == "experts" else linear.name
         twins = [
             module

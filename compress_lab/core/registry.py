@@ -68,7 +68,7 @@ class Registry(dict):
         entry: EntryPoint,
         name: str,  # of a class, or a registered name: TextAround registers `text_around`, TaskProbe `task`
     ) -> bool:
-        "Whether an entry point is named after what is registered under that name."
+        "Whether an entry point stands for the object that is registered under the name."
         bare, sought = (text.replace("_", "").lower() for text in (entry.name, name))
         return sought in (bare, bare.removesuffix(self.kind))
 
@@ -121,6 +121,6 @@ FORMATS = Registry("format")  # classes of the formats that `export` writes
 BACKENDS = Registry("backend")  # ways to run a Subject with real kernels, of `native`
 TEXTS = Registry("text")  # registered texts, of `text`
 PERTURBATIONS = Registry("perturbation")  # ways to change a text, of `perturb`
-READERS = Registry("reader")  # functions from the file of a graph to its Subject, of `load`
+READERS = Registry("reader")  # functions from the file of a graph, or an address, to its Subject, of `load`
 EXECUTORS = Registry("executor")  # functions that start the workers of a study
 REGISTRIES = (METHODS, PROBES, FORMATS, BACKENDS, TEXTS, PERTURBATIONS, READERS, EXECUTORS)

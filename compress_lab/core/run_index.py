@@ -37,7 +37,7 @@ def _entry(
     result = store.peek(key)
     row = {name: result.get(name) for name in COLUMNS}
     values = result.get("values") if isinstance(result.get("values"), dict) else {}
-    numbers = {name: each.get("value") for name, each in values.items() if isinstance(each, dict)}
+    numbers = {name: figure.get("value") for name, figure in values.items() if isinstance(figure, dict)}
     row |= dict(key=key, mark=mark, settings=json.dumps(result.get("settings")), values=json.dumps(numbers))
     row["status"] = str(row["status"] or "measured") if result else "damaged"
     texts = {name: None if row[name] is None else str(row[name]) for name in ("recipe", "probe", "reason", "created")}
@@ -53,14 +53,14 @@ def _marks(
     if not store.local:
         paths = store.fs.glob(f"{store.cells}/*/result.json", detail=True)
         return {path.split("/")[-2]: str(store.fs.ukey(path)) for path in paths}
-    found = {}
+    marks = {}
     with suppress(FileNotFoundError), os.scandir(store.cells) as folders:
         for folder in folders:
             with suppress(FileNotFoundError, NotADirectoryError):
                 if not folder.name.startswith("."):
                     status = os.stat(f"{folder.path}/result.json")
-                    found[folder.name] = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-    return found
+                    marks[folder.name] = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    return marks
 
 # %% ../../nbs/core/13_run_index.ipynb #8763a12b2bbd4a93a75aff182afb95dc
 def index(
@@ -106,8 +106,8 @@ def disagreements(
 ) -> dict[str, str]:
     "The cells that both folders have and that differ, apart from times: key -> what differs."
     both = sorted(_marks(target).keys() & _marks(source).keys())
-    found = {key: different(target.get(key), source.get(key)) for key in both if without_machine(key) == key}
-    return {key: what for key, what in found.items() if what}
+    differences = {key: different(target.get(key), source.get(key)) for key in both if without_machine(key) == key}
+    return {key: what for key, what in differences.items() if what}
 
 
 def merge(

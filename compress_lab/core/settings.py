@@ -246,7 +246,7 @@ def settings_of(
     kind,  # a Method or Probe class
 ) -> str:
     "The settings of the class with their defaults, as text."
-    shown = (each.name if each.default is MISSING else f"{each.name}={each.default!r}" for each in setting_fields(kind))
+    shown = (part.name if part.default is MISSING else f"{part.name}={part.default!r}" for part in setting_fields(kind))
     return ", ".join(shown) or "none"
 
 # %% ../../nbs/core/07_settings.ipynb #base-code

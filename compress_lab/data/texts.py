@@ -69,9 +69,9 @@ class Text:
         "The documents of one half, in order. Raises `CompressLabError` if there are none."
         if which not in HALVES:
             raise CompressLabError(f"A text has no half called {which!r}.", fix=f"take one of {', '.join(HALVES)}")
-        found = tuple(document for document in self.documents if _half(document.id) == which)
-        if found:
-            return found
+        documents = tuple(document for document in self.documents if _half(document.id) == which)
+        if documents:
+            return documents
         raise CompressLabError(
             f"None of the {len(self.documents)} documents of {self.provenance.name!r} falls into the {which} half.",
             self.provenance.source,
@@ -269,8 +269,8 @@ def _cleaned_wikipedia(cache: Path) -> tuple[Document, ...]:
     (dump,) = fetch("wikipedia").glob("*.bz2")
     made_by = f"sealed {sha256(dump)} {mwparserfromhell.__version__} {inspect.getsource(wiki)}"
     with locked(cache / "wikipedia.converted.lock", "cleaning wikipedia"):
-        found = _kept(cache / "converted" / f"wikipedia-{_id(made_by)[:16]}.json", lambda: list(wiki.articles(dump)))
-    return tuple(Document(*each) for each in found)
+        articles = _kept(cache / "converted" / f"wikipedia-{_id(made_by)[:16]}.json", lambda: list(wiki.articles(dump)))
+    return tuple(Document(*article) for article in articles)
 
 
 WIKIPEDIA = STARTERS["wikipedia"]
@@ -308,14 +308,14 @@ def _rows(frame: pd.DataFrame, where: str) -> tuple[Document, ...]:
 
 def _pieces(text: str, name: str, length: int = 4000) -> tuple[Document, ...]:
     "Splits plain text at blank lines into documents of at least `length` characters, except the last."
-    found, piece = [], ""
+    pieces, piece = [], ""
     for paragraph in re.split(r"(?<=\n)\s*\n", text):
         piece += paragraph + "\n"
         if len(piece) >= length:
-            found.append(piece)
+            pieces.append(piece)
             piece = ""
-    found += [piece] * bool(piece.strip())
-    return tuple(Document(_id(piece), f"{name}, part {number}", piece) for number, piece in enumerate(found, 1))
+    pieces += [piece] * bool(piece.strip())
+    return tuple(Document(_id(piece), f"{name}, part {number}", piece) for number, piece in enumerate(pieces, 1))
 
 # %% ../../nbs/data/02_texts.ipynb #cell-18
 def _require(frame: pd.DataFrame, columns: tuple[str, ...], where: str):
@@ -397,12 +397,12 @@ def _stream(text: Text, which: str, tokenizer) -> tuple[torch.Tensor, torch.Tens
         [document.text.rstrip() + "\n\n" for document in documents], add_special_tokens=False, verbose=False
     )["input_ids"]
     owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
-    found = torch.tensor([token for row in rows for token in row], dtype=torch.long), owners
+    stream = torch.tensor([token for row in rows for token in row], dtype=torch.long), owners
     if key is not None:
         while len(STREAMS) > 3:
             del STREAMS[next(iter(STREAMS))]
-        STREAMS[key] = found
-    return found
+        STREAMS[key] = stream
+    return stream
 
 
 def _stream_key(documents: tuple[Document, ...], tokenizer) -> str | None:
@@ -507,14 +507,14 @@ def _texts_of(source) -> Text:
     column = source["text"] if "text" in getattr(source, "column_names", getattr(source, "columns", ())) else source
     if isinstance(column, (str, Path, Text)):
         return text(column)
-    texts = [each for each in column if isinstance(each, str) and each.strip()] if hasattr(column, "__iter__") else []
+    texts = [row for row in column if isinstance(row, str) and row.strip()] if hasattr(column, "__iter__") else []
     if not texts or len(texts) < len(column):
         raise CompressLabError(
             f"This {type(source).__name__} holds no texts, or something else beside them.",
             "calibration",
             "give the name of a text, a list of strings, a data set with a column `text`, or rows of tokens",
         )
-    documents = tuple(Document(str(number), "", each) for number, each in enumerate(texts))
+    documents = tuple(Document(str(number), "", row) for number, row in enumerate(texts))
     return _OwnTexts(documents, DataProvenance("texts of one's own", "in memory"))
 
 
@@ -549,14 +549,14 @@ def calibration(
         return _rows_given(source, n, seed)
     n = 64 if n is None else n
     tokenizer, before, after = _parts(subject, length, n)
-    found, size = _texts_of(source), length - len(before) - len(after)
-    tokens, _ = _stream(found, "calibration", tokenizer)
-    slots = _slots(tokens, size, n, found.provenance, "calibration")
+    corpus, size = _texts_of(source), length - len(before) - len(after)
+    tokens, _ = _stream(corpus, "calibration", tokenizer)
+    slots = _slots(tokens, size, n, corpus.provenance, "calibration")
     generator = torch.Generator().manual_seed(seed_number(seed))
     offset = int(torch.randint(len(tokens) - slots * size + 1, (), generator=generator))
     starts = offset + size * torch.randperm(slots, generator=generator)[:n]
     rows = _cut(tokens, starts, size, before, after)
-    return Calibration(rows, found.provenance, seed, _key(rows))
+    return Calibration(rows, corpus.provenance, seed, _key(rows))
 
 
 def _key(rows: torch.Tensor) -> str:
@@ -593,15 +593,15 @@ def windows(
     "Evenly spaced windows over the evaluation half of a text. Raises `CompressLabError` if it has too few tokens."
     length = context * stretch
     tokenizer, before, after = _parts(subject, length, n, context)
-    found, size = text(name), length - len(before) - len(after)
-    tokens, owners = _stream(found, "evaluation", tokenizer)
-    slots = _slots(tokens, size, n or 1, found.provenance, "evaluation")
+    corpus, size = text(name), length - len(before) - len(after)
+    tokens, owners = _stream(corpus, "evaluation", tokenizer)
+    slots = _slots(tokens, size, n or 1, corpus.provenance, "evaluation")
     n = n or slots
     starts = size * (torch.arange(n) * slots // n + seed_number(seed) % (slots // n))
     rows, documents = _cut(tokens, starts, size, before, after), _cut(owners, starts, size)
     documents = torch.cat([documents[:, :1]] * len(before) + [documents] + [documents[:, -1:]] * len(after), 1)
-    titles = tuple(document.title for document in found.half("evaluation"))
-    return Windows(rows, documents, titles, found.provenance, _key(rows), len(before))
+    titles = tuple(document.title for document in corpus.half("evaluation"))
+    return Windows(rows, documents, titles, corpus.provenance, _key(rows), len(before))
 
 # %% ../../nbs/data/02_texts.ipynb #cell-43
 @dataclass(frozen=True, repr=False)
@@ -775,12 +775,14 @@ def images(
     seed: int = 0,  # of the random choice
 ) -> Images:
     "The square greyscale images of a task. Raises `CompressLabError` if it has none, or fewer than `n`."
-    found = task(name, split=split, columns=("pixel0", "label"))
-    pixels = torch.tensor(found.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
+    data = task(name, split=split, columns=("pixel0", "label"))
+    pixels = torch.tensor(data.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
     if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]:
         raise CompressLabError(f"{pixels.shape[1]} pixels make no square.", name, "give square images")
     every = Images(
-        (pixels / pixels.max()).view(-1, 1, side, side), torch.tensor(found.frame["label"].to_numpy()), found.provenance
+        (pixels / pixels.max()).view(-1, 1, side, side),
+        torch.tensor(data.frame["label"].to_numpy()),
+        data.provenance,
     )
     generator = torch.Generator().manual_seed(seed_number(seed))
     if n is None:

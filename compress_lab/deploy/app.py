@@ -519,8 +519,9 @@ async def encode(
     kind = "embedding" if isinstance(asked, Embedding) else "classification"
     counts = usage(sum(row.length for row in rows))
     add_log_facts(request, rows=len(rows), read=counts["prompt_tokens"])
+    computed = (service.compute(Work(kind, row, texts=texts)) for row, texts in zip(rows, asked.inputs))
     async with reserved_places(service, len(rows)), within_time(service):
-        every = await unless_client_leaves(request, gathered(service.compute(Work(kind, row)) for row in rows))
+        every = await unless_client_leaves(request, gathered(computed))
     data = [
         {"object": kind, "index": number, "embedding": written(work.values, asked.encoding_format)}
         if kind == "embedding"

@@ -94,10 +94,10 @@ def token_scores(
         for start in range(0, row.length - 1, SPAN):
             end = min(start + SPAN, row.length - 1)
             logprobs, targets = logits[start:end].float().log_softmax(-1), tokens[start + 1 : end + 1]
-            own = logprobs.gather(1, targets[:, None])[:, 0].tolist()
+            chosen = logprobs.gather(1, targets[:, None])[:, 0].tolist()
             top = logprobs.topk(min(row.top, logprobs.shape[1]))
             likeliest = (tuple(zip(*both)) for both in zip(top.indices.tolist(), top.values.tolist()))
-            steps += map(Step, targets.tolist(), own, likeliest)
+            steps += map(Step, targets.tolist(), chosen, likeliest)
         answers.append(steps)
     return answers
 

@@ -66,7 +66,7 @@ def label_counts(
         raise CompressLabError("A sample without labels cannot be tested.", "reference or window", "give labels")
     first, second = Counter(map(str, reference)), Counter(map(str, window))
     names = sorted(first | second, key=lambda name: (first[name] + second[name], name))
-    counts = np.array([[each[name] for name in names] for each in (first, second)], dtype=float)
+    counts = np.array([[sample[name] for name in names] for sample in (first, second)], dtype=float)
     least = RARE * counts.sum() / counts.sum(1).min()  # a label's total that makes each expected count RARE
     merged = min(int(np.searchsorted(counts.sum(0).cumsum(), least)) + 1, len(names) - 1)
     if merged < 2 or counts.sum(0)[0] >= least:

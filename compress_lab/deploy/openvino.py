@@ -53,7 +53,7 @@ class OpenVINOFiles(Format):
         path = folder / "openvino_model.xml"
         with reading(self.name, folder / "openvino_model.bin"), reading(self.name, path):
             compiled = openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            found = compiled.create_infer_request().infer(
+            outputs = compiled.create_infer_request().infer(
                 feed([(port.get_any_name(), list(port.partial_shape)) for port in compiled.inputs], tokens)
             )
-            return torch.from_numpy(found[compiled.outputs[0]])
+            return torch.from_numpy(outputs[compiled.outputs[0]])

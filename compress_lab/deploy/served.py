@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAME', 'NOISE', 'AT_ONCE', 'VERDICTS', 'MESSAGES', 'ANSWER', 'StoredTask', 'largest_difference', 'noise_of',
-           'stored_tasks', 'Served', 'verdict_of', 'asked_scores', 'row_of', 'answer_of', 'scores_or_none',
-           'asked_classes', 'asked_answers', 'template_fault', 'explained', 'check_served']
+           'measured_cells', 'chosen_arm', 'stored_tasks', 'Served', 'verdict_of', 'asked_scores', 'row_of',
+           'answer_of', 'scores_or_none', 'asked_classes', 'asked_answers', 'template_fault', 'explained',
+           'check_served']
 
 # %% ../../nbs/deploy/16_served.ipynb #83a88ae7
 from dataclasses import dataclass, field
@@ -62,20 +63,37 @@ def noise_of(
         return 0.0
     return float(largest_difference(*both).max())
 
+# %% ../../nbs/deploy/16_served.ipynb #9b5e95d3
+def measured_cells(
+    store: Store,  # a run folder
+) -> list:
+    "The cells of a run that were measured."
+    return [cell for key in store.keys() if (cell := store.get(key)) and cell.result["status"] == "measured"]
+
+
+def chosen_arm(
+    cells: list,  # of a run
+    arm: str,  # a name; empty: the only one besides the original
+    where: str,  # for messages
+) -> str:
+    "The name of an arm that the cells have. Raises `CompressLabError` if it has none, or none was named of several."
+    arms = sorted({cell.result["recipe"] for cell in cells} - {"original again"})
+    others = [name for name in arms if name != "original"]
+    arm = arm or (others[0] if len(others) == 1 else "original" if not others else "")
+    if arm in arms:
+        return arm
+    close = nearest(arm, arms) if arm else []
+    fix = f"did you mean {' or '.join(close)}?" if close else f"name one of {listed(arms, 10)}"
+    raise CompressLabError(f"The run has no arm {arm!r}." if arm else "The run has several arms.", where, fix)
+
 
 def stored_tasks(
     store: Store,  # a run folder
     arm: str = "",  # "original", or the name of a recipe or a copy; empty: the only one besides the original
 ) -> tuple[str, list[StoredTask], list[tuple[str, str]]]:
     "The arm, its tasks, and the other probes with the reason why they are not checked. Raises `CompressLabError`."
-    cells = [cell for key in store.keys() if (cell := store.get(key)) and cell.result["status"] == "measured"]
-    arms = sorted({cell.result["recipe"] for cell in cells} - {"original again"})
-    others = [name for name in arms if name != "original"]
-    arm = arm or (others[0] if len(others) == 1 else "original" if not others else "")
-    if arm not in arms:
-        close = nearest(arm, arms) if arm else []
-        fix = f"did you mean {' or '.join(close)}?" if close else f"name one of {listed(arms, 10)}"
-        raise CompressLabError(f"The run has no arm {arm!r}." if arm else "The run has several arms.", store.root, fix)
+    cells = measured_cells(store)
+    arm = chosen_arm(cells, arm, store.root)
     tasks, others = [], []
     for cell in (cell for cell in cells if cell.result["recipe"] == arm):
         if cell.result["probe"] != "task":

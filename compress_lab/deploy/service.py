@@ -151,6 +151,7 @@ class Work:
     values: np.ndarray | None = None  # probabilities of the classes, or the vector
     arrived: float = field(default_factory=time.monotonic)
     first: float | None = None  # moment of the first token
+    texts: tuple[str, ...] = ()  # of an encoder's row, as they were sent
 
 
 Observer = Callable[[Finished, Work], None]
@@ -194,7 +195,8 @@ class Service:
         self.tokenizer, self.kind = tokenizer_of(subject), kind_of(subject.model)
         self.admission = Admission(bounds.slots + bounds.waiting)
         self.observers: list[Observer] = []
-        self.observer_errors, self.secret, self.tasks = 0, secrets.token_bytes(16), []
+        self.background: list[Callable] = []  # functions of coroutines that run beside the service
+        self.observer_errors, self.secret, self.tasks, self.beside = 0, secrets.token_bytes(16), [], []
         self.reader = ThreadPoolExecutor(1, "tokens")  # a tokenizer serves one thread at a time
         self.vocabulary, places = limits(subject.model)
         longest = [places, bounds.context, getattr(self.tokenizer, "model_max_length", None)]
@@ -211,10 +213,11 @@ class Service:
         if self.generator:
             await asyncio.to_thread(self.generator.start)
         self.tasks = [asyncio.create_task(self.buckets.work())]
+        self.beside = [asyncio.create_task(work()) for work in self.background]
 
     async def stop(self):
         "Stops the service. Unfinished requests fail."
-        for task in self.tasks:
+        for task in (*self.tasks, *self.beside):
             task.cancel()
         if self.generator:
             await asyncio.to_thread(self.generator.stop)

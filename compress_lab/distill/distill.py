@@ -85,6 +85,7 @@ class Distill(CalibratedMethod):
     paper = "Hinton et al., 2015, Distilling the knowledge in a neural network"
     link = "https://arxiv.org/abs/1503.02531"
     needs = frozenset({"calibration", "original", "training"})
+    at_once = "it trains the weights of all blocks at once"
     transformer, whole = False, True
     run: ClassVar = None  # below
 
@@ -162,7 +163,20 @@ def _feature_losses(kind: str, student, teacher, mask: Tensor, causal: bool) -> 
     if kind == "attention":
         return attention_loss(student, teacher, mask, causal)
     heads = common_heads(student, teacher)
-    return sum(relation_loss(one, other, mask, heads) for one, other in zip(student[:3], teacher[:3]))
+    return sum(
+        relation_loss(of_student, of_teacher, mask, heads) for of_student, of_teacher in zip(student[:3], teacher[:3])
+    )
+
+
+def _projections(
+    student: list,  # features of its blocks, each with the width as the last dimension
+    teacher: list,  # the same of the teacher
+    pairs: list[tuple[int, int]],  # numbers of a student block and a teacher block, from 1
+    seed: int,
+) -> nn.ModuleList:
+    "Returns a projection from the width of the student block to that of the teacher block for each pair."
+    widths = [(student[i - 1].shape[-1], teacher[j - 1].shape[-1], seed + i) for i, j in pairs]
+    return nn.ModuleList(projection(*shape) for shape in widths)
 
 # %% ../../nbs/distill/10_distill.ipynb #objective-code
 class DistillObjective(Objective):
@@ -184,11 +198,8 @@ class DistillObjective(Objective):
         blocks = len(student_features), len(teacher_features)
         self.pairs = [] if method.features == "none" else layer_pairs(method.pairs, *blocks)
         mapped = self.pairs if method.features in ("hidden", "directions") else []
-        maps = [
-            projection(student_features[i - 1].shape[-1], teacher_features[j - 1].shape[-1], seed + i)
-            for i, j in mapped
-        ]
-        self.maps = nn.ModuleList(maps).to(logits.device)  # trained with the student
+        maps = _projections(student_features, teacher_features, mapped, seed)
+        self.maps = maps.to(logits.device)  # trained with the student
 
     def items(self, model, batch):
         first = next(iter(batch.values()))

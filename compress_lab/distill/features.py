@@ -88,8 +88,8 @@ def attention_loss(
     if causal:
         seen = seen.tril()
     masked = [[part.masked_fill(~mask[:, None, :, None], 0) for part in model[:2]] for model in (student, teacher)]
-    one, other = (scores(query, key, model[3]) for (query, key), model in zip(masked, (student, teacher)))
-    return ((one - other).square().mean(1) * seen).sum(-1) / seen.sum(-1).clamp_min(1)
+    of_student, of_teacher = (scores(query, key, model[3]) for (query, key), model in zip(masked, (student, teacher)))
+    return ((of_student - of_teacher).square().mean(1) * seen).sum(-1) / seen.sum(-1).clamp_min(1)
 
 # %% ../../nbs/distill/02_features.ipynb #relations-code
 def relations(vectors: Tensor, heads: int, mask: Tensor) -> Tensor:
@@ -119,8 +119,8 @@ def relation_loss(
 
     Raises `CompressLabError` if the number of relation heads does not divide a width.
     """
-    one, other = (relations(vectors, heads, mask) for vectors in (student, teacher))
-    return kl_div(one, other, reduction="none", log_target=True).sum(-1).mean(1).masked_fill(~mask, 0)
+    of_student, of_teacher = (relations(vectors, heads, mask) for vectors in (student, teacher))
+    return kl_div(of_student, of_teacher, reduction="none", log_target=True).sum(-1).mean(1).masked_fill(~mask, 0)
 
 # %% ../../nbs/distill/02_features.ipynb #contrast-code
 def pooled(states: Tensor, mask: Tensor) -> Tensor:

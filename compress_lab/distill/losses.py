@@ -16,11 +16,11 @@ from ..core.errors import CompressLabError
 from ..train.losses import kl_loss
 
 # %% ../../nbs/distill/01_losses.ipynb #cell-06
-def mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
+def mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
     "Returns the log-probabilities of a mixture with `share` of the first distribution, from log-probabilities."
     if not 0 < share < 1:
         raise CompressLabError(f"mix={share} is not above 0 and below 1.", "distill", "use a share above 0 and below 1")
-    return torch.logaddexp(one + math.log(share), other + math.log1p(-share))
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
 
 # %% ../../nbs/distill/01_losses.ipynb #0306fed4
 def logs(logits: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -133,10 +133,10 @@ def at_places(
     loss,  # maps logits of student and teacher, (tokens, vocabulary), to (tokens,)
     logits: Tensor,  # of the student, (rows, length, vocabulary)
     teacher: Tensor,  # of the teacher, (rows, teacher's length, teacher's vocabulary)
-    found: Tensor,  # column `PLACES`, (rows, length)
+    matches: Tensor,  # column `PLACES`, (rows, length)
 ) -> Tensor:
     "Returns the loss at tokens that end where one of the teacher's does, 0 at other tokens, (rows, length)."
-    shared = found >= 0
-    row = torch.arange(len(found), device=found.device)[:, None].expand_as(found)[shared]
-    values = in_pieces(loss, logits[shared], teacher[row, found[shared]])
-    return values.new_zeros(found.shape).masked_scatter(shared, values)
+    shared = matches >= 0
+    row = torch.arange(len(matches), device=matches.device)[:, None].expand_as(matches)[shared]
+    values = in_pieces(loss, logits[shared], teacher[row, matches[shared]])
+    return values.new_zeros(matches.shape).masked_scatter(shared, values)

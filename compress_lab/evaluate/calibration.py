@@ -365,14 +365,14 @@ def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed
     drawn, exact = noise.std(0), np.sqrt(covariance.diagonal())
     noise *= np.divide(exact, drawn, out=np.ones_like(exact), where=drawn > 0)
     gaps, noise = np.split(gaps, 2), np.split(noise, 2, axis=1)
-    found = {}
+    figures = {}
     for name, figure in (("ece", ece), ("calibration_loss", calibration_loss)):
         statistics = [_of_gaps(figure, size) for size in sizes]
         ends = [from_noise(*arm) for arm in zip(statistics, gaps, noise)]
         seen = [statistic(gap + part) for statistic, gap, part in zip(statistics, gaps, noise)]
         together = float(np.corrcoef(*seen)[0, 1]) if min(np.std(each) for each in seen) > 0 else 0.0
-        found[name] = ends[0][0], ends[1][0], *_combined(*ends, together)
-    return found
+        figures[name] = ends[0][0], ends[1][0], *_combined(*ends, together)
+    return figures
 
 # %% ../../nbs/evaluate/15_calibration.ipynb #ordered-code
 GROUPS = 50  # groups of clusters in the jackknife of figures that depend on the order of all items
@@ -386,13 +386,13 @@ def _ordered(before: pd.DataFrame, after: pd.DataFrame, clusters, seed: int) -> 
     kept = (group != np.arange(min(count, GROUPS))[:, None]).astype(float)
     arms = [(scores["confidence"].to_numpy(), scores["correct"].to_numpy()) for scores in (before, after)]
     values, left_out = ([np.array(aurc(*arm, weights)) for arm in arms] for weights in (None, kept))
-    found = {}
+    figures = {}
     for k, name in enumerate(("aurc", "excess_aurc")):
         spread = from_left_out(
             float(values[1][k, 0] - values[0][k, 0]), left_out[1][k] - left_out[0][k], np.bincount(group)
         )
-        found[name] = values[0][k, 0], values[1][k, 0], *spread.interval()
-    return found
+        figures[name] = values[0][k, 0], values[1][k, 0], *spread.interval()
+    return figures
 
 # %% ../../nbs/evaluate/15_calibration.ipynb #diff-2-code
 TEMPERATURES = ("given", "refit", "kept")
@@ -512,19 +512,19 @@ class CalibrationProbe(TaskProbe):
         """Measures the answers, and each item's overconfidence, Brier score and NLL. `differences` computes the other
         figures from all items.
         """
-        found = super().measure(subject, seed=seed)
-        scores = item_scores(*distributions(found.frame))
-        frame = found.frame.assign(
+        records = super().measure(subject, seed=seed)
+        scores = item_scores(*distributions(records.frame))
+        frame = records.frame.assign(
             overconfidence=scores["confidence"] - scores["correct"], brier=scores["brier"], nll=scores["nll"]
         )
-        return replace(found, frame=frame, meta=found.meta | {"axis": "calibration"})
+        return replace(records, frame=frame, meta=records.meta | {"axis": "calibration"})
 
     def difference(self, original: Records, compressed: Records, metric=None, *, margin=None) -> Difference:
         "Returns the paired difference of one figure. Raises `CompressLabError` if there are too few clusters for it."
         metric = self.metric(metric if metric is None or isinstance(metric, str) else metric.name)
-        for found in self.differences(original, compressed, margin=margin):
-            if found.metric.name == metric.name:
-                return found
+        for figure in self.differences(original, compressed, margin=margin):
+            if figure.metric.name == metric.name:
+                return figure
         raise CompressLabError(f"There are too few clusters for {metric.name}.", str(self), "ask more items")
 
     def differences(self, original: Records, compressed: Records, *, margin=None) -> list[Difference]:
@@ -538,10 +538,10 @@ class CalibrationProbe(TaskProbe):
             else None
         )
         same = original.fingerprint == compressed.fingerprint
-        found = calibration_differences(
+        figures = calibration_differences(
             original.frame, compressed.frame, temperature=self.temperature, margin=bare, same=same
         )
-        return [replace(each, metric=self.named(each.metric)) for each in found]
+        return [replace(figure, metric=self.named(figure.metric)) for figure in figures]
 
-    def spread_over_seeds(self, metric, pairs, each):
-        return combined(each)
+    def spread_over_seeds(self, metric, pairs, results):
+        return combined(results)

@@ -23,6 +23,7 @@ from .probe import Probe
 from .records import Records
 from .suites import expanded
 from ..models.inputs import limits
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/evaluate/10_comparison.ipynb #cell-06
 def _as_probe(
@@ -59,29 +60,36 @@ def mismatches(
     original,  # a Subject
     compressed,  # a Subject
 ) -> list[str]:
-    "What a copy reads or writes with that is not its original's: tokenizer, chat template, context, vocabulary, class."
+    """The differences between a copy and its original that no weight explains: tokenizer, chat template, context,
+    vocabulary and class.
+    """
     first, second = (getattr(each, "tokenizer", None) for each in (original, compressed))
-    found = []
+    lines = []
     classes = [getattr(each.model, "architecture", type(each.model).__name__) for each in (original, compressed)]
     if classes[0] != classes[1] and "unknown" not in classes:
-        found.append(f"the classes are {' and '.join(classes)}")
-    if (first is None) != (second is None):
-        found.append(f"the {'original' if first is None else 'copy'} has no tokenizer, and reads with the other's")
+        lines.append(f"the classes are {' and '.join(classes)}")
+    remote = [
+        pair for pair in ((original, compressed), (compressed, original)) if isinstance(pair[0].model, RemoteModel)
+    ]
+    for served, other in remote:
+        lines += served.model.unlike(read_alike(other, served).tokenizer)
+    if not remote and (first is None) != (second is None):
+        lines.append(f"the {'original' if first is None else 'copy'} has no tokenizer, and reads with the other's")
     if all(hasattr(tokenizer, "get_vocab") for tokenizer in (first, second)):
-        found += _of_tokenizers(first, second)
+        lines += _of_tokenizers(first, second)
     before, after = (limits(subject.model) for subject in (original, compressed))
     if before.places != after.places and None not in (before.places, after.places):
-        found.append(f"the contexts are {before.places} and {after.places} tokens")
+        lines.append(f"the contexts are {before.places} and {after.places} tokens")
     if before.vocabulary != after.vocabulary and None not in (before.vocabulary, after.vocabulary):
-        found.append(f"the embeddings have {before.vocabulary:,} and {after.vocabulary:,} rows")
-    return found
+        lines.append(f"the embeddings have {before.vocabulary:,} and {after.vocabulary:,} rows")
+    return lines
 
 
 def read_alike(
     subject,  # a Subject
     other,  # the one it is compared with
 ):
-    "The Subject, with the tokenizer of the other if it has none."
+    "The Subject, with the other Subject's tokenizer if it has none."
     tokenizer = getattr(other, "tokenizer", None)
     lacks = is_dataclass(subject) and subject.tokenizer is None and tokenizer is not None
     return replace(subject, tokenizer=tokenizer) if lacks else subject
@@ -89,21 +97,21 @@ def read_alike(
 
 def _of_tokenizers(first, second) -> list[str]:
     "The differences of two tokenizers."
-    found, (before, after) = [], (tokenizer.get_vocab() for tokenizer in (first, second))
+    lines, (before, after) = [], (tokenizer.get_vocab() for tokenizer in (first, second))
     if before != after:
         other = sum(after.get(token) != number for token, number in before.items()) + len(after.keys() - before)
-        found.append(f"the vocabularies differ in {other:,} of {max(len(before), len(after)):,} tokens")
+        lines.append(f"the vocabularies differ in {other:,} of {max(len(before), len(after)):,} tokens")
     plain, marked = (
         [tokenizer.encode(SAMPLE, add_special_tokens=special) for tokenizer in (first, second)]
         for special in (False, True)
     )
     if plain[0] != plain[1]:
-        found.append(f"a sample text is {len(plain[0])} tokens to one and {len(plain[1])} to the other")
+        lines.append(f"a sample text is {len(plain[0])} tokens to one and {len(plain[1])} to the other")
     elif marked[0] != marked[1]:
-        found.append("they begin or end a text with other special tokens")
+        lines.append("they begin or end a text with other special tokens")
     if getattr(first, "chat_template", None) != getattr(second, "chat_template", None):
-        found.append("the chat templates differ")
-    return found
+        lines.append("the chat templates differ")
+    return lines
 
 # %% ../../nbs/evaluate/10_comparison.ipynb #cell-12
 @dataclass(repr=False)

@@ -371,21 +371,30 @@ def exact_mean_spread(
 
 # %% ../../nbs/evaluate/04_differences.ipynb #da68d61e
 def combined(
-    each: list,  # one difference per seed, with its interval
+    results: list,  # one difference per seed, with its interval
 ) -> Spread:
     "Conservative intervals over seeds from intervals per seed: between-seed plus mean within-seed variance."
-    seeds = len(each)
-    if any(one.interval is None for one in each):
+    seeds = len(results)
+    if any(result.interval is None for result in results):
         return Spread(method="no interval: a seed has none", units=seeds)
 
     def joined(values, ends, none):
         within = np.mean([((high - low) / 2) ** 2 for low, high in ends])
         half = np.sqrt(stats.t.ppf(0.975, seeds - 1) ** 2 * np.var(values, ddof=1) / seeds + within)
         low, high = float(np.mean(values) - half), float(np.mean(values) + half)
-        unseen = any(one.verdict.startswith("no difference seen") for one in each)  # by a control, for instance
+        unseen = any(
+            result.verdict.startswith("no difference seen") for result in results
+        )  # by a control, for instance
         return (min(low, none), max(high, none)) if unseen else (low, high)
 
-    change, ratio = joined([one.value for one in each], [one.interval for one in each], 0.0), None
-    if all(one.ratio_interval is not None for one in each):
-        ratio = joined([one.ratio for one in each], [one.ratio_interval for one in each], 1.0)
+    change, ratio = (
+        joined([result.value for result in results], [result.interval for result in results], 0.0),
+        None,
+    )
+    if all(result.ratio_interval is not None for result in results):
+        ratio = joined(
+            [result.ratio for result in results],
+            [result.ratio_interval for result in results],
+            1.0,
+        )
     return Spread(change, ratio, None, f"mean over {seeds} seeds, from the interval of each seed", seeds)

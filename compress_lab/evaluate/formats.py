@@ -37,7 +37,7 @@ FORMATS: dict[str, Callable] = {  # layout: function from a context to the chang
 
 
 def _laid_out(
-    found,  # Items of kind choice
+    asked,  # Items of kind choice
     name: str,  # in `FORMATS`
 ):
     "Returns the items in another layout."
@@ -45,7 +45,7 @@ def _laid_out(
     def of(pair):
         return FORMATS[name](pair[0]), pair[1]
 
-    return replace(found, items=tuple(replace(item, pairs=tuple(map(of, item.pairs))) for item in found))
+    return replace(asked, items=tuple(replace(item, pairs=tuple(map(of, item.pairs))) for item in asked))
 
 # %% ../../nbs/evaluate/28_formats.ipynb #probe-code
 def _spread(totals: np.ndarray) -> np.ndarray:

@@ -58,9 +58,9 @@ def _labels(groups, items: pd.Index) -> np.ndarray:
     return labels.astype(str).to_numpy()
 
 
-def _interval(one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
+def _interval(before: pd.DataFrame, after: pd.DataFrame) -> tuple[float, float]:
     "95% interval of the difference of accuracies."
-    return paired_interval(paired(one["correct"] > 0, other["correct"] > 0, one["cluster"]))
+    return paired_interval(paired(before["correct"] > 0, after["correct"] > 0, before["cluster"]))
 
 # %% ../../nbs/evaluate/26_groups.ipynb #e3b3e4f8
 def _worst_and_gap(
@@ -299,9 +299,9 @@ def besides(
     """
     tables = {}
     for name in self.groupings:
-        each, whole = by_group(original, compressed, compressed.frame.set_index("item")[f"by {name}"])
+        groups, whole = by_group(original, compressed, compressed.frame.set_index("item")[f"by {name}"])
         tables[name] = {
-            "groups": _plain(each.sort_values(["difference", "compressed"], kind="stable")),
+            "groups": _plain(groups.sort_values(["difference", "compressed"], kind="stable")),
             "whole": _plain(whole),
         }
     return {"groups": tables}

@@ -111,8 +111,8 @@ class Passkey(Probe):
             (
                 Metric("passkey", "share", "higher", "found", "asked"),
                 *(
-                    Metric(f"passkey_{found.partition('_')[2]}_tokens", "share", "higher", found, asked)
-                    for found, asked in parts
+                    Metric(f"passkey_{hit.partition('_')[2]}_tokens", "share", "higher", hit, asked)
+                    for hit, asked in parts
                 ),
             ),
         )
@@ -149,15 +149,15 @@ def measure(self: Passkey, subject, original=None, *, seed: int = 0) -> Records:
         for length in lengths
     ]
     scores = likelihoods(subject, encode(tokenizer, pairs), self.tokens)
-    found = scores.greedy.reshape(self.n, -1).astype(float)
+    hits = scores.greedy.reshape(self.n, -1).astype(float)
     rows = pd.DataFrame(
         {
             "item": codes,
             "cluster": codes,
             "depth": np.linspace(0, 1, self.n),
-            "found": found.sum(1),
+            "found": hits.sum(1),
             "asked": float(len(lengths)),
-            **{f"found_{length}": found[:, place] for place, length in enumerate(lengths)},
+            **{f"found_{length}": hits[:, place] for place, length in enumerate(lengths)},
             **{f"asked_{length}": 1.0 for length in lengths},
         }
     )
@@ -183,6 +183,22 @@ def around(
     "Returns the text with prose around it."
     before, behind = random.spawn(2)
     return f"{prose(before, words // 2)} {text} {prose(behind, words - words // 2)}".strip()
+
+
+def _check_longest(
+    subject,  # a Subject that classifies texts
+    texts: list[str],
+):
+    "Raises `NotMeasured` if the model would truncate the longest text."
+    asked = subject.tokenizer.model_max_length, limits(subject.model).places
+    places = [limit for limit in asked if isinstance(limit, int) and limit > 0]
+    longest = max(map(len, subject.tokenizer(texts, verbose=False)["input_ids"]))
+    if longest > min(places, default=longest):
+        raise NotMeasured(
+            f"The longest text has {longest} tokens, and the model takes {min(places)}.",
+            type(subject.model).__name__,
+            "ask for fewer words",
+        )
 
 # %% ../../nbs/evaluate/29_long_inputs.ipynb #around-code-2
 @dataclass(frozen=True)
@@ -228,20 +244,7 @@ class TextAround(OnTexts):
         }
         clean = answers(subject, items, self.tokens)
         if not hasattr(subject, "predict"):
-            places = [
-                limit
-                for limit in (subject.tokenizer.model_max_length, limits(subject.model).places)
-                if isinstance(limit, int) and limit > 0
-            ]
-            longest = max(
-                len(row) for part in texts.values() for row in subject.tokenizer(part, verbose=False)["input_ids"]
-            )
-            if longest > min(places, default=longest):
-                raise NotMeasured(
-                    f"The longest text has {longest} tokens, and the model takes {min(places)}.",
-                    type(subject.model).__name__,
-                    "ask for fewer words",
-                )
+            _check_longest(subject, [text for part in texts.values() for text in part])
         longer = {name: answers(subject, items.assign(text=part), self.tokens) for name, part in texts.items()}
         return Records(
             losses(clean, longer, {name: np.ones(len(items)) for name in texts}),

@@ -23,6 +23,7 @@ from .probe import Probe
 from .records import Records
 from ..models.forward import check_causal, evaluating, logits_of
 from ..models.inputs import check_rows
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/evaluate/07_perplexity.ipynb #cell-10
 def spans(
@@ -66,6 +67,8 @@ def token_losses(
             "context",
             "take a longer one",
         )
+    if isinstance(model, RemoteModel):
+        return _remote_losses(model, tokens, context, stride, begin)
     check_causal(model)
     with evaluating(model):
         vocabulary = logits_of(model, tokens[:1, :1]).shape[-1]
@@ -86,6 +89,22 @@ def token_losses(
                     logits[:, low - shift : high - shift].float().transpose(1, 2), targets, reduction="none"
                 )
                 losses[row : row + batch, low:high] = part_losses.double().nan_to_num(torch.inf, torch.inf).cpu()
+    return losses
+
+# %% ../../nbs/evaluate/07_perplexity.ipynb #825fc335
+def _remote_losses(
+    model: RemoteModel,
+    tokens: Tensor,  # shape (rows, length)
+    context: int,  # as for `token_losses`, as are the others
+    stride: int,
+    begin: int = 0,
+) -> Tensor:
+    "The result of `token_losses` from the log-probabilities that a model computed elsewhere tells."
+    losses = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
+    work = [(row, *span) for row in range(len(tokens)) for span in spans(tokens.shape[1], context, stride, begin)]
+    rows = [[*tokens[row, :begin].tolist(), *tokens[row, start:end].tolist()] for row, start, end, _ in work]
+    for (row, start, end, first), told in zip(work, model.token_scores(rows)):
+        losses[row, first:end] = -torch.from_numpy(told.logprobs[begin + first - start :])
     return losses
 
 # %% ../../nbs/evaluate/07_perplexity.ipynb #cell-21

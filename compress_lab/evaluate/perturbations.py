@@ -286,9 +286,7 @@ def _like(model: str, word: str) -> str:
 def _table(table: dict) -> tuple[re.Pattern, Callable]:
     "Returns the pattern and the change function of a table of words."
     known = "|".join(map(re.escape, sorted(table, key=len, reverse=True)))
-    return re.compile(rf"(?<![\w'’])(?:{known})(?![\w'’])", re.I), lambda found, random: _like(
-        found, table[found.lower()]
-    )
+    return re.compile(rf"(?<![\w'’])(?:{known})(?![\w'’])", re.I), lambda word, random: _like(word, table[word.lower()])
 
 
 def _reverse(table: dict) -> dict:
@@ -382,14 +380,14 @@ BEHAVIOUR = "behaviour.yml"
 
 def templates(
     path: str,  # of a YAML file; empty: the project's own
-    own: str,  # name of the project's own file among the package data
+    default: str,  # name of the project's own file among the package data
 ) -> tuple[dict, str]:
     "Reads a YAML file of templates; returns its contents and name. Raises `CompressLabError`."
-    file = Path(path) if path else own_data(own)
+    file = Path(path) if path else own_data(default)
     try:
         return read_yaml(read_text(file, MEGABYTE), file.name), file.name
     except CompressLabError as error:
-        fix = f"give the path of a file that is laid out as compress_lab/data/{own}, or none for that one"
+        fix = f"give the path of a file that is laid out as compress_lab/data/{default}, or none for that one"
         raise CompressLabError(f"The templates cannot be read: {error.what}", file.name, fix) from error
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #behaviour-code-2

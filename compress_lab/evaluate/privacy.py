@@ -106,7 +106,7 @@ def pii(
 
 # %% ../../nbs/evaluate/25_privacy.ipynb #agree-code
 def found_of(
-    found: pd.DataFrame,  # findings of `pii`
+    findings: pd.DataFrame,  # findings of `pii`
     true: pd.DataFrame,  # annotations: text, kind, start and end
 ) -> pd.DataFrame:
     "Precision and recall by kind; a finding is correct if it overlaps an annotation of the same kind."
@@ -115,16 +115,16 @@ def found_of(
         spans = {key: part[["start", "end"]].to_numpy() for key, part in others.groupby(["text", "kind"])}
         return np.array(
             [
-                any(start < each[1] and each[0] < end for each in spans.get((text, kind), ()))
+                any(start < span[1] and span[0] < end for span in spans.get((text, kind), ()))
                 for text, kind, start, end in ones[["text", "kind", "start", "end"]].itertuples(index=False)
             ],
             dtype=bool,
         )
 
     rows = {
-        "precision": pd.Series(hits(found, true), dtype=float).groupby(found["kind"].to_numpy()).mean(),
-        "recall": pd.Series(hits(true, found), dtype=float).groupby(true["kind"].to_numpy()).mean(),
-        "found": found["kind"].value_counts(),
+        "precision": pd.Series(hits(findings, true), dtype=float).groupby(findings["kind"].to_numpy()).mean(),
+        "recall": pd.Series(hits(true, findings), dtype=float).groupby(true["kind"].to_numpy()).mean(),
+        "found": findings["kind"].value_counts(),
         "true": true["kind"].value_counts(),
     }
     return pd.DataFrame(rows).fillna({"found": 0, "true": 0}).astype({"found": int, "true": int})

@@ -228,9 +228,9 @@ def difference(
     if self.sampled:
         columns, frame = columns[counted_rows(metric, columns)], frame[counted_rows(metric, columns)]
     ends = [float(metric.of(side)) for side in np.split(columns.sum(0), 2)]
-    found = self.spread(metric, frame, columns, ends, _one_model(original, compressed))
+    spread = self.spread(metric, frame, columns, ends, _one_model(original, compressed))
     margin = margin_of(metric, margin) if self.sampled or isinstance(margin, dict) else None
-    return self.judged(metric, ends, found, len(columns), margin)
+    return self.judged(metric, ends, spread, len(columns), margin)
 
 # %% ../../nbs/evaluate/05_probe.ipynb #judged-code
 @patch
@@ -238,7 +238,7 @@ def judged(
     self: Probe,
     metric: Metric,
     ends: tuple[float, float],  # values of the original and of the compressed model
-    found: Spread,  # intervals of their difference and their ratio
+    spread: Spread,  # intervals of their difference and their ratio
     items: int,  # rows compared
     margin: float | None,
 ) -> Difference:
@@ -248,10 +248,10 @@ def judged(
         value = float(np.subtract(after, before))
     ratio = after / before if before and np.isfinite(before) and np.isfinite(after) else None
     known = lambda ends: None if ends is None or np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
-    spreads = known(found.change), None if ratio is None else known(found.ratio)
+    spreads = known(spread.change), None if ratio is None else known(spread.ratio)
     floor = metric.floor * (abs(before) if metric.reference is None and np.isfinite(before) and before else 1.0)
     words = verdict(value, *spreads, metric, margin, floor)
-    p = _told_p(found.p, spreads[0], floor)
+    p = _told_p(spread.p, spreads[0], floor)
     return Difference(
         self.name,
         metric,
@@ -262,8 +262,8 @@ def judged(
         ratio,
         spreads[1],
         items,
-        found.units,
-        found.method,
+        spread.units,
+        spread.method,
         words,
         margin,
         p=p,
@@ -330,15 +330,15 @@ def over_seeds(
 ) -> Difference:
     "Returns the mean difference over seeds, with seeds and clusters as random factors."
     metric = metric if isinstance(metric, Metric) else self.metric(metric)
-    each = [self.difference(*pair, metric, margin=margin) for pair in pairs]
-    ends = [float(np.mean([getattr(one, name) for one in each])) for name in ("original", "compressed")]
-    if any(not np.isfinite(one.value) for one in each):
-        found = Spread(method="no interval: a seed diverged", units=0)
-    elif all(one.value == 0 and one.interval == (0, 0) for one in each):
-        found = Spread((0.0, 0.0), (1.0, 1.0), None, each[0].method, each[0].n_clusters)
+    results = [self.difference(*pair, metric, margin=margin) for pair in pairs]
+    ends = [float(np.mean([getattr(result, name) for result in results])) for name in ("original", "compressed")]
+    if any(not np.isfinite(result.value) for result in results):
+        spread = Spread(method="no interval: a seed diverged", units=0)
+    elif all(result.value == 0 and result.interval == (0, 0) for result in results):
+        spread = Spread((0.0, 0.0), (1.0, 1.0), None, results[0].method, results[0].n_clusters)
     else:
-        found = self.spread_over_seeds(metric, pairs, each)
-    return self.judged(metric, ends, found, sum(one.n_items for one in each), each[0].margin)
+        spread = self.spread_over_seeds(metric, pairs, results)
+    return self.judged(metric, ends, spread, sum(result.n_items for result in results), results[0].margin)
 
 
 @patch
@@ -346,11 +346,11 @@ def spread_over_seeds(
     self: Probe,
     metric: Metric,
     pairs: list,  # as in `over_seeds`
-    each: list,  # the difference of each seed
+    results: list,  # the difference of each seed
 ) -> Spread:
     "Intervals of the mean difference and ratio over seeds; for exact figures Student's t interval."
     if not self.sampled:
-        return exact_mean_spread([one.value for one in each], [one.ratio for one in each])
+        return exact_mean_spread([result.value for result in results], [result.ratio for result in results])
     parts, limits = zip(*(self._by_cluster(metric, *pair) for pair in pairs))
     return mean_spread(metric, parts, limits[0], self.sampled[1], self.fewest)
 

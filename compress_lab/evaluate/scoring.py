@@ -16,9 +16,10 @@ import torch
 from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from .perplexity import CHUNK
-from ..models.forward import check_causal, evaluating, logits_of
+from ..models.forward import check_causal, device_of, evaluating, logits_of
 from ..models.input_quantizers import without_input_quantizers
 from ..models.inputs import around, check_rows
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/evaluate/12_scoring.ipynb #cell-06
 class Request(NamedTuple):
@@ -215,19 +216,15 @@ def read(
 # %% ../../nbs/evaluate/12_scoring.ipynb #d5c93906
 def packed(model, requests: list[Request], budget: int):
     "Yields owner, log-probability and first choice of the options' tokens, pack by pack, each pack as one tree."
-    known, weight = (
-        inspect.signature(model.forward).parameters,
-        next(weight for weight in model.parameters() if weight.is_floating_point()),
-    )
+    known, device = inspect.signature(model.forward).parameters, device_of(model)
+    dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
     for pack in packs(requests, budget):
         tree = grow(requests, pack)
         needed, rows = np.unique(tree.nodes, return_inverse=True)
         tokens, depth, seen, needed = (
-            torch.from_numpy(part).to(weight.device) for part in (tree.tokens, tree.depth, tree.seen, needed)
+            torch.from_numpy(part).to(device) for part in (tree.tokens, tree.depth, tree.seen, needed)
         )
-        mask = torch.zeros(seen.shape, dtype=weight.dtype, device=weight.device).masked_fill_(
-            ~seen, torch.finfo(weight.dtype).min
-        )
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
         options = {"use_cache": False, "logits_to_keep": needed}
         logits = model(
             tokens[None],
@@ -266,8 +263,8 @@ def padded(model, requests: list[Request], budget: int):
 def alone(model, requests: list[Request], budget: int = 1):
     "Yields the same with one request per forward pass."
     for number, request in enumerate(requests):
-        for owner, *found in padded(model, [request], 1):
-            yield owner + number, *found
+        for owner, *scores in padded(model, [request], 1):
+            yield owner + number, *scores
 
 
 WAYS = {"packed": packed, "padded": padded, "alone": alone}
@@ -396,7 +393,18 @@ class Scores(NamedTuple):
 
     logp: np.ndarray  # log-likelihood of the option in nats, float64
     greedy: np.ndarray  # whether greedy decoding gives the option
-    way: str  # how it was computed: "packed", "padded" or "alone"
+    way: str  # how it was computed: "packed", "padded", "alone", or "remote" by another program
+
+
+def _remote_scores(
+    model: RemoteModel,
+    requests: list[Request],
+) -> Scores:
+    "The scores from the log-probabilities that a model computed elsewhere tells."
+    told = model.token_scores([request.tokens.tolist() for request in requests])
+    logp = [each.logprobs[-request.option :].sum() for each, request in zip(told, requests)]
+    greedy = [each.likeliest[-request.option :].all() for each, request in zip(told, requests)]
+    return Scores(np.array(logp), np.array(greedy), "remote")
 
 
 def score(
@@ -412,6 +420,8 @@ def score(
     """
     every = torch.from_numpy(np.concatenate([request.tokens for request in requests]))
     check_rows(model, every[None], "the texts to be scored", read=max(len(request.tokens) for request in requests) - 1)
+    if isinstance(model, RemoteModel):
+        return _remote_scores(model, requests)
     with evaluating(model):
         vocabulary = logits_of(model, every[None, :1]).shape[-1]
         if every.max() >= vocabulary:
@@ -421,7 +431,7 @@ def score(
                 "use the model's own tokenizer",
             )
         check_causal(model)
-        cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+        cpu = device_of(model).type == "cpu"
         budget = budget or (min(PACK, max(1, CHUNK // vocabulary)) if cpu else max(1, 8 * CHUNK // vocabulary))
         way = way or exact_way(model, requests, budget)
         parts = WAYS[way](model, requests, budget)

@@ -130,9 +130,9 @@ class Shift(Probe):
         if len(kinds) < 2:
             raise self.wrong("path", "names a file of one kind, and two are needed")
         first = self.clean or kinds[0]
-        each = [metric for kind in kinds if kind != first for metric in loss_metrics(f"_{kind}")]
+        by_kind = [metric for kind in kinds if kind != first for metric in loss_metrics(f"_{kind}")]
         object.__setattr__(
-            self, "metrics", (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *each)
+            self, "metrics", (*loss_metrics(""), Metric("clean_accuracy", "share", "higher", "clean"), *by_kind)
         )
 
     @cached_property

@@ -197,14 +197,14 @@ def quotient(
 
 # %% ../../nbs/evaluate/01_statistics.ipynb #9485130e
 def exact(
-    found: float,  # number counted; need not be whole
+    count: float,  # number counted; need not be whole
     of: float,  # total number
     level: float,  # minimum coverage
 ) -> tuple[float, float]:
     "Clopper and Pearson's exact interval of a share."
     tail = (1 - level) / 2
-    low = stats.beta.ppf(tail, found, of - found + 1) if found > 0 else 0.0
-    high = stats.beta.isf(tail, found + 1, of - found) if found < of else 1.0
+    low = stats.beta.ppf(tail, count, of - count + 1) if count > 0 else 0.0
+    high = stats.beta.isf(tail, count + 1, of - count) if count < of else 1.0
     return float(low), float(high)
 
 
@@ -470,19 +470,19 @@ SHARES = {
 }  # columns of `changes`
 
 
-def _flip_interval(name: str, found: pd.DataFrame) -> tuple[float, float]:
+def _flip_interval(name: str, answers: pd.DataFrame) -> tuple[float, float]:
     "The interval of one of `FLIPS`."
 
     def of(column):
-        return share(cluster_sums(np.column_stack([column, np.ones(len(found))]), found["cluster"]))
+        return share(cluster_sums(np.column_stack([column, np.ones(len(answers))]), answers["cluster"]))
 
     if name in SHARES:
-        return of(found[SHARES[name]])
+        return of(answers[SHARES[name]])
     if name == "agreement":
-        return of(~found["changed"])
+        return of(~answers["changed"])
     if name == "net change":
-        return paired_interval(paired(found["before"], found["after"], found["cluster"]))
-    rarer = of(min(found["lost"], found["gained"], key=np.sum))
+        return paired_interval(paired(answers["before"], answers["after"], answers["cluster"]))
+    rarer = of(min(answers["lost"], answers["gained"], key=np.sum))
     return tuple(np.minimum(1.0, np.multiply(2, rarer)).tolist())  # churn
 
 # %% ../../nbs/evaluate/01_statistics.ipynb #flips-code-2-2
@@ -498,14 +498,14 @@ def flips(
     Raises `CompressLabError` if items differ.
     """
     counted = ["lost", "gained", "changed", "n"]
-    found, other = changes(original, compressed, column), None if again is None else changes(original, again, column)
+    answers, other = changes(original, compressed, column), None if again is None else changes(original, again, column)
     table = {}
     for name, of in FLIPS.items():
-        low, high = _flip_interval(name, found)
-        table[name] = {"share": float(of(found[counted].to_numpy(float).sum(0))), "low": low, "high": high}
+        low, high = _flip_interval(name, answers)
+        table[name] = {"share": float(of(answers[counted].to_numpy(float).sum(0))), "low": low, "high": high}
         if other is None:
             continue
-        floor, (above_low, above_high) = float(of(other[counted].to_numpy(float).sum(0))), _above(name, found, other)
+        floor, (above_low, above_high) = float(of(other[counted].to_numpy(float).sum(0))), _above(name, answers, other)
         table[name] |= {
             "floor": floor,
             "above": table[name]["share"] - floor,
@@ -515,14 +515,14 @@ def flips(
     return pd.DataFrame(table).T
 
 
-def _above(name: str, found: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
+def _above(name: str, answers: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float]:
     "The interval of the excess of one of `FLIPS` over the same figure between two runs of the original."
     if name in SHARES:
-        return paired_interval(paired(other[SHARES[name]], found[SHARES[name]], found["cluster"]))
+        return paired_interval(paired(other[SHARES[name]], answers[SHARES[name]], answers["cluster"]))
     if name == "agreement":
-        return paired_interval(paired(~other["changed"], ~found["changed"], found["cluster"]))
-    counted = [each[["lost", "gained", "changed", "n"]].to_numpy(float) for each in (found, other)]
-    sums = cluster_sums(np.hstack(counted), found["cluster"])
+        return paired_interval(paired(~other["changed"], ~answers["changed"], answers["cluster"]))
+    counted = [frame[["lost", "gained", "changed", "n"]].to_numpy(float) for frame in (answers, other)]
+    sums = cluster_sums(np.hstack(counted), answers["cluster"])
     return intervals(sums, lambda t: FLIPS[name](t) - FLIPS[name](t[..., 4:]), sizes=sums[:, 3])[0]
 
 # %% ../../nbs/evaluate/01_statistics.ipynb #cell-31

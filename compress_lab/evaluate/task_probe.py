@@ -30,7 +30,7 @@ from .scoring import PACK, encode, score, tokenizer_of
 from .statistics import FLIPS, changes
 from .tasks import Items, TaskFile, cleaned, items, matches, read_task, task_files
 from .writing import answers_to
-from ..models.forward import evaluating
+from ..models.forward import device_of, evaluating
 from ..models.inputs import check_tokens, limits, tokenizer_key
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-06
@@ -50,8 +50,8 @@ def macro_f1(
     totals: np.ndarray,  # by class: true positives; items plus predictions of the class; shape (…, 2 × classes)
 ) -> np.ndarray:
     "The macro F1, the mean F1 over classes."
-    found, seen = totals[..., ::2], totals[..., 1::2]
-    return np.divide(2 * found, seen, out=np.zeros_like(found), where=seen > 0).mean(-1)
+    hits, seen = totals[..., ::2], totals[..., 1::2]
+    return np.divide(2 * hits, seen, out=np.zeros_like(hits), where=seen > 0).mean(-1)
 
 
 def metric_of(
@@ -116,14 +116,14 @@ def class_columns(
     count: int,  # number of classes
 ) -> dict[str, np.ndarray]:
     "Each item's contributions to F1, macro F1 and Matthews's correlation, by column."
-    found = {f"found_{each}": ((prediction == each) & (label == each)) * 1.0 for each in range(count)}
-    seen = {f"seen_{each}": (prediction == each) * 1.0 + (label == each) for each in range(count)}
+    hits = {f"found_{number}": ((prediction == number) & (label == number)) * 1.0 for number in range(count)}
+    seen = {f"seen_{number}": (prediction == number) * 1.0 + (label == number) for number in range(count)}
     if count != 2:
-        return found | seen
+        return hits | seen
     return (
-        found
+        hits
         | seen
-        | {"f1_found": 2 * found["found_1"], "f1_seen": seen["seen_1"]}
+        | {"f1_found": 2 * hits["found_1"], "f1_seen": seen["seen_1"]}
         | moments("mcc", prediction == 1, label == 1)
     )
 
@@ -143,31 +143,31 @@ def padded_rows(rows, fill=np.nan) -> np.ndarray:
 
 
 def _together(
-    found: Items,
+    asked: Items,
     frame: pd.DataFrame,  # with `correct`, a row for each item
 ) -> pd.DataFrame:
     "Adds each group's contribution to `em`, in the row of its last item; no change if items have no groups."
-    if found.file.group is None:
+    if asked.file.group is None:
         return frame
-    group = pd.Series([item.group for item in found])
+    group = pd.Series([item.group for item in asked])
     last = ~group.duplicated(keep="last")
     return frame.assign(em_right=frame["correct"].groupby(group).transform("all") & last, em_groups=last)
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-15-2
 def _choice_frame(
-    found: Items,  # of kind choice
+    asked: Items,  # of kind choice
     logp: np.ndarray,  # log-likelihoods of all options, item by item, shape (options,)
     tokens: np.ndarray,  # number of tokens of each option
 ) -> pd.DataFrame:
     "One row per item: its answer, its score under each metric, and the log-likelihoods."
-    counts = [len(item.options) for item in found]
+    counts = [len(item.options) for item in asked]
     split = lambda flat: padded_rows(np.split(flat, np.cumsum(counts)[:-1]))
     logp, right = (
         split(logp),
         padded_rows(
             [
                 item.answer if isinstance(item.answer, tuple) else np.eye(len(item.options))[item.answer]
-                for item in found
+                for item in asked
             ],
             0,
         )
@@ -175,15 +175,15 @@ def _choice_frame(
     )
     lengths = {
         "correct": 1.0,
-        "acc_norm": padded_rows([[len(option) for option in item.options] for item in found]),
-        "acc_bytes": padded_rows([[len(option.encode()) for option in item.options] for item in found]),
+        "acc_norm": padded_rows([[len(option) for option in item.options] for item in asked]),
+        "acc_bytes": padded_rows([[len(option.encode()) for option in item.options] for item in asked]),
         "acc_tokens": split(tokens),
     }
     said = {name: likeliest(logp / length) for name, length in lengths.items()}
     frame = pd.DataFrame(
         {
-            "item": [item.id for item in found],
-            "cluster": [item.cluster for item in found],
+            "item": [item.id for item in asked],
+            "cluster": [item.cluster for item in asked],
             "prediction": said["correct"],
             "label": right.argmax(1),
         }
@@ -195,21 +195,21 @@ def _choice_frame(
     frame["mass"] = np.divide(
         (chance * right).sum(1), chance.sum(1), out=np.zeros(len(chance)), where=chance.sum(1) > 0
     )
-    if found.file.gold is not None:
+    if asked.file.gold is not None:
         frame["token_f1"] = [
-            item.token_f1[each] if each >= 0 else 0.0 for item, each in zip(found, frame["prediction"])
+            item.token_f1[choice] if choice >= 0 else 0.0 for item, choice in zip(asked, frame["prediction"])
         ]
     more = (
-        class_columns(frame["prediction"].to_numpy(), frame["label"].to_numpy(), len(found.file.options))
-        if isinstance(found.file.options, list)
+        class_columns(frame["prediction"].to_numpy(), frame["label"].to_numpy(), len(asked.file.options))
+        if isinstance(asked.file.options, list)
         else {}
     )
-    return _together(found, frame).assign(**more, logprobs=[row[:count] for row, count in zip(logp, counts)])
+    return _together(asked, frame).assign(**more, logprobs=[row[:count] for row, count in zip(logp, counts)])
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-16
 def ask(
     subject,  # a causal language model with its tokenizer
-    found: Items,  # of kind choice or completion
+    asked: Items,  # of kind choice or completion
     tokens: int | None,  # tokens at a time
 ) -> tuple[pd.DataFrame, dict]:
     """Scores options or completions; returns one row per item and metadata of the scoring.
@@ -218,8 +218,8 @@ def ask(
     """
     known = limits(subject.model)
     pairs = [
-        (pair, found.place(item, f", option {number}" * (len(item.pairs) > 1)))
-        for item in found
+        (pair, asked.place(item, f", option {number}" * (len(item.pairs) > 1)))
+        for item in asked
         for number, pair in enumerate(item.pairs)
     ]
     requests = encode(
@@ -233,12 +233,12 @@ def ask(
         told["notes"] = [
             f"{cut} of {len(requests)} contexts lost their beginning: the model takes {known.places} tokens"
         ]
-    if found.file.kind == "choice":
-        return _choice_frame(found, scores.logp, length), told
+    if asked.file.kind == "choice":
+        return _choice_frame(asked, scores.logp, length), told
     frame = pd.DataFrame(
         {
-            "item": [item.id for item in found],
-            "cluster": [item.cluster for item in found],
+            "item": [item.id for item in asked],
+            "cluster": [item.cluster for item in asked],
             "correct": scores.greedy,
             "nll": -scores.logp,
         }
@@ -258,9 +258,9 @@ def class_order(
     ]
     if all(re.fullmatch(r"(label)?\d+", name) for name in names) and not any("|" in label for label in labels):
         return [[number] for number in range(len(labels))]
-    found = [[names.index(part) for part in map(same, label.split("|")) if part in names] for label in labels]
-    if all(found) and sorted(sum(found, [])) == list(range(len(names))):
-        return found
+    order = [[names.index(part) for part in map(same, label.split("|")) if part in names] for label in labels]
+    if all(order) and sorted(sum(order, [])) == list(range(len(names))):
+        return order
     raise CompressLabError(
         f"The head's classes are {', '.join(map(str, config.id2label.values()))}; the task's are {', '.join(labels)}.",
         where,
@@ -324,7 +324,7 @@ def head_logits(
 
     Raises `NotMeasured` for a model that has no head.
     """
-    known, device = limits(subject.model), next(subject.model.parameters()).device
+    known, device = limits(subject.model), device_of(subject.model)
     longest = min(
         (limit for limit in (known.places, getattr(subject.tokenizer, "model_max_length", None)) if limit), default=None
     )  # a model may have more positions than it can use for tokens
@@ -355,13 +355,13 @@ def head_logits(
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-19
 def classify(
     subject,  # an encoder with a classification head and its tokenizer
-    found: Items,  # of kind classify
+    asked: Items,  # of kind classify
     tokens: int | None,  # tokens at a time
 ) -> tuple[pd.DataFrame, dict]:
     "Classifies the items; returns one row per item and notes. Raises `NotMeasured` for a model without such a head."
-    file, label = found.file, np.array([item.answer for item in found])
+    file, label = asked.file, np.array([item.answer for item in asked])
     order = class_order(getattr(subject.model, "config", None), file.labels, file.path) if file.labels else [[0]]
-    logits, cut = head_logits(subject, [item.sentences for item in found], tokens, file.name)
+    logits, cut = head_logits(subject, [item.sentences for item in asked], tokens, file.name)
     if logits.shape[1] != sum(map(len, order)):
         raise NotMeasured(
             f"The task needs a head with {sum(map(len, order))} figures for a row, and this one has {logits.shape[1]}.",
@@ -369,7 +369,7 @@ def classify(
             "fine-tune the model on the task",
         )
     told = {"notes": [cut]} if cut else {}
-    frame = pd.DataFrame({"item": [item.id for item in found], "cluster": [item.cluster for item in found]})
+    frame = pd.DataFrame({"item": [item.id for item in asked], "cluster": [item.cluster for item in asked]})
     if file.labels:
         prediction = likeliest(
             np.stack([(logits - logits.max(1, keepdims=True))[:, part].max(1) for part in order], 1)
@@ -381,7 +381,7 @@ def classify(
             "correct": prediction == label,
             "logprobs": [*np.stack([special.logsumexp(logp[:, part], axis=1) for part in order], 1)],
         }
-        return _together(found, frame.assign(**known, **class_columns(prediction, label, len(order)))), told
+        return _together(asked, frame.assign(**known, **class_columns(prediction, label, len(order)))), told
     if not np.isfinite(logits).all():
         raise NotMeasured(
             "The head's figures are not numbers.", type(subject.model).__name__, "compare with the uncompressed model"
@@ -409,22 +409,22 @@ def taken(
 
 def write(
     subject,  # a causal language model with its tokenizer
-    found: Items,  # of kind write
+    asked: Items,  # of kind write
 ) -> tuple[pd.DataFrame, dict]:
     "Generates answers, one row per item. Raises `NotMeasured` if the model cannot, `CompressLabError` naming the row."
-    file = found.file
+    file = asked.file
     said = answers_to(
         subject,
-        [item.pairs[0][0] for item in found],
+        [item.pairs[0][0] for item in asked],
         file.length or LENGTH,
         chat=False,
-        names=[found.place(item) for item in found],
+        names=[asked.place(item) for item in asked],
     )
-    prediction, label = [taken(text, file) for text in said], [cleaned(file, item.answer) for item in found]
+    prediction, label = [taken(text, file) for text in said], [cleaned(file, item.answer) for item in asked]
     frame = pd.DataFrame(
         {
-            "item": [item.id for item in found],
-            "cluster": [item.cluster for item in found],
+            "item": [item.id for item in asked],
+            "cluster": [item.cluster for item in asked],
             "prediction": prediction,
             "label": label,
         }
@@ -438,18 +438,18 @@ _kept: dict = {}  # (fingerprint, tokenizer, task and items) -> frame and notes
 
 def answered(
     subject,  # a model with its tokenizer
-    found: Items,
+    asked: Items,
     tokens: int | None,  # tokens at a time
 ) -> tuple[pd.DataFrame, dict]:
     "Returns one row per item and notes from `classify`, `ask` or `write`, computed or from the cache."
-    if found.file.kind == "write":
-        return write(subject, found)  # depends on more than the weights
-    reader, measure = tokenizer_key(subject.tokenizer), classify if found.file.kind == "classify" else ask
+    if asked.file.kind == "write":
+        return write(subject, asked)  # depends on more than the weights
+    reader, measure = tokenizer_key(subject.tokenizer), classify if asked.file.kind == "classify" else ask
     if reader is None:
-        return measure(subject, found, tokens)  # a tokenizer without a key cannot be told from another
-    key = subject.fingerprint, reader, repr(found.file), found.key, tokens, torch.get_num_threads()
+        return measure(subject, asked, tokens)  # a tokenizer without a key cannot be told from another
+    key = subject.fingerprint, reader, repr(asked.file), asked.key, tokens, torch.get_num_threads()
     if key not in _kept:
-        _kept[key] = measure(subject, found, tokens)
+        _kept[key] = measure(subject, asked, tokens)
         while len(_kept) > ANSWERS:
             del _kept[next(iter(_kept))]
     frame, told = _kept[key]
@@ -497,15 +497,15 @@ class TaskProbe(Probe):
         Raises `NotMeasured` for a model that cannot answer such a task, `CompressLabError` naming file and row.
         """
         tokenizer_of(subject)
-        found = items(self.file, self.n, seed)
-        frame, told = answered(subject, found, self.tokens)
-        if found.left_out:
-            told["notes"] = [*told.get("notes", []), f"{found.left_out} rows are no items by the task's file"]
+        asked = items(self.file, self.n, seed)
+        frame, told = answered(subject, asked, self.tokens)
+        if asked.left_out:
+            told["notes"] = [*told.get("notes", []), f"{asked.left_out} rows are no items by the task's file"]
         return Records(
             frame,
             self,
             subject.fingerprint,
-            {"data": found.data, "rows": found.key, "seed": seed, "axis": self.file.axis, **told},
+            {"data": asked.data, "rows": asked.key, "seed": seed, "axis": self.file.axis, **told},
         )
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-28

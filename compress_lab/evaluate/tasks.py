@@ -409,7 +409,7 @@ def _rendered(
     Raises the errors of Jinja and of the templates.
     """
 
-    def made(name, kind):
+    def rendered(name, kind):
         value = getattr(file, name)
         if value is None:
             return None
@@ -418,12 +418,12 @@ def _rendered(
         found = kind(value)(**row)
         return str(found) if isinstance(found, Undefined) else _plain(found)  # str of an undefined value raises
 
-    if file.where is not None and not made("where", expression):
+    if file.where is not None and not rendered("where", expression):
         return None
-    found = {name: made(name, expression) for name in ("answer", "item", "cluster", "group", "gold")} | {
-        name: made(name, template) for name in ("context", "completion")
+    found = {name: rendered(name, expression) for name in ("answer", "item", "cluster", "group", "gold")} | {
+        name: rendered(name, template) for name in ("context", "completion")
     }
-    found["options"] = made("options", template if isinstance(file.options, list) else expression)
+    found["options"] = rendered("options", template if isinstance(file.options, list) else expression)
     if isinstance(found["options"], list) and isinstance(gold := found["gold"], list):
         found["token_f1"] = tuple(
             max((token_f1(str(option), str(right)) for right in gold), default=0.0) for option in found["options"]
@@ -456,11 +456,11 @@ def same_as_right(
 # %% ../../nbs/evaluate/11_tasks.ipynb #choice-code
 def _choice_of(
     file: TaskFile,
-    found: dict,  # from `_rendered`
+    values: dict,  # from `_rendered`
     need: Callable,  # need(fact, what, fix) raises if the fact is false
 ) -> tuple:
     "Returns the pairs of context and option of a choice, and its right answer or answers."
-    answer, options, context = found["answer"], found["options"], found["context"]
+    answer, options, context = values["answer"], values["options"], values["context"]
     need(
         isinstance(options, list)
         and len(options) > 1
@@ -485,10 +485,10 @@ def _choice_of(
         )
     need(
         file.gold is None
-        or isinstance(found["gold"], list)
-        and found["gold"]
-        and all(isinstance(text, str) for text in found["gold"]),
-        f"The right texts are {found['gold']!r}, and must be a list of texts.",
+        or isinstance(values["gold"], list)
+        and values["gold"]
+        and all(isinstance(text, str) for text in values["gold"]),
+        f"The right texts are {values['gold']!r}, and must be a list of texts.",
     )
     contexts = [context] * len(options) if isinstance(context, str) else context
     pairs = tuple((before, file.delimiter + option) for before, option in zip(contexts, options))
@@ -508,27 +508,27 @@ def as_item(
             raise CompressLabError(what, where, fix)
 
     try:
-        found = _rendered(file, row)
+        values = _rendered(file, row)
     except Exception as error:
         raise CompressLabError(
             f"The file cannot be applied: {type(error).__name__}: {error}.",
             where,
             f"the columns are {', '.join(map(str, row))}",
         ) from error
-    if found is None:
+    if values is None:
         return None
-    answer, options, pairs = found["answer"], found["options"], ()
+    answer, options, pairs = values["answer"], values["options"], ()
     if file.kind == "choice":
-        pairs, answer = _choice_of(file, found, need)
+        pairs, answer = _choice_of(file, values, need)
     elif file.kind == "completion":
-        need(found["completion"].strip(), "Nothing is to follow.")
-        pairs = ((found["context"], found["completion"]),)
+        need(values["completion"].strip(), "Nothing is to follow.")
+        pairs = ((values["context"], values["completion"]),)
     elif file.kind == "write":
         need(
             isinstance(answer, str) and cleaned(file, answer),
             f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}.",
         )
-        pairs = ((found["context"], ""),)
+        pairs = ((values["context"], ""),)
     elif file.labels:
         need(
             type(answer) is int and 0 <= answer < len(file.labels),
@@ -539,16 +539,16 @@ def as_item(
         need(
             isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, and must be a number."
         )
-    sentences = found.get("sentences", ())
+    sentences = values.get("sentences", ())
     need(all(isinstance(text, str) for text in sentences), f"The sentences are {sentences!r}, and must be texts.")
-    id = str(number if found["item"] is None else found["item"])
+    id = str(number if values["item"] is None else values["item"])
     return Item(
         number,
         id,
-        *(id if found[name] is None else str(found[name]) for name in ("cluster", "group")),
+        *(id if values[name] is None else str(values[name]) for name in ("cluster", "group")),
         pairs,
         tuple(options or ()),
-        found.get("token_f1", ()),
+        values.get("token_f1", ()),
         sentences,
         answer,
     )

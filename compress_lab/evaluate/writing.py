@@ -19,8 +19,9 @@ from ..core.errors import CompressLabError, NotMeasured
 from ..core.progress import bar
 from ..core.settings import seed_number
 from .scoring import tokenizer_of
-from ..models.forward import evaluating
+from ..models.forward import device_of, evaluating
 from ..models.inputs import limits, opened
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/evaluate/13_writing.ipynb #render-code
 SECONDS, MEMORY, LETTERS = (
@@ -150,6 +151,18 @@ def encoded(
             )
     return token_rows
 
+# %% ../../nbs/evaluate/13_writing.ipynb #bb41799d
+def _remote_answers(
+    subject,  # with a model that is computed elsewhere
+    tokens: list[list[int]],  # of each prompt
+    length: int,  # maximum tokens to generate
+    temperature: float = 0,  # of sampling
+) -> list[str]:
+    "The answers of a model that is computed elsewhere. Raises `NotMeasured` if they would be sampled."
+    if temperature:
+        raise NotMeasured("The sampled answers of a model that is computed elsewhere cannot be repeated.", subject.name)
+    return subject.model.answers(tokens, length, subject.tokenizer)
+
 # %% ../../nbs/evaluate/13_writing.ipynb #write-code-2
 def answers_to(
     subject,  # a causal language model with its tokenizer
@@ -168,6 +181,8 @@ def answers_to(
     does not fit.
     """
     tokens = encoded(subject, prompts, length, chat, names)
+    if isinstance(subject.model, RemoteModel):
+        return _remote_answers(subject, tokens, length, temperature)
     how = (
         {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
         if temperature
@@ -176,7 +191,7 @@ def answers_to(
     ends = subject.model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     settings = GenerationConfig(max_new_tokens=length, eos_token_id=ends or None, pad_token_id=0, **how, **NEUTRAL)
-    texts, device = {}, next(subject.model.parameters()).device
+    texts, device = {}, device_of(subject.model)
     sizes = pd.Series(range(len(tokens))).groupby([len(row) for row in tokens]).apply(list)
     with evaluating(subject.model) as model, torch.random.fork_rng():
         torch.manual_seed(seed_number(seed))

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'LARGEST', 'LONG', 'SLOW', 'TRIES', 'ROUNDS', 'RUNS', 'DTYPES', 'clock_of', 'seconds_of', 'Rate', 'rate_of',
-           'int8_product', 'product', 'Job', 'product_job', 'best_rates', 'last_level_bytes', 'bandwidth_jobs',
-           'Ceilings', 'ceilings']
+           'product', 'Job', 'product_job', 'best_rates', 'last_level_bytes', 'bandwidth_jobs', 'Ceilings', 'ceilings']
 
 # %% ../../nbs/measure/11_ceilings.ipynb #imports
 import time
@@ -24,7 +23,7 @@ from .machine import last_level_cache
 def clock_of(
     device: torch.device,  # a processor or a CUDA device
 ):
-    "The clock for work on a device: processor time of this thread where it does all the work, else wall time."
+    "The clock for work on a device: this thread's processor time if the thread does all the work, else wall time."
     fine = time.get_clock_info("thread_time").resolution < 1e-6
     alone = device.type == "cpu" and torch.get_num_threads() == 1 and fine
     return time.thread_time if alone else time.perf_counter
@@ -36,7 +35,7 @@ def seconds_of(
     repetitions: int,  # that are timed
     clock=None,  # gives seconds; None: `clock_of` the device
 ) -> list[float]:
-    "Seconds of each repetition, after one that is not timed; on a CUDA device by its events."
+    "Seconds of each repetition, after one that is not timed; a CUDA device is timed by its events."
     once()
     if device.type == "cuda":
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
@@ -73,7 +72,7 @@ def rate_of(
     return Rate(work / min(seconds), 1 - min(seconds) / max(seconds), kernel, len(seconds))
 
 # %% ../../nbs/measure/11_ceilings.ipynb #product
-def int8_product(
+def _int8_product(
     size: int,  # rows and columns
     device: torch.device,  # a processor or a CUDA device
 ) -> tuple[str, Callable]:
@@ -97,11 +96,13 @@ def product(
     size: int,  # rows and columns
     device: torch.device,  # a processor or a CUDA device
 ) -> tuple[str, Callable]:
-    "Name of the kernel, and a function that multiplies two matrices by it once. Raises what torch raises without one."
+    """Name of the kernel, and a function that multiplies two matrices by it once. Raises torch's error if there is no
+    kernel.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if dtype == "int8":
-            return int8_product(size, device)
+            return _int8_product(size, device)
         left, right = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     out = torch.empty_like(left)
     return "torch.mm", lambda: torch.mm(left, right, out=out)
@@ -183,7 +184,7 @@ def bandwidth_jobs(
 # %% ../../nbs/measure/11_ceilings.ipynb #ceilings
 @dataclass(frozen=True)
 class Ceilings:
-    "What a device can do at most, as measured."
+    "Measured peak rates of arithmetic and of memory of a device."
 
     device: str  # "cpu" or "cuda"
     processor: str  # its name
@@ -207,14 +208,14 @@ class Ceilings:
 
     @property
     def bandwidth(self) -> float:
-        "Bytes a second of reading alone, which is what weights are."
+        "Bytes a second of pure reading, which is how weights are used."
         return self.bandwidths["read"].best
 
     def ridge(
         self,
         dtype: str = "float32",  # a name in `peaks`
     ) -> float:
-        "FLOPs for each byte above which arithmetic is the limit and not memory."
+        "The intensity, FLOPs for each byte, above which arithmetic and no longer memory is the limit."
         return self.peak(dtype) / self.bandwidth
 
     def __repr__(self):

@@ -4,10 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'CHOSEN', 'FORMULAS', 'Workload', 'linear_flops', 'attention_flops', 'expected_experts', 'layer_row',
-           'stored_bytes', 'experts_per_token', 'rows_read', 'linear_row', 'Heads', 'first_count', 'window_of',
-           'heads_of', 'attention_modules', 'attention_row', 'embedding_row', 'router_row', 'is_router', 'norm_row',
-           'is_norm', 'activation_row', 'is_activation', 'layer_rows', 'check_kind', 'check_covered', 'layer_costs',
-           'fused_attention', 'grouped_product', 'own_flops', 'counted_flops']
+           'rows_read', 'linear_row', 'Heads', 'heads_of', 'attention_modules', 'attention_row', 'layer_costs',
+           'own_flops', 'counted_flops']
 
 # %% ../../nbs/measure/10_flops.ipynb #imports
 from dataclasses import dataclass
@@ -109,7 +107,7 @@ def layer_row(
     return {"name": name, "kind": kind, "block": block, **dict(zip(FIGURES, counts))}
 
 
-def stored_bytes(
+def _stored_bytes(
     tensor: torch.Tensor | None,  # a parameter; None counts nothing
     packed: dict[int, Packed],  # the packed form of each parameter that has one, from `packed_by_tensor`
 ) -> int:
@@ -122,7 +120,7 @@ def stored_bytes(
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 
 
-def experts_per_token(
+def _experts_per_token(
     model: nn.Module,  # with stacks of experts
 ) -> int:
     "Experts that a token is routed to. Raises `NotMeasured` if the configuration does not say."
@@ -161,13 +159,13 @@ def linear_row(
     "The row of a linear or of a stack of experts. Raises `NotMeasured` for a convolution."
     if linear.kind == "conv2d":
         raise NotMeasured("A convolution over images reads no tokens.", linear.name, "take a model of text")
-    weight_bytes = stored_bytes(linear.weight, packed)
+    weight_bytes = _stored_bytes(linear.weight, packed)
     if linear.kind == "experts":
-        count, chosen = len(linear.matrices), experts_per_token(model)
+        count, chosen = len(linear.matrices), _experts_per_token(model)
         weight_bytes *= expected_experts(count, chosen, work.rows) / count
         rows = work.rows * chosen
     else:
-        weight_bytes += stored_bytes(linear.module.bias, packed)
+        weight_bytes += _stored_bytes(linear.module.bias, packed)
         rows = rows_read(linear.name, model, work)
     return layer_row(
         linear.name,
@@ -189,7 +187,7 @@ class Heads:
     window: int | None  # tokens that a sliding window keeps; None: all
 
 
-def first_count(
+def _first_count(
     names: tuple[str, ...],  # of attributes
     *holders,  # modules and configurations, in the order in which they are asked
 ) -> int | None:
@@ -198,7 +196,7 @@ def first_count(
     return next((value for value in values if type(value) is int and value > 0), None)
 
 
-def window_of(
+def _window_of(
     module: nn.Module,  # an attention module
     config,  # its configuration
 ) -> int | None:
@@ -206,7 +204,7 @@ def window_of(
     kinds, index = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
     if kinds and type(index) is int and kinds[index] != "sliding_attention":
         return None
-    return first_count(("sliding_window",), module, config)
+    return _first_count(("sliding_window",), module, config)
 
 
 def heads_of(
@@ -215,12 +213,12 @@ def heads_of(
 ) -> Heads:
     "Sizes of an attention module, from its attributes and its configuration."
     config = getattr(module, "config", None) or text_config(model)
-    heads = first_count(("num_heads", "num_attention_heads", "n_heads"), module, config) or 1
-    size = first_count(("head_dim", "attention_head_size", "head_size"), module, config)
+    heads = _first_count(("num_heads", "num_attention_heads", "n_heads"), module, config) or 1
+    size = _first_count(("head_dim", "attention_head_size", "head_size"), module, config)
     size = size or getattr(config, "hidden_size", 0) // heads
-    groups = first_count(("num_key_value_groups",), module)
-    key_heads = first_count(("num_key_value_heads", "num_kv_heads"), module, config) or heads
-    return Heads(heads, heads // groups if groups else key_heads, size, window_of(module, config))
+    groups = _first_count(("num_key_value_groups",), module)
+    key_heads = _first_count(("num_key_value_heads", "num_kv_heads"), module, config) or heads
+    return Heads(heads, heads // groups if groups else key_heads, size, _window_of(module, config))
 
 # %% ../../nbs/measure/10_flops.ipynb #attention-rows
 def attention_modules(
@@ -253,20 +251,20 @@ def attention_row(
     return layer_row(name, "attention", block, flops, 0, passed, cached)
 
 # %% ../../nbs/measure/10_flops.ipynb #embedding
-def embedding_row(
+def _embedding_row(
     name: str,  # of an embedding table
     table: nn.Embedding,  # its module
     work: Workload,  # the shape of the forward pass
     packed: dict[int, Packed],  # the packed form of each parameter that has one
 ) -> dict:
-    "The row of an embedding table: the rows of positions are read once, those of tokens for each row of the batch."
+    "The row of an embedding table: positions are read once, tokens once for each row of the batch."
     positions = any(word in name.rpartition(".")[2] for word in ("pos", "wpe"))
     rows = work.tokens if positions else work.rows
-    weight_bytes = stored_bytes(table.weight, packed) * rows / table.num_embeddings
+    weight_bytes = _stored_bytes(table.weight, packed) * rows / table.num_embeddings
     return layer_row(name, "embedding", None, 0, weight_bytes, rows * table.embedding_dim * table.weight.element_size())
 
 
-def router_row(
+def _router_row(
     name: str,  # of a router
     router: nn.Module,  # with a weight of shape (experts, hidden size)
     block: int | None,  # index of its block
@@ -277,67 +275,69 @@ def router_row(
     experts, hidden = router.weight.shape
     moved = work.rows * (experts + hidden) * router.weight.element_size()
     flops = linear_flops(work.rows, hidden, experts)
-    return layer_row(name, "router", block, flops, stored_bytes(router.weight, packed), moved)
+    return layer_row(name, "router", block, flops, _stored_bytes(router.weight, packed), moved)
 
 
-def is_router(
+def _is_router(
     module: nn.Module,  # any module
 ) -> bool:
-    "Whether a module that is no linear holds the weight of a router."
+    "Whether a module other than a linear or an embedding holds a router's weight."
     weight = getattr(module, "weight", None)
     other = isinstance(module, (nn.Linear, Conv1D, nn.Embedding)) or not isinstance(weight, nn.Parameter)
     return not other and weight.dim() == 2 and any(word in type(module).__name__.lower() for word in ("router", "gate"))
 
 # %% ../../nbs/measure/10_flops.ipynb #others
-def norm_row(
+def _norm_row(
     name: str,  # of a norm
     norm: nn.Module,  # with weights of shape (size,)
     block: int | None,  # index of its block; None outside
     work: Workload,  # the shape of the forward pass
     attention: dict[str, Heads],  # the sizes of all attention modules, by name
 ) -> dict:
-    "The row of a norm, which is applied once for each head where it is one of queries or keys."
-    own, times = list(norm.parameters(recurse=False)), 1
-    size, itemsize = own[0].numel(), own[0].element_size()
+    "The row of a norm; a norm of queries or keys is applied once for each head."
+    weights, times = list(norm.parameters(recurse=False)), 1
+    size, itemsize = weights[0].numel(), weights[0].element_size()
     outer = next((heads for path, heads in attention.items() if name.startswith(f"{path}.")), None)
     if outer and size == outer.size:
         times = outer.key_heads if name.rpartition(".")[2].startswith("k") else outer.heads
-    weight_bytes = sum(tensor.nbytes for tensor in own)
+    weight_bytes = sum(tensor.nbytes for tensor in weights)
     return layer_row(name, "norm", block, 0, weight_bytes, 2 * work.rows * times * size * itemsize)
 
 
-def is_norm(
+def _is_norm(
     module: nn.Module,  # any module
 ) -> bool:
     "Whether a module is a norm with weights."
-    own = list(module.parameters(recurse=False))
-    return "norm" in type(module).__name__.lower() and bool(own) and not list(module.children())
+    weights = list(module.parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and bool(weights) and not list(module.children())
 
 
-def activation_row(
+def _activation_row(
     name: str,  # of an activation function
     near: list[LinearLayer],  # the linears of the module that holds it, in order
     block: int | None,  # index of its block; None outside
     model: nn.Module,  # that holds it
     work: Workload,  # the shape of the forward pass
 ) -> dict:
-    "The row of an activation function: it reads what all linears but the last write, and writes what the last reads."
+    """The row of an activation function: it reads what all linears but the last produce, and writes the input of the
+    last.
+    """
     write = near[-1].in_features if len(near) > 1 else near[0].out_features
     read = sum(linear.out_features for linear in near[:-1]) or write
-    rows = rows_read(name, model, work) * (experts_per_token(model) if near[0].kind == "experts" else 1)
+    rows = rows_read(name, model, work) * (_experts_per_token(model) if near[0].kind == "experts" else 1)
     return layer_row(name, "activation", block, 0, 0, rows * (read + write) * near[0].weight.element_size())
 
 
-def is_activation(
+def _is_activation(
     module: nn.Module,  # any module
 ) -> bool:
     "Whether a module is an activation function without weights, such as SiLU."
-    home, own = type(module).__module__, list(module.parameters())
+    home, weights = type(module).__module__, list(module.parameters())
     functions = home in ("torch.nn.modules.activation", "transformers.activations")
-    return functions and not own and "softmax" not in type(module).__name__.lower()
+    return functions and not weights and "softmax" not in type(module).__name__.lower()
 
 # %% ../../nbs/measure/10_flops.ipynb #walk
-def layer_rows(
+def _layer_rows(
     subject,  # a Subject with a decoder or an encoder
     work: Workload,  # the shape of the forward pass
 ) -> list[dict]:
@@ -356,21 +356,23 @@ def layer_rows(
             itemsize = next(module.parameters()).element_size()
             rows.append(attention_row(name, attention[name], block, itemsize, work, model.can_generate()))
         elif isinstance(module, nn.Embedding):
-            rows.append(embedding_row(name, module, work, packed))
-        elif is_router(module):
-            rows.append(router_row(name, module, block, work, packed))
-        elif is_norm(module):
-            rows.append(norm_row(name, module, block, work, attention))
-        elif is_activation(module) and parent in near:
-            rows.append(activation_row(name, near[parent], block, model, work))
+            rows.append(_embedding_row(name, module, work, packed))
+        elif _is_router(module):
+            rows.append(_router_row(name, module, block, work, packed))
+        elif _is_norm(module):
+            rows.append(_norm_row(name, module, block, work, attention))
+        elif _is_activation(module) and parent in near:
+            rows.append(_activation_row(name, near[parent], block, model, work))
     return rows
 
 # %% ../../nbs/measure/10_flops.ipynb #covered
-def check_kind(
+def _check_kind(
     model: nn.Module,  # any module
     work: Workload,  # the shape of the forward pass
 ):
-    "Raises `NotMeasured` for what is no decoder or encoder of transformers, or has no cache to decode from."
+    """Raises `NotMeasured` unless the model is a decoder or an encoder of transformers, with a cache if the workload
+    has one.
+    """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "can_generate") or getattr(config, "is_encoder_decoder", False):
         raise NotMeasured(
@@ -386,7 +388,7 @@ def check_kind(
         )
 
 
-def check_covered(
+def _check_covered(
     model: nn.Module,  # a decoder or an encoder
     rows: list[dict],  # of all its layers
 ):
@@ -426,20 +428,20 @@ def layer_costs(
     """FLOPs, bytes and arithmetic intensity of each layer in one forward pass, a row for each layer.
 
     Raises `NotMeasured` for an architecture that the closed forms do not cover, and `CompressLabError` if the model
-    has no place for so many tokens. Intensity is FLOPs for each byte moved (Williams, Waterman and Patterson, 2009,
+    cannot read so many tokens. Intensity is FLOPs for each byte moved (Williams, Waterman and Patterson, 2009,
     *Roofline*, section 2).
     """
-    check_kind(subject.model, work)
+    _check_kind(subject.model, work)
     check_length(subject.model, work.cached + work.tokens, "the workload")
-    rows = layer_rows(subject, work)
-    check_covered(subject.model, rows)
+    rows = _layer_rows(subject, work)
+    _check_covered(subject.model, rows)
     frame = pd.DataFrame(rows).astype({"block": "Int64"})
     moved = frame[FIGURES[1:]].sum(axis=1)
     frame["intensity"] = frame["flops"] / moved.where(moved > 0, 1)
     return frame
 
 # %% ../../nbs/measure/10_flops.ipynb #counter
-def fused_attention(
+def _fused_attention(
     query,  # shape (batch, heads, tokens, width)
     key,  # shape (batch, key heads, tokens, width)
     value,  # shape (batch, key heads, tokens, width)
@@ -452,7 +454,7 @@ def fused_attention(
     return attention_flops(batch, heads, tokens * key[-2], key_size, value[-1])
 
 
-def grouped_product(
+def _grouped_product(
     inputs,  # shape (rows, in), sorted by expert
     weight,  # shape (experts, in, out)
     *args,  # where each expert's rows end
@@ -464,23 +466,23 @@ def grouped_product(
 
 
 FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_attention,
-    torch.ops.aten._grouped_mm: grouped_product,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention,
+    torch.ops.aten._grouped_mm: _grouped_product,
 }
 
 # %% ../../nbs/measure/10_flops.ipynb #counted
 def own_flops(
     totals: dict[str, int],  # FLOPs of each module with all it holds, by path; "" is the whole model
 ) -> dict[str, int]:
-    "FLOPs of each module without those of the modules inside it, where there are any."
-    own = dict(totals)
+    "FLOPs of each module without those of its submodules; modules that compute nothing themselves are left out."
+    remaining = dict(totals)
     for path in totals:
         outer = path.rpartition(".")[0]
         while outer and outer not in totals:
             outer = outer.rpartition(".")[0]
         if path:
-            own[outer] -= totals[path]
-    return {path: flops for path, flops in own.items() if flops}
+            remaining[outer] -= totals[path]
+    return {path: flops for path, flops in remaining.items() if flops}
 
 
 def counted_flops(
@@ -488,7 +490,7 @@ def counted_flops(
     work: Workload,  # the shape of the forward pass; `causal` has no effect, because the full square is executed
     formulas: dict | None = None,  # of operations that torch has none for; None: `FORMULAS`
 ) -> dict[str, int]:
-    'FLOPs that were executed in each module without the modules inside it, by `FlopCounterMode`; "" is the model.'
+    'FLOPs that each module itself executes, without its submodules, by `FlopCounterMode`; "" is the model.'
     model = subject.model
     kept = {"logits_to_keep": work.logits} if work.logits else {}
     with evaluating(model):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'PATIENCE', 'orders', 'synchronize', 'clock', 'cached', 'call', 'warm_up', 'no_garbage_collection', 'bursts',
-           'by_block', 'geometric', 'excludes', 'Mirrored', 'Latency', 'exponent']
+           'by_block', 'geometric', 'excludes', 'Mirrored', 'Latency']
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-03
 import gc
@@ -30,6 +30,7 @@ from ..evaluate.records import Records
 from .percentiles import percentiles
 from ..models.forward import evaluating
 from ..models.inputs import check_rows, limits
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-06
 ARMS = ("original", "compressed", "control")
@@ -192,7 +193,9 @@ class Mirrored(Probe):
         subject,  # the compressed Subject
         original,  # the Subject it is compared with, or None
     ):
-        "Raises `CompressLabError` without an original, and `NotMeasured` for a simulated quantization."
+        """Raises `CompressLabError` without an original, and `NotMeasured` for what is simulated, computed elsewhere or
+        read from disk.
+        """
         if original is None:
             raise CompressLabError(
                 f"{type(self).__name__} is measured against the original.",
@@ -204,6 +207,16 @@ class Mirrored(Probe):
                 "Simulated quantization: no low-bit kernel ran.",
                 subject.name,
                 "export the model to a runtime that computes with the integers, and measure that",
+            )
+        if any(isinstance(each.model, RemoteModel) for each in (subject, original)):
+            raise NotMeasured(
+                "A model is computed elsewhere: its time holds that of the network and of other clients.",
+                subject.name,
+                "measure it where it runs",
+            )
+        if subject.device_map is not None or original.device_map is not None:
+            raise NotMeasured(
+                "The weights are read from disk when they are used.", subject.name, "time a model that fits into memory"
             )
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-28
@@ -321,7 +334,7 @@ def about(self: Latency, single: dict, calls: int, settled: bool, blocks: int, l
     return {"extras": extras, "notes": notes, "environment": environment()}
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-30
-def exponent(metric: Metric) -> int:
+def _exponent(metric: Metric) -> int:
     "Returns the power of the seconds that the metric is: 1 for a time, -1 for a rate such as tokens a second."
     return -1 if metric.better == "higher" else 1
 
@@ -329,7 +342,7 @@ def exponent(metric: Metric) -> int:
 @patch
 def estimate(self: Mirrored, records: Records, metric: Metric) -> dict:
     "Returns the figure of the compressed model with its 95% interval over blocks."
-    value, interval = geometric(exponent(metric) * by_block(records.frame, metric.numerator)["compressed"])
+    value, interval = geometric(_exponent(metric) * by_block(records.frame, metric.numerator)["compressed"])
     return {"value": value, "unit": metric.unit, "better": metric.better, "interval": interval}
 
 
@@ -337,7 +350,7 @@ def estimate(self: Mirrored, records: Records, metric: Metric) -> dict:
 def difference(self: Mirrored, original, compressed: Records, metric=None, *, margin=None) -> Difference:
     "Returns the ratio to the original with its 95% interval, the control, and a verdict that respects the control."
     metric = metric if isinstance(metric, Metric) else compressed.metrics[0] if metric is None else self.metric(metric)
-    table = exponent(metric) * by_block(compressed.frame, metric.numerator)
+    table = _exponent(metric) * by_block(compressed.frame, metric.numerator)
     before, after = (geometric(table[arm])[0] for arm in ("original", "compressed"))
     ratio, interval = geometric(table["compressed"] - table["original"])
     control, control_interval = geometric(table["control"] - table["original"])
@@ -368,5 +381,5 @@ def difference(self: Mirrored, original, compressed: Records, metric=None, *, ma
 
 
 @patch
-def spread_over_seeds(self: Mirrored, metric, pairs, each):
-    return combined(each)
+def spread_over_seeds(self: Mirrored, metric, pairs, results):
+    return combined(results)

@@ -26,6 +26,7 @@ from compress_lab.measure.roofline import (
     speedup_bounds,
     usual_works,
 )
+from ..models.remote import RemoteModel
 
 # %% ../../nbs/measure/15_layer_speed.ipynb #195a87ea
 def roof_of(
@@ -74,7 +75,8 @@ class LayerSpeed(Probe):
         seed: int = 0,  # not needed
     ) -> Records:
         "Returns one row per linear layer and pass. Raises `NotMeasured` for simulated quantization and for runtimes."
-        if subject.simulated or getattr(subject, "backend", ""):
+        elsewhere = isinstance(subject.model, RemoteModel) or subject.device_map is not None
+        if subject.simulated or getattr(subject, "backend", "") or elsewhere:
             raise NotMeasured(
                 "Only the layers of a model that PyTorch computes as it is are timed.",
                 subject.name,

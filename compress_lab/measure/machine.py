@@ -30,12 +30,12 @@ def last_level_cache(
     folder: Path = CACHES,  # as Linux describes the caches of a core
 ) -> int | None:
     "Bytes of the last-level cache; None where it is not known."
-    found = []
+    caches = []
     for cache in folder.glob("index*"):
         with suppress(OSError, ValueError, KeyError):
             level, size = (cache / "level").read_text(), (cache / "size").read_text().strip()
-            found.append((int(level), int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1]]))
-    return max(found)[1] if found else None
+            caches.append((int(level), int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1]]))
+    return max(caches)[1] if caches else None
 
 # %% ../../nbs/measure/09_machine.ipynb #cell-14
 OPERATORS = (
@@ -52,13 +52,13 @@ def registered(
     operators=OPERATORS,  # names in the namespace `aten`
 ) -> tuple[str, ...]:
     "The operators that this PyTorch has for a device, as `name:cpu` or `name:cuda`."
-    found = []
+    names = []
     for operator in operators:
         for device in ("cpu", "cuda"):
             with suppress(RuntimeError):  # an operator that this version does not know
                 if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operator}", device.upper()):
-                    found.append(f"{operator}:{device}")
-    return tuple(found)
+                    names.append(f"{operator}:{device}")
+    return tuple(names)
 
 # %% ../../nbs/measure/09_machine.ipynb #cell-17
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ INSTRUCTIONS = {  # a family of instructions, and the flags of which one is enou
 
 @dataclass(frozen=True)
 class Machine:
-    "What decides how long a computation takes here."
+    "The properties of this machine and process that decide how long a computation takes."
 
     processor: str  # model name
     flags: tuple[str, ...]  # instruction sets that bear on kernels, as Linux names them; empty: not known
@@ -115,8 +115,8 @@ def lines(self: Machine) -> list[str]:
     "The profile in a few lines."
     flags = set(self.flags)
     has = {family: bool(flags & needed) for family, needed in INSTRUCTIONS.items()}
-    there = ", ".join(family for family, found in has.items() if found) or "none that is known"
-    absent = ", ".join(family for family, found in has.items() if not found)
+    there = ", ".join(family for family, present in has.items() if present) or "none that is known"
+    absent = ", ".join(family for family, present in has.items() if not present)
     cache = f"{self.cache / 2**20:.0f} MiB" if self.cache else "not known"
     gpus = [f"{gpu.name} ({gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory / 1e9:.0f} GB)" for gpu in self.gpus]
     variables = [f"{name}={value}" for name, value in self.variables.items()]
@@ -133,15 +133,15 @@ def lines(self: Machine) -> list[str]:
 # %% ../../nbs/measure/09_machine.ipynb #cell-19
 def this_machine() -> Machine:
     "The profile of the machine and of this process, as they are now."
-    found = processor()
+    hardware = processor()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = [torch.cuda.get_device_properties(number) for number in range(count)]
     return Machine(
-        processor=found["model"],
-        flags=tuple(found["flags"]),
+        processor=hardware["model"],
+        flags=tuple(hardware["flags"]),
         capability=torch.backends.cpu.get_cpu_capability(),
-        logical_cores=os.cpu_count() or found["cores"],
-        cores=found["cores"],
+        logical_cores=os.cpu_count() or hardware["cores"],
+        cores=hardware["cores"],
         threads=torch.get_num_threads(),
         between_threads=torch.get_num_interop_threads(),
         memory=psutil.virtual_memory().total,
@@ -246,7 +246,7 @@ def judge(
     rule: Rule,
     machine: Machine,
 ) -> tuple[str, str]:
-    "How the scheme is computed on the machine, empty where it has no kernel; and then the reason."
+    "How the machine computes the scheme, empty without a kernel, and the reason why it has none."
     if rule.package not in machine.versions:
         return "", f"{rule.package} is not installed"
     if rule.capability and not machine.gpus:

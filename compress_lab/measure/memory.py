@@ -39,7 +39,9 @@ def peak_bytes() -> int:
 
 # %% ../../nbs/measure/04_memory.ipynb #f615fdf8
 def resident_bytes() -> dict[str, int]:
-    "Returns this process's resident memory now: anonymous bytes and bytes of mapped files; empty where it is not told."
+    """Returns this process's resident memory now: anonymous bytes and bytes of mapped files; empty if the system does
+    not report them.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMES', 'attainable', 'predicted', 'stopwatch', 'timed_modules', 'hook_seconds', 'Products', 'Runner',
-           'product_shapes', 'layer_seconds', 'compared_layers', 'dtype_of', 'usual_works', 'roofline_plot',
-           'grouped_bits', 'Scheme', 'kernel_of', 'compressed_costs', 'seconds_after', 'SpeedupBounds', 'limits_of',
-           'whole_bound', 'speedup_bounds', 'effective_bandwidth']
+           'layer_seconds', 'compared_layers', 'dtype_of', 'usual_works', 'roofline_plot', 'grouped_bits', 'Scheme',
+           'SpeedupBounds', 'whole_bound', 'speedup_bounds', 'effective_bandwidth']
 
 # %% ../../nbs/measure/12_roofline.ipynb #imports
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ def attainable(
     peak: float,  # operations a second
     bandwidth: float,  # bytes a second
 ):
-    "The most operations a second at an intensity: the lower of the peak and what the bandwidth feeds."
+    "The attainable operations a second at an intensity: the smaller of the peak and of intensity times bandwidth."
     return np.minimum(peak, np.asarray(intensity) * bandwidth)
 
 
@@ -42,7 +41,7 @@ def predicted(
     here: Ceilings,  # of the machine
     dtype: str = "float32",  # what the layers multiply in
 ) -> pd.DataFrame:
-    "The costs with the seconds of arithmetic and of memory, the larger of both, and which one it is."
+    "The costs with predicted seconds of arithmetic and of memory traffic, the larger of the two, and its name."
     compute = costs["flops"] / here.peak(dtype)
     memory = costs[FIGURES[1:]].sum(axis=1) / here.bandwidth
     seconds = np.maximum(compute, memory)
@@ -53,7 +52,7 @@ def predicted(
 def stopwatch(
     device: torch.device,  # a processor or a CUDA device
 ):
-    "A function that gives seconds, once the device has finished what it was given."
+    "A clock for a device: a function that waits until the device is idle, then returns seconds."
     clock = clock_of(device)
     if device.type == "cpu":
         return clock
@@ -70,7 +69,7 @@ def timed_modules(
     modules: dict[str, nn.Module],  # to time, by name
     device: torch.device,  # a processor or a CUDA device
 ):
-    "Gives a dict in which each forward pass of a module leaves its seconds, by name."
+    "A context that yields a dict, which receives the seconds of each forward pass of a module by name."
     now, seconds, started, hooks = stopwatch(device), {name: [] for name in modules}, {}, []
 
     def before(name):
@@ -107,7 +106,7 @@ def hook_seconds(
 
 # %% ../../nbs/measure/12_roofline.ipynb #products
 class Products:
-    "Products with weights of given shapes, enough of each that none stays in a cache."
+    "Matrix products with weights of given shapes; there are so many weights of each shape that none stays in a cache."
 
     def __init__(
         self,
@@ -128,12 +127,12 @@ class Products:
         "Seconds of one product with each weight of the shape, after one that is not timed."
         tokens = torch.ones(rows, shape[0], dtype=self.like.dtype, device=self.like.device)
         nn.functional.linear(tokens, self.weights[shape][-1])
-        now, found = stopwatch(self.like.device), []
+        now, durations = stopwatch(self.like.device), []
         for weight in self.weights[shape]:
             start = now()
             nn.functional.linear(tokens, weight)
-            found.append(now() - start)
-        return found
+            durations.append(now() - start)
+        return durations
 
 # %% ../../nbs/measure/12_roofline.ipynb #layer-times
 class Runner:
@@ -161,7 +160,7 @@ class Runner:
             self.past.crop(-self.work.tokens)
 
 
-def product_shapes(
+def _product_shapes(
     model: nn.Module,  # of transformers
     work: Workload,  # the shape of the pass
 ) -> dict[str, tuple[int, tuple[int, int]]]:
@@ -185,7 +184,7 @@ def layer_seconds(
     """
     model, times, alone, rows = subject.model, {}, {}, []
     device = next(model.parameters()).device
-    shapes = {name: product_shapes(model, work) for name, work in works.items()}
+    shapes = {name: _product_shapes(model, work) for name, work in works.items()}
     modules = {part: model.get_submodule(part) for part in next(iter(shapes.values()))}
     products = Products({shape for each in shapes.values() for _, shape in each.values()}, next(model.parameters()))
     with evaluating(model), no_garbage_collection():
@@ -305,7 +304,7 @@ def grouped_bits(
 
 @dataclass(frozen=True)
 class Scheme:
-    "What a compression changes about the linears of the blocks, and who has a kernel for it."
+    "How a compression changes the linears of the blocks, and which packages have a kernel for it."
 
     name: str
     bits: float | None = None  # of each weight that is kept; None: as many as it has
@@ -335,24 +334,25 @@ SCHEMES = (
 )
 
 # %% ../../nbs/measure/12_roofline.ipynb #apply
-def kernel_of(
+def _kernel_of(
     scheme: Scheme,  # of compression
     device: str = "cpu",  # "cpu" or a CUDA device
 ) -> str:
-    "Who has a kernel for the scheme on this machine; empty if nobody."
+    "Name of a package with a kernel for the scheme on this machine; empty if there is none."
     if device.startswith("cuda"):
         enough = scheme.capability is not None and torch.cuda.get_device_capability(device) >= scheme.capability
         return "torch" if enough else ""
     return next((name for name in scheme.packages if find_spec(name) is not None), "")
 
 
-def compressed_costs(
+def _compressed_costs(
     costs: pd.DataFrame,  # of `layer_costs`
     scheme: Scheme,  # of compression
     item_bits: int,  # of a weight and of an activation as they are
 ) -> pd.DataFrame:
-    """The costs after the scheme: those of the linears of the blocks, and with fewer heads and neurons those of
-    attention and activation functions.
+    """The costs under the scheme.
+
+    It changes the linears of the blocks and, if it removes heads and neurons, attention and activation functions.
     """
     costs = costs.astype(dict.fromkeys(FIGURES, float))
     inside = costs["kind"].isin(["linear", "conv1d", "experts"]) & costs["block"].notna()
@@ -365,18 +365,18 @@ def compressed_costs(
     return costs
 
 
-def seconds_after(
+def _seconds_after(
     costs: pd.DataFrame,  # of `layer_costs`
     scheme: Scheme,  # of compression
     here: Ceilings,  # of the machine
     dtype: str,  # of the weights before
 ) -> tuple[pd.Series, float]:
-    """Predicted seconds of each layer after the scheme, and the bytes of all weights then.
+    """Predicted seconds of each layer under the scheme, and the bytes of all weights.
 
-    A type without a measured peak is multiplied in as before.
+    Without a measured peak for the scheme's type, products are computed in the original type.
     """
     item_bits = 8 * getattr(torch, dtype).itemsize
-    after = compressed_costs(costs, scheme, item_bits)
+    after = _compressed_costs(costs, scheme, item_bits)
     seconds = predicted(after, here, dtype)["seconds"]
     inside = after["weight_bytes"] != costs["weight_bytes"]
     if scheme.dtype in here.peaks:
@@ -386,7 +386,7 @@ def seconds_after(
 # %% ../../nbs/measure/12_roofline.ipynb #bounds
 @dataclass(frozen=True, repr=False)
 class SpeedupBounds:
-    "The most that each scheme can bring in each pass on this machine."
+    "Upper bounds on the speed-up by each scheme in each pass on this machine."
 
     passes: pd.DataFrame  # by pass: predicted seconds, the bound, and the shares of weights and of arithmetic in it
     frame: pd.DataFrame  # a row for each pass and scheme
@@ -413,7 +413,7 @@ class SpeedupBounds:
         return "\n".join([f"{self.here.processor}, threads: {self.here.threads}", *self.sentences()])
 
 # %% ../../nbs/measure/12_roofline.ipynb #limits
-def limits_of(
+def _limits_of(
     layers: pd.DataFrame,  # of `predicted`
 ) -> dict:
     "Predicted seconds of a pass, what bounds it, and the shares of the time that read weights and that are arithmetic."
@@ -430,7 +430,7 @@ def whole_bound(
     after: pd.Series,  # seconds of the same layers at the roof after the scheme
     times: pd.DataFrame,  # of `layer_seconds` for this pass
 ) -> float:
-    "The most that a pass can speed up when linears reach their new roof and the rest takes the time it took."
+    "Upper bound on the speed-up of a pass: linears run at their new roof, and everything else takes its measured time."
     best = times.set_index("name")["best"]
     measured = layers["name"].map(best.drop(""))
     saved = (measured - after).clip(lower=0)[after < layers["seconds"]].sum()
@@ -444,7 +444,7 @@ def speedup_bounds(
     here: Ceilings | None = None,  # of the machine; None: measured
     times: pd.DataFrame | None = None,  # of `layer_seconds` for these passes; None: not measured
 ) -> SpeedupBounds:
-    """The most that each scheme can bring in each pass on this machine, before anything is compressed.
+    """Upper bounds on the speed-up by each scheme in each pass on this machine, known before anything is compressed.
 
     Raises `CompressLabError` for a Subject whose weights are quantized already, and `NotMeasured` for an architecture
     that is not covered. Source: Williams, Waterman and Patterson (2009), *Roofline*, and Amdahl (1967).
@@ -458,10 +458,10 @@ def speedup_bounds(
     for name, work in works.items():
         costs = layer_costs(subject, work)
         layers = predicted(costs, here, dtype)
-        passes[name] = limits_of(layers)
+        passes[name] = _limits_of(layers)
         before = layers["seconds"].sum()
         for scheme in schemes:
-            kernel, (after, stored) = kernel_of(scheme, device), seconds_after(costs, scheme, here, dtype)
+            kernel, (after, stored) = _kernel_of(scheme, device), _seconds_after(costs, scheme, here, dtype)
             after = after if kernel else layers["seconds"]
             shrinks_into = stored <= last_level_bytes(torch.device(device)) < costs["weight_bytes"].sum()
             row = {"workload": name, "scheme": scheme.name, "kernel": kernel, "at_most": before / after.sum()}

@@ -59,7 +59,7 @@ def scaling(
     rank: int,  # rows of A
     config: dict,  # from `adapter_config`
 ) -> float:
-    "The factor s of a module. Raises `CompressLabError` if the settings say another rank, or are no numbers."
+    "The factor s of a module. Raises `CompressLabError` if the settings contradict its rank or are not numbers."
 
     def asked(patterns, default):
         matching = (key for key in patterns or {} if regex.match(rf"(.*\.)?({key})$", module, timeout=0.5))
@@ -132,9 +132,9 @@ def _check_parts(name: str, parts: dict[str, Tensor], module: nn.Module | None, 
     out, in_ = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
     rank = len(parts["A"]) if "A" in parts else 0
     wanted = {"A": (rank, in_), "B": (out, rank)} | {part: (out,) for part in ("m", "bias") if part in parts}
-    found = {part: tuple(tensor.flatten().shape if part == "m" else tensor.shape) for part, tensor in parts.items()}
-    if found != wanted or not rank:
-        raise CompressLabError(f"The adapter of {name} has the shapes {found}, and {wanted} are needed.", name, fix)
+    shapes = {part: tuple(tensor.flatten().shape if part == "m" else tensor.shape) for part, tensor in parts.items()}
+    if shapes != wanted or not rank:
+        raise CompressLabError(f"The adapter of {name} has the shapes {shapes}, and {wanted} are needed.", name, fix)
 
 # %% ../../nbs/models/16_adapters.ipynb #504fb2a444614c0babb325280ed9130a
 def _put(
@@ -159,7 +159,9 @@ def merge(
     state: dict[str, Tensor],  # the file's tensors by name
     config: dict,  # from `adapter_config`
 ):
-    "Merges an adapter into its base model. Raises `CompressLabError` if a tensor of it has no place there."
+    """Merges an adapter into its base model. Raises `CompressLabError` if the model has no parameter for one of its
+    tensors.
+    """
     adapted, whole = _sorted_parts(state)
     modules, known = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for name, parts in adapted.items():
@@ -236,7 +238,9 @@ def adapter_subject(
     base: Subject,  # which is changed
     **known,  # known fields of its Provenance
 ) -> Subject:
-    "A Subject of the base model with the adapter merged. Raises `CompressLabError` if they do not fit."
+    """A Subject of the base model with the adapter merged. Raises `CompressLabError` if the adapter does not fit the
+    model.
+    """
     config, weights = adapter_config(folder), folder / WEIGHTS
     if not weights.exists():
         raise CompressLabError(f"There is no {WEIGHTS} here.", str(folder), "save the adapter as safetensors")

@@ -73,10 +73,10 @@ def weight_files(
 
     Raises `CompressLabError` if they are ambiguous or incomplete.
     """
-    one, index, where = folder / ONE, folder / INDEX, str(folder)
+    single, index, where = folder / ONE, folder / INDEX, str(folder)
     if not index.exists():
-        if one.exists():
-            return [one]
+        if single.exists():
+            return [single]
         raise CompressLabError(
             f"There is neither {ONE} nor {INDEX} here.", where, "give the folder as it was published"
         )
@@ -97,7 +97,7 @@ def weight_files(
             where,
             "fetch the model again",
         )
-    if one.exists() and one not in files:
+    if single.exists() and single not in files:
         raise CompressLabError(
             f"There are weights in {ONE} and others in the files that {INDEX} names.",
             where,
@@ -122,13 +122,15 @@ def weights_sha256(
 @contextmanager
 def open_weights(
     files: list[Path],  # from `weight_files`
+    mapped: bool = True,  # map the files into memory; False: each slice is read into memory of its own
 ):
     "A context with the stored tensors by name, as slices that are read when indexed. Raises `CompressLabError`."
+    backend = "mmap" if mapped else "pread"
     with ExitStack() as stack:
         slices = {}
         for path in files:
             try:
-                file = stack.enter_context(safe_open(regular_file(path), "pt"))
+                file = stack.enter_context(safe_open(regular_file(path), "pt", backend=backend))
             except (SafetensorError, OSError) as error:
                 raise CompressLabError(
                     f"{path.name} could not be read: {error}.",
@@ -234,8 +236,8 @@ def scheme_in(
 ):
     "The entry that says how the weights are quantized, of the model or of a part of it; None if there is none."
     parts = (config, *(value for value in config.values() if isinstance(value, dict)))
-    found = (part.get("quantization_config") or part.get("compression_config") for part in parts)
-    return next(filter(None, found), None)
+    schemes = (part.get("quantization_config") or part.get("compression_config") for part in parts)
+    return next(filter(None, schemes), None)
 
 
 def unpacked_only(

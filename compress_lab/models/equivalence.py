@@ -588,10 +588,10 @@ def _check_text_alone(model: nn.Module):
 
     A test with rows of tokens would not cover such inputs.
     """
-    if found := towers(model):
+    if others := towers(model):
         raise CompressLabError(
             "This model feeds more than text into its residual stream, and text does not show how.",
-            found[0],
+            others[0],
             "use methods that work inside the blocks",
         )
 

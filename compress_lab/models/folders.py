@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['local', 'model_class', 'silenced', 'quietly', 'check_fit', 'tokenizer_in', 'beyond', 'generation_settings',
-           'model_in', 'provenance_in', 'subject_from', 'write_configs', 'writable']
+           'checkpoint_in', 'model_in', 'stored_floats', 'provenance_in', 'described', 'subject_from', 'write_configs',
+           'writable']
 
 # %% ../../nbs/models/13_folders.ipynb #cell-03
 import math
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -46,16 +48,16 @@ def local(
         ) from error
 
 # %% ../../nbs/models/13_folders.ipynb #cell-20
-def _runs(found, config, own: list) -> bool:
-    "Whether `found` is a transformers model class for `config` with a forward pass."
+def _runs(candidate, config, classes: list) -> bool:
+    "Whether `candidate` is a transformers model class for `config` with a forward pass."
     import transformers
 
     if (
-        not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel))
-        or found.forward is torch.nn.Module.forward
+        not (isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel))
+        or candidate.forward is torch.nn.Module.forward
     ):
         return False
-    return found in own or found.config_class is not None and isinstance(config, found.config_class)
+    return candidate in classes or candidate.config_class is not None and isinstance(config, candidate.config_class)
 
 
 def model_class(
@@ -68,15 +70,15 @@ def model_class(
 
     said = config.architectures
     named = [name for name in said if isinstance(name, str)] if isinstance(said, (list, tuple)) else []
-    own = [
+    classes = [
         mapping[type(config)]
         for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING)
         if type(config) in mapping
     ]
     for name in named:
-        found = getattr(transformers, name, None)
-        if _runs(found, config, own):
-            return found
+        candidate = getattr(transformers, name, None)
+        if _runs(candidate, config, classes):
+            return candidate
     if named:
         known = {
             *auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
@@ -88,8 +90,8 @@ def model_class(
             where,
             f"the nearest are {listed(nearest(named[0], known)) or 'none'}; a newer transformers may have it",
         )
-    for found in own:
-        return found[0] if isinstance(found, tuple) else found
+    for candidate in classes:
+        return candidate[0] if isinstance(candidate, tuple) else candidate
     raise CompressLabError(
         f"transformers has no model for a configuration of type {config.model_type!r}.",
         where,
@@ -145,7 +147,9 @@ def check_fit(
     model,  # the loaded model
     where: str,  # its folder, for the message
 ) -> list[str]:
-    "The names of the weights left out. Raises `CompressLabError` if weights and configuration do not match."
+    """The names of the stored weights that the model does not use. Raises `CompressLabError` if weights and
+    configuration do not match.
+    """
     fix = "the config and the weights are of different models: fetch both from one place"
     if missing := sorted(info["missing_keys"]):
         if missing == ["lm_head.weight"]:
@@ -174,12 +178,12 @@ def check_fit(
     return left_out
 
 # %% ../../nbs/models/13_folders.ipynb #cell-26
-def _check_size(found: type, config, stored: dict, where: str):
+def _check_size(kind: type, config, stored: dict, where: str):
     """Raises `CompressLabError` if a model of `config` has more than twice as many weights as are stored, or if the
     stored weights are quantization codes.
     """
     with torch.device("meta"):
-        hollow_model = found._from_config(deepcopy(config))
+        hollow_model = kind._from_config(deepcopy(config))
     check_floats(stored, tensors(hollow_model), where)
     there = sum(math.prod(value.get_shape()) for value in stored.values())
     needed = sum(tensor.numel() for tensor in hollow_model.parameters())
@@ -242,48 +246,59 @@ def generation_settings(
     )
 
 
+@contextmanager
+def checkpoint_in(
+    folder: Path,  # in the layout of transformers
+    mapped: bool = True,  # as for `open_weights`
+):
+    "A context with the class, configuration, stored tensors and files of a model. Raises `CompressLabError`."
+    from transformers import AutoConfig
+
+    where = str(folder)
+    check_folder_files(folder)
+    said, files = read_config(folder), weight_files(folder)
+    with open_weights(files, mapped) as stored:
+        check_counts(said, len(stored), where)
+        with quietly("The config could not be read", where):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        kind = model_class(config, where)
+        with quietly("The weights could not be read", where):
+            _check_size(kind, config, stored, where)
+        yield kind, config, stored, files
+
+
 def model_in(
     folder: Path,  # in the layout of transformers
     dtype: torch.dtype,  # of the weights
 ) -> tuple[torch.nn.Module, list[str], list[Path]]:
     "The model, the names of unused stored weights, and the files it was read from. Raises `CompressLabError`."
-    from transformers import AutoConfig
-
     where = str(folder)
-    check_folder_files(folder)
-    said = read_config(folder)
-    files = weight_files(folder)
-    with open_weights(files) as stored:
-        check_counts(said, len(stored), where)
-        with quietly("The config could not be read", where):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        found = model_class(config, where)
-        with quietly("The weights could not be read", where):
-            _check_size(found, config, stored, where)
-            model, info = found.from_pretrained(
-                None,
-                config=config,
-                state_dict=stored,
-                generation_config=generation_settings(folder),
-                dtype=dtype,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+    with checkpoint_in(folder) as (kind, config, stored, files), quietly("The weights could not be read", where):
+        model, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=stored,
+            generation_config=generation_settings(folder),
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     model.config._name_or_path = folder.name
     return model.eval(), check_fit(info, model, where), files
 
 # %% ../../nbs/models/13_folders.ipynb #38eade99
-def _stored_floats(
+def stored_floats(
     files: list[Path],  # of weights
-    model,  # that was loaded from them
+    memory: Mapping[str, torch.Tensor],  # the tensors of the model that was loaded from them
+    dtype: torch.dtype,  # of the model
     left_out: list[str],  # names of weights that it has no place for
 ) -> Stored | None:
-    "What lies on disk, if its floats are narrower than those in memory; None if they are not."
-    widths, memory, rows = {name: dtype.itemsize for dtype, name in KINDS.items()}, tensors(model), []
-    with open_weights(files) as stored:
+    "The `Stored` of files whose floats are narrower than those in memory; None for all others."
+    widths, rows = {name: kind.itemsize for kind, name in KINDS.items()}, []
+    with open_weights(files, mapped=False) as stored:
         told = {name: (value.get_dtype(), math.prod(value.get_shape())) for name, value in stored.items()}
         told = {name: (kind, count) for name, (kind, count) in told.items() if kind in widths and name not in left_out}
-        wide = model.dtype.itemsize * sum(count for _, count in told.values())
+        wide = dtype.itemsize * sum(count for _, count in told.values())
         if sum(widths[kind] * count for kind, count in told.values()) >= wide:
             return None
         for name, (kind, count) in told.items():
@@ -299,7 +314,7 @@ def provenance_in(
     files: list[Path],  # of weights
     **known,  # known fields, instead of those that the folder tells
 ) -> Provenance:
-    "Where the model of a folder is from, by its card and the hash of its weights."
+    "The provenance of a folder's model, from its card and the hash of its weights."
     facts = {
         "name": folder.name,
         "source": str(folder),
@@ -312,16 +327,14 @@ def provenance_in(
     return Provenance(**facts)
 
 
-def subject_from(
-    folder: Path,  # with configuration, weights and perhaps a tokenizer
-    dtype: torch.dtype,  # of the weights in memory
+def described(
+    folder: Path,  # of a model
+    model,  # that was built from it
+    left_out: list[str],  # names of stored weights that it has no place for
+    files: list[Path],  # of weights
     **known,  # known fields of its Provenance
-) -> Subject:
-    """A Subject from a folder in the layout of transformers.
-
-    Raises `CompressLabError` if the files are not a model that transformers supports.
-    """
-    model, left_out, files = model_in(folder, dtype)
+) -> dict:
+    "The tokenizer, the Provenance and the other files of a model, as arguments of `Subject`."
     tokenizer, (kept, large) = tokenizer_in(folder), companions(folder)
     steps = (
         *known.pop("steps", ()),
@@ -334,7 +347,21 @@ def subject_from(
         *filter(None, [beyond(tokenizer, model)]),
     )
     provenance = provenance_in(folder, files, steps=steps, **known)
-    return Subject(model, tokenizer, provenance, files=kept, stored=_stored_floats(files, model, left_out))
+    return dict(tokenizer=tokenizer, provenance=provenance, files=kept)
+
+
+def subject_from(
+    folder: Path,  # with configuration, weights and perhaps a tokenizer
+    dtype: torch.dtype,  # of the weights in memory
+    **known,  # known fields of its Provenance
+) -> Subject:
+    """A Subject from a folder in the layout of transformers.
+
+    Raises `CompressLabError` if the files are not a model that transformers supports.
+    """
+    model, left_out, files = model_in(folder, dtype)
+    stored = stored_floats(files, tensors(model), model.dtype, left_out)
+    return Subject(model, **described(folder, model, left_out, files, **known), stored=stored)
 
 # %% ../../nbs/models/13_folders.ipynb #configs-code
 def write_configs(

@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from ..core.errors import CompressLabError
+from .forward import device_of
 
 # %% ../../nbs/models/04_inputs.ipynb #limits-code
 PLACES = (
@@ -106,7 +107,7 @@ def _check_reader(
         return
     try:
         with torch.inference_mode():
-            model(tokens[:1].to(next(model.parameters()).device))
+            model(tokens[:1].to(device_of(model)))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CompressLabError(

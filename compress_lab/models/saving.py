@@ -10,8 +10,10 @@ import json
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,8 +47,9 @@ from compress_lab.models.folders import (
 from .input_quantizers import attach_all, input_quantizers_hash
 from .layers import tied
 from .low_rank import hollow, ranks
+from .offloading import Weights, model_on_disk, placed, subject_of, unfilled
 from .packed import Bitmask, Packed, masked_bytes
-from .subject import Provenance, Subject, tensors, unsaved, weights_hash
+from .subject import Provenance, Subject, tensors, tensors_hash, unsaved, weights_hash
 
 # %% ../../nbs/models/14_saving.ipynb #cell-42
 def parameter_of(
@@ -159,13 +162,13 @@ class SavedFolder(type(Path())):
 
     @classmethod
     def of(cls, folder: Path, layout: str, why: str = "") -> "SavedFolder":
-        made = cls(folder)
-        made.layout, made.why = layout, why
-        return made
+        saved = cls(folder)
+        saved.layout, saved.why = layout, why
+        return saved
 
     @property
     def told(self) -> str:
-        "What can read the folder, in one line."
+        "One line that names the layout of the folder and the programs that can read it."
         if self.layout == "packed":
             return f"in the layout of this package, read by cl.load: {self.why}"
         note = f"; {self.why}" if self.why else ""
@@ -264,8 +267,10 @@ def save(
 
 # %% ../../nbs/models/14_saving.ipynb #write-code
 def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], layout: str):
-    "Writes a Subject into a folder; the weights in the layout of this package or of transformers, or that are there."
-    model, own, kept = subject.model, layout == "packed", layout == KEPT
+    """Writes a Subject into a folder, its weights in this package's layout, in that of transformers, or as they are
+    there.
+    """
+    model, own_layout, kept = subject.model, layout == "packed", layout == KEPT
     meta = {
         "format": 1,
         "class": type(model).__name__,
@@ -275,7 +280,7 @@ def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], layout: str
         "history": list(subject.history),
         "packed": {key: packed.meta() for key, packed in subject.packed.items()},
     }
-    if own:
+    if own_layout:
         meta |= _own_layout(subject, masked)
     if kept:
         meta |= {"layout": layout, "tied": tied(model)}
@@ -295,7 +300,7 @@ def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], layout: str
             work / "roundings.safetensors",
             {"format": "pt"},
         )
-    if own:
+    if own_layout:
         _write_own(subject, work, masked)
     elif not kept:
         with writable(model):
@@ -347,15 +352,15 @@ def _difference(
     back,  # the model that was read back
 ) -> str:
     "Describes the first difference between a saved model and the one read back; empty if there is none."
-    mine, theirs = tensors(model), tensors(back)
-    if names := sorted(mine.keys() ^ theirs.keys()):
+    written, read_back = tensors(model), tensors(back)
+    if names := sorted(written.keys() ^ read_back.keys()):
         return f"{listed(names, 2)} is only in one of them"
     if tied(model) != tied(back):
         return "other weights are tied"
-    for name, tensor in mine.items():
-        if tensor.dtype != theirs[name].dtype:
-            return f"{name} is {_name(theirs[name].dtype)} instead of {_name(tensor.dtype)}"
-        if not _same(tensor, theirs[name]):
+    for name, tensor in written.items():
+        if tensor.dtype != read_back[name].dtype:
+            return f"{name} is {_name(read_back[name].dtype)} instead of {_name(tensor.dtype)}"
+        if not _same(tensor, read_back[name]):
             return f"{name} has other values"
     return ""
 
@@ -370,13 +375,13 @@ def _plain_is_enough(model, folder: Path) -> bool:
 
 def _settings(model) -> dict:
     "The generation settings without the fields that depend on the version of transformers."
-    found = getattr(model, "generation_config", None)
+    settings = getattr(model, "generation_config", None)
     return (
         {}
-        if found is None
+        if settings is None
         else {
             key: value
-            for key, value in found.to_diff_dict().items()
+            for key, value in settings.to_diff_dict().items()
             if key not in ("transformers_version", "_from_model_config")
         }
     )
@@ -535,6 +540,8 @@ def _check_hashes(folder: Path, hashes: dict, weights: bool):
 def from_saved(
     folder: Path,  # a folder written by `save`
     dtype: torch.dtype | None = None,  # of the weights; None: as saved
+    device: str | torch.device = "cpu",  # that computes, with a device map
+    device_map: str | dict | None = None,  # where the weights stay, as for `device_map_of`; None: in memory
 ) -> Subject:
     "The Subject saved in `folder`. Raises `CompressLabError`."
     meta, where = _saved(folder), str(folder)
@@ -544,29 +551,34 @@ def from_saved(
     _check_hashes(folder, meta["files"], weights=not as_it_was or bool(meta["layout"]))
     with quietly("The saved Subject could not be read", where):
         if meta["layout"] or (folder / "unpacked.safetensors").exists():
-            model, packed = _from_own(folder, meta, stored, dtype or stored)
+            model, packed, weights = _from_own(folder, meta, stored, dtype or stored, device_map is not None)
+        elif device_map is not None:
+            model, weights, *_ = model_on_disk(folder, dtype or stored)
+            packed = {}
         else:
-            model, packed = model_in(folder, dtype or stored)[0], {}
+            model, packed, weights = model_in(folder, dtype or stored)[0], {}, None
+        state = weights and placed(model, weights, torch.device(device), device_map)
         if (folder / "buffers.safetensors").exists():
             _load_buffers(model, folder)
         if meta["roundings"]:
             _load_input_quantizers(model, folder, meta["roundings"], meta["roundings_hash"])
-    if as_it_was and weights_hash(model) != meta["weights"]:
+    if as_it_was and tensors_hash(state or tensors(model)) != meta["weights"]:
         raise CompressLabError(
             "The weights are not the ones that were saved here.",
             where,
             "save the Subject again; to load changed weights as they are, remove compress_lab.json",
         )
     provenance = Provenance(**{**meta["provenance"], "steps": tuple(map(str, meta["provenance"].get("steps", ())))})
-    ours = {
+    written = {
         "roundings.safetensors",
         "unpacked.safetensors",
         "packed.safetensors",
         "masked.safetensors",
         "buffers.safetensors",
     }
-    kept = {name: content for name, content in companions(folder)[0].items() if name not in ours}
-    return Subject(model, tokenizer_in(folder), provenance, tuple(meta["history"]), packed, files=kept)
+    kept = {name: content for name, content in companions(folder)[0].items() if name not in written}
+    fields = dict(tokenizer=tokenizer_in(folder), provenance=provenance, history=tuple(meta["history"]), packed=packed)
+    return subject_of(model, state, device_map, **fields, files=kept)
 
 # %% ../../nbs/models/14_saving.ipynb #from-own-code
 def _load_input_quantizers(model, folder: Path, settings: dict, expected: str):
@@ -595,8 +607,8 @@ def _load_buffers(model, folder: Path):
         buffers[name].data = value
 
 
-def _unmasked(folder: Path, masked: dict) -> dict[str, torch.Tensor]:
-    "The dense weights by name, from the bitmasks in `folder`. Raises `CompressLabError`."
+def _masks(folder: Path, masked: dict) -> dict[str, Bitmask]:
+    "The bitmasks in `folder` by the names of their weights. Raises `CompressLabError`."
     if not masked:
         return {}
     stored = load_file(folder / "masked.safetensors")
@@ -604,7 +616,7 @@ def _unmasked(folder: Path, masked: dict) -> dict[str, torch.Tensor]:
     def fields_of(name):
         return {key.rpartition(".")[2]: tensor for key, tensor in stored.items() if key.rpartition(".")[0] == name}
 
-    return {name: Bitmask.load(fields_of(name), meta).whole() for name, meta in masked.items()}
+    return {name: Bitmask.load(fields_of(name), meta) for name, meta in masked.items()}
 
 
 def _retie(model, groups: list[list[str]]):
@@ -621,14 +633,18 @@ def _retie(model, groups: list[list[str]]):
         setattr(model.get_submodule(parent), last, parameter)
 
 # %% ../../nbs/models/14_saving.ipynb #skeleton-code
-def _skeleton(found: type, config, dtype: torch.dtype, meta: dict):
-    "A model of that class with the saved ties and factored linears, its weights uninitialized."
+def _skeleton(kind: type, config, dtype: torch.dtype, meta: dict, shapes: bool = False):
+    "A model of that class with the saved ties and factored linears, its weights uninitialized, or only shapes."
     from transformers.initialization import no_init_weights
 
-    with no_init_weights():
-        model = found._from_config(deepcopy(config), dtype=dtype).eval()
-    model.tie_weights()
-    hollow(model, meta["factored"])
+    if shapes:
+        model = unfilled(kind, config, dtype)
+    else:
+        with no_init_weights():
+            model = kind._from_config(deepcopy(config), dtype=dtype).eval()
+        model.tie_weights()
+    with torch.device("meta") if shapes else nullcontext():
+        hollow(model, meta["factored"])
     if meta["tied"] is not None:
         _retie(model, meta["tied"])
     return model
@@ -663,8 +679,26 @@ def _read_weights(folder: Path, meta: dict) -> tuple[dict, dict[str, Packed]]:
     return rest, packed
 
 
-def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype):
-    "The model and the packed weights from a folder that `_write_own` wrote."
+def _readers(model, folder: Path, meta: dict, rest: dict, packed: dict, dtype: torch.dtype) -> dict:
+    "Functions that give the weights of a saved Subject, by name: stored, of a bitmask, or of packed integers."
+    stored = getattr(torch, meta["dtype"])
+
+    def cast(value):
+        return value.to(dtype) if value.dtype == stored else value
+
+    def dequantized(key, name):
+        return cast(packed[key].dequantize().to(getattr(torch, meta["types"].get(name, meta["dtype"]))))
+
+    names = {key: parameter_of(key, model) for key in packed}
+    return (
+        {name: partial(cast, value) for name, value in rest.items()}
+        | {name: lambda mask=mask: cast(mask.whole()) for name, mask in _masks(folder, meta["masked"]).items()}
+        | {name: partial(dequantized, key, name) for key, name in names.items()}
+    )
+
+
+def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype, on_disk: bool):
+    "The model and the packed weights from a folder that `_write_own` wrote, and the weights if they are not in it."
     from transformers import AutoConfig
 
     where, said = str(folder), read_config(folder, quantized=bool(meta["layout"]))
@@ -673,42 +707,50 @@ def _from_own(folder: Path, meta: dict, stored: torch.dtype, dtype: torch.dtype)
     check_counts(said, len(rest) + len(integers) + len(meta["masked"]), where)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     vars(config).pop("quantization_config", None)
-    found = model_class(config, where)
+    kind = model_class(config, where)
     with torch.device("meta"):
-        _check_room(_skeleton(found, config, dtype, meta), rest, integers, meta, where)
-    model = _skeleton(found, config, dtype, meta)
+        _check_room(_skeleton(kind, config, dtype, meta), rest, integers, meta, where)
+    model = _skeleton(kind, config, dtype, meta, on_disk)
     model.config._name_or_path = folder.name
     if model.can_generate():
         model.generation_config = generation_settings(folder)
-    rest = rest | _unmasked(folder, meta["masked"])
-    for key in packed:
-        name = parameter_of(key, model)
-        rest[name] = packed[key].dequantize().to(getattr(torch, meta["types"].get(name, meta["dtype"])))
-    _fill(model, {name: value.to(dtype) if value.dtype == stored else value for name, value in rest.items()}, where)
-    return model, packed
+    readers = _readers(model, folder, meta, rest, packed, dtype)
+    if on_disk:
+        places = _places(model, dict.fromkeys(readers), where)
+        for name, kind in meta["types"].items():
+            places[name].data = places[name].data.to(getattr(torch, kind))
+        return model, packed, Weights(readers)
+    _fill(model, {name: read() for name, read in readers.items()}, where)
+    return model, packed, None
 
 # %% ../../nbs/models/14_saving.ipynb #fill-code-2
-@torch.no_grad()
-def _fill(model, values: dict, where: str):
-    """Sets the tensors of `model` to `values`, in their own types.
+def _places(model, shapes: dict[str, tuple | None], where: str) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of `model` by name.
 
-    Raises `CompressLabError` unless the values are complete and have the right shapes.
+    Raises `CompressLabError` unless the values of these shapes, where they are known, are complete and fit.
     """
     places = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    filled = {id(places[name]) for name in values if name in places}
+    filled = {id(places[name]) for name in shapes if name in places}
     info = {
         "missing_keys": [name for name, tensor in tensors(model).items() if id(tensor) not in filled],
-        "unexpected_keys": [name for name in values if name not in places],
+        "unexpected_keys": [name for name in shapes if name not in places],
         "mismatched_keys": [
-            (name, value.shape, places[name].shape)
-            for name, value in values.items()
-            if name in places and value.shape != places[name].shape
+            (name, shape, places[name].shape)
+            for name, shape in shapes.items()
+            if shape is not None and name in places and shape != places[name].shape
         ],
     }
     if left_out := check_fit(info, model, where):
         raise CompressLabError(f"The model has no place for {left_out[0]}.", where, "save the Subject again")
+    return places
+
+
+@torch.no_grad()
+def _fill(model, values: dict, where: str):
+    "Sets the tensors of `model` to `values`, in their own types. Raises `CompressLabError` if they do not fit."
+    places = _places(model, {name: value.shape for name, value in values.items()}, where)
     for name, value in values.items():
         places[name].data = value

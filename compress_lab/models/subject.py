@@ -9,8 +9,10 @@ __all__ = ['VOLATILE', 'KINDS', 'Provenance', 'tensors', 'unsaved', 'weights_has
 # %% ../../nbs/models/12_subject.ipynb #cell-03
 import html
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import xxhash
@@ -86,14 +88,15 @@ def weights_hash(
 
 # %% ../../nbs/models/12_subject.ipynb #cell-10-2
 def tensors_hash(
-    state: dict[str, torch.Tensor],  # tensors by name
+    state: Mapping[str, torch.Tensor],  # tensors by name, asked for one by one
 ) -> str:
     """A 128-bit hash of the names, types, shapes and bytes of tensors.
 
     Raises `CompressLabError` if one is not in memory.
     """
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(state.items()):
+    for name in sorted(state):
+        tensor = state[name]
         if tensor.is_meta:
             raise CompressLabError(
                 "A weight is not in memory, so the model has no fingerprint.",
@@ -110,7 +113,7 @@ KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch
 
 @dataclass(frozen=True)
 class Stored:
-    "What lies on disk of a model that is something else in memory: quantized, in another type, or in two folders."
+    "What a model's files hold if its weights in memory differ: quantized, of another type, or in two folders."
 
     format: str  # such as "gptq 4"
     rows: tuple[tuple[str, str, int, int, int, int], ...]  # see `COLUMNS`
@@ -153,6 +156,7 @@ class Subject:
     streamed: bool = False  # finished blocks are read from their checkpoint, see `stream`
     files: dict[str, bytes] = field(default_factory=dict)  # other files of its folder by name, such as a licence
     stored: Stored | None = None  # what lies on disk, if it is something other than the weights in memory
+    device_map: ClassVar = None  # where the weights stay, if not all are in memory
 
     def __post_init__(self):
         self.model.eval()
@@ -165,6 +169,11 @@ class Subject:
     @property
     def input_quantizers(self) -> dict[str, InputQuantizer]:
         return input_quantizers(self.model)  # quantizers of activations, by the name of the module that has them
+
+    @property
+    def state(self) -> Mapping[str, torch.Tensor]:
+        "The weights and the saved buffers by name, tied ones once."
+        return tensors(self.model)
 
     @property
     def fixed(self) -> str:
@@ -192,7 +201,7 @@ class Subject:
         stored = [[self.stored.format, self.stored.nbytes]] if self.stored else []
         rest = json.dumps([type(self.model).__name__, stable, packed, *stored], sort_keys=True)
         return xxhash.xxh3_128(
-            (weights_hash(self.model) + rest + input_quantizers_hash(self.model)).encode()
+            (tensors_hash(self.state) + rest + input_quantizers_hash(self.model)).encode()
         ).hexdigest()
 
     def copy(self) -> "Subject":

@@ -204,13 +204,13 @@ def units(
 
 # %% ../../nbs/models/18_units.ipynb #overview-code
 def overview(
-    found: list[Units],  # from `units`
+    parts: list[Units],  # from `units`
 ):
     "A DataFrame with the number of units of each reader, how many go together, and what is removed with them."
     import pandas as pd
 
     rows = []
-    for part in found:
+    for part in parts:
         one, lengths = torch.arange(part.count) < part.together, {}
         for (name, side), users in part.users.items():
             lengths.setdefault(name, {})[side] = len(users)

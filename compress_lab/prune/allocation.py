@@ -90,12 +90,12 @@ def outliers(
 # %% ../../nbs/prune/11_allocation.ipynb #cell-09-2
 def owl(
     layers: list[LinearLayer],  # the linears to prune
-    found: dict[int, float],  # share of `outliers` by block
+    outlier_shares: dict[int, float],  # share of `outliers` by block
     sparsity: float,  # share of zeros over all of them
     reach: float = 0.08,  # largest distance of a share from the middle of the range
 ) -> dict[str, float]:
     "Returns the share of zeros of each linear by name, the same within a block."
-    values = torch.tensor([found[linear.block] for linear in layers], dtype=torch.float64)
+    values = torch.tensor([outlier_shares[linear.block] for linear in layers], dtype=torch.float64)
     size = torch.tensor([linear.weight.numel() for linear in layers], dtype=torch.float64)
     dense = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12) * 2 * reach
     dense += (1 - sparsity) - (dense * size).sum() / size.sum()
@@ -152,7 +152,7 @@ def rises(
 
 # %% ../../nbs/prune/11_allocation.ipynb #least-code
 def least_rise(
-    found: dict[int, list[float]],  # `rises` by block
+    by_block: dict[int, list[float]],  # `rises` by block
     shares: list[float],  # shares of zeros at which they were measured
     size: dict[int, int],  # number of weights of each block
     sparsity: float,  # share of zeros over all blocks
@@ -161,18 +161,18 @@ def least_rise(
 
     Raises `CompressLabError` if the sparsity cannot be reached, or a rise is not finite.
     """
-    if not np.isfinite(list(found.values())).all():
+    if not np.isfinite(list(by_block.values())).all():
         raise CompressLabError(
             "The divergence from the unpruned model is not finite.",
             "allocation",
             "check the model and the calibration text",
         )
-    share_of_weights = np.array([size[block] for block in found]) / sum(size[block] for block in found)
-    one_each, whole_model = np.kron(np.eye(len(found)), np.ones(len(shares))), np.kron(share_of_weights, shares)
+    share_of_weights = np.array([size[block] for block in by_block]) / sum(size[block] for block in by_block)
+    one_each, whole_model = np.kron(np.eye(len(by_block)), np.ones(len(shares))), np.kron(share_of_weights, shares)
     solved = linprog(
-        np.concatenate([found[block] for block in found]),
+        np.concatenate([by_block[block] for block in by_block]),
         A_eq=np.vstack([one_each, whole_model]),
-        b_eq=[*[1] * len(found), sparsity],
+        b_eq=[*[1] * len(by_block), sparsity],
         bounds=(0, 1),
     )
     if not solved.success:
@@ -181,7 +181,7 @@ def least_rise(
             "allocation",
             "use a larger reach",
         )
-    return dict(zip(found, (solved.x.reshape(len(found), -1) @ shares).tolist()))
+    return dict(zip(by_block, (solved.x.reshape(len(by_block), -1) @ shares).tolist()))
 
 # %% ../../nbs/prune/11_allocation.ipynb #cell-13
 RULES = ("uniform", "erk", "owl", "sensitivity")

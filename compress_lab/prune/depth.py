@@ -210,6 +210,7 @@ class Blocks(Method):
     paper = "Men et al., 2024, ShortGPT: Layers in large language models are more redundant than you expect"
     link = "https://arxiv.org/abs/2403.03853"
     needs, whole = frozenset({"calibration"}), True
+    at_once = "it removes blocks"
 
     def check(self):
         if self.count < 1:
@@ -221,8 +222,6 @@ class Blocks(Method):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Replaces the Subject's model by one with fewer blocks; returns the score of each block, by name."
-        if subject.streamed:
-            raise CompressLabError("A streamed model cannot be shortened.", str(self), "load it whole")
         model, stack = subject.model, one_stack(subject.model)
         if self.count >= len(stack):
             raise CompressLabError(f"The model has {len(stack)} blocks.", str(self), f"remove 1 to {len(stack) - 1}")

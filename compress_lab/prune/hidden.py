@@ -127,11 +127,11 @@ def narrower(
 
 # %% ../../nbs/prune/23_hidden.ipynb #norms-code
 @contextmanager
-def squares(found: dict[str, nn.Module]):
+def squares(watched: dict[str, nn.Module]):
     """A context that accumulates the mean squares of each norm's inputs by channel, (width,), by name of the norm;
     inputs are centred if the norm subtracts the mean.
     """
-    sums = {name: 0.0 for name in found}
+    sums = {name: 0.0 for name in watched}
 
     def watch(name, centred):
         def see(module, args):
@@ -140,7 +140,7 @@ def squares(found: dict[str, nn.Module]):
 
         return see
 
-    hooks = [module.register_forward_pre_hook(watch(name, centres(module))) for name, module in found.items()]
+    hooks = [module.register_forward_pre_hook(watch(name, centres(module))) for name, module in watched.items()]
     try:
         yield sums
     finally:
@@ -161,8 +161,6 @@ class Hidden(Width):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Replaces the Subject's model by a narrower one; returns a report for each reader of the stream, by name."
-        if subject.streamed:
-            raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
         if missing := {linear.name for linear in text_linears(subject.model)} - {linear.name for linear in layers}:
             raise CompressLabError(
                 "The stream runs through all blocks, and this linear is not among the targets.",
@@ -275,9 +273,9 @@ def _seen(
 
 
 @torch.no_grad()
-def _rescale(found: dict[str, nn.Module], sums: dict, stays: Tensor):
+def _rescale(by_name: dict[str, nn.Module], sums: dict, stays: Tensor):
     "Rescales the weights of norms to compensate for the mean square of the remaining channels, in place."
-    for name, module in found.items():
+    for name, module in by_name.items():
         if isinstance(sums[name], Tensor) and sums[name].any():
             module.weight.mul_((sums[name][stays.to(sums[name].device)].mean() / sums[name].mean()).sqrt())
 

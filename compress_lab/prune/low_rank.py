@@ -109,6 +109,7 @@ class LowRank(LayerMethod, abstract=True):
 
     transformer = True  # for transformers models only, whose class is instantiated when they are loaded
     whole, fills_zeros = True, True
+    at_once = "it changes the shapes of the weights"
     sparsity: float = 0.2  # share of the linears' parameters to remove
     allocation: str = "uniform"  # same share for each linear; "energy": one budget for the most important directions
 
@@ -146,8 +147,6 @@ class LowRank(LayerMethod, abstract=True):
 # %% ../../nbs/prune/10_low_rank.ipynb #cell-16-2
 def _check_free(method: LowRank, subject, layers):
     "Raises `CompressLabError` if a linear cannot be factored."
-    if subject.streamed:
-        raise CompressLabError("A streamed model cannot be factored.", str(method), "load it whole")
     stacks = [linear.name for linear in layers if linear.kind == "experts"]
     if stacks:
         raise CompressLabError(

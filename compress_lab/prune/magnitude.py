@@ -40,6 +40,10 @@ class Magnitude(Pruning):
                 "A share of the whole model is one number.", "Magnitude", 'give it, or use scope="layer"'
             )
 
+    @property
+    def at_once(self) -> str:
+        return "with this scope it compares the weights of all blocks" if self.scope == "model" else ""
+
     def compress(self, weight: Tensor, statistic=None) -> Compressed:
         "Returns the matrix with its smallest weights zeroed."
         return Compressed(weight.masked_fill(lowest(weight.abs(), self.sparsity, self.scope), 0))

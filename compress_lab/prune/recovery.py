@@ -33,6 +33,7 @@ class Recover(CalibratedMethod):
     paper = "Muralidharan et al., 2024, Compact language models via pruning and knowledge distillation"
     link = "https://arxiv.org/abs/2407.14679"
     needs = frozenset({"calibration", "original", "training"})
+    at_once = "it trains the weights of all blocks at once"
 
     def check(self):
         check_training(self)

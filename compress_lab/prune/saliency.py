@@ -89,13 +89,13 @@ def _sliced(linear: LinearLayer, tensor: Tensor) -> tuple[Tensor, ...]:
     return tuple(matrices) if matrices.dim() == 3 else (matrices,)
 
 
-def _removed(method: "Saliency", layers: list[LinearLayer], found: list[Tensor]) -> list[list[tuple[Tensor, bool]]]:
+def _removed(method: "Saliency", layers: list[LinearLayer], values: list[Tensor]) -> list[list[tuple[Tensor, bool]]]:
     """Returns for each matrix of each linear the mask of the weights to remove, (out, in), and whether its scores are
     known; without scores, because no gradient reached the matrix, the smallest weights are removed.
     """
     pieces = [
         [(matrix.abs(), score) for matrix, score in zip(linear.matrices, _sliced(linear, tensor))]
-        for linear, tensor in zip(layers, found)
+        for linear, tensor in zip(layers, values)
     ]
     known, within = (
         [pair for pairs in pieces for pair in pairs if pair[1].any()],
@@ -123,6 +123,7 @@ class Saliency(Pruning):
     paper = "Molchanov et al., 2019, Importance estimation for neural network pruning"
     link = "https://arxiv.org/abs/1906.10771"
     transformer, needs = True, frozenset({"calibration"})
+    at_once = "it needs the gradients of all blocks"
 
     def check(self):
         super().check()
@@ -143,8 +144,6 @@ class Saliency(Pruning):
         "Prunes the linears of the Subject in place; returns the sparsity of each by name."
         self.check_table(layers)
         tokens = calibration.tokens.to(subject.model.device)
-        if subject.streamed:
-            raise CompressLabError("A streamed model has no gradients.", str(self), "load it whole, or use Wanda")
         check_loss(subject.model, "next_token", tokens)
         check_memory(4 * sum(linear.weight.nbytes for linear in layers), str(self))
         weights = [linear.weight for linear in layers]

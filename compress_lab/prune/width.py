@@ -96,6 +96,23 @@ def choose(
 # %% ../../nbs/prune/21_width.ipynb #cell-13
 CRITERIA = ("least_squares", "magnitude", "random")
 
+
+def _units_by_reader(
+    model,  # of transformers
+    kind: str,  # of the units
+    layers: list,  # linears that may be changed
+) -> dict[str, Units]:
+    "Returns the units of this kind by the name of the linear that reads them. Raises `CompressLabError` without any."
+    names = {linear.name for linear in layers}
+    parts = {part.reader.name: part for part in units(model) if part.kind == kind and part.reader.name in names}
+    if not parts:
+        raise CompressLabError(
+            f"No {kind} were found that could be cut.",
+            type(model).__name__,
+            "its blocks have none, or mix them before they are read; use a mask such as Wanda",
+        )
+    return parts
+
 # %% ../../nbs/prune/21_width.ipynb #cell-13-2
 @dataclass(frozen=True)
 class Width(CalibratedLayerMethod, abstract=True):
@@ -103,6 +120,7 @@ class Width(CalibratedLayerMethod, abstract=True):
 
     kind: ClassVar[str] = ""  # kind of the units
     whole: ClassVar[bool] = True
+    at_once: ClassVar[str] = "it changes the shapes of the weights"
     sparsity: float = 0.5  # share of the units to remove
     criterion: str = "least_squares"  # smallest output error after a refit; "magnitude": smallest columns; "random"
     repair: bool = True  # whether the remaining columns are refitted by least squares
@@ -129,19 +147,7 @@ class Width(CalibratedLayerMethod, abstract=True):
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Removes units from the Subject's model; returns a report for each linear that reads them, by name."
-        if subject.streamed:
-            raise CompressLabError("A streamed model cannot be cut.", str(self), "load it whole")
-        parts = {
-            part.reader.name: part
-            for part in units(subject.model)
-            if part.kind == self.kind and part.reader.name in {linear.name for linear in layers}
-        }
-        if not parts:
-            raise CompressLabError(
-                f"No {self.kind} were found that could be cut.",
-                type(subject.model).__name__,
-                "its blocks have none, or mix them before they are read; use a mask such as Wanda",
-            )
+        parts = _units_by_reader(subject.model, self.kind, layers)
         counts = {name: how_many(self, part) for name, part in parts.items()}
         trial = [
             (part, torch.arange(part.count) % (part.count // counts[name][1]) < counts[name][0] // counts[name][1])

@@ -180,10 +180,10 @@ def huffman_lengths(
         lengths[heap[0][1]] = 1
     heapq.heapify(heap)
     while len(heap) > 1:
-        (few, first, one), (more, _, other) = heapq.heappop(heap), heapq.heappop(heap)
-        for code in one + other:
+        (few, first, codes), (more, _, more_codes) = heapq.heappop(heap), heapq.heappop(heap)
+        for code in codes + more_codes:
             lengths[code] += 1
-        heapq.heappush(heap, (few + more, first, one + other))
+        heapq.heappush(heap, (few + more, first, codes + more_codes))
     return lengths
 
 

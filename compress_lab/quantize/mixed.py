@@ -214,7 +214,7 @@ def _costs(model: nn.Module, groups: dict, methods: list, tried: dict, rows: Ten
         fisher(model, [linear for group in groups.values() for linear in group], rows) if metric == "fisher" else {}
     )
 
-    def one(linear, method):
+    def cost_of(linear, method):
         packed, report = tried[linear.name, method]
         return (
             float((squares[linear.name] * (packed.dequantize() - linear.weight.data).square()).sum() / 2)
@@ -223,7 +223,7 @@ def _costs(model: nn.Module, groups: dict, methods: list, tried: dict, rows: Ten
         )  # no output error without inputs
 
     return {
-        (name, method): sum(one(linear, method) for linear in group)
+        (name, method): sum(cost_of(linear, method) for linear in group)
         for name, group in groups.items()
         for method in methods
     }
@@ -327,11 +327,11 @@ def allocate(
     """
     _check_table(table, budget)
     module, names = pd.factorize(table["name"])
-    one = csr_array((np.ones(len(table)), (module, np.arange(len(table)))))
+    choices = csr_array((np.ones(len(table)), (module, np.arange(len(table)))))
     share = (table.bits * table.weights).to_numpy(float) / table.groupby("name").weights.first().sum()
     scale, cost = 1e6, table.cost.to_numpy(float)  # the solver's tolerances are absolute
     unit = scale / max(np.abs(cost).sum(), 1e-300)
-    within = [LinearConstraint(one, 1, 1), LinearConstraint(scale / budget * share[None], ub=scale * (1 + 1e-9))]
+    within = [LinearConstraint(choices, 1, 1), LinearConstraint(scale / budget * share[None], ub=scale * (1 + 1e-9))]
     result = milp(
         unit * cost, integrality=np.ones(len(table)), bounds=(0, 1), constraints=within, options={"mip_rel_gap": 0}
     )

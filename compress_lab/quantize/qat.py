@@ -145,6 +145,7 @@ class QAT(CalibratedMethod):
     link = "https://arxiv.org/abs/1902.08153"
     quantizes = True
     needs = frozenset({"calibration", "original", "training"})
+    at_once = "it trains the weights of all blocks at once"
 
     def check(self):
         check_grid(self)

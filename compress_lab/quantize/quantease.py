@@ -58,7 +58,7 @@ def better_rows(
     worse = errors(second) < errors(first)
 
     def pick(name):
-        return None if (one := getattr(first, name)) is None else torch.where(worse, getattr(second, name), one)
+        return None if (tensor := getattr(first, name)) is None else torch.where(worse, getattr(second, name), tensor)
 
     return Compressed(pick("weight"), pick("codes"), pick("scales"), pick("zeros"), first.notes)
 

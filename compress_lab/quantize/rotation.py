@@ -133,13 +133,13 @@ def fold(pair: Pair):
     bias.weight.data.copy_(torch.where(scale == 0, 0.0, bias.weight.data.float() / scale))
 
 # %% ../../nbs/quantize/08_rotation.ipynb #cell-15
-def keeps_mean(found: Stream) -> bool:
+def keeps_mean(residual: Stream) -> bool:
     "Returns whether one of the norms subtracts the mean, so that the rotation has to preserve it."
-    return any(centres(pair.source.module) for pair in found.norms)
+    return any(centres(pair.source.module) for pair in residual.norms)
 
 
 @torch.no_grad()
-def turn(found: Stream, matrix: Tensor):
+def turn(residual: Stream, matrix: Tensor):
     """Multiplies all modules that write to the stream by an orthogonal matrix, (width, width), and all that read it by
     its inverse.
     """
@@ -147,18 +147,19 @@ def turn(found: Stream, matrix: Tensor):
     def times(tensor, side):
         tensor.copy_(side(tensor.double()))
 
-    right = matrix.to(found.tables[0].weight.device if found.tables else "cpu")
-    for layer in found.tables:
+    right = matrix.to(residual.tables[0].weight.device if residual.tables else "cpu")
+    for layer in residual.tables:
         times(layer.weight.data, lambda table: table @ right)
-    for layer in found.writers:
+    for layer in residual.writers:
         for weight in layer.matrices:
             times(weight, lambda weight: right.T @ weight)
     for layer in {
-        reader.key: reader for reader in (*found.readers, *(reader for pair in found.norms for reader in pair.readers))
+        reader.key: reader
+        for reader in (*residual.readers, *(reader for pair in residual.norms for reader in pair.readers))
     }.values():
         for weight in layer.matrices:
             times(weight, lambda weight: weight @ right)
-    for layer in (*found.writers, *(pair.source for pair in found.norms)):
+    for layer in (*residual.writers, *(pair.source for pair in residual.norms)):
         if bias := bias_of(layer):
             times(bias.weight.data, lambda vector: vector @ right)
 
@@ -199,12 +200,12 @@ def head_size(config) -> int:
     return getattr(config, "head_dim", None) or (config.hidden_size // heads if isinstance(heads, int) and heads else 0)
 
 # %% ../../nbs/quantize/08_rotation.ipynb #cell-17-2
-def head_pairs(model: nn.Module, found: Equivalences, size: int) -> list[Pair]:
+def head_pairs(model: nn.Module, equivalent: Equivalences, size: int) -> list[Pair]:
     "Returns the pairs whose channels may be rotated head by head."
     allowed, unchanged, matrix = [], {}, rotation(size, 0)
     by_source = {
         pair.source.name: pair
-        for pair in found.pairs
+        for pair in equivalent.pairs
         if pair.source.kind != "norm" and pair.experts == 1 and len(pair.readers) == 1
     }
     with calibrating(model):
@@ -234,6 +235,7 @@ class Rotate(Method):
     paper = "Ashkboos et al., 2024, QuaRot: Outlier-free 4-bit inference in rotated LLMs"
     link = "https://arxiv.org/abs/2404.00456"
     needs, fills_zeros = frozenset(), True
+    at_once = "it turns the weights of all blocks at once"
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         """Rotates the Subject in place; returns what was rotated or folded, by module.

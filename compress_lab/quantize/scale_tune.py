@@ -47,6 +47,7 @@ class ScaleTune(CalibratedMethod):
     link = "https://arxiv.org/abs/2407.11062"
     keeps_codes = True
     needs = frozenset({"calibration", "original", "training"})
+    at_once = "it trains the weights of all blocks at once"
 
     def check(self):
         check_training(self)

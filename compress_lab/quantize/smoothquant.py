@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..compress.layerwise import Finished
 from ..compress.recipe import Method
 from ..core.errors import CompressLabError
 from ..core.progress import bar
@@ -100,19 +101,27 @@ class SmoothQuant(Method):
             raise CompressLabError(
                 "The activations hold NaN or infinity.", bad, "calibrate in float32, or with other text"
             )
-        report = {}
-        for pair in pairs:
-            divisor = factors(pair, largest, self.alpha)
-            pair.move(divisor.to(pair.source.weight.device))
-            fed = any(
-                largest[reader.key, expert].any()
-                for reader in pair.readers
-                for expert in range(len(reader.matrices))
-                if (reader.key, expert) in largest
-            )
-            factor_range = {"smallest_factor": float(divisor.min()), "largest_factor": float(divisor.max())} | (
-                {} if fed else {"notes": [UNFED]}
-            )
-            for part in pair.touched:
-                report.setdefault(part.name, {}).update(factor_range)
-        return report
+        return _move_all(self, subject, pairs, largest, checkpoint)
+
+# %% ../../nbs/quantize/07_smoothquant.ipynb #f20d9596
+def _move_all(method: SmoothQuant, subject, pairs: list[Pair], largest: dict, checkpoint) -> dict:
+    "Moves the factors of all pairs, and stores the blocks of a streamed Subject; returns the ranges by module."
+    report, parts = {}, {part.key: part for pair in pairs for part in pair.touched}
+    finished = Finished(checkpoint if subject.streamed else None, subject, parts.values())
+    for number, pair in enumerate(pairs):
+        divisor = factors(pair, largest, method.alpha)
+        pair.move(divisor.to(pair.source.weight.device))
+        fed = any(
+            largest[reader.key, expert].any()
+            for reader in pair.readers
+            for expert in range(len(reader.matrices))
+            if (reader.key, expert) in largest
+        )
+        factor_range = {"smallest_factor": float(divisor.min()), "largest_factor": float(divisor.max())} | (
+            {} if fed else {"notes": [UNFED]}
+        )
+        for part in pair.touched:
+            report.setdefault(part.name, {}).update(factor_range)
+        if pair.source.block not in [later.source.block for later in pairs[number + 1 :]]:
+            finished.store(pair.source.block, report)
+    return report

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'FRONT', 'BLOCK', 'ASKED', 'LONGEST', 'TEMPLATES', 'SAID', 'OWN_ENTRIES', 'ABOUT', 'UNSAID',
-           'own_texts', 'plain', 'code', 'join_cells', 'base_model', 'relation', 'licence_entries', 'Card', 'spread',
-           'from_before', 'weave', 'machine_line', 'card_folder', 'is_copy', 'unmeasured']
+           'own_texts', 'plain', 'code', 'base_model', 'relation', 'licence_entries', 'hub_task', 'Card', 'spread',
+           'weave', 'machine_line', 'card_folder', 'is_copy']
 
 # %% ../../nbs/report/10_card.ipynb #dca79037
 import html
@@ -31,8 +31,9 @@ from ..core.registry import METHODS
 from ..core.settings import read_yaml, write_yaml
 from ..core.store import cannot_write, replace_file, short, without_folders
 from ..evaluate.rights import licences, named
+from ..evaluate.tasks import read_task
 from .claims import recipe_claims, scaled, told
-from .evidence import Evidence
+from .evidence import Evidence, timed
 from compress_lab.report.exchange import (
     check_record,
     hub_entries,
@@ -40,11 +41,9 @@ from compress_lab.report.exchange import (
     measured_on,
     own_figures,
     record,
-    timed,
 )
-from .page import step_text
 from .plots import estimate, figures, label, visible
-from .sections import group_tables, mapping
+from .sections import group_tables, mapping, step_text
 
 # %% ../../nbs/report/10_card.ipynb #ae9cbdd2
 BEGIN, END = "<!-- yours: {} -->", "<!-- end of yours -->"
@@ -96,13 +95,13 @@ def code(
     return Markup("`" + line.replace("`", "'").replace("<!--", "< !--").replace("|", "\\|") + "`")
 
 
-def join_cells(row: Iterable) -> Markup:
+def _join_cells(row: Iterable) -> Markup:
     "The cells of one line of a table."
     return Markup(" | ".join(map(plain, row)))
 
 
 TEMPLATES = Environment(loader=PackageLoader("compress_lab.report"), finalize=plain, trim_blocks=True)
-TEMPLATES.filters["join_cells"] = join_cells
+TEMPLATES.filters["join_cells"] = _join_cells
 
 # %% ../../nbs/report/10_card.ipynb #bc412eb4
 def base_model(
@@ -132,6 +131,16 @@ def licence_entries(
     known = named(licence) in licences()
     return {"license": licence.lower()} if known else {"license": "other", "license_name": label(licence, 80)}
 
+
+def hub_task(
+    settings: str,  # of a probe, as JSON
+) -> str:
+    "What the task asks, in the Hub's words: classes of a head, or text."
+    with suppress(CompressLabError):
+        if read_task(mapping(json.loads(settings)).get("task", "")).kind == "classify":
+            return "text-classification"
+    return "text-generation"
+
 # %% ../../nbs/report/10_card.ipynb #e6ef2dfc
 @dataclass(frozen=True)
 class Card:
@@ -146,8 +155,8 @@ class Card:
     @property
     def subject(self) -> dict:
         "Provenance of the model that was compressed."
-        found = (mapping(cell.get("provenance")).get("subject") for cell in self.evidence.cells_of(self.recipe))
-        return next((dict(each) for each in found if mapping(each)), {})
+        subjects = (mapping(cell.get("provenance")).get("subject") for cell in self.evidence.cells_of(self.recipe))
+        return next((dict(entry) for entry in subjects if mapping(entry)), {})
 
     @property
     def name(self) -> str:
@@ -178,7 +187,7 @@ class Card:
             of = dict(dataset_type=data["id"] or label(data["name"]), dataset_name=label(data["name"]))
             of |= {f"dataset_{part}": label(data[part]) for part in ("config", "split") if data[part]}
             figure = dict(metric_type=row["metric"].rpartition(".")[2], metric_value=float(row["value"]))
-            results.append(EvalResult(task_type="text-generation", metric_name=row["metric"], **figure, **of))
+            results.append(EvalResult(task_type=hub_task(row["settings"]), metric_name=row["metric"], **figure, **of))
         return results
 
 # %% ../../nbs/report/10_card.ipynb #41ebc78a
@@ -201,9 +210,9 @@ def rows(
     efficiency: bool,  # size, time, memory and energy; False: everything else
 ) -> list[tuple]:
     "The lines of the table of results, or of efficiency, as text."
-    found = self.evidence.rows[self.evidence.rows["recipe"] == self.recipe]
+    figures_of_copy = self.evidence.rows[self.evidence.rows["recipe"] == self.recipe]
     lines = []
-    for _, row in found.iterrows():
+    for _, row in figures_of_copy.iterrows():
         if timed(row["probe"]) != efficiency:
             continue
         scale, unit, points = scaled(row)
@@ -247,11 +256,15 @@ def limits(self: Card) -> dict:  # notes, worse, unsettled, gaps
 OWN_ENTRIES = ("base_model", "base_model_relation", "library_name", "license", "license_name", "model-index", "tags")
 
 
-def from_before(
+def _from_before(
     card: str,  # the text of an earlier README; "": there was none
     where: str = "",  # its path, for the message
 ) -> tuple[dict, dict[str, str]]:
-    "Its front matter without this card's own entries, and the texts of people. Raises `CompressLabError`."
+    """The entries of an earlier card's front matter that this card does not write, and the texts that people wrote in
+    it.
+
+    Raises `CompressLabError`.
+    """
     front = FRONT.match(card)
     entries = mapping(read_yaml(front[1], where) if front else {})
     texts = own_texts(card, where)
@@ -268,7 +281,7 @@ def weave(
     where: str = "",  # its path, for the message
 ) -> str:
     "The card as Markdown with front matter. Raises `CompressLabError` if the earlier one cannot be read."
-    kept, texts = from_before(before, where)
+    kept, texts = _from_before(before, where)
     for name, value in kept.items():
         data[name] = value
     body += "".join(f"\n\0{place}\0\n" for place in texts if place not in ASKED)
@@ -281,12 +294,14 @@ def weave(
 def _rights(evidence: Evidence, recipe: str) -> list[tuple]:
     "The lines of the table of data and licences, for what this recipe was made of and measured on."
     cells = [mapping(cell.get("provenance")) for cell in evidence.cells_of(recipe)]
-    names = {str(mapping(each).get("name")) for made in cells for each in (made.get("data") or [])}
+    names = {str(mapping(source).get("name")) for entry in cells for source in (entry.get("data") or [])}
     if evidence.use:
         table = evidence.data_rights()
         return [tuple(row) for row in table.itertuples(index=False) if row.role == "model" or row.what in names]
-    found = evidence.provenance()
-    every = [(each["what"], "model") for each in found["subject"]] + [(each["what"], "") for each in found["data"]]
+    sources = evidence.provenance()
+    every = [(source["what"], "model") for source in sources["subject"]] + [
+        (source["what"], "") for source in sources["data"]
+    ]
     lines = [(what.get("name"), role or what.get("role"), what.get("licence") or "unknown") for what, role in every]
     return [line for line in dict.fromkeys(lines) if line[1] == "model" or line[0] in names]
 
@@ -296,10 +311,11 @@ def machine_line(
 ) -> str:
     "One line about the machine of a measurement."
     processor, versions = mapping(environment.get("processor")), mapping(environment.get("versions"))
-    parts = [processor.get("model"), f"{processor['cores']} cores" if processor.get("cores") else ""]
-    return ", ".join(filter(None, [*map(str, parts), f"torch {versions['torch']}" if "torch" in versions else ""]))
+    cores = f"{processor['cores']} cores" if processor.get("cores") else ""
+    torch = f"torch {versions['torch']}" if "torch" in versions else ""
+    return ", ".join(str(part) for part in (processor.get("model"), cores, torch) if part)
 
-
+# %% ../../nbs/report/10_card.ipynb #4a90f1d7
 @patch
 def _parts(self: Card) -> dict:
     "What the template needs."
@@ -392,7 +408,7 @@ def is_copy(
     return any(Path(folder, name).is_file() for name in ABOUT)
 
 
-def unmeasured(
+def _unmeasured(
     folder: "str | os.PathLike",  # written by `save` or `export`
 ) -> Evidence:
     """Evidence about a copy that no study has measured: where it is from and what was done to it.
@@ -432,5 +448,5 @@ def of(
     "The card of a copy. Raises `CompressLabError`."
     if recipe:
         return cls(Evidence.from_run(folder), recipe)
-    evidence = unmeasured(folder)
+    evidence = _unmeasured(folder)
     return cls(evidence, evidence.recipes[0])

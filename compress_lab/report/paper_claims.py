@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'BOUND', 'CAUSES', 'SCALES', 'STATUSES', 'STATED', 'TRACKED', 'COLOURS', 'Bound', 'judge', 'PaperResult',
-           'statement_key', 'PaperClaim', 'Paper', 'read_paper', 'read_papers', 'record', 'Order', 'order_in_git',
-           'claims_table', 'claims_plot']
+           'PaperClaim', 'Paper', 'read_paper', 'read_papers', 'record', 'Order', 'order_in_git', 'claims_table',
+           'claims_plot']
 
 # %% ../../nbs/report/13_paper_claims.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 import re
@@ -43,9 +43,9 @@ class Bound(NamedTuple):
         where: str = "",  # its owner, for the message
     ) -> "Bound":
         "Returns the bound. Raises `CompressLabError` if the text is not one."
-        if not (found := BOUND.fullmatch(text)):
+        if not (match := BOUND.fullmatch(text)):
             raise CompressLabError(f"{text!r} is not a bound.", where, "write '> 0.05' or '< 2', quoted")
-        return cls(1 if found[1] == ">" else -1, float(found[2]))
+        return cls(1 if match[1] == ">" else -1, float(match[2]))
 
     def beyond(
         self,
@@ -115,7 +115,7 @@ STATUSES = ("checked", "secondary", "from memory")
 STATED = ("quantity", "bound", "direction", "unit", "scale")  # what must not change once a result is known
 
 
-def statement_key(
+def _statement_key(
     claim: dict,  # a claim as its file has it
 ) -> str:
     "Returns the key of what the claim states: its quantity, bounds, unit and scale."
@@ -192,7 +192,7 @@ def _claim(key: str, given, where: str) -> PaperClaim:
     result = given.get("result")
     if result is not None:
         result = _made(PaperResult, result, f"{where}, result")
-        if result.statement != statement_key(given):
+        if result.statement != _statement_key(given):
             raise CompressLabError(
                 "The claim was changed after its result.",
                 where,
@@ -210,8 +210,8 @@ def read_paper(
     claims = given.get("claims") or {}
     if not isinstance(claims, dict):
         raise CompressLabError("The claims are not a mapping.", name, "write each below its name")
-    made = tuple(_claim(key, claim, f"{name}, {key}") for key, claim in claims.items())
-    return _made(Paper, {**given, "claims": made}, name)
+    checked = tuple(_claim(key, claim, f"{name}, {key}") for key, claim in claims.items())
+    return _made(Paper, {**given, "claims": checked}, name)
 
 
 def read_papers(
@@ -244,7 +244,7 @@ def record(
     about, where = environment(), f"{Path(path).name}, {key}"
     figures = {"values": values, "count": count}
     new = {
-        "statement": statement_key(claims[key]),
+        "statement": _statement_key(claims[key]),
         **{name: [_rounded(number) for number in part] for name, part in figures.items() if part is not None},
         "over": over,
         "date": date.today().isoformat(),
@@ -266,12 +266,12 @@ def record(
 
 
 def _rounded(number) -> int | float:
-    "Six significant digits, more than any interval here is known to."
+    "The value to six significant digits, which is beyond the precision of every interval here."
     return int(number) if float(number).is_integer() else float(f"{float(number):.6g}")
 
 
 def _shown(value: float, low: float, high: float) -> str:
-    "A value and its interval with the digits that the interval's width gives meaning to."
+    "A value and its interval, with as many digits as the width of the interval supports."
     width = high - low
     digits = max(0, 1 - int(np.floor(np.log10(width)))) if width > 0 else 3
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
@@ -321,8 +321,8 @@ def order_in_git(
     history = _history(Path(path))
     rows = []
     for key, claim in history[-1][1].items():
-        now, versions = statement_key(claim), [claims.get(key) or {} for _, claims in history]
-        stated = next(place for place, version in enumerate(versions) if version and statement_key(version) == now)
+        now, versions = _statement_key(claim), [claims.get(key) or {} for _, claims in history]
+        stated = next(place for place, version in enumerate(versions) if version and _statement_key(version) == now)
         measured = next((place for place, version in enumerate(versions) if version.get("result")), None)
         in_order = measured is None or stated < measured
         rows.append(Order(key, history[stated][0], None if measured is None else history[measured][0], in_order))

@@ -423,9 +423,9 @@ def apart(
 ) -> np.ndarray:  # (n,) in the order of `places`
     "The heights, moved apart by the least squares, in the same order."
     order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
-    found = np.empty(len(places))
-    found[order] = isotonic_regression(np.asarray(places, float)[order] - steps).x + steps
-    return found
+    moved = np.empty(len(places))
+    moved[order] = isotonic_regression(np.asarray(places, float)[order] - steps).x + steps
+    return moved
 
 # %% ../../nbs/report/01_plots.ipynb #95534e71
 def lines(
@@ -653,5 +653,5 @@ def svg(
         f'style="--width: {float(size[1]):.0f}" role="img" aria-label="{escape(label(alt, 2000), quote=True)}">'
     )
     return re.sub(
-        r"<svg .*?>", lambda found: opening, text, count=1, flags=re.S
+        r"<svg .*?>", lambda match: opening, text, count=1, flags=re.S
     )  # a function: a backslash in a name means itself

@@ -116,6 +116,27 @@ def reading(
             "export the model again",
         ) from error
 
+# %% ../../nbs/runtimes/01_graph.ipynb #7420f6a6
+def _feed(
+    runtime,  # a Runtime
+    input_ids: Tensor,  # shape (rows, tokens)
+    attention_mask: Tensor | None,  # None: all tokens are visible
+    position_ids: Tensor | None,  # None: counted from the first visible token
+    token_type_ids: Tensor | None,  # None: zeros
+    seen: int,  # tokens in the cache
+) -> dict[str, Tensor]:
+    "Returns the inputs that the program reads, by name."
+    if attention_mask is None:
+        attention_mask = torch.ones(len(input_ids), seen + input_ids.shape[1], dtype=torch.long)
+    feed = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+    if "token_type_ids" in runtime.extra:
+        feed["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    if runtime.decodes or "position_ids" in runtime.extra:
+        if position_ids is None:
+            position_ids = (feed["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        feed["position_ids"] = position_ids
+    return {name: value.contiguous() for name, value in feed.items()}
+
 # %% ../../nbs/runtimes/01_graph.ipynb #cell-12
 class Runtime(nn.Module):
     "A module that is called like the original model, and computed by another program."
@@ -162,8 +183,7 @@ class Runtime(nn.Module):
         token_type_ids: Tensor | None = None,
         **others,
     ):
-        kinds = "token_type_ids" in self.extra
-        if not kinds and token_type_ids is not None and token_type_ids.any():
+        if "token_type_ids" not in self.extra and token_type_ids is not None and token_type_ids.any():
             others["token_type_ids"] = token_type_ids  # zeros are the model's default
         if others := [name for name, value in others.items() if value is not None and name != "return_dict"]:
             raise CompressLabError(
@@ -172,18 +192,8 @@ class Runtime(nn.Module):
                 "call it with tokens, a mask and a cache only",
             )
         seen = past_key_values.length if past_key_values is not None else 0
-        if attention_mask is None:
-            attention_mask = torch.ones(len(input_ids), seen + input_ids.shape[1], dtype=torch.long)
-        feed = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-        if kinds:
-            feed["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        if self.decodes or "position_ids" in self.extra:
-            feed["position_ids"] = (
-                position_ids
-                if position_ids is not None
-                else (feed["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, seen:]
-            )
-        results, past = self.compute({name: value.contiguous() for name, value in feed.items()}, past_key_values)
+        feed = _feed(self, input_ids, attention_mask, position_ids, token_type_ids, seen)
+        results, past = self.compute(feed, past_key_values)
         if "logits" in results:
             return CausalLMOutputWithPast(
                 logits=results["logits"], past_key_values=past if self.decodes and use_cache is not False else None

@@ -76,7 +76,7 @@ class Project:
         raise CompressLabError(
             "This is not a checkout of an nbdev project: no settings.ini with a folder of notebooks.",
             str(start),
-            "run this inside a clone of the repository",
+            "run this inside a project; compress-lab new book NAME writes one",
         )
 
 # %% ../../nbs/site/01_project.ipynb #settings-code

@@ -230,7 +230,7 @@ def check_loaded(method, subject):
 
 def check_vocabulary(method, subject, original, otherwise: str = ""):
     "Raises `CompressLabError` if two Subjects have different vocabularies."
-    sizes = [one.model.config.get_text_config().vocab_size for one in (subject, original)]
+    sizes = [reader.model.config.get_text_config().vocab_size for reader in (subject, original)]
     if len(set(sizes)) > 1:
         raise CompressLabError(
             f"The original has another vocabulary, of {sizes[1]}.",
@@ -240,7 +240,7 @@ def check_vocabulary(method, subject, original, otherwise: str = ""):
     if subject.tokenizer is None or original.tokenizer is None:
         return
     words, expected = (
-        {index: word for word, index in one.tokenizer.get_vocab().items()} for one in (subject, original)
+        {index: word for word, index in reader.tokenizer.get_vocab().items()} for reader in (subject, original)
     )
     if other := [index for index in words if index in expected and words[index] != expected[index]]:
         raise CompressLabError(
@@ -287,7 +287,7 @@ def first_not_finite(
     "Name of the first leaf module whose output contains NaN or infinity; empty if there is none."
     names = []
 
-    def look(name):
+    def checking(name):
         def hook(module, inputs, output):
             if isinstance(output, Tensor) and output.is_floating_point() and not output.isfinite().all():
                 names.append(name)
@@ -295,7 +295,7 @@ def first_not_finite(
         return hook
 
     leaves = {name: module for name, module in model.named_modules() if name and not any(module.children())}
-    hooks = [module.register_forward_hook(look(name)) for name, module in leaves.items()]
+    hooks = [module.register_forward_hook(checking(name)) for name, module in leaves.items()]
     try:
         with torch.no_grad():
             run()

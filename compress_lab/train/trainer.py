@@ -284,7 +284,7 @@ def learning(model: nn.Module, objective: Objective):
 
 
 def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
-    "Copies of model and objective that share the weights, until accelerate shards them, and the teacher."
+    "Copies of the model and the objective that share its weights, until accelerate shards them, and the teacher."
     memo = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
     if teacher := vars(objective).get("teacher"):
         memo[id(teacher)] = teacher
