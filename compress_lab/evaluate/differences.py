@@ -326,7 +326,8 @@ def _against_reference(metric: Metric, after: np.ndarray, labels: np.ndarray, wo
         return Spread(method=_too_few(words, FEW), units=len(sums))
     reference = metric.reference
     ratio = (low / reference, high / reference) if reference else None
-    return Spread((low - reference, high - reference), ratio, None, f"exact interval over {words}", len(sums))
+    kind = "exact" if (sums[:, 1] == 1).all() else "Wilson's score"
+    return Spread((low - reference, high - reference), ratio, None, f"{kind} interval over {words}", len(sums))
 
 
 def _jackknifed(metric: Metric, columns: np.ndarray, labels: np.ndarray, words: str) -> Spread:

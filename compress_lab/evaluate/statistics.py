@@ -32,7 +32,7 @@ def cluster_sums(
 
 # %% ../../nbs/evaluate/01_statistics.ipynb #jackknife-code
 FEWEST = 20  # clusters below which an unbounded figure gets no interval
-LONGEST = 6.0  # the longer side of an interval, at most, in half-widths of Student's t interval
+LONGEST = 5.0  # the longer side of an interval, at most, in half-widths of Student's t interval
 LEAST = 0.25  # the smallest design effect: one below 1 is mostly luck
 
 
@@ -49,12 +49,13 @@ class Jackknife(NamedTuple):
 
     value: float
     error: float  # standard error; 0 if no cluster changes the statistic
-    skew: float  # skewness of the clusters' contributions beyond chance, divided by the square root of their number
+    skew: float  # skewness of the clusters' contributions, divided by the square root of their number
     degrees: float  # of freedom
+    clear_skew: float = 0.0  # what of the skewness is beyond that of normal samples
 
     def sides(self) -> tuple[float, float]:
         "Lengths of the lower and the upper side, as multiples of the half-width of Student's t interval."
-        longer = min(1 + 32 * abs(self.skew) ** 3, LONGEST)
+        longer = min(1 + 4 * self.skew**2 + 16 * abs(self.skew) ** 3, LONGEST)
         return (longer, 1.0) if self.skew < 0 else (1.0, longer)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -75,12 +76,13 @@ class Jackknife(NamedTuple):
     def score_limits(self, effect: float, level: float) -> tuple[float, float]:
         "The z score of independent items at the lower and the upper end of an interval, given the design effect."
         wide = float(stats.t.ppf((1 + level) / 2, self.degrees)) * effect**0.5
-        below, above = self.sides()
+        below, above = self._replace(skew=self.clear_skew).sides()
         return below * wide, above * wide
 
     def score_tail(self, z: float, effect: float) -> float:
         "One-sided p value of the z score of independent items, positive above the hypothesis, given the design effect."
-        return float(stats.t.sf(abs(z) / (self.sides()[int(z < 0)] * effect**0.5), self.degrees))
+        side = self._replace(skew=self.clear_skew).sides()[int(z < 0)]
+        return float(stats.t.sf(abs(z) / (side * effect**0.5), self.degrees))
 
 # %% ../../nbs/evaluate/01_statistics.ipynb #jackknife-code-2
 def jackknife(
@@ -107,19 +109,17 @@ def from_left_out(
         error = float(np.sqrt((count - 1) / count * (away**2).sum()))
         if error <= 1e-12 * np.abs(left_out).max():
             error = 0.0  # rounding
-        skew = _skewness(away) if error > 0 else 0.0
+        skew = float(stats.skew(away, bias=False)) / count**0.5 if count > 2 and error > 0 else 0.0
     degrees = max(effective(np.ones(count) if sizes is None else sizes) - 1, 1.0)
-    return Jackknife(value, error, skew, degrees)
+    return Jackknife(value, error, skew, degrees, _beyond_chance(skew, count))
 
 
-def _skewness(contributions: np.ndarray) -> float:
-    "Sample skewness beyond that of a normal sample, divided by the square root of the number."
-    count = len(contributions)
+def _beyond_chance(skew: float, count: int) -> float:
+    "The skewness (divided by the square root of the count) without the variance that it has in normal samples."
     if count < 3:
         return 0.0
-    found = float(stats.skew(contributions, bias=False))
-    chance = 6 * count * (count - 1) / ((count - 2) * (count + 1) * (count + 3))
-    return float(np.copysign(max(0.0, found**2 - chance) ** 0.5, found) / count**0.5)
+    chance = 6 * (count - 1) / ((count - 2) * (count + 1) * (count + 3))
+    return float(np.copysign(max(0.0, skew**2 - chance) ** 0.5, skew))
 
 
 def intervals(
@@ -156,7 +156,7 @@ def over_seeds(
         return Jackknife(float(values.mean()), 0.0 if variance == 0 else np.nan, 0.0, 1.0)
     among_seeds, among_clusters = _quantile(seeds - 1) ** 2, _quantile(max(effective(sizes) - 1, 1.0)) ** 2
     half = max(among_seeds * of_seeds + among_clusters * of_clusters, among_clusters * shared) ** 0.5
-    skew = _skewness(contributions.mean(0)) if shared > 0 else 0.0
+    skew = stats.skew(contributions.mean(0), bias=False) / len(labels) ** 0.5 if len(labels) > 2 and shared > 0 else 0.0
     return Jackknife(float(values.mean()), float(variance**0.5), float(skew), _degrees(half / variance**0.5))
 
 
