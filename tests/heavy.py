@@ -13,7 +13,7 @@ HEAVY_NOTEBOOKS = set(
     evaluate/23_factuality evaluate/25_privacy evaluate/26_groups evaluate/27_adversarial evaluate/28_formats
     evaluate/29_long_inputs measure/02_percentiles measure/03_latency measure/04_memory measure/05_scenarios
     measure/06_throughput measure/07_cold_start measure/10_flops measure/12_roofline measure/13_energy
-    measure/14_cost models/05_precision models/09_low_rank models/17_equivalence models/22_lenet papers/01_gptq
+    measure/14_cost models/05_precision models/09_low_rank models/17_equivalence models/21_lenet papers/01_gptq
     papers/03_deep_compression papers/04_hinton_mnist papers/05_wanda papers/06_sparsegpt papers/07_owl
     papers/08_shortgpt papers/09_hqq papers/10_llm_int8 papers/11_smoothquant papers/12_quarot papers/13_awq
     papers/15_forgotten papers/16_exploited prune/04_permutation prune/05_ria prune/10_low_rank prune/12_lottery

@@ -186,31 +186,13 @@ def at_work(
         names = os.listdir(folder) if store.local else [path.split("/")[-1] for path in store.fs.ls(folder, False)]
     except FileNotFoundError:
         return {}
-    found = {}
+    parts = {}
     for name in sorted(names):
         text = leases.latest(name)[1]
         holder = _holder_in(text)
         if holder and not leases.gone(name, text, holder):
-            found[name] = str(holder.get("doing", ""))
-    return found
-
-# %% ../../nbs/core/12_leases.ipynb #ad2ba279
-def at_work(
-    leases: Leases,
-) -> dict[str, str]:  # name of the work: the part of it that is computed now, or empty
-    "The work that processes hold at this moment."
-    store, folder = leases.store, f"{leases.store.path}/.leases"
-    try:
-        names = os.listdir(folder) if store.local else [path.split("/")[-1] for path in store.fs.ls(folder, False)]
-    except FileNotFoundError:
-        return {}
-    found = {}
-    for name in sorted(names):
-        text = leases.latest(name)[1]
-        holder = _holder_in(text)
-        if holder and not leases.gone(name, text, holder):
-            found[name] = str(holder.get("doing", ""))
-    return found
+            parts[name] = str(holder.get("doing", ""))
+    return parts
 
 # %% ../../nbs/core/12_leases.ipynb #277c27b1587741f2af2001be3712ef0d
 def _node_lock(
