@@ -117,7 +117,6 @@ WITHOUT_EXAMPLES = {
     "deploy/14_app.ipynb",
     "deploy/16_served.ipynb",
     "deploy/17_served_subject.ipynb",
-    "deploy/18_shadow.ipynb",
     "report/06_pictures.ipynb",
     "report/07_first_screen.ipynb",
     "report/11_frameworks.ipynb",
