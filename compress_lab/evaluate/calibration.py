@@ -283,20 +283,15 @@ def gap_covariance(
     gaps: np.ndarray,  # gap of each item in the column of its bin, else 0; shape (n, bins)
     told: np.ndarray,  # variance of each item's correctness if its confidence is true, in the same columns
     clusters,  # cluster of each item, shape (n,)
-    models: int = 1,  # how many models have their bins side by side
 ) -> np.ndarray:
-    """Covariance of the bins' sums of gaps, shape (bins, bins). Each variance is the mean of the observed and the told;
-    the told ones of a model are raised to its observed total, or as much as clusters raise that.
-    """
+    "Covariance of the bins' sums of gaps, shape (bins, bins); a variance is the larger of the observed and the told."
     sums = cluster_sums(np.column_stack([gaps, np.ones(len(gaps))]), clusters)
     adds = sums[:, :-1] - gaps.sum(0) * sums[:, -1:] / len(gaps)
     covariance = len(sums) / (len(sums) - 1) * adds.T @ adds
-    seen, alone, told = covariance.diagonal(), ((gaps - gaps.mean(0)) ** 2).sum(0), told.sum(0)
-    of_model = [part.reshape(models, -1).sum(1) for part in (seen, alone, told)]
-    total, alone, expected = (np.maximum(part, 1e-300) for part in of_model)
-    raised = np.repeat(np.maximum(total / alone, total / expected), len(seen) // models)
-    ratio = np.divide(raised * told, seen, out=np.ones_like(seen), where=seen > 0)
-    scale = np.sqrt((1 + ratio) / 2)
+    seen, alone = covariance.diagonal(), ((gaps - gaps.mean(0)) ** 2).sum()
+    effect = seen.sum() / alone if alone > 0 else 1.0  # of clusters on the variance
+    ratio = np.divide(effect * told.sum(0), seen, out=np.ones_like(seen), where=seen > 0)
+    scale = np.sqrt(np.maximum(ratio, 1))
     return covariance * scale * scale[:, None]
 
 
@@ -359,7 +354,7 @@ def _binned(before: pd.DataFrame, after: pd.DataFrame, clusters, bins: int, seed
     sizes = [each[:, bins:].sum(0) for each in columns]
     items = np.hstack([each[:, :bins] for each in columns])
     told = np.hstack([each[:, bins:] * _told(scores) for each, scores in zip(columns, arms)])
-    covariance = gap_covariance(items, told, clusters, 2) * shrinkage(len(np.unique(clusters)) - 1, 0.95)
+    covariance = gap_covariance(items, told, clusters) * shrinkage(len(np.unique(clusters)) - 1, 0.95)
     gaps = items.sum(0)
     noise = np.random.default_rng(seed).multivariate_normal(np.zeros(2 * bins), covariance, DRAWS, method="eigh")
     drawn, exact = noise.std(0), np.sqrt(covariance.diagonal())
