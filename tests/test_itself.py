@@ -16,6 +16,7 @@ from compress_lab.models.tiny import tiny
 
 WORDS = "the cook nurse driver likes sees asked because he she was late kind and old red green blue".split()
 READERS = {  # probes of a language model, with settings that read the tables below
+    "answers": dict(text="text.txt", context=8, length=4, n=24),
     "attack": dict(n=24, length=3),
     "bbq": dict(task="people.jsonl", config=None),
     "calibration": dict(task="quiz.yaml"),

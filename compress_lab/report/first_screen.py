@@ -303,7 +303,7 @@ def lost_claims(
         if flips:
             most = max(flips, key=lambda row: row["flips"])
             share = f"{figures(100 * most['flips'], 2)} % of the answers to {most['task']}"
-            text += f" Between right and wrong {share} flipped{', the most of all tasks' * (len(flips) > 1)}."
+            text += f" {share} flipped between right and wrong{', the most of all tasks' * (len(flips) > 1)}."
         keys = [key for each in worse or copy.figures for key in each.cells]
         keys += [key for row in flips for key in row["cells"]]
         stated = {each.name: each.change for each in worse} | {f"{row['task']} flips": row["flips"] for row in flips}
