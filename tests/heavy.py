@@ -3,24 +3,25 @@
 # notebooks that take eight seconds and more on two cores with AVX2, most of it for their figures on a real model
 HEAVY_NOTEBOOKS = set(
     """
-    api cli house study watching workers advice/02_search advice/03_recommend advice/04_sweep core/12_leases
-    data/01_wiki data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx deploy/05_gguf
-    deploy/07_torchao deploy/11_generating deploy/16_served deploy/17_served_subject deploy/23_reference_window
-    deploy/27_shadow distill/03_students distill/04_vocabularies distill/10_distill distill/11_on_policy
-    distill/12_teachers distill/13_texts evaluate/01_statistics evaluate/07_perplexity evaluate/08_fidelity
-    evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring evaluate/13_writing evaluate/14_task_probe
-    evaluate/15_calibration evaluate/16_coverage evaluate/17_noise_floor evaluate/21_bias evaluate/22_security
-    evaluate/23_factuality evaluate/25_privacy evaluate/26_groups evaluate/27_adversarial evaluate/28_formats
-    evaluate/29_long_inputs measure/02_percentiles measure/03_latency measure/04_memory measure/05_scenarios
-    measure/06_throughput measure/07_cold_start measure/10_flops measure/12_roofline measure/13_energy
-    measure/14_cost models/05_precision models/09_low_rank models/17_equivalence models/21_lenet papers/01_gptq
-    papers/03_deep_compression papers/04_hinton_mnist papers/05_wanda papers/06_sparsegpt papers/07_owl
-    papers/08_shortgpt papers/09_hqq papers/10_llm_int8 papers/11_smoothquant papers/12_quarot papers/13_awq
-    papers/15_forgotten papers/16_exploited prune/04_permutation prune/05_ria prune/10_low_rank prune/12_lottery
-    prune/21_width prune/23_hidden prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq
-    quantize/07_smoothquant quantize/08_rotation quantize/12_codebook quantize/14_tuned_levels quantize/21_int8
-    quantize/22_llm_int8 quantize/23_kv_cache quantize/30_mixed quantize/32_autoround quantize/33_qat
-    quantize/34_repair quantize/36_scale_tune report/05_claims report/07_first_screen report/15_page
+    api cli house study watching workers advice/00_example advice/02_search advice/03_recommend advice/04_sweep
+    core/12_leases data/01_wiki data/02_texts deploy/02_compressed_tensors deploy/03_openvino deploy/04_onnx
+    deploy/05_gguf deploy/07_torchao deploy/11_generating deploy/16_served deploy/17_served_subject
+    deploy/23_reference_window deploy/27_shadow distill/03_students distill/04_vocabularies distill/10_distill
+    distill/11_on_policy distill/12_teachers distill/13_texts evaluate/01_statistics evaluate/07_perplexity
+    evaluate/08_fidelity evaluate/10_comparison evaluate/11_tasks evaluate/12_scoring evaluate/13_writing
+    evaluate/14_task_probe evaluate/15_calibration evaluate/16_coverage evaluate/17_noise_floor evaluate/21_bias
+    evaluate/22_security evaluate/23_factuality evaluate/25_privacy evaluate/26_groups evaluate/27_adversarial
+    evaluate/28_formats evaluate/29_long_inputs measure/02_percentiles measure/03_latency measure/04_memory
+    measure/05_scenarios measure/06_throughput measure/07_cold_start measure/10_flops measure/11_ceilings
+    measure/12_roofline measure/13_energy measure/14_cost measure/15_layer_speed models/05_precision
+    models/09_low_rank models/17_equivalence models/21_lenet papers/01_gptq papers/03_deep_compression
+    papers/04_hinton_mnist papers/05_wanda papers/06_sparsegpt papers/07_owl papers/08_shortgpt papers/09_hqq
+    papers/10_llm_int8 papers/11_smoothquant papers/12_quarot papers/13_awq papers/15_forgotten papers/16_exploited
+    prune/04_permutation prune/05_ria prune/10_low_rank prune/12_lottery prune/21_width prune/23_hidden
+    prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation
+    quantize/12_codebook quantize/14_tuned_levels quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache
+    quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune
+    report/00_example report/05_claims report/06_pictures report/07_first_screen report/14_changes report/15_page
     report/16_dossier runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native runtimes/05_graph_files
     site/09___main__ train/02_trainer tutorials/10_two_copies
     """.split()
@@ -33,6 +34,7 @@ HEAVY_TESTS = """
     test_attacks_machine.py::test_the_memory_a_walk_needs_is_what_it_takes
     test_attacks_machine.py::test_the_process_that_measures_memory_is_safe
     test_attacks_models.py::test_killed_between_the_renames
+    test_attacks_study.py::test_a_study_of_the_users_is_never_replaced
     test_attacks_study.py::test_another_tokenizer_and_other_labels_are_measured_anew
     test_attacks_study.py::test_results_of_another_layout_are_named_and_measured_again
     test_attacks_study.py::test_something_else_in_the_place_of_a_file
@@ -55,6 +57,7 @@ HEAVY_TESTS = """
     test_graph_files.py::test_a_graph_is_no_model_to_be_changed
     test_itself.py::test_a_model_and_its_graph
     test_itself.py::test_a_model_and_itself[cold_start]
+    test_itself.py::test_a_model_and_itself[layer_speed]
     test_itself.py::test_a_model_and_itself[memory]
     test_outside.py::test_an_export_format
     test_outside.py::test_the_help_names_the_format_without_importing_it

@@ -23,6 +23,8 @@ from compress_lab.core import memory as core_memory
 from compress_lab.core.children import child_environment, python_command
 from compress_lab.core.errors import CompressLabError, NotMeasured
 from compress_lab.core.files import seal
+from compress_lab.deploy.service import Bounds
+from compress_lab.deploy.shadow import OriginalProcess
 from compress_lab.evaluate import writing
 from compress_lab.executors.plan import Plan
 from compress_lab.measure import latency, memory
@@ -50,6 +52,7 @@ STARTS_PYTHON = {
     "executors/local.py",
     "executors/ray.py",
     "executors/slurm.py",
+    "deploy/shadow.py",
 }
 # git, sysctl, and the command of a user that a monitor runs
 STARTS_OTHERS = {"core/store.py", "site/pages.py", "report/paper_claims.py", "deploy/monitor.py"}
@@ -140,6 +143,13 @@ def test_a_worker_of_a_study_is_safe(hostile, tmp_path):
     plan = Plan(str(tmp_path / "missing"), (0,), (1,), workers=1, threads=1, alone=False)
     done = subprocess.run(plan.command(), env=plan.environment(), capture_output=True, text=True)
     assert done.returncode and "missing" in done.stdout + done.stderr and not hostile()
+
+
+def test_the_server_of_an_original_is_safe(hostile, tmp_path):
+    original = OriginalProcess(str(tmp_path / "missing"), Bounds())
+    with pytest.raises(CompressLabError, match="cannot be served"):
+        original.address()
+    assert not hostile()
 
 
 def test_every_module_that_starts_a_process_is_tested_here(root):

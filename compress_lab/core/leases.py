@@ -87,8 +87,10 @@ class Lease:
     def __exit__(self, *error):
         self._end.set()
         self.thread.join()
-        with suppress(CompressLabError):  # on a full disk the lease ends with the process
+        try:
             self.write(released=True)
+        except CompressLabError:  # on a full disk; without its file the work is free too
+            _remove_lease(self.store, self.name, self.number)
 
     @contextmanager
     def doing(
@@ -118,6 +120,12 @@ def numbers(
     except FileNotFoundError:
         return []
     return sorted(int(file.removesuffix(".json")) for file in files if file.removesuffix(".json").isdigit())
+
+
+def _remove_lease(store: Store, name: str, number: int):
+    path = f"{store.path}/.leases/{name}/{number}.json"
+    with suppress(OSError):
+        remove(path) if store.local else store.fs.rm(path)
 
 
 def _holder_in(
@@ -171,9 +179,7 @@ class Leases:
         if self.latest(name) != (lease.number, lease.text):  # somebody else was first
             return None
         for older in numbers(self.store, name)[:-1]:
-            path = f"{self.store.path}/.leases/{name}/{older}.json"
-            with suppress(OSError):
-                remove(path) if self.store.local else self.store.fs.rm(path)
+            _remove_lease(self.store, name, older)
         return lease
 
 # %% ../../nbs/core/12_leases.ipynb #1e40eef5
