@@ -221,6 +221,7 @@ def test_a_model_that_answers_alike(name, people, models_of, monkeypatch):
 
 
 CANNOT = {  # what a graph cannot be asked, and why not
+    "answers": "The model cannot write",
     "attack": "The model cannot write",
     "cold_start": "The files that a runtime would load are not those of this Subject",
     "consistency": "The model cannot write",
