@@ -83,7 +83,7 @@ def notebook_of(
 # %% ../nbs/scaffold.ipynb #8398a227
 @dataclass(frozen=True)
 class Kind:
-    "What is written for one kind of notebook, and what its author does then."
+    "The files of one kind of notebook, and the next steps of its author."
 
     folder: str  # of the notebook
     then: str  # the next steps

@@ -18,7 +18,6 @@ from compress_lab.site.mathml import mathml
 from compress_lab.site.notebooks import header
 
 LARGEST, CELLS, EXPORTED_LINES = 1_500_000, 100, 60
-LONGER = {"cli.ipynb", "deploy/15_address.ipynb", "site/01_project.ipynb"}  # an exported cell is still to be split
 MACHINE = re.compile(r"(?<![\w.:/~-])/(?:work|root|home|tmp|Users|mnt|opt)/|\b[A-Z]:\\Users\\")
 
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=IDS)
@@ -87,7 +86,7 @@ def test_directives_stand_at_the_top_of_their_cell(path):
 exporting = pytest.mark.parametrize("path", MODULES, ids=[path.as_posix() for path in MODULES])
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.as_posix() not in LONGER], ids=str)
+@pytest.mark.parametrize("path", MODULES, ids=str)
 def test_exported_cells_are_short(path):
     for found, source in code(read(path)):
         if {"export", "exporti", "exports"} & set(found):

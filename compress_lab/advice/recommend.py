@@ -386,7 +386,7 @@ class Advice:
 # %% ../../nbs/advice/03_recommend.ipynb #f7758bb3
 @patch
 def front(self: Advice):
-    "A figure of loss against bytes of all recipes on the items of the search, bytes as the goal bounds them."
+    "Plots the loss of all recipes on the search's items against their size, in the unit of the goal's bound."
     first, points = self.goal.quality[0], self.points
     quality = f"{first.name}, {'× the original' if first.kind == 'ratio' else 'points from the original'}"
     size = "stored bytes, × the original"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'NODES', 'DEPTH', 'BITS', 'SEEDS', 'KINDS', 'read_yaml', 'write_yaml', 'only', 'whole', 'seed_number',
-           'setting_fields', 'settings_of', 'fits', 'said', 'setting', 'Settings']
+           'setting_fields', 'settings_of', 'differing', 'fits', 'said', 'setting', 'Settings']
 
 # %% ../../nbs/core/07_settings.ipynb #cell-03
 import re
@@ -248,6 +248,14 @@ def settings_of(
     "The settings of the class with their defaults, as text."
     shown = (part.name if part.default is MISSING else f"{part.name}={part.default!r}" for part in setting_fields(kind))
     return ", ".join(shown) or "none"
+
+# %% ../../nbs/core/07_settings.ipynb #74df1cf9
+def differing(
+    own: dict,  # settings, by name
+    others: list[dict],  # settings of the same kind
+) -> list[str]:
+    "The values of those settings in which one of the others differs, as text."
+    return [str(value) for name, value in own.items() if any(other.get(name) != value for other in others)]
 
 # %% ../../nbs/core/07_settings.ipynb #base-code
 def fits(value, hint) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from .errors import CompressLabError, nearest, visible
 from .randomness import random_state_kept
+from .settings import differing
 
 # %% ../../nbs/core/14_trackers.ipynb #296f8d89
 PATIENCE = 30.0  # seconds that a tracker may take for one call
@@ -86,8 +87,7 @@ def labels(
     found = {}
     for probe in probes:
         own, alike = probe.settings(), [other.settings() for other in probes if other.name == probe.name]
-        differing = [str(value) for key, value in own.items() if any(other[key] != value for other in alike)]
-        found[probe_key(probe.name, own)] = " ".join([probe.name, *differing])
+        found[probe_key(probe.name, own)] = " ".join([probe.name, *differing(own, alike)])
     return found
 
 

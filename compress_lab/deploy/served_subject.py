@@ -121,7 +121,7 @@ def chat_fault(
     address: Address,
     tokenizer,  # of the model it is compared with
 ) -> str:
-    "How the server reads a message otherwise; empty if it does not, or if there is no template. Raises `NotMeasured`."
+    "How the server's reading of a message differs; empty if it does not, or without a template. Raises `NotMeasured`."
     if not getattr(tokenizer, "chat_template", None):
         return ""
     return template_fault(address, tokenizer, ["The cost of 1,234.5 units", "Hello"])

@@ -68,12 +68,7 @@ class Answers(Probe):
         rows=None,  # rows to use instead of the text: a LongTensor of shape (n, length), or Windows
     ) -> Records:
         "Returns one row per prompt. Raises `NotMeasured` for a model that does not write."
-        if original is None:
-            raise CompressLabError(
-                "Changed answers are counted against the original.",
-                subject.name,
-                "give original=, or use compare(original, compressed)",
-            )
+        self.check_original(subject, original)
         rows = rows_of(original, self.text, self.context, self.n, seed, rows)
         texts = tokenizer_of(original).batch_decode(rows.tokens[:, rows.begin :], skip_special_tokens=True)
         prompts = [text.strip("\ufffd") for text in texts]

@@ -145,12 +145,7 @@ def measure(
     rows=None,  # rows to use instead of the text: a LongTensor of shape (n, length), or Windows
 ) -> Records:
     "Measures divergence and agreement by window and document. Raises `NotMeasured` for models without logits."
-    if original is None:
-        raise CompressLabError(
-            "Fidelity is measured against the original.",
-            subject.name,
-            "give original=, or use compare(original, compressed)",
-        )
+    self.check_original(subject, original)
     rows = rows_of(original, self.text, self.context, self.n, seed, rows)
     for model in (original, subject):
         check_rows(model.model, rows.tokens, f"the rows of the fidelity, {model.name}")

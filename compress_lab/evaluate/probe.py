@@ -83,6 +83,15 @@ class Probe(Settings):
         Raises `NotMeasured` if the figures would be misleading.
         """
 
+    def check_original(self, subject, original):
+        "Raises `CompressLabError` if there is no original to measure against."
+        if original is None:
+            raise CompressLabError(
+                f"{type(self).__name__} is measured against the original.",
+                subject.name,
+                "give original=, or use compare(original, compressed)",
+            )
+
 # %% ../../nbs/evaluate/05_probe.ipynb #cell-27
 @patch
 def to_dict(self: Probe) -> dict:

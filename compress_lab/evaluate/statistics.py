@@ -115,7 +115,7 @@ def from_left_out(
 
 
 def _beyond_chance(skew: float, count: int) -> float:
-    "The skewness (divided by the square root of the count) without the variance that it has in normal samples."
+    "The part of the skewness, divided by the square root of the count, that normal samples would not show by chance."
     if count < 3:
         return 0.0
     chance = 6 * (count - 1) / ((count - 2) * (count + 1) * (count + 3))

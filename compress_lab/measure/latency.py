@@ -196,12 +196,7 @@ class Mirrored(Probe):
         """Raises `CompressLabError` without an original, and `NotMeasured` for what is simulated, computed elsewhere or
         read from disk.
         """
-        if original is None:
-            raise CompressLabError(
-                f"{type(self).__name__} is measured against the original.",
-                subject.name,
-                "give original=, or use compare(original, compressed)",
-            )
+        self.check_original(subject, original)
         if subject.simulated or original.simulated:
             raise NotMeasured(
                 "Simulated quantization: no low-bit kernel ran.",

@@ -151,7 +151,7 @@ def placed(
     device: torch.device,  # that computes
     asked: str | dict,  # as for `device_map_of`
 ) -> Weights | None:
-    "Loads the weights that have a device, and lets all others be read when used. Returns all; None if none is left."
+    "Loads the weights that have a device; others are read on use. Returns all weights, or None if all are in memory."
     from accelerate import dispatch_model
     from accelerate.utils import retie_parameters, set_module_tensor_to_device
 

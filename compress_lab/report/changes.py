@@ -11,6 +11,7 @@ import math
 
 import pandas as pd
 
+from ..core.settings import differing
 from .claims import scaled, told
 from .evidence import Evidence
 from .plots import estimate, figures
@@ -47,7 +48,7 @@ def what_changed(
     then: "pd.Series | None",  # a row of `Evidence.rows`; None: it was not there
     now: "pd.Series | None",  # the row of the same figure; None: it is not there
 ) -> str:
-    "What changed in a figure, in words; empty if nothing did beyond its noise."
+    "Describes the change of a figure; empty if it is within its noise."
     if then is None or now is None:
         return "new" if then is None else "gone"
     if (before := _verdict(then)) != (after := _verdict(now)) and before and after:
@@ -72,17 +73,15 @@ def _called(key: tuple, keys: list[tuple]) -> str:
     "The metric of a key, with the settings in which other keys of the same metric differ."
     recipe, probe, settings, metric = key
     same = [other[2] for other in keys if (other[0], other[1], other[3]) == (recipe, probe, metric)]
-    others = [mapping(json.loads(text)) for text in same]
-    own = mapping(json.loads(settings))
-    differ = [str(value) for name, value in own.items() if any(other.get(name) != value for other in others)]
-    return metric + (f" ({', '.join(differ)})" if differ else "")
+    told = differing(mapping(json.loads(settings)), [mapping(json.loads(text)) for text in same])
+    return metric + (f" ({', '.join(told)})" if told else "")
 
 
 def changes(
     now: Evidence,
     then: Evidence,  # earlier results of the same model
 ) -> pd.DataFrame:  # recipe, figure, then and now with their verdicts, what: a row for each figure that changed
-    "The verdicts and figures that are others than they were, those with another verdict first."
+    "The verdicts and figures that changed; changed verdicts come first."
     before, after = _rows(then), _rows(now)
     keys = list(dict.fromkeys([*after, *before]))
     found = []

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..core.errors import CompressLabError
 from ..core.registry import PROBES
-from ..core.settings import read_yaml
+from ..core.settings import differing, read_yaml
 from ..core.store import DamagedCell, Store, machine_label, unsigned, without_machine
 from ..evaluate import factuality
 from ..evaluate.metrics import Column, Metric
@@ -700,8 +700,7 @@ def axes(
     }
 
     def named(row):
-        several, chosen = settings[row["probe"], row["metric"]], json.loads(row["settings"])
-        told = [str(value) for name, value in chosen.items() if any(other.get(name) != value for other in several)]
+        told = differing(json.loads(row["settings"]), settings[row["probe"], row["metric"]])
         return (
             (f"{row['probe']}: " if row["probe"] != row["axis"] else "")
             + row["metric"]

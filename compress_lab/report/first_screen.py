@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from ..core.settings import differing
 from ..evaluate.metrics import Column
 from compress_lab.report.claims import (
     NEAR,
@@ -81,8 +82,8 @@ def _named(row: pd.Series, rows: pd.DataFrame) -> str:
     "The metric, with the settings in which other rows of the same metric differ."
     same = rows[(rows["metric"] == row["metric"]) & (rows["recipe"] == row["recipe"])]
     own, *others = (mapping(json.loads(text)) for text in (row["settings"], *same["settings"]))
-    differ = [str(value) for name, value in own.items() if any(other.get(name) != value for other in others)]
-    return row["metric"] + (f" ({', '.join(differ)})" if differ else "")
+    told = differing(own, others)
+    return row["metric"] + (f" ({', '.join(told)})" if told else "")
 
 # %% ../../nbs/report/07_first_screen.ipynb #f8b77a27
 def quality(
@@ -170,6 +171,11 @@ class Copy:
         return sorted((each for each in self.figures if each.state == state), key=lambda each: -each.clear)
 
     @property
+    def loss(self) -> int:
+        "0 if all figures are kept, 1 if some are open, 2 if some are lost."
+        return 2 if self.of("lost") else 1 if self.of("open") else 0
+
+    @property
     def size(self) -> float:
         "Stored bytes as a share of the original's; 1 if they were not measured, or are no fewer."
         return min((row["ratio"] for column, row in self.gains if row["probe"] == "size"), default=1.0)
@@ -203,8 +209,8 @@ def chosen(
     "The copies to take: the smallest, and the fastest if that is another; empty if none is both judged and gains."
     if not (worth := [copy for copy in found if copy.gains and copy.figures]):
         return []
-    rank = lambda copy: 2 * bool(copy.of("lost")) + bool(copy.of("open")) * (not copy.of("lost"))
-    best = [copy for copy in worth if rank(copy) == min(map(rank, worth))]
+    least = min(copy.loss for copy in worth)
+    best = [copy for copy in worth if copy.loss == least]
     if best[0].of("lost"):
         return [min(best, key=lambda copy: (len(copy.of("lost")), copy.of("lost")[0].clear))]
     small, quick = min(best, key=lambda copy: copy.size), max(best, key=lambda copy: copy.speed)

@@ -41,9 +41,6 @@ class Project:
         settings = read_settings(folder / "settings.ini")
         name = setting(settings, "lib_name")
         package_folder = folder / setting(settings, "lib_path", name.replace("-", "_"))
-        address = setting(settings, "git_url", "") or "https://github.com/{}/{}".format(
-            setting(settings, "user"), setting(settings, "repo", name)
-        )
         return cls(
             folder=folder,
             package=package_folder.name,
@@ -54,7 +51,7 @@ class Project:
             title=setting(settings, "title", name),
             author=setting(settings, "author", ""),
             copyright=setting(settings, "copyright", ""),
-            repository=f"{address.rstrip('/')}/blob/{setting(settings, 'branch', 'main')}",
+            repository=_repository(settings, name),
             rooms=read_captions(setting(settings, "site_rooms", ""), "site_rooms"),
             sections={
                 caption: rooms.split()
@@ -109,6 +106,14 @@ def setting(
     if value is None:
         raise CompressLabError(f"The setting {name} is missing.", "settings.ini", f"add a line `{name} = …`")
     return value
+
+
+def _repository(settings, name: str) -> str:
+    "The address of the repository's files on the web."
+    address = setting(settings, "git_url", "") or "https://github.com/{}/{}".format(
+        setting(settings, "user"), setting(settings, "repo", name)
+    )
+    return f"{address.rstrip('/')}/blob/{setting(settings, 'branch', 'main')}"
 
 
 def read_captions(
