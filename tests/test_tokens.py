@@ -647,7 +647,7 @@ def test_equal_options_are_equally_right_and_a_null_is_no_text(tmp_path, reader)
         (1, 0, 1)
     ]
     for row, message in (
-        ({"q": "x", "o": ["a", "b"], "a": 2}, "there are 2 options"),
+        ({"q": "x", "o": ["a", "b"], "a": 2}, "2 options are numbered"),
         ({"q": "x", "o": ["a", None], "a": 0}, "must be two texts"),
         ({"q": "x", "o": ["a", "  "], "a": 0}, "must be two texts"),
         ({"q": "x", "o": [], "a": 0}, "must be two texts"),
