@@ -56,7 +56,7 @@ def quantized(
         weight = places[key].weight
         if not torch.equal(packed.dequantize().to(weight), weight):
             raise CompressLabError(
-                "A weight no longer equals its packed integers.",
+                "A weight no longer matches its packed integers.",
                 key,
                 "the weight was changed after quantization: quantize last",
             )
