@@ -6,12 +6,11 @@
 __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'paragraph', 'table', 'as_list', 'show_table',
            'run_folder', 'page_of', 'show_dossier', 'run', 'work', 'check_runs', 'report', 'counts', 'ls', 'cp', 'rm',
            'card', 'earlier_card', 'risk', 'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given',
-           'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'written_as',
-           'apply', 'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name',
-           'compared_study', 'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served',
-           'init', 'new', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services',
-           'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on',
-           'main']
+           'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'apply',
+           'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name', 'compared_study',
+           'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served', 'init', 'new',
+           'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services', 'add_models',
+           'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -380,7 +379,7 @@ def setting_rows(
         rows.append((each.name, default, "; ".join(filter(None, (meanings.get(each.name), needed)))))
     return rows
 
-# %% ../nbs/cli.ipynb #settings-values
+
 def options_of(
     words: list[str],  # of a command line
 ) -> dict[str, list[str]]:
@@ -614,7 +613,7 @@ def format_of(
     return formats[0] if formats else None
 
 
-def written_as(
+def _written_as(
     compressed,  # a Subject
     out,  # folder
     form: str | None,  # an export format; None: saved
@@ -650,7 +649,7 @@ def apply(
     compressed = recipe.apply(subject, text, checkpoint=checkpoint, seed=options.seed)
     rows = [(entry["method"], f"{entry['touched']:,}", f"{entry['seconds']:.1f} s") for entry in compressed.history]
     show_table(["method", "weights touched", "time"], rows, f"{recipe} on {subject.name}, seed {options.seed}")
-    written_as(compressed, out, form)
+    _written_as(compressed, out, form)
     Card.of(out).write(out, earlier)
     shutil.rmtree(checkpoint, ignore_errors=True)
     say(f"\n{options.out}")
@@ -1397,7 +1396,7 @@ def unknown_option(
     close = near_options(words[0], options.parser._option_string_actions) if words[0].startswith("-") else ""
     options.parser.error("; ".join(filter(None, (f"there is no argument {words[0]!r} here", close))))
 
-# %% ../nbs/cli.ipynb #streams-code
+
 def steady_streams():
     """Ensures that the process has all three standard streams.
 

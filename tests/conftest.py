@@ -2,10 +2,11 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-from heavy import heavy
+from heavy import heavy, rank
 
 ROOT = Path(__file__).parent.parent
 signal.signal(
@@ -38,15 +39,20 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    "Marks what takes long with `sweep`, and leaves that out unless it is asked for."
+    """Marks what takes long with `sweep`, and leaves that out unless it is asked for.
+
+    What takes longest comes first, so that no worker is left with it at the end, and the cases of an architecture come
+    last and follow each other, for which its model is built once.
+    """
     for item in items:
         if heavy(item.nodeid):
             item.add_marker(pytest.mark.sweep)
-    if "sweep" in config.getoption("--flags").split():
-        return
-    left_out = [item for item in items if item.get_closest_marker("sweep")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+    if "sweep" not in config.getoption("--flags").split():
+        left_out = [item for item in items if item.get_closest_marker("sweep")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+    sweeps = sys.modules.get("sweeps")  # where a test that is asked for imports it
+    items.sort(key=lambda item: (rank(item.nodeid), sweeps.architecture(item) if sweeps else ""))
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,17 @@ HEAVY_TESTS = """
     """.split()
 
 
+# the longest, which are begun first
+LONGEST = """
+    measure/04_memory runtimes/02_openvino runtimes/03_onnxruntime deploy/05_gguf quantize/21_int8 distill/10_distill
+    """.split()
+
+
+def rank(node: str) -> int:
+    "The place of the test with this identifier in `LONGEST`; behind all of them if it is none of these."
+    return next((place for place, name in enumerate(LONGEST) if name in node), len(LONGEST))
+
+
 def heavy(node: str) -> bool:
     "Whether the test with this identifier is one of these."
     file, _, name = node.partition("::")

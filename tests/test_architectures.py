@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sweeps import ALL, swept
+from sweeps import ALL, built, swept
 
 from compress_lab.compress.architectures import audit
 from compress_lab.core.errors import CompressLabError
@@ -35,7 +35,7 @@ def test_architecture(head, name):
         with pytest.raises(CompressLabError, match=NOT_BUILT[name]):
             tiny(name, head=head)
         return
-    model = tiny(name, head=head)
+    model = built(head, name)
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_500_000, (
         "a size that models/03_tiny does not cut"
     )

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sweeps import ALL, swept
+from sweeps import ALL, built, swept
 from test_architectures import NOT_BUILT
 
 import compress_lab as cl
@@ -46,7 +46,7 @@ def lively(name, seed=0):
 
 @swept("head, name", BUILT)
 def test_random_scales_through_every_pair_leave_the_logits(head, name):
-    model = tiny(name, head=head)
+    model = built(head, name)
     weights = weights_hash(model)
     found = equivalences(model)
     assert weights_hash(model) == weights

@@ -1,5 +1,6 @@
 """What `export` writes is read by other programs, in processes that never import compress_lab, to the same outputs."""
 
+import copy
 import json
 import os
 import subprocess
@@ -79,26 +80,39 @@ def quantized(name, head, method):
     return method.apply(Subject(tiny(name, head=head, **({} if name == "qwen2" else {"num_hidden_layers": 1}))))
 
 
-def elsewhere(script, folder, tokens):
-    "What a fresh process reads and computes, and whether it imported compress_lab on the way."
-    around = (
-        "import json, sys, torch\nfolder, tokens = sys.argv[1], json.loads(sys.argv[2])\n"
-        + script
-        + "\nprint(json.dumps([found.float().tolist(), "
-        "any(name.partition('.')[0] == 'compress_lab' for name in sys.modules)]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", around, str(folder), json.dumps(tokens.tolist())], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    outputs, imported = json.loads(done.stdout.strip().splitlines()[-1])
-    return torch.tensor(outputs), imported
+READER = """
+import json, sys, torch
+for line in sys.stdin:
+    script, folder, tokens = json.loads(line)
+    names = {"torch": torch, "folder": folder, "tokens": tokens}
+    exec(script, names)
+    imported = any(name.partition(".")[0] == "compress_lab" for name in sys.modules)
+    torch.save([names["found"].float(), imported], folder + ".seen")
+    print("\\nread", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    "A function that says what another process reads and computes, and whether it imported compress_lab on the way."
+    errors = tmp_path_factory.mktemp("reader") / "errors"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors.open("w"), "text": True}
+    with subprocess.Popen([sys.executable, "-c", READER], **pipes) as reader:
+
+        def read(script, folder, tokens):
+            print(json.dumps([script, str(folder), tokens.tolist()]), file=reader.stdin, flush=True)
+            if "read\n" not in iter(reader.stdout.readline, ""):  # libraries may print other lines
+                raise AssertionError(errors.read_text()[-2000:])
+            return torch.load(f"{folder}.seen")
+
+        yield read
+        reader.stdin.close()
 
 
 @pytest.mark.parametrize(
     "form, name, head, method", CASES, ids=[f"{form}-{name}-{method}" for form, name, _, method in CASES]
 )
-def test_is_read_by_another_process(form, name, head, method, tmp_path):
+def test_is_read_by_another_process(form, name, head, method, tmp_path, elsewhere):
     needs = {*as_format(form).writes, *as_format(form).reads}
     if lacks := [package for package in needs if find_spec(package) is None]:
         pytest.skip(f"{', '.join(lacks)} is not installed")
@@ -169,10 +183,10 @@ def test_models_of_every_type(form, dtype, tmp_path):
     they are kept in it.
     """
     skip_without(form)
-    model = tiny("llama", num_hidden_layers=2)
+    model = tiny("llama", num_hidden_layers=1)
+    wide, rotary = copy.deepcopy(model).to(dtype).float(), copy.deepcopy(model.model.rotary_emb)
+    wide.model.rotary_emb = rotary
     subject = RTN(4, 32, symmetric=True).apply(Subject(model.to(dtype)))
-    wide = tiny("llama", num_hidden_layers=2).to(dtype).float()
-    wide.model.rotary_emb = tiny("llama", num_hidden_layers=2).model.rotary_emb
     with torch.no_grad():
         for name, packed in subject.packed.items():
             wide.get_parameter(name).copy_(packed.dequantize())
@@ -225,7 +239,8 @@ def test_rows_are_longer_than_what_changes_with_their_length(form, name, length,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    model = tiny(name, **({"rope_parameters": scaled} if name == "llama" else {}))
+    layers = {"n_layer" if name == "gpt2" else "num_hidden_layers": 1}
+    model = tiny(name, **layers, **({"rope_parameters": scaled} if name == "llama" else {}))
     assert row_length(model) == length
     done = export(Subject(model), tmp_path / "out", form)
     assert done.tokens == length and done.difference < 1e-5 and not done.beyond

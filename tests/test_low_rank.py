@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from sweeps import ALL, swept
+from sweeps import ALL, built, swept
 from test_architectures import NOT_BUILT
 
 import compress_lab as cl
@@ -54,7 +54,7 @@ def product(pair):
 
 @swept("head, name", BUILT)
 def test_smaller_or_refused(head, name, tmp_path):
-    model = tiny(name, head=head)
+    model = built(head, name)
     if words := next((words for words, names in REFUSED.items() if name in names.split()), None):
         with pytest.raises(CompressLabError, match=words) as refusal:
             cl.SVD(0.3).apply(cl.Subject(model), in_place=True)

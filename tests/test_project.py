@@ -110,22 +110,6 @@ def test_what_takes_long_exists_under_its_name():
         assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
 
 
-# Notebooks in which a public definition may still lack an example.
-WITHOUT_EXAMPLES = {
-    "cli.ipynb",
-    "deploy/13_service.ipynb",
-    "deploy/14_app.ipynb",
-    "deploy/16_served.ipynb",
-    "deploy/17_served_subject.ipynb",
-    "report/06_pictures.ipynb",
-    "report/07_first_screen.ipynb",
-    "report/11_frameworks.ipynb",
-    "report/12_risk.ipynb",
-    "site/01_project.ipynb",
-    "site/03_reference.ipynb",
-}
-
-
 def shown_by(node, others):
     """The names of which an example has to use one: the definition's own; for a class its subclasses, and the functions
     whose annotation says that they return it; for a method its class, or what shows it.
@@ -143,7 +127,7 @@ def shown_by(node, others):
     return names | {kind}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.as_posix() not in WITHOUT_EXAMPLES], ids=str)
+@pytest.mark.parametrize("path", MODULES, ids=str)
 def test_an_example_uses_each_public_definition(path):
     cells = code(read(path))
     nodes = [

@@ -5,14 +5,13 @@ The others are refused by name.
 
 import pytest
 import torch
-from sweeps import ALL, swept
+from sweeps import ALL, built, swept
 from test_architectures import NOT_BUILT, NOT_SUPPORTED
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.models.forward import inputs, logits
 from compress_lab.models.layers import text_linears, tied
-from compress_lab.models.tiny import tiny
 
 METHODS = (
     cl.RTN(bits=4, group_size=16),
@@ -24,7 +23,7 @@ BUILT = [(head, name) for head, name in ALL if name not in NOT_BUILT]
 
 @swept("head, name", BUILT)
 def test_quantized(head, name):
-    model = tiny(name, head=head)
+    model = built(head, name)
     batch = inputs(model, seed=0)
     subject, text = cl.Subject(model), cl.calibration(batch["input_ids"])
     inside = text_linears(model)

@@ -6,13 +6,12 @@ the original does when they are not read.
 
 import pytest
 import torch
-from sweeps import ALL, SAMPLE, swept
+from sweeps import ALL, SAMPLE, built, swept
 from test_architectures import NOT_BUILT
 
 import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.models.forward import inputs, logits
-from compress_lab.models.tiny import tiny
 
 torch.set_num_threads(1)
 
@@ -84,7 +83,7 @@ def generated(model, batch):
 
 @swept("head, name", BUILT)
 def test_smaller_or_refused(head, name, tmp_path, request):
-    model = tiny(name, head=head)
+    model = built(head, name)
     thorough = name in SAMPLE or "slow" in request.config.getoption("--flags").split()
     subject, text, size = (
         cl.Subject(model),

@@ -5,7 +5,7 @@ read back; or they are refused by name.
 """
 
 import torch
-from sweeps import ALL, swept
+from sweeps import ALL, built, swept
 from test_architectures import NOT_BUILT
 from test_structure import REFUSED
 
@@ -13,7 +13,6 @@ import compress_lab as cl
 from compress_lab.core.errors import CompressLabError
 from compress_lab.models.forward import inputs, logits
 from compress_lab.models.layers import blocks, size_of, tied
-from compress_lab.models.tiny import tiny
 from compress_lab.models.units import field
 
 torch.set_num_threads(1)
@@ -34,7 +33,7 @@ def reads_back(small, folder):
 
 @swept("head, name", BUILT)
 def test_copied(head, name, tmp_path):
-    teacher = cl.Subject(tiny(name, head=head))
+    teacher = cl.Subject(built(head, name))
     stack = blocks(teacher.model)
     kept = [index for index in range(len(stack)) if index != 1]
     try:
@@ -63,7 +62,7 @@ SOME = [
 
 @swept("head, name", SOME)
 def test_fresh(head, name, tmp_path):
-    teacher = cl.Subject(tiny(name, head=head))
+    teacher = cl.Subject(built(head, name))
     made = 0
     for sizes in ({"blocks": len(blocks(teacher.model)) - 1}, {"width": 32}):
         try:
