@@ -120,7 +120,7 @@ def page_of(
     store,  # a run folder
     out: str | None = None,  # path of the page; None: the default
 ) -> str:
-    """The path of the dossier's page, by default in the run folder, or in the current folder if that is not local.
+    """The path of the dossier's page: by default in the run folder, or in the current folder if that one is remote.
 
     Raises `CompressLabError` if it would overwrite a user's file.
     """
@@ -135,7 +135,7 @@ def page_of(
 def show_dossier(
     dossier,  # a Dossier
     page: str,  # path of the page to write
-    **more,  # what else the page shows, as for `Dossier.to_html`
+    **more,  # further arguments of `Dossier.to_html`
 ):
     "Prints the dossier's table and writes its page."
     frame = dossier.table(text=True).reset_index()
@@ -175,7 +175,7 @@ def run(
 def work(
     options,  # parsed arguments
 ) -> int:
-    "Measures the arms of a run folder that other workers leave, or one arm."
+    "Measures the arms of a run folder that no other worker has taken, or one given arm."
     from compress_lab.workers import work as measure
 
     def end(number, frame):
@@ -194,7 +194,7 @@ def work(
 def check_runs(
     runs: list[str],  # run folders
 ):
-    "Raises `CompressLabError` if a folder holds no results, with the folders beside it that were perhaps meant."
+    "Raises `CompressLabError` if a folder holds no results, and suggests similarly named folders beside it."
     from compress_lab.core.store import Store
 
     for run in runs:
@@ -230,7 +230,7 @@ def counts(
     frame,  # rows of an index
     expected,  # number of cells that a study needs; None: unknown
 ) -> list[str]:
-    "Cells, those missing, failed and damaged, and hours, as texts."
+    "Numbers of cells and of missing, failed and damaged cells, and the hours they took, as texts."
     hours = frame["seconds"].fillna(0).sum() / 3600
     missing = "" if expected is None else str(max(expected - len(frame), 0) or "")
     others = (int(frame["retry"].fillna(False).sum()), int((frame["status"] == "damaged").sum()))
@@ -267,7 +267,7 @@ def ls(
 def cp(
     options,  # parsed arguments
 ) -> int:
-    "Copies run folders into one, and completes it if it exists."
+    "Copies run folders into one; a folder that exists is completed."
     from compress_lab.core.run_index import merge
     from compress_lab.core.store import Store
 
@@ -328,9 +328,9 @@ def card(
 def earlier_card(
     out,  # a folder that is about to be replaced
 ) -> bytes | None:
-    """The card in it; None if it has none.
+    """The model card in the folder; None if there is none.
 
-    Raises `CompressLabError` if a mark of the card is missing, before anything is computed.
+    Raises `CompressLabError` if a mark of the card is missing, so that this is found before anything is computed.
     """
     from compress_lab.core.files import read_bytes
     from compress_lab.report.card import own_texts
@@ -521,7 +521,7 @@ def step_of(
         try:
             return ast.literal_eval(value)
         except ValueError:
-            raise ValueError(f"{ast.unparse(value)} is no number, text, list or mapping") from None
+            raise ValueError(f"{ast.unparse(value)} is not a number, text, list or mapping") from None
 
     match node:
         case ast.Call(ast.Attribute(ast.Name("Recipe"), "of"), [inner], []):
@@ -536,7 +536,7 @@ def step_of(
                 raise ValueError(f"{name} has {len(names)} settings, and {len(values)} are given")
             given = [*zip(names, values), *((word.arg, word.value) for word in words)]
             return {"method": name, **{name: literal(value) for name, value in given}}
-    raise ValueError("it is no method with its settings")
+    raise ValueError("it is not a method with settings")
 
 
 def recipe_from_code(
@@ -555,7 +555,7 @@ def recipe_from_code(
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         reason = "it is not Python" if isinstance(error, SyntaxError) else error
         fix = 'write methods with their settings, as in "Wanda(0.5) >> GPTQ(bits=4)"'
-        raise CompressLabError(f"This is no recipe: {reason}.", text, fix) from error
+        raise CompressLabError(f"This is not a recipe: {reason}.", text, fix) from error
 
 # %% ../nbs/cli.ipynb #recipe-code
 def recipe_of(
@@ -585,9 +585,9 @@ def recipe_of(
     fix = (
         f"did you mean {' or '.join(close)}?"
         if close
-        else "give a file in YAML or JSON, or one of compress-lab methods"
+        else "give a YAML or JSON file, or a method that compress-lab methods lists"
     )
-    where = "the command line, where the recipe or method stands first" if words else asked
+    where = "the command line, where the recipe or method comes first" if words else asked
     raise CompressLabError(f"There is no method and no file {asked!r}.", where, fix)
 
 # %% ../nbs/cli.ipynb #apply-code
@@ -741,7 +741,7 @@ def texts(
         (
             "OWNER/NAME",
             "a data set with a column text, OWNER/NAME/CONFIG for a part of it\n"
-            "from: the folder in COMPRESS_LAB_MIRROR, or the Hub\nlicence: as its card says",
+            "from: the folder in COMPRESS_LAB_MIRROR, or the Hub\nlicence: stated on its card",
         ),
     ]
     show_table(["text", "what it is"], rows)
@@ -801,9 +801,9 @@ COMPARED = (  # without --suite
 
 
 def copy_name(
-    place: str,  # of a copy
+    place: str,  # location of a copy
 ) -> str:
-    "What a copy is called: after its folder, its file, or the host and port of its address."
+    "The name of a copy, taken from its folder, its file, or the host and port of its address."
     from compress_lab.models.loading import ADDRESS
 
     if place.startswith(ADDRESS):
@@ -815,7 +815,7 @@ def copy_name(
 def compared_study(
     options,  # parsed arguments
 ):
-    "The study of an original and of copies that exist already."
+    "The study of an original and its existing copies."
     from compress_lab.models.loading import ADDRESS
     from compress_lab.study import Study
 
@@ -857,14 +857,14 @@ def recipes_in(
     given = read_yaml(read_text(file), file)
     given = given.get("recipes", given) if isinstance(given, dict) else given
     if not isinstance(given, dict) or not given:
-        raise CompressLabError("There are no recipes by name.", file, "write RTN-4: [{method: RTN, bits: 4}]")
+        raise CompressLabError("There are no named recipes.", file, "write RTN-4: [{method: RTN, bits: 4}]")
     return {name: Recipe.from_dict(steps) for name, steps in given.items()}
 
 
 def recommend(
     options,  # parsed arguments
 ) -> int:
-    "Searches a recipe for a goal, and shows what to take."
+    "Searches for a recipe that meets a goal, and shows which one to take."
     from compress_lab.advice.goal import parse_goal
     from compress_lab.advice.recommend import recommend
     from compress_lab.core.store import Store
@@ -897,11 +897,11 @@ def export(
 
 # %% ../nbs/cli.ipynb #acae54e37e7d407bbb7b55eff062a284
 SERVED = {  # limits that the command line sets, with their meaning
-    "context": "tokens of a prompt and its answer",
-    "answer": "tokens of an answer",
-    "slots": "prompts that are answered together",
-    "waiting": "prompts that wait; beyond, requests are refused",
-    "seconds": "to answer a request",
+    "context": "most tokens of a prompt and its answer together",
+    "answer": "most tokens of an answer",
+    "slots": "number of prompts that are answered together",
+    "waiting": "number of prompts that may wait; further requests are refused",
+    "seconds": "time limit for a request, in seconds",
 }
 
 
@@ -909,14 +909,14 @@ def shadow_of(
     options,  # parsed arguments
     server,  # of a copy, not yet running
 ):
-    "The context in which the server has the shadow that was asked for. Raises `CompressLabError` without a promise."
+    "A context manager in which the server has the shadow, if any. Raises `CompressLabError` if no rate was promised."
     if options.shadow is None:
         return nullcontext()
     from compress_lab.deploy.shadow import promised_by, shadowed
 
     if (options.promised_flips is None) == (options.promised_run is None):
         fix = "give either --promised-flips RATE or --promised-run FOLDER"
-        raise CompressLabError("A shadow needs the rate of changed answers that was promised.", "--shadow", fix)
+        raise CompressLabError("A shadow needs a promised rate of changed answers.", "--shadow", fix)
     run, kind = options.promised_run, server.service.kind
     promised = options.promised_flips if run is None else promised_by(run, kind, options.promised_arm)
     return shadowed(server, options.shadow, promised, options.shadow_share)
@@ -1024,7 +1024,7 @@ def init(
 def new(
     options,  # parsed arguments
 ) -> int:
-    "Writes a new notebook with what belongs to it, or a project. Raises `CompressLabError` if something is in the way."
+    "Writes a new notebook and its files, or a project. Raises `CompressLabError` if a file exists or a name is bad."
     from compress_lab.scaffold import BOOK_STEPS, new_book, new_notebook, next_steps
 
     if options.kind == "book":
@@ -1082,7 +1082,7 @@ def machine() -> list[tuple]:
     ]
     for scheme, ways in kernels().groupby("scheme", sort=False):
         backends = ", ".join(ways["backend"][ways["kernel"]])
-        rows.append((f"kernel: {scheme}", backends or "no", "" if backends else "expect smaller files, and no speed"))
+        rows.append((f"kernel: {scheme}", backends or "no", "" if backends else "expect smaller files but no speed-up"))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return [
         *rows,
@@ -1197,7 +1197,7 @@ def add_studies(
     )
     added.add_argument("--out", help="run folder, any fsspec address (default: runs/NAME)")
     added.add_argument(
-        "--executor", metavar="NAME", help=f"measure by workers, started by one of {', '.join(EXECUTORS.offered)}"
+        "--executor", metavar="NAME", help=f"measure with workers, started by one of {', '.join(EXECUTORS.offered)}"
     )
     added.add_argument("--workers", type=int, default=1, help="number of workers (default: %(default)s)")
     added.add_argument(
@@ -1206,16 +1206,16 @@ def add_studies(
     added.add_argument(
         "--tracker", action="append", default=[], metavar="NAME", help="send the figures there, as to tensorboard"
     )
-    added = command(work, "measure the arms of a run folder that other workers leave, or one arm")
+    added = command(work, "measure the arms of a run folder that no other worker has taken, or one arm")
     added.add_argument("folder", help="run folder of a study that was started")
-    added.add_argument("--arm", default="", metavar="NAME", help="a recipe, a copy or original: only this")
-    added.add_argument("--index", type=int, metavar="I", help="number of an arm in arms.json: only this")
+    added.add_argument("--arm", default="", metavar="NAME", help="measure only this recipe or copy, or original")
+    added.add_argument("--index", type=int, metavar="I", help="measure only the arm with this number in arms.json")
     added = command(compare, "compare copies that exist already with their original, and show the dossier")
     added.add_argument("original", help="starter, folder, GGUF file, Hub id, or address of a server")
     added.add_argument("copy", nargs="+", help="the same, with quantized weights or without")
     added.add_argument("--suite", action="append", metavar="NAME", help="a suite of probes or a probe; can be repeated")
     added.add_argument("--out", help="run folder (default: runs/ and the names of the copies)")
-    added = command(recommend, "search the recipe for a goal, and measure it on items that the search never saw")
+    added = command(recommend, "search for a recipe that meets a goal, and measure it on items unseen by the search")
     added.add_argument("model", help="starter, folder or Hub id")
     added.add_argument("--goal", required=True, help="'half the bytes, perplexity within 5 %%', or a YAML file")
     added.add_argument("--recipes", metavar="FILE", help="YAML with recipes by name, or a study (default: ten)")
@@ -1258,7 +1258,7 @@ def add_services(
     command,  # as for `add_studies`
 ):
     "Adds the commands for models in service."
-    added = command(serve, "serve a model over HTTP, by the protocol of OpenAI's interface")
+    added = command(serve, "serve a model over HTTP, with the protocol of OpenAI's API")
     added.add_argument("folder", help="folder of a model, starter or Hub id")
     added.add_argument("--name", help="name that clients ask for (default: the folder's)")
     added.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -1269,13 +1269,13 @@ def add_services(
     added.add_argument("--backend", default="eager", help="backend of an encoder, or auto (default: %(default)s)")
     for name, text in SERVED.items():
         added.add_argument(f"--{name}", type=float if name == "seconds" else int, help=text)
-    original = "original that is asked the same in the shadow: folder, starter, Hub id, or address of a server"
+    original = "original that answers a share of the requests too: folder, starter, Hub id, or address of a server"
     added.add_argument("--shadow", metavar="ORIGINAL", help=original)
-    share = "share of the requests that are asked (default: %(default)s)"
+    share = "share of the requests that the original answers too (default: %(default)s)"
     added.add_argument("--shadow-share", type=float, default=0.1, metavar="SHARE", help=share)
-    rate = "rate of changed answers that was promised, such as 0.02"
+    rate = "promised rate of changed answers, such as 0.02"
     added.add_argument("--promised-flips", type=float, metavar="RATE", help=rate)
-    added.add_argument("--promised-run", metavar="FOLDER", help="run folder that promises it")
+    added.add_argument("--promised-run", metavar="FOLDER", help="run folder that the promised rate is taken from")
     added.add_argument("--promised-arm", default="", metavar="NAME", help="its recipe or copy (default: the only one)")
     added = command(check_served, "ask a server the items of a study, and compare its answers with the stored ones")
     added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
@@ -1435,7 +1435,7 @@ def go_on(
 ) -> str:
     "The message after Ctrl-C, with the command that resumes the work."
     return (
-        f"\nTo go on: {shlex.join(['compress-lab', *arguments])}"
+        f"\nTo resume: {shlex.join(['compress-lab', *arguments])}"
         if options.command in ("run", "work", "apply", "recommend")
         else "\nStopped."
     )

@@ -80,7 +80,7 @@ class Study:
             raise CompressLabError(
                 f"The subject {self.subject!r} is not a name.",
                 "study, subject",
-                "name a starter such as smollm2-135m, a folder or a Hub id",
+                "give a starter such as smollm2-135m, a folder or a Hub id",
             )
         _check_recipes(self)
         _check_probes(self)
@@ -91,7 +91,7 @@ class Study:
             )
         object.__setattr__(self, "seeds", tuple(seed_number(seed, "study, seeds") for seed in self.seeds))
         if len(set(self.seeds)) < len(self.seeds):
-            raise CompressLabError("A seed stands twice.", "study, seeds", "give each once")
+            raise CompressLabError("A seed is listed twice.", "study, seeds", "give each once")
         _check_margin(self)
         _check_use(self.use)
         _check_native(self)
@@ -118,11 +118,13 @@ def _check_recipes(study):
             "for example recipes: {RTN-4: [{method: RTN, bits: 4}]}, or copies: {theirs: a-folder}",
         )
     for name in (twice for twice in study.copies if twice in study.recipes):
-        raise CompressLabError(f"{name!r} is a recipe and a copy.", "study, copies", "call one of them something else")
+        raise CompressLabError(f"{name!r} is a recipe and a copy.", "study, copies", "rename one of them")
     for name, place in study.copies.items():
         if not isinstance(place, str) or not place.strip():
             raise CompressLabError(
-                f"{place!r} is no place of a model.", f"study, copies, {name}", "name a starter, a folder or a Hub id"
+                f"{place!r} is not the location of a model.",
+                f"study, copies, {name}",
+                "give a starter, a folder or a Hub id",
             )
     for name in (*study.recipes, *study.copies):
         if (
@@ -155,7 +157,7 @@ def _check_probes(study):
 
     probes = tuple(probe if isinstance(probe, Probe) else Probe.from_dict(probe) for probe in expanded(study.probes))
     if len({probe.key for probe in probes}) < len(probes):
-        raise CompressLabError("A probe stands twice with the same settings.", where, "leave one out")
+        raise CompressLabError("A probe is listed twice with the same settings.", where, "leave one out")
     object.__setattr__(study, "probes", probes)
 
 
@@ -202,7 +204,7 @@ def _check_imports(imports, where):
 def _check_native(study):
     where = "study, native"
     if not isinstance(study.native, dict):
-        raise CompressLabError("The backends have no recipes.", where, "write native: {RTN-4: openvino}")
+        raise CompressLabError("The backends are not given by recipe.", where, "write native: {RTN-4: openvino}")
     only(study.native, ["original", *study.recipes, *study.copies], where)
     if not study.native:
         return
@@ -216,7 +218,7 @@ def _check_native(study):
             raise CompressLabError(f"There is no backend {backend!r}.", f"{where}, {name}", fix)
         if f"{name} on {backend}" in {**study.recipes, **study.copies}:
             raise CompressLabError(
-                f"{name} on {backend} is the name of a recipe or a copy.", where, "call that something else"
+                f"{name} on {backend} is the name of a recipe or a copy.", where, "rename that recipe or copy"
             )
 
 # %% ../nbs/study.ipynb #own-file
@@ -258,7 +260,7 @@ def _load_file(
         source = read_text(file, MEGABYTE)
     except CompressLabError as error:
         fix = "check the name; paths in a study are relative to its file"
-        raise CompressLabError(f"What is to be imported cannot be read: {error.what}", fix=fix) from error
+        raise CompressLabError(f"The file to import cannot be read: {error.what}", fix=fix) from error
     content = short(source)
     if getattr(sys.modules.get(name), "__content__", None) == content:
         return sys.modules[name]
@@ -300,7 +302,7 @@ def _check_registered(
             if movable or _module_of(registry[name]) == _module_of(kind):
                 continue
             what = f"There is already a {name!r}, in {_module_of(kind)}."
-            raise CompressLabError(what, fix="call yours something else")
+            raise CompressLabError(what, fix="give yours another name")
 
 # %% ../nbs/study.ipynb #own-module-2
 def import_own(
@@ -688,7 +690,7 @@ def arms(
     self: Study,
     fingerprint: str,  # the `identity` of the original
     calibrated,  # function from a seed to the key of its calibration text
-    copied=None,  # function from the place of a copy to its `identity`
+    copied=None,  # function from the location of a copy to its `identity`
     device="cpu",  # device for the recipes
 ) -> list[Arm]:
     "All arms in the order in which they are run."
@@ -804,7 +806,7 @@ def say(
 def line(
     cell: Cell,
     width: int = 20,  # of the column with the recipes' names
-    stored: bool = False,  # whether it was there already
+    stored: bool = False,  # whether it was stored before this run
 ):
     "The cell as one line: recipe, probe, seed, value with interval and ratio to the original, seconds."
     from rich.text import Text
@@ -866,7 +868,7 @@ def keep_study(
     if keys is not None:
         store.expect_cells(keys)
     elif earlier is not None:
-        store.fs.rm(f"{store.path}/cells.json")  # those of the study before
+        store.fs.rm(f"{store.path}/cells.json")  # those of the previous study
 
 
 def _written_unsigned(
@@ -885,7 +887,7 @@ NOTHING = (None, None)  # no copy is kept
 class Run:
     "A study that is run in a run folder."
 
-    trackers = None  # that get each cell
+    trackers = None  # they receive each cell
 
     def __init__(
         self,
@@ -894,7 +896,7 @@ class Run:
         subject=None,  # the Subject, if it is loaded already
         debug: bool = False,  # raise errors instead of recording them
         page: "str | os.PathLike | None" = None,  # of the dossier, written after each arm; None: none is written
-        worker: bool = False,  # one of several: tells only what it has measured itself
+        worker: bool = False,  # one of several workers: reports only what it measured itself
     ):
         from compress_lab.models.forward import device_of
         from compress_lab.models.loading import load
@@ -968,7 +970,7 @@ def compress(
 ):
     """The arm's Subject: the original, a copy compressed by the recipe, or an existing copy, on the arm's backend.
 
-    Compression resumes where a killed run stopped. A copy that runs on a backend next is kept until then.
+    Compression resumes where a killed run stopped. A copy that the next arm runs on a backend is kept for it.
     """
     from compress_lab.models.loading import load
 
@@ -1072,7 +1074,7 @@ def brought_up(
         }
     if cell.result["status"] == "measured" and not (cell.result["differences"] or arm.original or probe.paired):
         before, records = self.original_records(probe, arm.seed), records_of(cell, probe)
-        if before is not None and (changed := self.compared(arm, records)):  # the original had failed at that time
+        if before is not None and (changed := self.compared(arm, records)):  # the original had failed
             changes |= {
                 "differences": changed,
                 **(probe.besides(before, records) if hasattr(probe, "besides") else {}),
@@ -1224,17 +1226,15 @@ def disagree(
     other: dict,  # the result of this process
     unlike: str,  # what differs in the cell of this process
 ):
-    "Reports that two processes have measured a cell differently. The first one stays, the other is kept beside."
+    "Reports that two processes measured a cell differently. The stored cell stays, and the other is kept beside it."
     self.store.write_text(f"disagreements/{cell.key}.json", to_json(other).decode())
-    what = (
-        f"Another process has stored {cell.result['recipe']}, {cell.result['probe']} meanwhile, with another {unlike}"
-    )
+    what = f"Another process stored {cell.result['recipe']}, {cell.result['probe']} first, with a different {unlike}"
     say(self.console, f"{what}. Its cell {cell.key} stays; run the study in a new folder to see which is right.", "red")
 
 # %% ../nbs/study.ipynb #cell-38
 @patch
 def write_page(self: Run):
-    "Writes what the folder holds so far as a page without pictures, if the run has one."
+    "Writes the results so far as a page without pictures, if the run has a page."
     if self.page is None or not self.store.keys():
         return
     from compress_lab.report.dossier import Dossier
@@ -1255,7 +1255,7 @@ def forget_failures(
             store.discard(key)
 
 # %% ../nbs/study.ipynb #4d5ff2b1
-LOOK = 0.5  # seconds between two looks at what other processes have finished
+LOOK = 0.5  # seconds between two checks of what other processes have finished
 
 
 @patch
@@ -1271,7 +1271,7 @@ def take(self: Run, arm: Arm) -> bool:
     if (lease := self.leases.claim(arm.key)) is None:
         return False
     if parts := lease.state["deaths"]:
-        say(self.console, f"{arm.name}: taken over from a process that was killed over {'; '.join(parts)}", "yellow")
+        say(self.console, f"{arm.name}: taken over from a process that was killed during {'; '.join(parts)}", "yellow")
     with lease:
         self.lease = lease
         self.fill(arm)
@@ -1284,7 +1284,7 @@ def all(
     self: Run,
     asked: list[Arm] | None = None,  # the arms to measure, with the originals that they need; None: all
 ):
-    "Measures arms, and the parts of results that combine all seeds as soon as every arm is measured."
+    "Measures arms and, when every arm is measured, the parts of results that combine all seeds."
     seeds = {arm.seed for arm in asked or ()}
     left = [arm for arm in self.arms if asked is None or arm in asked or arm.original and arm.seed in seeds]
     if not self.worker:
@@ -1311,7 +1311,7 @@ def exemplified(
     self: Run,
     probe,  # a Probe with a summary over all seeds
 ):
-    "Stores in the last seed's cell of each arm what the probe computes over all seeds with the same rows."
+    "Stores the probe's summary over all seeds with the same rows in the last seed's cell of each arm."
     from compress_lab.evaluate.results import records_of
 
     for name in dict.fromkeys(arm.name for arm in self.arms if not arm.original):
@@ -1341,7 +1341,7 @@ def exemplified(
 def failures(
     store: Store,  # a run folder
 ) -> dict[str, str]:
-    "The failures of the last run in the folder: error messages by recipe and probes."
+    "The error messages of the last run in the folder, by recipe and probes."
     from compress_lab.evaluate.results import stored
 
     by_reason, expected = {}, set(store.expected() or store.keys())

@@ -22,7 +22,7 @@ def numbered(
     store: Store,  # a run folder
     arms: list[Arm],  # of the study
 ) -> list[tuple[str, int]]:
-    """Names and seeds of all arms that ever were in the folder, by their numbers; new ones are appended.
+    """Names and seeds, by number, of all arms that the folder has ever had; new arms are appended.
 
     Raises `CompressLabError` if `arms.json` is damaged.
     """
@@ -30,7 +30,7 @@ def numbered(
         try:
             known = [(str(name), int(seed)) for name, seed in json.loads(store.read_text("arms.json") or "[]")]
         except (ValueError, TypeError, RecursionError):
-            fix = "remove it, if no job of this folder is queued: it is written anew"
+            fix = "if no job for this folder is queued, remove the file; it is written again"
             raise CompressLabError("The numbers of the arms cannot be read.", f"{store.root}/arms.json", fix) from None
         new = [(arm.name, arm.seed) for arm in arms if (arm.name, arm.seed) not in known]
         if new:
@@ -81,13 +81,13 @@ def work(
     name: str = "",  # of an arm to measure, with all its seeds; empty: all arms
     number: int | None = None,  # of an arm to measure; None: all arms
 ) -> dict[str, str]:
-    """Measures the arms that other workers of the folder leave, and returns the failures by cell.
+    """Measures the arms that no other worker has taken, and returns the failures by cell.
 
     The originals of these arms are measured first, unless another worker does. Raises `CompressLabError`.
     """
     store = Store(root)
     run = Run(study_in(store), root, worker=True)
-    gc.freeze()  # a collection after each arm then passes over the libraries, which saves a third of a second
+    gc.freeze()  # garbage collections after each arm then skip the libraries, which saves a third of a second each
     asked = _chosen(run.arms, numbered(store, run.arms), name, number, store.root)
     run.all(run.arms if len(asked) == len(run.arms) else asked)
     results = {key: store.peek(key) for arm in asked for key in arm.cells}
@@ -100,7 +100,7 @@ def plan_of(
     workers: int,  # number that compute at the same time
     threads: int | None,  # of each worker; None: OMP_NUM_THREADS, or a fair share of this machine
 ) -> Plan:
-    "What an executor needs to know of the study. Raises `CompressLabError`."
+    "What an executor needs to know about the study. Raises `CompressLabError`."
     whole(workers, "study, workers", least=1)
     if threads is not None:
         whole(threads, "study, threads", least=1)
@@ -125,7 +125,7 @@ def spread(
     threads: int | None = None,  # of each worker; None: OMP_NUM_THREADS, or a fair share of this machine
     trackers=(),  # names of trackers that get the figures when all are measured
 ):
-    "Runs the study by workers and returns its Dossier. The same call resumes. Raises `CompressLabError`."
+    "Runs the study with workers and returns its Dossier. The same call resumes it. Raises `CompressLabError`."
     from compress_lab.report.dossier import Dossier
 
     store, names = Store(root), check_trackers(trackers)
@@ -136,7 +136,7 @@ def spread(
     missing = [key for key in expected or () if not store.has(key)]
     if missing or expected is None:
         what = f"{len(missing)} of {len(expected)} cells are missing" if expected else "No worker opened the run folder"
-        fix = "the output of the workers says why they ended; the same command resumes"
+        fix = "see the output of the workers for the reason; the same command resumes the study"
         raise CompressLabError(f"{what}.", store.root, fix)
     if names:
         followed = tracked(study, store, names)

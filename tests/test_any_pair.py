@@ -96,7 +96,7 @@ def test_a_copy_without_a_tokenizer_reads_with_its_originals(here, tmp_path, mon
         path.unlink()
     asked = [{"probe": "perplexity", "text": "text.txt", "n": 20, "context": 16}]
     bare, whole = (cl.compare("model", place, asked) for place in (tmp_path / "bare", "gptq"))
-    assert bare.mismatches[0] == "the copy has no tokenizer, and reads with the other's"
+    assert bare.mismatches[0] == "the copy has no tokenizer and uses the other's"
     assert bare.frame["compressed"].tolist() == whole.frame["compressed"].tolist()
 
 

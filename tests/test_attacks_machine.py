@@ -679,13 +679,13 @@ def test_latency_of_models_with_few_places(kind, head, places, expected, monkeyp
     records = Latency(blocks=3).measure(after, before)
     asked = [note for note in records.meta["notes"] if "instead of 64" in note]
     assert asked == (
-        [] if expected == 64 else [f"a prompt of {expected} tokens instead of 64: the models have no more places"]
+        [] if expected == 64 else [f"a prompt of {expected} tokens instead of 64: the models have no more positions"]
     )
 
 
 def test_latency_of_a_model_without_places_for_a_prompt():
     one = Subject(tiny("gpt2", n_positions=8))
-    with pytest.raises(NotMeasured, match="8 places, too few"):
+    with pytest.raises(NotMeasured, match="8 positions, too few"):
         Latency().measure(one, one)
 
 
@@ -699,7 +699,7 @@ def test_memory_of_a_model_with_few_places(monkeypatch):
         ),
     )
     records = memory.Memory(runs=2).measure(Subject(tiny("gpt2")))
-    assert asked == [64, 64] and "64 tokens instead of 256: the model has no more places" in records.meta["notes"]
+    assert asked == [64, 64] and "64 tokens instead of 256: the model has no more positions" in records.meta["notes"]
 
 
 def test_a_child_that_says_nothing_is_an_error(monkeypatch):

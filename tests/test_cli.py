@@ -79,7 +79,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_by_the_command_it_prints(here, capsys):
     said, stored = "".join(seen), len(Store("runs/my run").keys())
     assert process.returncode == 130 and "Traceback" not in said, said
     assert 3 <= stored < 11 and f"{stored} of 11 cells are stored" in said
-    assert "To go on: compress-lab run study.yaml --out 'runs/my run'" in said
+    assert "To resume: compress-lab run study.yaml --out 'runs/my run'" in said
     assert main(["run", "study.yaml", "--out", "runs/my run"]) == 0
     said = capsys.readouterr().out
     assert said.count("  stored\n") == stored and len(Store("runs/my run").keys()) == 11
@@ -179,11 +179,11 @@ def test_a_file_goes_before_a_method_only_by_its_ending(here, capsys):
         ("GPTQ --bits 9", ["bits=9 is not between 1 and 8"]),
         ("GPTQ --bits many", ["must be a whole number"]),
         ("GPTQ 4", ["'4' belongs to no option"]),
-        ("--bits 4 GPTQ", ["stands first", "did you mean GPTQ?"]),
+        ("--bits 4 GPTQ", ["comes first", "did you mean GPTQ?"]),
         ("GPTK", ["no method and no file", "GPTQ"]),
         ("recpe.yaml", ["did you mean recipe.yaml"]),
         ("recipe.yaml --bits 4", ["no option --bits", "into the recipe"]),
-        ("GPTQ(bits=os.getcwd())", ["is no recipe"]),
+        ("GPTQ(bits=os.getcwd())", ["is not a recipe"]),
     ],
 )
 def test_a_wrong_recipe_is_answered_with_near_names(here, capsys, words, told):
@@ -528,7 +528,7 @@ def test_a_file_of_ones_own_for_any_command(own, capsys, monkeypatch):
         (None, ["There is no file my_methods.py", "own/study.yaml", "relative to its file"]),
         ("import os\nos.nothing\n", ["raises AttributeError", "my_methods.py, line 2", "what to do"]),
         ("x = 1\n", ["no Method and no Probe", "cl.LayerMethod"]),
-        (SIGNS.replace("class Signs", "class GPTQ"), ["already a 'GPTQ'", "something else"]),
+        (SIGNS.replace("class Signs", "class GPTQ"), ["already a 'GPTQ'", "another name"]),
         (
             SIGNS.replace("def compress", "def squeeze"),
             ["Signs does not say how to compress", "define compress(self, weight"],

@@ -107,10 +107,10 @@ def test_a_classifier_reads_which_text_a_token_is_of(tmp_path):
     "changes, why",
     [
         (dict(inputs=("pixel_values", "attention_mask", "token_type_ids")), "no tokens"),
-        (dict(inputs=("input_ids", "attention_mask", "speaker_ids")), "also asks for speaker_ids"),
+        (dict(inputs=("input_ids", "attention_mask", "speaker_ids")), "also needs speaker_ids"),
         (dict(output="embedding"), "neither logits nor hidden states"),
-        (dict(external="../outside"), "which is not here"),
-        (dict(external="missing"), "which is not here"),
+        (dict(external="../outside"), "which is missing"),
+        (dict(external="missing"), "which is missing"),
     ],
 )
 def test_what_cannot_be_computed_is_named(changes, why, tmp_path):

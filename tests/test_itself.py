@@ -225,7 +225,7 @@ CANNOT = {  # what a graph cannot be asked, and why not
     "attack": "The model cannot write",
     "cold_start": "The files that a runtime would load are not those of this Subject",
     "consistency": "The model cannot write",
-    "layer_speed": "Only the layers of a model that PyTorch computes",
+    "layer_speed": "Only layers that PyTorch computes",
     "leaks": "The model cannot write",
 }
 

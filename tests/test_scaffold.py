@@ -84,8 +84,8 @@ def test_the_command_says_what_is_written_and_what_is_in_the_way(tmp_path, monke
         (["chapter", "one"], "There is no kind"),
         (["method", "Wanda"], "is taken"),
         (["paper", "gptq"], "smith-2024"),
-        (["task", "naïve"], "can be no name"),
-        (["task", "up", "--folder", "../.."], "no folder"),
+        (["task", "naïve"], "cannot be the name"),
+        (["task", "up", "--folder", "../.."], "not a folder"),
         (["book", "numpy"], "a module numpy"),
     ):
         assert main(["new", *words]) == 2 and part in capsys.readouterr().err

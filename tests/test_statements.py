@@ -252,4 +252,4 @@ def check_summary(dossier, rows):
         if told(row).startswith("no difference")
     }
     if len(rows["recipe"].unique()) > 1 and none:
-        assert all(name in text.partition("with room for")[0] for name in none)
+        assert all(name in text.partition("but a rise of up to")[0] for name in none)

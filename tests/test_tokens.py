@@ -520,7 +520,7 @@ def test_rows_of_another_model_are_refused_before_anything_begins(words, kind):
     method = Wanda(sparsity=0.5)
     for model, rows, message in (
         (small, other, "lies outside the model's vocabulary"),
-        (short, long, f"longer than the {most} places"),
+        (short, long, f"longer than the {most} positions"),
     ):
         with pytest.raises(CompressLabError, match=message):
             method.apply(model, rows)
@@ -530,7 +530,7 @@ def test_rows_of_another_model_are_refused_before_anything_begins(words, kind):
             probe(model, "fidelity", original=model, rows=rows.tokens)
         with pytest.raises(CompressLabError, match=message):
             score(model.model, [Request(np.append(rows.tokens[0].numpy(), 9), 1)])
-    with pytest.raises(CompressLabError, match=f"{most} places"):
+    with pytest.raises(CompressLabError, match=f"{most} positions"):
         calibration(words, short, n=2, length=most + 1)
     assert (
         method.apply(short, fitting).history and probe(short, "perplexity", rows=fitting.tokens, context=most).value > 1
@@ -576,9 +576,9 @@ def test_the_part_that_reads_text_decides(words):
     long = calibration(words, model.tokenizer, n=1, length=65)
     with pytest.raises(CompressLabError, match="outside the model's vocabulary"):
         Wanda(sparsity=0.5).apply(model, long)
-    with pytest.raises(CompressLabError, match="64 places"):
+    with pytest.raises(CompressLabError, match="64 positions"):
         check_rows(model.model, long.tokens % 100)
-    with pytest.raises(CompressLabError, match="64 places"):
+    with pytest.raises(CompressLabError, match="64 positions"):
         calibration(words, model, n=1, length=65)
 
 
@@ -647,7 +647,7 @@ def test_equal_options_are_equally_right_and_a_null_is_no_text(tmp_path, reader)
         (1, 0, 1)
     ]
     for row, message in (
-        ({"q": "x", "o": ["a", "b"], "a": 2}, "there are 2 options"),
+        ({"q": "x", "o": ["a", "b"], "a": 2}, "2 options are numbered"),
         ({"q": "x", "o": ["a", None], "a": 0}, "must be two texts"),
         ({"q": "x", "o": ["a", "  "], "a": 0}, "must be two texts"),
         ({"q": "x", "o": [], "a": 0}, "must be two texts"),

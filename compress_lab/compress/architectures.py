@@ -41,6 +41,7 @@ class Witness(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def look(self, product: str, operands: list):
+        "Finds the operand that is a weight, and adds the inputs it is multiplied with."
         operands = [
             operand
             for group in operands
@@ -57,6 +58,7 @@ class Witness(TorchFunctionMode):
                 self.add(name, parameter, operand, operands[1 - place].transpose(-1, -2) if place == 0 else operands[0])
 
     def add(self, name: str, parameter: nn.Parameter, weight: torch.Tensor, features_last: torch.Tensor):
+        "Adds the squares of the inputs of a weight, or of each expert of a stack."
         if parameter.dim() == 3 and weight.dim() == 3:
             parts = enumerate(features_last)
         else:
@@ -79,6 +81,7 @@ class Audit:
 
     @property
     def supported(self) -> bool:
+        "Whether the audit found no problem."
         return not self.problems
 
 # %% ../../nbs/compress/07_architectures.ipynb #b606a926

@@ -26,6 +26,7 @@ class ColumnMeans:
         return inputs
 
     def update(self, inputs: Tensor):
+        "Adds a batch of inputs, (tokens, in)."
         self.sums += self.of(inputs.float()).sum(0, dtype=torch.float64).cpu()
         self.rows += len(inputs)
 
@@ -40,6 +41,7 @@ class ColumnMeans:
         return self.rows > 0
 
     def finite(self) -> bool:
+        "Whether no input was NaN or infinite."
         return bool(self.sums.isfinite().all())
 
 
@@ -82,6 +84,7 @@ class Gram:
         self.upper, self.rows = torch.zeros(width, width), 0
 
     def update(self, inputs: Tensor):
+        "Adds a batch of inputs, (tokens, in)."
         inputs, self.upper = inputs.float(), self.upper.to(inputs.device)
         self.rows += len(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -100,6 +103,7 @@ class Gram:
         return bool(self.upper.diagonal().any())
 
     def finite(self) -> bool:
+        "Whether no input was NaN or infinite."
         return bool(self.upper.isfinite().all())
 
 # %% ../../nbs/compress/02_input_statistics.ipynb #cell-11

@@ -124,7 +124,7 @@ def check_finite(matrix: Tensor, statistic, name: str):
 
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-09
 def compressed(method, weight: Tensor, statistic) -> Compressed:
-    "Applies the method to a matrix. Raises `CompressLabError` if the result has the wrong type or shape, or no bits."
+    "Applies the method to a matrix. Raises `CompressLabError` for a wrong type or shape, or for codes without bits."
     name, result = type(method).__name__, method.compress(weight, statistic)
 
     def wrong(what, fix):
@@ -178,7 +178,7 @@ def _check_range(weight: Tensor, dtype: torch.dtype, name: str):
     if not weight.to(dtype).isfinite().all():
         kind = str(dtype).removeprefix("torch.")
         raise CompressLabError(
-            f"Its new weights are beyond what {kind} holds, which is {torch.finfo(dtype).max:.3g}.",
+            f"The new weights exceed the largest number in {kind}, {torch.finfo(dtype).max:.3g}.",
             name,
             "leave it out, or load the model in a wider type",
         )
@@ -267,7 +267,7 @@ class Finished:
             try:
                 self.load(block, report)
             except CompressLabError:
-                self.discard(block, "holds something else")
+                self.discard(block, "does not match the model")
             else:
                 stored.add(block)
         return stored
@@ -397,7 +397,7 @@ def batches_of(
     return token_batches(calibration.tokens.to(device), tokens)
 
 
-CLOSE_LOOK = 128 << 20  # from this estimate in bytes on, a batch is run to measure the memory
+CLOSE_LOOK = 128 << 20  # estimate in bytes from which a batch is run to measure the memory
 
 
 def memory_of(
@@ -426,7 +426,7 @@ def memory_of(
 
 # %% ../../nbs/compress/05_layerwise.ipynb #cell-15
 def calibrate(method, subject, layers, calibration, checkpoint, change, others=()) -> dict:
-    """Walks through the model, compresses each stage by `change`, and returns the errors of `layers` by name.
+    """Walks through the model, compresses each stage with `change`, and returns the errors of `layers` by name.
 
     `change(linears, statistics)` compresses linears, and possibly `others` with them, and returns the errors of each.
     """

@@ -48,8 +48,8 @@ class Method(Settings):
     needs: ClassVar[frozenset] = frozenset()  # of "calibration", "training", "labels", "original"
     transformer: ClassVar[bool] = True  # works on transformers models only; False: on any module with linears
     changes_weights: ClassVar[bool] = True  # False: changes only the run-time behaviour, and no weight
-    quantizes: ClassVar[bool] = False  # leaves integer codes behind the weights, or quantizes at run time
-    keeps_codes: ClassVar[bool] = False  # may follow quantization: codes stay, or change with the weights
+    quantizes: ClassVar[bool] = False  # stores integer codes of the weights, or quantizes at run time
+    keeps_codes: ClassVar[bool] = False  # may follow quantization: codes are kept, or change with the weights
     whole: ClassVar[bool] = False  # replaces or trains the whole model, and so refuses quantized weights
     prunes: ClassVar[bool] = False  # leaves zeros
     fills_zeros: ClassVar[bool] = False  # may overwrite zeros that earlier methods left
@@ -178,22 +178,22 @@ def _found_in(expression: str, name: str) -> bool:
     "Whether a regular expression matches a name. Raises `CompressLabError` if it is invalid or takes too long."
     import regex  # like `re`, but with a time limit
 
-    fix = "mend it, or use a glob such as *.mlp.*"
+    fix = "correct it, or use a glob such as *.mlp.*"
     shown = said(expression)
     counts = re.findall(
         r"\{([\d, ]+)\}", expression
-    )  # repetition counts: a large count makes the compiled expression large
+    )  # repetition counts; large counts make the compiled expression large
     if len(counts) > 3 or any(len(number) > 2 for count in counts for number in re.findall(r"\d+", count)):
-        raise CompressLabError(f"{shown} repeats something too often.", "targets", fix)
+        raise CompressLabError(f"{shown} repeats a part too often.", "targets", fix)
     try:
         return regex.search(expression, name, timeout=PATIENCE) is not None
     except (regex.error, RecursionError, OverflowError) as error:
-        raise CompressLabError(f"{shown} is no regular expression: {error}.", "targets", fix) from error
+        raise CompressLabError(f"{shown} is not a regular expression: {error}.", "targets", fix) from error
     except TimeoutError as error:
         raise CompressLabError(
             f"{shown} takes too long on the name {name!r}.",
             "targets",
-            "let nothing repeated be repeated again, as in (a+)+",
+            "avoid nested repetitions such as (a+)+",
         ) from error
 
 
@@ -201,10 +201,10 @@ def patterns(given, where: str) -> tuple[str, ...]:
     "The list of patterns as a tuple. Raises `CompressLabError` if it is not a list of patterns."
     fix = "give module names or globs as text"
     if not isinstance(given, (tuple, list)):
-        raise CompressLabError(f"{said(given)} is no list of patterns.", where, fix)
+        raise CompressLabError(f"{said(given)} is not a list of patterns.", where, fix)
     for pattern in given:
         if not isinstance(pattern, str) or not pattern:
-            raise CompressLabError(f"{said(pattern)} is no pattern.", where, fix)
+            raise CompressLabError(f"{said(pattern)} is not a pattern.", where, fix)
     return tuple(given)
 
 # %% ../../nbs/compress/01_recipe.ipynb #dfa74e21
@@ -212,7 +212,7 @@ def matches(pattern: str, name: str) -> bool:
     "Whether a module name matches a glob, or a regular expression written `re:…`."
     if len(pattern) > LONGEST:
         raise CompressLabError(
-            f"A pattern has {len(pattern):,} characters, and may have {LONGEST}.",
+            f"A pattern has {len(pattern):,} characters, but at most {LONGEST} are allowed.",
             "targets",
             "use a glob such as *.mlp.*",
         )
@@ -229,7 +229,7 @@ class Step:
 
     def __post_init__(self):
         if not isinstance(self.method, Method):
-            raise CompressLabError(f"{said(self.method)} is no method.", "recipe", "for example GPTQ(bits=4)")
+            raise CompressLabError(f"{said(self.method)} is not a method.", "recipe", "for example GPTQ(bits=4)")
         for name in ("targets", "ignore"):
             object.__setattr__(self, name, patterns(getattr(self, name), name))
 
@@ -285,6 +285,7 @@ class Step:
         return f"{self.method}{where}" + (f" except {', '.join(self.ignore)}" if self.ignore else "")
 
     def to_dict(self) -> dict:
+        "The method, its settings, targets and ignores as plain values."
         lists = {key: list(value) for key, value in (("targets", self.targets), ("ignore", self.ignore)) if value}
         return {"method": type(self.method).__name__, **self.method.settings(), **lists}
 
@@ -308,7 +309,9 @@ class Recipe:
     def __post_init__(self):
         if not isinstance(self.steps, (tuple, list)) or not all(isinstance(step, Step) for step in self.steps):
             raise CompressLabError(
-                f"{said(self.steps)} are no steps.", "recipe", "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)"
+                f"{said(self.steps)} is not a sequence of steps.",
+                "recipe",
+                "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)",
             )
         object.__setattr__(self, "steps", tuple(self.steps))
         if not self.steps:
@@ -324,7 +327,7 @@ class Recipe:
         if isinstance(thing, Step):
             return cls((thing,))
         raise CompressLabError(
-            f"{said(thing)} is no method.", "recipe", "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)"
+            f"{said(thing)} is not a method.", "recipe", "compose Methods, as in Wanda(0.5) >> GPTQ(bits=4)"
         )
 
     def __rshift__(self, other) -> "Recipe":
@@ -343,9 +346,11 @@ class Recipe:
 
     @property
     def needs_calibration(self) -> bool:
+        "Whether a step needs calibration text."
         return any("calibration" in step.method.needs for step in self.steps)
 
     def to_dict(self) -> list[dict]:
+        "The steps as plain values, as `from_dict` reads them."
         return [step.to_dict() for step in self.steps]
 
     def to_yaml(self) -> str:
@@ -374,12 +379,14 @@ def _parse_step(entry, number: int) -> Step:
         or not all(isinstance(key, str) for key in entry)
         or not isinstance(entry.get("method"), str)
     ):
-        raise CompressLabError(f"{said(entry)} is no step.", where, "write it as {method: GPTQ, bits: 4, targets: […]}")
+        raise CompressLabError(
+            f"{said(entry)} is not a step.", where, "write it as {method: GPTQ, bits: 4, targets: […]}"
+        )
     options = {key: value for key, value in entry.items() if key not in ("method", "targets", "ignore")}
     lists = {key: [] if entry.get(key) is None else entry[key] for key in ("targets", "ignore")}
     for key, value in lists.items():
         if not isinstance(value, (str, list)):
-            raise CompressLabError(f"{key}={said(value)} is no list of patterns.", where, 'write it as ["*.mlp.*"]')
+            raise CompressLabError(f"{key}={said(value)} is not a list of patterns.", where, 'write it as ["*.mlp.*"]')
     chosen = {key: (value,) if isinstance(value, str) else tuple(value) for key, value in lists.items()}
     return Step(method_named(entry["method"], options), **chosen)
 
@@ -389,14 +396,14 @@ def from_dict(data) -> Recipe:
     if isinstance(data, (dict, str)):
         data = [data]
     if not isinstance(data, (list, tuple)):
-        raise CompressLabError(f"{said(data)} is no recipe.", "recipe", "write a list of steps")
+        raise CompressLabError(f"{said(data)} is not a recipe.", "recipe", "write a list of steps")
     return Recipe(tuple(_parse_step(entry, number) for number, entry in enumerate(data, 1)))
 
 
 def _read(source: str | Path) -> Recipe:
     "Reads a recipe from YAML or JSON, given as text or as the path of a UTF-8 file."
     if not isinstance(source, (str, Path)):
-        raise CompressLabError(f"{said(source)} is no recipe.", "recipe", "give YAML as text, or the path of a file")
+        raise CompressLabError(f"{said(source)} is not a recipe.", "recipe", "give YAML as text, or the path of a file")
     named = isinstance(source, Path) or "\n" not in source and source.endswith((".yaml", ".yml", ".json"))
     text = read_text(source, MEGABYTE) if named else source
     return from_dict(read_yaml(text, str(source) if named else "recipe"))
@@ -407,7 +414,7 @@ Recipe.from_dict, Recipe.from_yaml, Recipe.from_json = staticmethod(from_dict), 
 # %% ../../nbs/compress/01_recipe.ipynb #left-code
 @dataclass
 class Left:
-    "The state that earlier steps left in a model: which method changed each linear."
+    "The state of a model after earlier steps: which method quantized or pruned each linear."
 
     codes: dict  # quantizing method by key of the linear
     zeros: dict  # pruning method by name of the linear
@@ -453,7 +460,7 @@ def check_order(method: Method, layers: list, left: Left):
     coded = next((linear for linear in layers if linear.key in left.codes), None)
     if method.whole and (left.codes or left.inputs):
         key, before = next(iter(left.codes.items()), ("the model", left.inputs))
-        refuse(f"The model is quantized, by {before}, and {kind} needs all of it as it was.", key, before)
+        refuse(f"The model is quantized, by {before}, and {kind} needs the model as it was before that.", key, before)
     if coded and not method.keeps_codes:
         before = left.codes[coded.key]
         if method.quantizes and not getattr(before, "keeps_codes", False):
@@ -462,7 +469,7 @@ def check_order(method: Method, layers: list, left: Left):
                 coded.name,
                 "quantize a linear once: leave out one of the two, or give them different targets",
             )
-        undone = "round what is rounded" if method.quantizes else "change its weights without their integers"
+        undone = "round the weights again" if method.quantizes else "change the weights but not their integer codes"
         refuse(f"The linear is quantized already, by {before}, and {kind} would {undone}.", coded.name, before)
     pruned = next((linear for linear in layers if linear.name in left.zeros), None)
     if pruned and method.fills_zeros:
@@ -480,7 +487,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
 
     if not (hasattr(subject, "model") and hasattr(subject, "history")):
         raise CompressLabError(
-            f"A {type(subject).__name__} is no Subject.",
+            f"A {type(subject).__name__} is not a Subject.",
             str(recipe),
             "give what cl.load returns, or cl.Subject(model, tokenizer)",
         )
@@ -500,7 +507,7 @@ def plan(recipe: Recipe, subject, calibration) -> list[list]:
             raise CompressLabError(
                 f"{type(method).__name__} is for transformers, and this is a {type(subject.model).__name__}.",
                 str(recipe),
-                "use a method that goes linear by linear, as in Magnitude(0.5) >> GPTQ(bits=4)",
+                "use a method that compresses linear by linear, as in Magnitude(0.5) >> GPTQ(bits=4)",
             )
     if recipe.needs_calibration and hasattr(calibration, "tokens"):
         check_rows(subject.model, calibration.tokens, "the calibration set")

@@ -25,7 +25,7 @@ def stream(
     | Path,  # where to save the compressed Subject: a new folder, an empty one, or one that holds a saved Subject
     calibration=None,  # for methods that need it
     *,
-    original=None,  # Subject before earlier steps, loaded apart, for methods that compare with it
+    original=None,  # the uncompressed Subject, loaded separately, for methods that compare with it
     seed: int = 0,  # for methods that draw random numbers
 ) -> Path:
     """Compresses a Subject into a folder and returns the folder.

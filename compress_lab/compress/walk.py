@@ -48,7 +48,11 @@ class Trace:
     "Records a pass over a few tokens: the order of calls, and the inputs of each linear."
 
     def __init__(self, model: nn.Module, batch: dict, layers: list[LinearLayer]):
-        self.calls, self.inputs, self.kept = {}, defaultdict(list), []  # `kept`: alive, so that no address is reused
+        self.calls, self.inputs, self.kept = (
+            {},
+            defaultdict(list),
+            [],
+        )  # `kept` keeps tensors alive, so that no address is reused
         hooks = [module.register_forward_pre_hook(self.called) for module in model.modules()]
         try:
             with torch.no_grad(), observe(layers, self.see):
@@ -59,9 +63,11 @@ class Trace:
         self.path = dict(model.named_modules())
 
     def called(self, module, args):
+        "Notes the position of a module in the order of calls."
         self.calls.setdefault(id(module), len(self.calls))
 
     def see(self, linear, expert, inputs):
+        "Notes the identity of a linear's input: address, version, shape and, for a convolution, its window."
         self.kept.append(inputs)
         self.inputs[linear.name].append((inputs.data_ptr(), inputs._version, inputs.shape, _window(linear.module)))
 
@@ -132,6 +138,7 @@ class PausedForwards:
         self.body(**self.batch[getcurrent()])
 
     def pause(self, module, args, kwargs):
+        "Forward pre-hook of the gates: switches to the caller until the pass is resumed."
         number, run, before = self.order[id(module)], getcurrent(), input_quantizer_of(module)
         if number > self.passed and run in self.at:
             run.parent.switch((number, args, kwargs))
@@ -155,6 +162,7 @@ class PausedForwards:
                 yield self.batch[run], *self.at[run][1:]
 
     def close(self):
+        "Removes the hooks and ends the passes that are still paused."
         for hook in self.hooks:
             hook.remove()
         for run in list(self.at):
@@ -294,6 +302,7 @@ class Meter(TorchDispatchMode):
         return outputs
 
     def add(self, storage):
+        "Counts a storage, once, until it is freed."
         if (key := storage._cdata) in self.sizes:
             return
         self.sizes[key] = storage.nbytes()
@@ -302,6 +311,7 @@ class Meter(TorchDispatchMode):
         weakref.finalize(storage, self.drop, key)
 
     def drop(self, key: int):
+        "Subtracts a storage that was freed."
         self.live -= self.sizes.pop(key, 0)
 
 # %% ../../nbs/compress/04_walk.ipynb #meter-code-2

@@ -120,6 +120,6 @@ def check_filled(
     parameters = vars(kind).get("__dataclass_params__")
     annotated = [name for name, hint in inspect.get_annotations(kind).items() if "ClassVar" not in str(hint)]
     if parameters is None and annotated:
-        raise wrong(f"is no dataclass, and {annotated[0]} is no setting of it", decorate)
+        raise wrong(f"is not a dataclass, so {annotated[0]} is not one of its settings", decorate)
     if not getattr(parameters or getattr(kind, "__dataclass_params__", None), "frozen", False):
-        raise wrong("is no frozen dataclass", decorate)
+        raise wrong("is not a frozen dataclass", decorate)

@@ -83,7 +83,7 @@ MEGABYTE = 1 << 20
 
 def read_bytes(
     path: str | Path,  # a regular file
-    limit: int | None = 64 * MEGABYTE,  # bytes it may have; None: any number
+    limit: int | None = 64 * MEGABYTE,  # maximum size in bytes; None: no limit
 ) -> bytes:
     "The file's bytes. Raises `CompressLabError`."
     path = regular_file(path, limit)
@@ -113,7 +113,7 @@ def read_text(
 
 def read_json(
     path: str | Path,  # a regular file
-    limit: int | None = 64 * MEGABYTE,  # bytes it may have; None: any number
+    limit: int | None = 64 * MEGABYTE,  # maximum size in bytes; None: no limit
 ) -> dict:
     "The JSON object in the file. Raises `CompressLabError` if the file holds anything else."
     text = read_text(path, limit)

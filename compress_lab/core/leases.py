@@ -42,8 +42,8 @@ def ended(
         return True
 
 # %% ../../nbs/core/12_leases.ipynb #7cdc8c89c7104fffa095e18ddfef8986
-BEAT, EXPIRY = 5.0, 60.0  # seconds between two heartbeats, and without one until the lease may be taken over
-DEATHS = 3  # holders that may die over the same part of the work
+BEAT, EXPIRY = 5.0, 60.0  # seconds between heartbeats, and seconds without one after which a lease is taken over
+DEATHS = 3  # holders that may die while they compute the same part of the work
 
 
 class Lease:
@@ -54,7 +54,7 @@ class Lease:
         store: Store,  # the run folder
         name: str,  # of the work
         number: int,  # of the holder, counted from 1
-        deaths: dict,  # part of the work -> how many earlier holders died over it
+        deaths: dict,  # part of the work -> number of earlier holders that died while they computed it
     ):
         self.store, self.file, self.number, self.name = store, f".leases/{name}/{number}.json", number, name
         self.lost, self._end, self._writing = False, threading.Event(), threading.Lock()
@@ -98,7 +98,7 @@ class Lease:
         part: str,  # of the work
         fix: str = "give it more memory, or run fewer workers on the machine",  # for the error
     ):
-        "A context that records the part in work. Raises `CompressLabError` if too many holders died over it."
+        "A context that records the current part. Raises `CompressLabError` if too many holders died in that part."
         if (deaths := self.state["deaths"].get(part, 0)) >= DEATHS:
             raise CompressLabError(f"{deaths} processes were killed while they computed this.", part, fix)
         before = self.state["doing"]

@@ -110,7 +110,7 @@ def release_memory():
         trim(0)
 
 # %% ../../nbs/core/10_memory.ipynb #3d204b68
-LARGE = -3, 1 << 20  # glibc's M_MMAP_THRESHOLD, and the bytes from which on a block is large
+LARGE = -3, 1 << 20  # glibc's M_MMAP_THRESHOLD, and the size in bytes from which a block is large
 
 
 def map_large_blocks():

@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
         elif id(node) in self.sizes:
             self.values += self.sizes[id(node)] - 1
         else:
-            raise CompressLabError("This YAML has a value that holds itself.", f"line {line}", "write the value out")
+            raise CompressLabError("This YAML has a value that contains itself.", f"line {line}", "write the value out")
         if self.values > NODES:
             raise CompressLabError(
                 f"This YAML stands for more than {NODES:,} values.",
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         seen = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
         if repeated := [key for key, times in seen.items() if times > 1]:
             raise CompressLabError(
-                f"The key {repeated[0]!r} stands twice in one mapping.",
+                f"The key {repeated[0]!r} occurs twice in one mapping.",
                 f"line {node.start_mark.line + 1}",
                 "give each its own name",
             )
@@ -98,7 +98,7 @@ def _whole(loader, node) -> int:
     value = loader.construct_yaml_int(node)
     if value.bit_length() >= BITS:
         raise CompressLabError(
-            f"This YAML has a whole number that {BITS} bits do not hold.",
+            f"This YAML has a whole number that does not fit in {BITS} bits.",
             f"line {node.start_mark.line + 1}",
             "write a smaller one",
         )
@@ -226,7 +226,7 @@ def _say(value):
     try:
         text = repr(value)
     except RecursionError:
-        text = "a value that holds itself"
+        text = "a value that contains itself"
     except ValueError:
         text = "a number of thousands of digits"
     return text if len(text) < 60 else text[:57] + "..."
@@ -254,7 +254,7 @@ def differing(
     own: dict,  # settings, by name
     others: list[dict],  # settings of the same kind
 ) -> list[str]:
-    "The values of those settings in which one of the others differs, as text."
+    "The values, as text, of the settings in which at least one of the others differs."
     return [str(value) for name, value in own.items() if any(other.get(name) != value for other in others)]
 
 # %% ../../nbs/core/07_settings.ipynb #base-code
@@ -288,7 +288,7 @@ KINDS = {
 def setting(
     default,  # default value
     least=None,  # smallest valid value
-    needed: str = "",  # what the text must name; an empty text is an error
+    needed: str = "",  # for a text that must not be empty: what it has to name, for the message
 ):
     "A dataclass field for a number with a smallest allowed value, or for a text that must not be empty."
     return field(default=default, metadata={"least": least, "needed": needed})

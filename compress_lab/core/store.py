@@ -184,7 +184,7 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "torchao")
 def machine_key(
     environment: dict,  # as `environment` gives it
 ) -> str:
-    "Returns eight hexadecimal digits for what changes a time: processor, cores, threads, variables and runtimes."
+    "Returns eight hexadecimal digits for all that affects times: processor, cores, threads, variables and runtimes."
     processor, known = environment.get("processor") or {}, environment.get("versions") or {}
     parts = [
         processor.get("model"),
@@ -447,7 +447,7 @@ def _read(self: Store, path, limit=LIMIT):
 def damaged(
     self: Store,
     key: str,  # of a cell
-    why: str,  # what is wrong, after a colon
+    why: str,  # what is wrong; follows a colon in the message
 ) -> DamagedCell:
     "The error for a damaged cell."
     return DamagedCell(
@@ -553,7 +553,7 @@ def peek(
     self: Store,
     key: str,  # of a cell
 ) -> dict:
-    "The cell's result as its file has it, not compared with its hash; empty if it is missing or no JSON object."
+    "The cell's result as stored, without checking its hash; empty if it is missing or not a JSON object."
     with suppress(ValueError, RecursionError, CompressLabError):
         if isinstance(result := json.loads(self._read(f"{self.at(key)}/result.json") or "{}"), dict):
             return result
@@ -847,8 +847,8 @@ def expected(self: Store) -> list[str] | None:
 
 @patch
 def current(self: Store) -> list[str]:
-    """Keys of the finished cells of the current study, in its order, those of other machines after this machine's; of
-    all finished cells if no study was run.
+    """Keys of the finished cells of the current study, in its order, with this machine's before those of other
+    machines; all finished cells if no study was run.
     """
     wanted, finished = self.expected(), self.keys()
     if wanted is None:

@@ -41,7 +41,7 @@ class Tracker:
         threading.Thread(target=self.serve, args=(start,), daemon=True).start()
 
     def serve(self, start: Callable):
-        "Makes the tracker at the first call, and carries out one call after another."
+        "Creates the tracker at the first call, and carries out one call after another."
         tracker = None
         while True:
             method, arguments = self.calls.get()
@@ -57,7 +57,7 @@ class Tracker:
         method: str,  # of the tracker
         *arguments,  # plain values, of which it gets copies
     ):
-        "Lets the tracker do something, and waits for it."
+        "Calls a method of the tracker, and waits until it returns."
         if self.gone:
             return
         self.calls.put((method, copy.deepcopy(arguments)))
@@ -83,7 +83,7 @@ def probe_key(
 def labels(
     probes,  # of a study
 ) -> dict[str, str]:
-    "Names that tell the probes apart, by `probe_key`: those of one kind with the settings in which they differ."
+    "Names that distinguish the probes, by `probe_key`; those of one kind include the settings in which they differ."
     found = {}
     for probe in probes:
         own, alike = probe.settings(), [other.settings() for other in probes if other.name == probe.name]
@@ -154,7 +154,7 @@ def check_trackers(
 
 # %% ../../nbs/core/14_trackers.ipynb #a6406389
 class Trackers:
-    "The trackers of a study; each gets what the study is, and the figures of its cells."
+    "The trackers of a study; each receives the description of the study and the figures of its cells."
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class Trackers:
         self.call("store_init_configuration", about)
 
     def call(self, method: str, *arguments):
-        "Lets all trackers do something, one after the other."
+        "Calls a method of all trackers, one after the other."
         for tracker in self.trackers:
             tracker.call(method, *arguments)
 

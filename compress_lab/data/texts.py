@@ -448,7 +448,7 @@ def _parts(subject, length: int, n: int | None, read: int | None = None):
     for name, value, least in (("length", length, len(before + after) + 2), ("n", 1 if n is None else n, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise CompressLabError(
-                f"{name} is {value!r}, and must be a whole number of at least {least}.", name, f"give {least} or more"
+                f"{name} is {value!r}, but must be a whole number of at least {least}.", name, f"give {least} or more"
             )
     if model is not None:
         check_length(model, read or length, "length")
@@ -516,20 +516,20 @@ def _texts_of(source) -> Text:
     texts = [row for row in column if isinstance(row, str) and row.strip()] if hasattr(column, "__iter__") else []
     if not texts or len(texts) < len(column):
         raise CompressLabError(
-            f"This {type(source).__name__} holds no texts, or something else beside them.",
+            f"This {type(source).__name__} holds no texts, or something other than texts.",
             "calibration",
             "give the name of a text, a list of strings, a data set with a column `text`, or rows of tokens",
         )
     documents = tuple(Document(str(number), "", row) for number, row in enumerate(texts))
-    return _OwnTexts(documents, DataProvenance("texts of one's own", "in memory"))
+    return _OwnTexts(documents, DataProvenance("given texts", "in memory"))
 
 
 def _rows_given(tokens: torch.Tensor, n: int | None, seed: int) -> Calibration:
     "A calibration set of these rows. Raises `CompressLabError` if they are not rows of tokens, or fewer than `n`."
     if tokens.dim() != 2 or tokens.is_floating_point() or tokens.numel() == 0 or n is not None and n > len(tokens):
         raise CompressLabError(
-            f"Tokens of shape {tuple(tokens.shape)} and type {str(tokens.dtype).removeprefix('torch.')} are no "
-            f"{n or ''} rows of tokens.".replace("  ", " "),
+            f"Tokens of shape {tuple(tokens.shape)} and type {str(tokens.dtype).removeprefix('torch.')} are not "
+            f"{f'{n} ' if n else ''}rows of tokens.",
             "calibration",
             "give whole numbers of shape (rows, length)",
         )
@@ -591,7 +591,7 @@ def windows(
     name: str | Text,  # a text, as for `text`
     subject,  # a Subject or a tokenizer
     *,
-    context: int,  # tokens a window
+    context: int,  # tokens per window
     n: int | None = None,  # windows; None: all
     seed: int = 0,  # shifts all windows, so that each seed measures other tokens
     stretch: int = 1,  # contexts per row
@@ -645,9 +645,9 @@ class _Arrays(pickle.Unpickler):
         if (module, name) in self.names:
             return self.names[module, name]
         raise CompressLabError(
-            f"The file asks for {module}.{name}, and only arrays are read from it.",
+            f"The file refers to {module}.{name}, but only arrays are read from it.",
             "pickle",
-            "fetch it again, and do not open it otherwise",
+            "fetch it again, and do not open it in any other way",
         )
 
 # %% ../../nbs/data/02_texts.ipynb #cell-44
@@ -784,7 +784,7 @@ def images(
     data = task(name, split=split, columns=("pixel0", "label"))
     pixels = torch.tensor(data.frame.filter(regex=r"^pixel\d+$").to_numpy(), dtype=torch.float32)
     if (side := math.isqrt(pixels.shape[1])) ** 2 != pixels.shape[1]:
-        raise CompressLabError(f"{pixels.shape[1]} pixels make no square.", name, "give square images")
+        raise CompressLabError(f"{pixels.shape[1]} pixels do not form a square.", name, "give square images")
     every = Images(
         (pixels / pixels.max()).view(-1, 1, side, side),
         torch.tensor(data.frame["label"].to_numpy()),
@@ -794,5 +794,5 @@ def images(
     if n is None:
         return every
     if whole(n, "n", 1) > len(every):
-        raise CompressLabError(f"n is {n!r}, and there are {len(every):,} images.", name, "ask for fewer")
+        raise CompressLabError(f"n is {n!r}, but there are {len(every):,} images.", name, "ask for fewer")
     return every[torch.randperm(len(every), generator=generator)[:n]]

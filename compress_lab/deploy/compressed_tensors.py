@@ -185,7 +185,7 @@ def read(
         name = str(read_json(folder / "config.json")["architectures"][0])
         kind = getattr(transformers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-            raise CompressLabError(f"transformers has no model called {name}.", str(folder), "export the model again")
+            raise CompressLabError(f"transformers has no model class {name}.", str(folder), "export the model again")
         options = {} if dtype is None else {"dtype": dtype}
         return kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
@@ -215,7 +215,7 @@ class CompressedTensors(Format):
                 packed.bits != 8 or packed.zeros is not None or packed.group_size < packed.columns or packed.levels
             ):
                 raise CompressLabError(
-                    "compressed-tensors holds rounded inputs with eight-bit weights only, a scale a row.",
+                    "compressed-tensors holds quantized inputs only with eight-bit weights and one scale per row.",
                     name,
                     "use Int8()",
                 )

@@ -49,16 +49,16 @@ def quantized(
     for key, packed in subject.packed.items():
         if key not in places:
             raise CompressLabError(
-                "Packed weights belong to no linear of the model.",
+                "Packed weights do not belong to a linear of the model.",
                 key,
                 "quantize linears only, or remove it from packed",
             )
         weight = places[key].weight
         if not torch.equal(packed.dequantize().to(weight), weight):
             raise CompressLabError(
-                "A weight is no longer what its packed integers stand for.",
+                "A weight no longer matches its packed integers.",
                 key,
-                "it was changed after it was quantized: quantize last",
+                "the weight was changed after quantization: quantize last",
             )
         layers[places[key].name] = places[key], packed
     return layers
@@ -163,14 +163,14 @@ def check_fit(form: Format, subject: Subject, layers: dict):
     "Raises `CompressLabError` if the format does not support the Subject."
     others = ", ".join(_formats_for(layers))
     fix = (
-        f"choose a format that can: {others}"
+        f"choose a format that supports it: {others}"
         if others
-        else "no format here can; subject.save(folder) keeps it as it is"
+        else "no format here supports it; subject.save(folder) keeps the model as it is"
     )
     for name, rounding in getattr(subject, "input_quantizers", {}).items():
         if type(rounding).__name__ not in form.activations:
             raise CompressLabError(
-                f"{form.name} cannot hold activations rounded by {type(rounding).__name__}.",
+                f"{form.name} cannot hold activations quantized by {type(rounding).__name__}.",
                 name or subject.name,
                 "export the model with its weights quantized only",
             )
@@ -182,7 +182,7 @@ def check_fit(form: Format, subject: Subject, layers: dict):
         )
     if not layers and not form.floats:
         raise CompressLabError(
-            f"{form.name} holds quantized weights, and nothing is quantized.",
+            f"{form.name} holds quantized weights, but nothing is quantized.",
             subject.name,
             "quantize it first, or use subject.save(folder)",
         )
@@ -326,7 +326,7 @@ class Exported:
             if self.note == ""
             else f"not checked: {self.note}"
         )
-        rest = f"; longer rows, where {self.beyond} shows, were not compared" if self.beyond and self.note == "" else ""
+        rest = f"; longer rows, affected by {self.beyond}, were not compared" if self.beyond and self.note == "" else ""
         return f"{self.format}, {self.nbytes / 1e6:,.1f} MB in {self.folder.name}: {seen}{rest}\n{self.how}"
 
 # %% ../../nbs/deploy/01_export.ipynb #cell-18
@@ -391,7 +391,7 @@ def checked(form: Format, subject: Subject, layers: dict, folder: Path, toleranc
     raise CompressLabError(
         f"Read back, the outputs differ by {worst:.2g} of the largest; {allowed:g} is allowed.",
         f"{form.name} of {subject.name}",
-        "report it: the export is wrong",
+        "please report this: the export is wrong",
     )
 
 # %% ../../nbs/deploy/01_export.ipynb #export-code
@@ -409,7 +409,7 @@ def export(
     """
     if not hasattr(subject.model, "config"):
         raise CompressLabError(
-            f"A {type(subject.model).__name__} cannot be exported: only models of transformers can.",
+            f"A {type(subject.model).__name__} cannot be exported: only transformers models can.",
             "export",
             "use torch.save, or safetensors",
         )

@@ -187,7 +187,7 @@ def check_header(
     with open(path, "rb") as file:
         header, weights = _Header(file, path.stat().st_size), 0
         if file.read(4) != b"GGUF":
-            raise ValueError("it does not begin like one")
+            raise ValueError("it does not begin like a GGUF file")
         header.number(4)
         listed, keys = header.number(), header.number()
         for _ in range(keys):
@@ -281,7 +281,7 @@ def run(self: Gguf, folder: Path, tokens: Tensor) -> Tensor:
         with torch.device("meta"):
             described = size_of(AutoModelForCausalLM.from_config(config))
         if described > 2 * stored:
-            raise ValueError(f"{described:,} weights are described, and {stored:,} are stored")
+            raise ValueError(f"{described:,} weights are described, but {stored:,} are stored")
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file="model.gguf", dtype=torch.float32, local_files_only=True
         )
@@ -302,7 +302,7 @@ def llama_cpp(
         import xllamacpp
     except ImportError as error:
         raise CompressLabError(
-            "llama.cpp is reached through xllamacpp, which is not installed.", "llama_cpp", "pip install xllamacpp"
+            "llama.cpp is used through xllamacpp, which is not installed.", "llama_cpp", "pip install xllamacpp"
         ) from error
     path = Path(folder) / "model.gguf"
     with reading("gguf", path):

@@ -27,9 +27,9 @@ def river_detector(
 
 def first_alarm(
     values,  # a stream, shape (n,)
-    detector,  # of river, which goes on from what it has read
+    detector,  # of river; it continues from the values already read
 ) -> int | None:
-    "The position of the first value at which the detector alarms, or None."
+    "The position of the first value at which the detector raises an alarm, or None."
     for position, value in enumerate(np.asarray(values, dtype=float).tolist()):
         detector.update(value)
         if detector.drift_detected:
@@ -37,7 +37,7 @@ def first_alarm(
     return None
 
 # %% ../../nbs/deploy/22_online_detectors.ipynb #fbc3cab6
-WARM = 100  # values of the reference that a detector reads
+WARM = 100  # values of the reference that a detector reads first
 LENIENT_FIRST = {
     "ADWIN": [{"delta": 10.0**-power, "clock": 16} for power in (1, 2, 3, 5, 10, 20)],
     "PageHinkley": [{"threshold": float(limit)} for limit in (11, 16, 22, 30, 40, 60, 100)],
@@ -49,7 +49,7 @@ def settings_that_alarm(
     window,  # numbers, shape (m,)
     name: str,  # ADWIN or PageHinkley
 ) -> float:
-    "The number of settings, from the most lenient on, at which the detector alarms within the window."
+    "The number of settings, from the most lenient on, before the first without an alarm within the window."
     reference, window = np.asarray(reference, dtype=float), np.asarray(window, dtype=float)
     mean, spread = reference.mean(), reference.std() or 1.0
     warm, read = ((values - mean) / spread for values in (reference[-WARM:], window))

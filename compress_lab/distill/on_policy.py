@@ -41,11 +41,11 @@ def continued(
     """
     if not is_causal(model):
         raise CompressLabError(
-            "Only a causal language model can write.", type(model).__name__, "learn from given rows, with Distill"
+            "Only a causal language model can generate.", type(model).__name__, "train on given rows, with Distill"
         )
     if isinstance(next(model.parameters()), DTensor):
         raise CompressLabError(
-            "A sharded model cannot write, since each process would generate different text.",
+            "A sharded model cannot generate, since each process would generate different text.",
             type(model).__name__,
             "train with DDP",
         )
@@ -112,10 +112,10 @@ class GKD(Distill):
 
     def lesson(self, student, teacher, row, seed=0):
         if not is_causal(student):
-            raise CompressLabError("Only a causal language model can write.", type(student).__name__, "use Distill")
+            raise CompressLabError("Only a causal language model can generate.", type(student).__name__, "use Distill")
         if row["input_ids"].shape[1] <= self.prompt:
             raise CompressLabError(
-                f"Rows of {row['input_ids'].shape[1]} tokens leave nothing to write after a prompt of {self.prompt}.",
+                f"Rows of {row['input_ids'].shape[1]} tokens leave no room to write after a prompt of {self.prompt}.",
                 "GKD",
                 "give longer rows, or a smaller prompt",
             )
@@ -168,10 +168,10 @@ def written(
     whole_number(beams, "written, beams")
     whole_number(batch, "written, batch", 1)
     tokens = calibration.tokens
-    check_rows(teacher.model, tokens, "the rows to go on from")
+    check_rows(teacher.model, tokens, "the rows to continue")
     if tokens.shape[1] <= prompt:
         raise CompressLabError(
-            f"Rows of {tokens.shape[1]} tokens leave nothing to write after a prompt of {prompt}.",
+            f"Rows of {tokens.shape[1]} tokens leave no room to write after a prompt of {prompt}.",
             "written",
             "give longer rows, or a smaller prompt",
         )
@@ -179,7 +179,7 @@ def written(
         torch.manual_seed(seed_number(seed))
         parts = [
             continued(teacher.model, part[:, :prompt], tokens.shape[1], beams=beams)
-            for part in bar(tokens.split(batch), desc="the teacher writes", unit="batch")
+            for part in bar(tokens.split(batch), desc="the teacher generates", unit="batch")
         ]
 
     def padded(name):

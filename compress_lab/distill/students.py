@@ -50,12 +50,12 @@ def staying(
     if number is not None:
         if not 1 <= number <= count:
             raise CompressLabError(
-                f"The teacher has {count} blocks, so {number} cannot be kept.", "student", f"keep 1 to {count}"
+                f"The teacher has {count} blocks, so a student cannot keep {number}.", "student", f"keep 1 to {count}"
             )
         return spread(count, number)
     if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < count:
         raise CompressLabError(
-            f"{', '.join(map(str, kept)) or 'None'} are no blocks of {count}, each once and in order.",
+            f"{', '.join(map(str, kept)) or 'None'} are not indices of {count} blocks, each once and in order.",
             "student",
             f"number them from 0 to {count - 1}",
         )
@@ -210,7 +210,7 @@ def _wanted(model: nn.Module, parts: list[Units], **sizes) -> dict[str, int]:
         ) or 0
         if not 1 <= left <= most:
             raise CompressLabError(
-                f"{name}={left}, and the teacher has {most}.",
+                f"{name}={left}, but the teacher has {most}.",
                 "student",
                 f"keep 1 to {most}" if most else f"leave {name} out",
             )
@@ -235,15 +235,15 @@ def student(
     """
     if not hasattr(subject.model, "config"):
         raise CompressLabError(
-            f"A {type(subject.model).__name__} is no transformer, and has no configuration to make smaller.",
+            f"A {type(subject.model).__name__} is not a transformer, and has no configuration to make smaller.",
             "student",
-            "build a smaller one yourself; it can be taught all the same",
+            "build a smaller model yourself, and distill to it",
         )
     if subject.packed or subject.input_quantizers or subject.streamed:
         raise CompressLabError(
             "A quantized or streamed model has no students.",
             "student",
-            "make the student first, and quantize it when it is taught",
+            "make the student first, and quantize it after distillation",
         )
     if weights not in ("copied", "fresh"):
         raise CompressLabError(f"weights={weights!r} is not known.", "student", 'use "copied" or "fresh"')
@@ -260,7 +260,7 @@ def student(
     chosen = isinstance(blocks, Blocks)
     if not cutting and (kept is None or len(kept) == len(blocks_of(model))):
         raise CompressLabError(
-            "The student would be the teacher.", "student", 'leave something out, or use weights="fresh"'
+            "The student would be the teacher.", "student", 'keep fewer blocks or channels, or use weights="fresh"'
         )
     if (cutting or chosen) and calibration is None:
         raise CompressLabError(
@@ -353,7 +353,7 @@ def students(
     whole(steps, "students, steps", 1)
     if not 0 < whole(parameters, "students, parameters") < size_of(model):
         raise CompressLabError(
-            f"The teacher has {size_of(model):,} parameters, and the budget is {parameters:,}.",
+            f"The teacher has {size_of(model):,} parameters, but the budget is {parameters:,}.",
             "students",
             "ask for fewer",
         )

@@ -33,7 +33,7 @@ def varied(
     """
     for name, share in (("joined", joined), ("swapped", swapped)):
         if not fits(share, float) or not 0 <= share <= 1:
-            raise CompressLabError(f"{name}={share} is not a share.", "varied", "use a number from 0 to 1")
+            raise CompressLabError(f"{name}={share} is not between 0 and 1.", "varied", "use a number from 0 to 1")
     whole_number(times, "varied, times", 1)
     ids, mask, chance = table["input_ids"], attended(table), torch.Generator().manual_seed(seed_number(seed))
     if not (mask[:, 1:] <= mask[:, :-1]).all():

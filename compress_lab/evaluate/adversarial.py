@@ -59,7 +59,7 @@ def table_of(
     "Returns the words that are one token. Raises `NotMeasured` if there is no tokenizer or no such word."
     if getattr(subject, "tokenizer", None) is None:
         raise NotMeasured(
-            "Words are replaced by others of the model's own vocabulary, and the subject has no tokenizer.",
+            "Replacement words come from the model's vocabulary, but the subject has no tokenizer.",
             str(getattr(subject, "name", subject)),
             "attack characters",
         )

@@ -252,7 +252,7 @@ def _groups_of(
         groups = [[str(part) for part in row["answer_info"][f"ans{option}"]] for option in range(3)]
     except (KeyError, TypeError) as error:
         raise CompressLabError(
-            f"answer_info does not tell the three groups: {error!r}.", where, "correct the row"
+            f"answer_info does not name the three groups: {error!r}.", where, "correct the row"
         ) from error
     nobody = [option for option in range(3) if "unknown" in groups[option]]
     if row["label"] not in (0, 1, 2) or len(nobody) != 1 or row["question_polarity"] not in ("neg", "nonneg"):
@@ -387,7 +387,7 @@ def _bbq_notes(
     if told.all():
         return []
     share = f"{int(told.sum())} of {len(told)} questions"
-    return [f"bias scores rest on the {share} that tell whom the stereotype is about"]
+    return [f"bias scores use only the {share} that name the stereotyped group"]
 
 # %% ../../nbs/evaluate/21_bias.ipynb #bbq-probe
 @dataclass(frozen=True)
@@ -469,7 +469,7 @@ def pronoun_lines(
         )
         if not pronouns or len(people) != 1:
             raise CompressLabError(
-                f"Brackets must mark one person and a pronoun, and mark {marked}.",
+                f"Brackets must mark one person and a pronoun, but mark {marked}.",
                 f"{file.name}, line {number}",
                 "correct the line",
             )

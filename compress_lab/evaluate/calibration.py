@@ -181,7 +181,7 @@ def crossfit(
     count = index.max() + 1
     if count < 2:
         raise CompressLabError(
-            "A temperature needs items to be fitted on and others to be judged by.",
+            "A temperature must be fitted on some items and evaluated on others.",
             f"{count} cluster",
             "give two clusters or more",
         )
@@ -414,7 +414,7 @@ def calibration_differences(
     first, second = same_items(original, compressed)
     if (first["label"] != second["label"]).any():
         raise CompressLabError(
-            "The same items have other labels.",
+            "The same items have different labels.",
             f"{int((first['label'] != second['label']).sum())} of {len(first)} items",
             "measure both models with one probe",
         )
@@ -494,9 +494,9 @@ class CalibrationProbe(TaskProbe):
     def __post_init__(self):
         super().__post_init__()
         if self.temperature not in TEMPERATURES:
-            raise self.wrong("temperature", f"is {self.temperature!r}, and must be one of {', '.join(TEMPERATURES)}")
+            raise self.wrong("temperature", f"is {self.temperature!r}, but must be one of {', '.join(TEMPERATURES)}")
         if "correct" not in [metric.numerator for metric in self.metrics] or self.file.kind == "completion":
-            raise self.wrong("task", f"is {self.task}, which has no right option among several")
+            raise self.wrong("task", f"is {self.task}, whose items have no right option among several")
         object.__setattr__(self, "metrics", tuple(self.named(metric, name) for name, metric in METRICS.items()))
 
     def named(self, metric: Metric, column: str = "") -> Metric:

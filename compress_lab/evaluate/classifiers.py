@@ -112,7 +112,7 @@ def losses(
     for name, other in perturbed.items():
         if sorted(other["item"]) != sorted(frame["item"]):
             raise CompressLabError(
-                f"The items of {name} are not those of the clean texts.", name, "measure the same items"
+                f"The items of {name} do not match those of the clean texts.", name, "measure the same items"
             )
         other, counts = other.set_index("item").loc[frame["item"]], np.asarray(changed[name], dtype=float)
         if not counts.any():

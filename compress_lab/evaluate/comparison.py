@@ -60,7 +60,7 @@ def mismatches(
     original,  # a Subject
     compressed,  # a Subject
 ) -> list[str]:
-    """The differences between a copy and its original that no weight explains: tokenizer, chat template, context,
+    """The differences between a copy and its original other than the weights: tokenizer, chat template, context,
     vocabulary and class.
     """
     first, second = (getattr(each, "tokenizer", None) for each in (original, compressed))
@@ -74,7 +74,7 @@ def mismatches(
     for served, other in remote:
         lines += served.model.unlike(read_alike(other, served).tokenizer)
     if not remote and (first is None) != (second is None):
-        lines.append(f"the {'original' if first is None else 'copy'} has no tokenizer, and reads with the other's")
+        lines.append(f"the {'original' if first is None else 'copy'} has no tokenizer and uses the other's")
     if all(hasattr(tokenizer, "get_vocab") for tokenizer in (first, second)):
         lines += _of_tokenizers(first, second)
     before, after = (limits(subject.model) for subject in (original, compressed))
@@ -147,7 +147,7 @@ def _as_subject(
     given,  # a Subject, a name or folder as for `cl.load`, or a transformers model
     tokenizer=None,  # of a transformers model; None: the one from where it was loaded
 ):
-    "Converts to a Subject. Raises `CompressLabError` if it is none of these."
+    "Converts to a Subject. Raises `CompressLabError` if that is not possible."
     from compress_lab.models.loading import load
     from compress_lab.models.subject import Subject
 
@@ -157,8 +157,8 @@ def _as_subject(
         return load(given)
     if hasattr(given, "parameters"):
         return Subject(given, tokenizer or _tokenizer_for(given))
-    fix = "give what cl.load returns, its name or folder, or a model of transformers"
-    raise CompressLabError(f"A {type(given).__name__} is no model.", "compare", fix)
+    fix = "give a Subject from cl.load, a name or folder of a model, or a transformers model"
+    raise CompressLabError(f"A {type(given).__name__} is not a model.", "compare", fix)
 
 # %% ../../nbs/evaluate/10_comparison.ipynb #compare-code
 def compare(
@@ -175,7 +175,7 @@ def compare(
     rows=None,  # rows of tokens for the probes that read text
     seed: int = 0,  # which windows and items are drawn
 ) -> Comparison:
-    """Returns the paired differences of two models, and names first what differs besides their weights.
+    """Returns the paired differences of two models, and first reports what differs besides their weights.
 
     Probes that cannot be measured are listed with the reason. Raises `CompressLabError` if a model or setting is
     invalid, or if errors left nothing measured.

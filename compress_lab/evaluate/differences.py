@@ -336,7 +336,7 @@ def _jackknifed(metric: Metric, columns: np.ndarray, labels: np.ndarray, words: 
     sums, sizes = cluster_sums(columns, labels), cluster_weights(metric, columns[:, half:], labels)
     change, ratio = (jackknife(sums, view, sizes) for view in _views(metric, half))
     if not change.error > 0:
-        return Spread(method=f"no interval: all of {words} differ alike", units=len(sums))
+        return Spread(method=f"no interval: all of {words} differ by the same amount", units=len(sums))
     return _joined(metric, change, ratio, f"paired jackknife over {words}", len(sums))
 
 # %% ../../nbs/evaluate/04_differences.ipynb #seeds-code-2
@@ -354,7 +354,7 @@ def mean_spread(
         return Spread(method=_too_few(words, fewest), units=count)
     change, ratio = (over_seeds(parts, view) for view in _views(metric, parts[0][1].shape[1] // 2))
     if not change.error > 0:
-        return Spread(method=f"no interval: {words} differ alike", units=count)
+        return Spread(method=f"no interval: {words} differ by the same amount", units=count)
     return _limited(_joined(metric, change, ratio, f"mean over {words}, both as random factors", count), limits)
 
 

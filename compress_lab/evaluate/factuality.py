@@ -61,14 +61,14 @@ def facts(
         raise CompressLabError(
             f"The table has no column {missing[0]!r}.",
             known.source,
-            "the columns are relation, answer and text, and if they are asked negated and misprimed",
+            "the columns are relation, answer and text, and optionally negated and misprimed",
         )
     forms = [form for form in FORMS if form in frame]
     frame["answer"] = [str(answer) if isinstance(answer, (int, np.integer)) else answer for answer in frame["answer"]]
     for number, row in enumerate(frame[["relation", "answer", *forms]].to_dict("records")):
         if wrong := [name for name, text in row.items() if not isinstance(text, str) or not text.strip()]:
             raise CompressLabError(
-                f"{wrong[0]} is {row[wrong[0]]!r}, and must be a text.",
+                f"{wrong[0]} is {row[wrong[0]]!r}, but must be a text.",
                 f"{known.source}, row {number}",
                 "correct the row",
             )
@@ -96,7 +96,7 @@ def candidates(
         wrong = [candidate for candidate in objects[row.relation] if candidate not in right[row.text]]
         if not wrong:
             raise CompressLabError(
-                f"The relation {row.relation!r} has no other object than the right ones.", row.item, "leave it out"
+                f"The relation {row.relation!r} has no objects other than the right ones.", row.item, "leave it out"
             )
         choices.append([row.answer, *(wrong[number] for number in random.permutation(len(wrong))[:others])])
     return choices

@@ -75,7 +75,7 @@ class Formats(Probe):
     def __post_init__(self):
         super().__post_init__()
         if self.file.kind != "choice":
-            raise self.wrong("task", f"is of kind {self.file.kind}, and must be of kind choice")
+            raise self.wrong("task", f"is of kind {self.file.kind}, but must be of kind choice")
         if len(self.names) < 2:
             raise self.wrong("task", "has contexts that no layout changes")
         sums = (*(f"right_{name}" for name in self.names), "items")

@@ -33,7 +33,7 @@ def _paired(before: Records, after: Records) -> tuple[pd.DataFrame, pd.DataFrame
     """
     if before.probe.to_dict() != after.probe.to_dict() or before.meta.get("rows") != after.meta.get("rows"):
         raise CompressLabError(
-            "The two models were not asked the same.",
+            "The two models were not measured on the same items.",
             f"{before.probe} and {after.probe}",
             "measure both with one probe on the same items",
         )
@@ -98,7 +98,7 @@ def by_group(
     """
     if importlib.util.find_spec("fairlearn") is None:
         raise CompressLabError(
-            "Groups are compared by fairlearn, which is not installed.", fix='pip install "compress_lab[fairness]"'
+            "Comparing groups needs fairlearn, which is not installed.", fix='pip install "compress_lab[fairness]"'
         )
     from fairlearn.metrics import MetricFrame
     from sklearn.metrics import accuracy_score
@@ -223,10 +223,10 @@ class Groups(TaskProbe):
     def __post_init__(self):
         super().__post_init__()
         if self.file.kind == "classify" and not self.file.labels:
-            raise self.wrong("task", f"is {self.task}, whose answers are figures and not right or wrong")
+            raise self.wrong("task", f"is {self.task}, whose answers are figures, not right or wrong")
         if importlib.util.find_spec("fairlearn") is None:
             raise CompressLabError(
-                "Groups are compared by fairlearn, which is not installed.",
+                "Comparing groups needs fairlearn, which is not installed.",
                 str(self),
                 'pip install "compress_lab[fairness]"',
             )
@@ -275,9 +275,9 @@ def named(self: Groups) -> dict[str, list[str]]:
         )
         if len(name) > LONGEST:
             raise CompressLabError(
-                f"A group would be called by a text of {len(name)} characters.",
+                f"The name of a group would be a text of {len(name)} characters.",
                 f"{self}, column {column}",
-                "name columns of few different values",
+                "name columns with few different values",
             )
         return name
 

@@ -62,7 +62,7 @@ def _lengths_of(
         numbers = []
     if not numbers or numbers[0] < 1:
         raise probe.wrong(
-            name, f"is {getattr(probe, name)!r}, and must hold whole numbers above zero, with spaces between"
+            name, f"is {getattr(probe, name)!r}, but must hold whole numbers above zero, separated by spaces"
         )
     return numbers
 
@@ -103,7 +103,7 @@ class Passkey(Probe):
     def __post_init__(self):
         super().__post_init__()
         if self.n > 90_000:
-            raise self.wrong("n", f"is {self.n}, and there are 90,000 codes of five digits")
+            raise self.wrong("n", f"is {self.n}, but there are only 90,000 codes of five digits")
         parts = [(f"found_{length}", f"asked_{length}") for length in _lengths_of(self, "lengths")]
         object.__setattr__(
             self,
@@ -125,14 +125,14 @@ def measure(self: Passkey, subject, original=None, *, seed: int = 0) -> Records:
     places = limits(subject.model).places
     if places is not None and places < lengths[-1]:
         raise NotMeasured(
-            f"The model takes {places} tokens, and {lengths[-1]} are asked for.",
+            f"The model takes {places} tokens, but {lengths[-1]} are asked for.",
             type(subject.model).__name__,
             "ask for shorter texts",
         )
     least = sum(map(len, opened(tokenizer, [HIDDEN.format(code="00000") + ASKED, max(FILLER, key=len)]))) + 5
     if lengths[0] < least:
         raise NotMeasured(
-            f"A text of {lengths[0]} tokens has no place for the code and a sentence, which take {least}.",
+            f"A text of {lengths[0]} tokens has no room for the code and a sentence, which take {least}.",
             "lengths",
             "ask for longer texts",
         )
@@ -195,7 +195,7 @@ def _check_longest(
     longest = max(map(len, subject.tokenizer(texts, verbose=False)["input_ids"]))
     if longest > min(places, default=longest):
         raise NotMeasured(
-            f"The longest text has {longest} tokens, and the model takes {min(places)}.",
+            f"The longest text has {longest} tokens, but the model takes {min(places)}.",
             type(subject.model).__name__,
             "ask for fewer words",
         )

@@ -17,7 +17,7 @@ import pandas as pd
 class Column:
     "How the dossier shows a metric: a column of the table of recipes, and a panel of the forest plot."
 
-    title: str  # head of the column; empty: only a panel
+    title: str  # heading of the column; empty: only a panel
     what: str = "value"  # "value", "difference" or "ratio" to the original
     unit: str = ""  # follows the number
     scale: float = 1.0  # factor of the number
@@ -41,7 +41,7 @@ class Metric:
     floor: float = 1e-9  # largest change treated as rounding; relative, or absolute with a `reference`
     sums: tuple[str, ...] = ()  # columns summed for a formula, instead of numerator and denominator
     formula: Callable | None = None  # from totals of shape (…, number of sums) to values of shape (…)
-    shown_as: tuple[Column, ...] = ()  # its columns of the dossier's table; none: only the full list of figures has it
+    shown_as: tuple[Column, ...] = ()  # its columns in the dossier's table; none: it is only in the full list
 
     @property
     def needs(self) -> tuple[str, ...]:

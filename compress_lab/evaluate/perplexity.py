@@ -63,7 +63,7 @@ def token_losses(
     stride = min(stride, context - begin)
     if stride < 1:
         raise CompressLabError(
-            f"A context of {context} tokens has no place for text behind the {begin} that begin it.",
+            f"A context of {context} tokens has no room for text after its {begin} special tokens.",
             "context",
             "take a longer one",
         )
@@ -99,7 +99,7 @@ def _remote_losses(
     stride: int,
     begin: int = 0,
 ) -> Tensor:
-    "The result of `token_losses` from the log-probabilities that a model computed elsewhere tells."
+    "The result of `token_losses` from the log-probabilities returned by a model that is computed elsewhere."
     losses = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
     work = [(row, *span) for row in range(len(tokens)) for span in spans(tokens.shape[1], context, stride, begin)]
     rows = [[*tokens[row, :begin].tolist(), *tokens[row, start:end].tolist()] for row, start, end, _ in work]

@@ -387,7 +387,7 @@ def templates(
     try:
         return read_yaml(read_text(file, MEGABYTE), file.name), file.name
     except CompressLabError as error:
-        fix = f"give the path of a file that is laid out as compress_lab/data/{default}, or none for that one"
+        fix = f"give the path of a file with the layout of compress_lab/data/{default}, or no path for that file"
         raise CompressLabError(f"The templates cannot be read: {error.what}", file.name, fix) from error
 
 # %% ../../nbs/evaluate/19_perturbations.ipynb #behaviour-code-2
@@ -427,7 +427,7 @@ def behaviour_cases(
             raise ValueError("no cases")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         fix = "follow compress_lab/data/behaviour.yml"
-        raise CompressLabError(f"The templates are not laid out as they should be: {error!r}.", name, fix) from error
+        raise CompressLabError(f"The templates do not have the expected layout: {error!r}.", name, fix) from error
     frame = pd.DataFrame(cases, columns=["cluster", "test", "expect", "before", "after"])
     return frame.assign(
         item=[f"{cluster}/{number}" for cluster, number in zip(frame["cluster"], frame.groupby("cluster").cumcount())]

@@ -38,7 +38,7 @@ def _analyzer(
     "Returns presidio's engine. Raises `CompressLabError` if it or the spaCy model is not installed."
     if importlib.util.find_spec("presidio_analyzer") is None:
         raise CompressLabError(
-            "Personal data is found by presidio, which is not installed.", fix='pip install "compress_lab[privacy]"'
+            "Finding personal data needs presidio, which is not installed.", fix='pip install "compress_lab[privacy]"'
         )
     import spacy
     from presidio_analyzer import AnalyzerEngine
@@ -47,7 +47,7 @@ def _analyzer(
     if model and not spacy.util.is_package(model):
         raise CompressLabError(
             f"The spaCy model {model!r} is not installed.",
-            fix=f"python -m spacy download {model}, or leave it out and find patterns alone",
+            fix=f"python -m spacy download {model}, or leave it out to use patterns only",
         )
     engine = SpacyNlpEngine(models=[{"lang_code": "en", "model_name": model or "blank"}])
     engine.nlp = {"en": spacy.load(model) if model else spacy.blank("en")}
@@ -81,7 +81,7 @@ def pii(
     engine, findings = _analyzer(model), []
     if unknown := {*kinds} - {*engine.get_supported_entities()}:
         raise CompressLabError(
-            f"{sorted(unknown)[0]!r} is no kind of personal data that is known here.",
+            f"{sorted(unknown)[0]!r} is not a known kind of personal data.",
             "kinds",
             f"take some of {', '.join(sorted(engine.get_supported_entities()))}",
         )
@@ -205,7 +205,7 @@ def _texts_of(
 
 
 def _short(count: int, least: int) -> list[str]:
-    return [f"{count} texts have fewer than {least} tokens and were not asked"] if count else []
+    return [f"{count} texts have fewer than {least} tokens and were not used"] if count else []
 
 # %% ../../nbs/evaluate/25_privacy.ipynb #heart-code-2
 @dataclass(frozen=True)
@@ -310,9 +310,9 @@ class Membership(Probe):
         tokens = [*seen, *other]
         if both := {ids.tobytes() for ids in seen} & {ids.tobytes() for ids in other}:
             raise CompressLabError(
-                f"{len(both)} texts stand in both tables.",
+                f"{len(both)} texts are in both tables.",
                 f"{self.members} and {self.others}",
-                "a text was seen, or it was not",
+                "remove them from one of the tables",
             )
         begin = max(
             1, len(around(tokenizer_of(subject))[0])

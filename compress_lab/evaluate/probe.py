@@ -60,7 +60,7 @@ class Probe(Settings):
     "Base class of all probes: subclasses are frozen dataclasses of settings with a `name` and a `measure` method."
 
     name: ClassVar[str] = ""  # name in study files
-    axis: ClassVar[str] = ""  # what it measures, such as "robustness": its section of the dossier; empty: none
+    axis: ClassVar[str] = ""  # measured property, such as "robustness": section of the dossier; empty: none
     version: ClassVar[int] = 1  # incremented when the same settings give other records
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the first is the primary one
     paired: ClassVar[bool] = False  # whether one measurement needs both models

@@ -73,13 +73,13 @@ def _fits(value, kind) -> bool:
 def _misfit(entry, layout: dict, where: str, empty: bool = True) -> str:
     "Describes the first value that does not match the layout; empty if all match. A value may be null."
     if not isinstance(entry, dict):
-        return f"{where} is no mapping"
+        return f"{where} is not a mapping"
     wrong = (
         name
         for name, kind in layout.items()
         if name in entry and not (_fits(entry[name], kind) or empty and entry[name] is None)
     )
-    return next((f"{where}{name} is of another type" for name in wrong), "")
+    return next((f"{where}{name} has the wrong type" for name in wrong), "")
 
 
 def _deep(value, levels: int = NESTED) -> bool:
@@ -140,7 +140,7 @@ def flaw(
         isinstance(errors, dict)
         and all(entry is None or _fits(entry, NUMBER) for name, entry in errors.items() if name.endswith("_error"))
     )
-    return next((f"the errors of {name} are no numbers" for name, errors in modules if not numbers(errors)), "")
+    return next((f"the errors of {name} are not numbers" for name, errors in modules if not numbers(errors)), "")
 
 # %% ../../nbs/evaluate/06_results.ipynb #stored-code
 def stored(

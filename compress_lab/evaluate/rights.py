@@ -61,7 +61,7 @@ def verdict_on(
     if not known or not all(known):
         return "unclear", f"the licence is {licence!r}: look it up at the source"
     terms = "; ".join(dict.fromkeys(entry["terms"] for entry in known if entry["terms"]))
-    return ("allowed, with terms", terms) if terms else ("allowed", f"{known[0]['name']} asks for nothing")
+    return ("allowed, with terms", terms) if terms else ("allowed", f"{known[0]['name']} sets no terms")
 
 
 def rights(
@@ -81,9 +81,9 @@ def rights(
         role, licence = str(source.get("role") or "model"), str(source.get("licence") or "unknown")
         verdict, reason = verdict_on(licence, "research" if role == "evaluation" and use == "redistribution" else use)
         if role == "calibration" and use == "redistribution" and verdict != "allowed":
-            reason += "; whether this reaches a model that was fitted to it is not settled"
+            reason += "; whether this extends to a model calibrated on it is not settled"
         if role == "evaluation" and use == "redistribution":
-            reason += "; used to judge by, and not passed on"
+            reason += "; used for evaluation only, and not redistributed"
         rows.append(
             {
                 "what": str(source.get("name") or source.get("source") or "?"),

@@ -86,7 +86,7 @@ def encode(
     for pair, where in zip(pairs, names):
         if not all(isinstance(part, str) for part in pair):
             raise CompressLabError(
-                f"Context and option are {' and '.join(map(repr, pair))}, and must be texts.", where, "correct the row"
+                f"Context and option are {' and '.join(map(repr, pair))}, but must be texts.", where, "correct the row"
             )
         if not pair[1]:
             raise CompressLabError("The option is empty.", where, "give an option of some characters")
@@ -103,14 +103,14 @@ def encode(
         option = len(tokens) - count
         if option < 1:
             raise CompressLabError(
-                "The option has no token of its own behind its context.",
+                "The option has no token of its own after its context.",
                 where,
                 "give an option of more characters, or a context",
             )
         room = longest + 1 - option if longest else len(begin) + count
         if room < max(1, len(begin)):
             raise CompressLabError(
-                f"The option has {option} tokens, and the model takes {longest}.",
+                f"The option has {option} tokens, but the model takes at most {longest}.",
                 where,
                 "leave the item out, or take a model with more places",
             )
@@ -294,7 +294,7 @@ def _siblings(
 ) -> list[Request]:
     "Made-up requests that branch off half-way through this one, and lie between its halves in the tree."
     tokens, random = inputs(request), np.random.default_rng(0)
-    places = [place for place in range(1, len(tokens)) if tokens[place] > 0]  # a smaller token sorts before it
+    places = [place for place in range(1, len(tokens)) if tokens[place] > 0]  # a smaller token id sorts before it
     if not places:
         return []
     place = min(places, key=lambda place: abs(place - len(tokens) / 2))
@@ -400,7 +400,7 @@ def _remote_scores(
     model: RemoteModel,
     requests: list[Request],
 ) -> Scores:
-    "The scores from the log-probabilities that a model computed elsewhere tells."
+    "The scores from the log-probabilities returned by a model that is computed elsewhere."
     told = model.token_scores([request.tokens.tolist() for request in requests])
     logp = [each.logprobs[-request.option :].sum() for each, request in zip(told, requests)]
     greedy = [each.likeliest[-request.option :].all() for each, request in zip(told, requests)]
@@ -426,7 +426,7 @@ def score(
         vocabulary = logits_of(model, every[None, :1]).shape[-1]
         if every.max() >= vocabulary:
             raise CompressLabError(
-                f"Token {every.max()} is none of the {vocabulary} that the model predicts.",
+                f"Token {every.max()} is not in the model's vocabulary of {vocabulary}.",
                 type(model).__name__,
                 "use the model's own tokenizer",
             )

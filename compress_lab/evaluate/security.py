@@ -31,7 +31,7 @@ def _table_of_attacks(path: str, documents: str) -> tuple[pd.DataFrame, list[Dat
     dataset = task(local(path), columns=("prompt", "target"))
     if documents:
         raise CompressLabError(
-            "A table of prompts has no place for other documents.",
+            "A table of prompts cannot be combined with other documents.",
             local(path).name,
             "give the instructions as a YAML file, or leave the documents out",
         )
@@ -47,7 +47,7 @@ def _not_quoted(cases: list[tuple], injections: list[dict], where: str):
         for injection in injections:
             if injection["target"].lower() in f"{text} {question}".lower():
                 raise CompressLabError(
-                    f"The text or its question holds {injection['target']!r} by itself: to quote it would be a "
+                    f"The text or its question contains {injection['target']!r} already: quoting it would be a "
                     "success.",
                     f"{where}, document {place}",
                     "give the injection another target, or leave the document out",
@@ -85,7 +85,7 @@ def _injections(path: str, documents: str) -> tuple[pd.DataFrame, list[DataProve
         ]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         fix = "follow compress_lab/data/injections.yml"
-        raise CompressLabError(f"The attacks are not laid out as they should be: {error!r}.", name, fix) from error
+        raise CompressLabError(f"The attacks do not have the expected layout: {error!r}.", name, fix) from error
     _not_quoted(cases, layout["injections"], local(documents).name if documents else name)
     return pd.DataFrame(rows, columns=["item", "cluster", "kind", "prompt", "target"]), known, name
 
@@ -104,7 +104,7 @@ def attacks(
     for number, target in enumerate(frame["target"]):
         if not str(target).strip():
             raise CompressLabError(
-                "The target is empty, and every answer would have it.",
+                "The target is empty, and every answer would contain it.",
                 f"{name}, row {number}",
                 "write what a success looks like",
             )

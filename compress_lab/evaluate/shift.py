@@ -70,14 +70,14 @@ def variants(
     for number, (text, label) in enumerate(zip(frame["text"], frame["label"])):
         if not isinstance(text, str) or isinstance(label, (bool, str)) or not float(label).is_integer() or label < 0:
             raise CompressLabError(
-                f"The text must be one, and the label a whole number from 0; here they are a {type(text).__name__} "
+                f"The text must be a string and the label a whole number from 0; here they are a {type(text).__name__} "
                 f"and {label!r}.",
                 f"{where}, row {number}",
                 "correct the row",
             )
     if (twice := frame.duplicated(["item", "kind"])).any():
         raise CompressLabError(
-            f"The item {frame['item'][twice].iloc[0]} stands twice in one kind.", where, "keep one of them"
+            f"The item {frame['item'][twice].iloc[0]} occurs twice in one kind.", where, "keep one of them"
         )
     return frame.reset_index(drop=True), known
 
@@ -90,7 +90,7 @@ def _check_labels(
     for kind, part in said.items():
         if (wrong := part["label"] >= len(part["logprobs"].iloc[0])).any():
             raise CompressLabError(
-                f"The label {part['label'][wrong].iloc[0]} is none of the model's classes.",
+                f"The label {part['label'][wrong].iloc[0]} is not one of the model's classes.",
                 f"{path}, {kind}, item {part['item'][wrong].iloc[0]}",
                 "use a model with these classes",
             )
@@ -126,9 +126,9 @@ class Shift(Probe):
         super().__post_init__()
         kinds = list(dict.fromkeys(self.file[0]["kind"]))
         if self.clean and self.clean not in kinds:
-            raise self.wrong("clean", f"is {self.clean!r}, and must be one of {', '.join(map(str, kinds))}")
+            raise self.wrong("clean", f"is {self.clean!r}, but must be one of {', '.join(map(str, kinds))}")
         if len(kinds) < 2:
-            raise self.wrong("path", "names a file of one kind, and two are needed")
+            raise self.wrong("path", "names a file with one kind, but two are needed")
         first = self.clean or kinds[0]
         by_kind = [metric for kind in kinds if kind != first for metric in loss_metrics(f"_{kind}")]
         object.__setattr__(

@@ -51,7 +51,7 @@ class Jackknife(NamedTuple):
     error: float  # standard error; 0 if no cluster changes the statistic
     skew: float  # skewness of the clusters' contributions, divided by the square root of their number
     degrees: float  # of freedom
-    clear_skew: float = 0.0  # what of the skewness is beyond that of normal samples
+    clear_skew: float = 0.0  # the part of the skewness that normal samples would not show by chance
 
     def sides(self) -> tuple[float, float]:
         "Lengths of the lower and the upper side, as multiples of the half-width of Student's t interval."

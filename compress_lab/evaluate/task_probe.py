@@ -231,7 +231,7 @@ def ask(
     length, told = np.array([float(request.option) for request in requests]), {"way": scores.way}
     if cut := sum(request.cut > 0 for request in requests):
         told["notes"] = [
-            f"{cut} of {len(requests)} contexts lost their beginning: the model takes {known.places} tokens"
+            f"{cut} of {len(requests)} contexts were cut at the beginning: the model takes {known.places} tokens"
         ]
     if asked.file.kind == "choice":
         return _choice_frame(asked, scores.logp, length), told
@@ -350,7 +350,7 @@ def head_logits(
                 logits[number] = row
     return torch.stack(
         logits
-    ).numpy(), f"{cut} of {len(rows)} items lost their end: the model takes {longest} tokens" if cut else ""
+    ).numpy(), f"{cut} of {len(rows)} items were cut at the end: the model takes {longest} tokens" if cut else ""
 
 # %% ../../nbs/evaluate/14_task_probe.ipynb #cell-19
 def classify(
@@ -364,7 +364,7 @@ def classify(
     logits, cut = head_logits(subject, [item.sentences for item in asked], tokens, file.name)
     if logits.shape[1] != sum(map(len, order)):
         raise NotMeasured(
-            f"The task needs a head with {sum(map(len, order))} figures for a row, and this one has {logits.shape[1]}.",
+            f"The task needs a head with {sum(map(len, order))} figures for a row, but this one has {logits.shape[1]}.",
             type(subject.model).__name__,
             "fine-tune the model on the task",
         )
@@ -446,7 +446,7 @@ def answered(
         return write(subject, asked)  # depends on more than the weights
     reader, measure = tokenizer_key(subject.tokenizer), classify if asked.file.kind == "classify" else ask
     if reader is None:
-        return measure(subject, asked, tokens)  # a tokenizer without a key cannot be told from another
+        return measure(subject, asked, tokens)  # a tokenizer without a key cannot be distinguished from others
     key = subject.fingerprint, reader, repr(asked.file), asked.key, tokens, torch.get_num_threads()
     if key not in _kept:
         _kept[key] = measure(subject, asked, tokens)
@@ -500,7 +500,7 @@ class TaskProbe(Probe):
         asked = items(self.file, self.n, seed)
         frame, told = answered(subject, asked, self.tokens)
         if asked.left_out:
-            told["notes"] = [*told.get("notes", []), f"{asked.left_out} rows are no items by the task's file"]
+            told["notes"] = [*told.get("notes", []), f"{asked.left_out} rows are excluded by the task file"]
         return Records(
             frame,
             self,
@@ -522,7 +522,7 @@ def flipped(
     """
     if "correct" not in compressed.frame:
         raise CompressLabError(
-            "The answers are figures and not right or wrong.", str(compressed.probe), "compare their correlations"
+            "The answers are figures, not right or wrong.", str(compressed.probe), "compare their correlations"
         )
     flips = changes(original.frame, compressed.frame).query("flipped")
     frame = flips[["item", "cluster"]].assign(became=np.where(flips["lost"], "wrong", "right"))

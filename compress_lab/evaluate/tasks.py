@@ -126,7 +126,7 @@ def _too_slow(
     return CompressLabError(
         f"The regular expression {pattern!r} takes too long.",
         "a task's file",
-        "let nothing repeated be repeated again, as in (a+)+",
+        "avoid nested repetitions such as (a+)+",
     )
 
 # %% ../../nbs/evaluate/11_tasks.ipynb #words-code
@@ -161,7 +161,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
             if isinstance(side, (str, list, tuple, int, float))
         ]
         if operator == "%" and isinstance(left, str):
-            raise TemplateError("a text is no number")
+            raise TemplateError("a text is not a number")
         if (
             operator == "**"
             and max(sizes, default=0) > 100
@@ -178,7 +178,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
     def wrap_str_format(self, value):
         "Returns None. Raises `TemplateError` if the value is a formatting method of a text."
         if super().wrap_str_format(value) is not None:
-            raise TemplateError("a text is not formatted here")
+            raise TemplateError("texts cannot be formatted in templates")
 
     def _parse(self, source, name, filename):
         tree = super()._parse(source, name, filename)
@@ -269,7 +269,7 @@ def _check_kind(file: TaskFile):
     if file.kind not in REQUIRED:
         raise wrong(f"There is no kind {file.kind!r} of task.", f"write {', '.join(REQUIRED)}")
     if not re.fullmatch(r"[\w-]+", file.name):
-        raise wrong(f"{file.name!r} can be no name.", "take letters, digits, - and _")
+        raise wrong(f"{file.name!r} is not a valid name.", "use letters, digits, - and _")
     for name in REQUIRED[file.kind]:
         if getattr(file, name) is None:
             raise wrong(f"A task of kind {file.kind} needs {name}.", f"write {name}:")
@@ -301,7 +301,7 @@ def _check_metrics(file: TaskFile):
             )
     if file.kind == "classify" and bool(file.labels) == bool({"pearson", "spearman"} & {*file.metrics}):
         raise wrong(
-            "Classes have no correlation, and figures no classes.", "give labels, or count pearson and spearman"
+            "Labels and metrics do not match.", "give labels, or use pearson and spearman for figures without labels"
         )
     if file.kind == "classify" and not 1 <= len(file.sentences) <= 2:
         raise wrong(f"There are {len(file.sentences)} sentences.", "give one or two columns or templates")
@@ -314,7 +314,7 @@ def _check_expressions(file: TaskFile):
         try:
             regex.compile(getattr(file, name) or "")
         except regex.error as error:
-            raise wrong(f"{name} is no regular expression: {error}.", "correct it") from error
+            raise wrong(f"{name} is not a regular expression: {error}.", "correct it") from error
     for name, kind in (
         ("context", template),
         ("options", template if isinstance(file.options, list) else expression),
@@ -368,18 +368,18 @@ def read_task(
     try:
         said = read_yaml(read_text(path), where)
     except CompressLabError as error:
-        raise CompressLabError(f"The task's file cannot be read: {error.what}", error.where, error.fix) from error
+        raise CompressLabError(f"The task file cannot be read: {error.what}", error.where, error.fix) from error
     if not isinstance(said, dict):
-        raise CompressLabError("A task's file is a mapping.", where, "write name: and the rest, each on a line")
+        raise CompressLabError("A task file must be a mapping.", where, "write name: and the rest, each on a line")
     names = [setting.name for setting in fields(TaskFile) if setting.name != "path"]
     for unknown in (key for key in said if key not in names):
         raise CompressLabError(
-            f"A task's file has no key {unknown!r}.", where, f"write {', '.join(nearest(str(unknown), names) or names)}"
+            f"A task file has no key {unknown!r}.", where, f"write {', '.join(nearest(str(unknown), names) or names)}"
         )
     for missing in (
         name for name in ("name", "dataset", "split", "kind", "columns", "metrics", "licence") if said.get(name) is None
     ):
-        raise CompressLabError(f"The task's file does not say {missing!r}.", where, f"write {missing}:")
+        raise CompressLabError(f"The task file lacks {missing!r}.", where, f"write {missing}:")
     file = TaskFile(**said, path=where)
     _check(file)
     return file
@@ -465,7 +465,7 @@ def _choice_of(
         isinstance(options, list)
         and len(options) > 1
         and all(isinstance(option, str) and option.strip() for option in options),
-        f"The options are {options!r}, and must be two texts or more.",
+        f"The options are {options!r}, but must be two texts or more.",
     )
     need(
         isinstance(context, str) or len(context) == len(options),
@@ -474,13 +474,13 @@ def _choice_of(
     if isinstance(answer, list):
         need(
             len(answer) == len(options) and {*answer} <= {0, 1} and 1 in answer,
-            f"The answer is {answer!r}, and must have a 1 for each right option and a 0 for each other one.",
+            f"The answer is {answer!r}, but must have a 1 for each right option and a 0 for each other one.",
         )
         answer = tuple(answer)
     else:
         need(
             type(answer) is int and 0 <= answer < len(options),
-            f"The answer is {answer!r}, and there are {len(options)} options, from 0.",
+            f"The answer is {answer!r}, but the {len(options)} options are numbered from 0.",
             "check that the split has labels, and the expression for the answer",
         )
     need(
@@ -488,7 +488,7 @@ def _choice_of(
         or isinstance(values["gold"], list)
         and values["gold"]
         and all(isinstance(text, str) for text in values["gold"]),
-        f"The right texts are {values['gold']!r}, and must be a list of texts.",
+        f"The right texts are {values['gold']!r}, but must be a list of texts.",
     )
     contexts = [context] * len(options) if isinstance(context, str) else context
     pairs = tuple((before, file.delimiter + option) for before, option in zip(contexts, options))
@@ -521,26 +521,26 @@ def as_item(
     if file.kind == "choice":
         pairs, answer = _choice_of(file, values, need)
     elif file.kind == "completion":
-        need(values["completion"].strip(), "Nothing is to follow.")
+        need(values["completion"].strip(), "The completion is empty.")
         pairs = ((values["context"], values["completion"]),)
     elif file.kind == "write":
         need(
             isinstance(answer, str) and cleaned(file, answer),
-            f"The answer is {answer!r}, and must be a text{' of which clean leaves something' if file.clean else ''}.",
+            f"The answer is {answer!r}, but must be a text{' of which clean leaves something' if file.clean else ''}.",
         )
         pairs = ((values["context"], ""),)
     elif file.labels:
         need(
             type(answer) is int and 0 <= answer < len(file.labels),
-            f"The answer is {answer!r}, and there are {len(file.labels)} labels, from 0.",
+            f"The answer is {answer!r}, but the {len(file.labels)} labels are numbered from 0.",
             "check that the split has labels",
         )
     else:
         need(
-            isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, and must be a number."
+            isinstance(answer, (int, float)) and np.isfinite(answer), f"The answer is {answer!r}, but must be a number."
         )
     sentences = values.get("sentences", ())
-    need(all(isinstance(text, str) for text in sentences), f"The sentences are {sentences!r}, and must be texts.")
+    need(all(isinstance(text, str) for text in sentences), f"The sentences are {sentences!r}, but must be texts.")
     id = str(number if values["item"] is None else values["item"])
     return Item(
         number,
@@ -639,7 +639,7 @@ def items(
         raise CompressLabError(
             f"The task has {len(all_items)} items{f', and n is {n}' if n else ''}; {left_out} rows are left out.",
             file.path,
-            "ask for fewer, leave n out, or look at `where`",
+            "ask for fewer, leave n out, or check `where`",
         )
     first = {}
     for item in all_items:
@@ -647,7 +647,7 @@ def items(
             raise CompressLabError(
                 f"Two items have the id {item.id!r}.",
                 f"{file.path}, rows {first[item.id].row} and {item.row}",
-                "write an expression for item: that differs, or leave it out",
+                "write an expression for item that differs between rows, or leave it out",
             )
     if n is not None:
         drawn = enough([item.cluster for item in all_items], n, seed)

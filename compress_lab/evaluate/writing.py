@@ -130,7 +130,7 @@ def encoded(
         raise NotMeasured("The model cannot write.", type(subject.model).__name__, "use a causal language model")
     if subject.model.config.is_encoder_decoder:
         raise NotMeasured(
-            "The model reads one text and writes another, and is not asked to go on.",
+            "The model transforms one text into another, and does not continue a text.",
             type(subject.model).__name__,
             "use a causal language model",
         )
@@ -142,7 +142,7 @@ def encoded(
     for number, row in enumerate(token_rows):
         where = names[number] if names else f"prompt {number}"
         if not row:
-            raise CompressLabError("The prompt has no tokens.", where, "write something, or leave it out")
+            raise CompressLabError("The prompt has no tokens.", where, "write a prompt, or leave it out")
         if longest and len(row) + length > longest:
             raise CompressLabError(
                 f"The prompt has {len(row)} tokens and {length} are to be written; the model takes {longest}.",

@@ -29,7 +29,7 @@ def _start(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # Ctrl-C reaches the workers by `local` alone, once
+        start_new_session=True,  # only `local` forwards Ctrl-C to the workers, once
     )
 
     def forward():

@@ -14,14 +14,14 @@ from ..core.registry import EXECUTORS
 from .plan import Plan
 
 # %% ../../nbs/executors/04_ray.ipynb #72eea5119410473aa328ad9291626812
-LOST = 3  # times that a worker is started again after it was killed, or its node lost
+LOST = 3  # restarts of a worker that was killed or whose node was lost
 
 
 def run_command(
     command: list[str],
     variables: dict[str, str],  # to set
 ) -> str:
-    "Runs a worker on a node, with the node's own variables besides, and returns its output."
+    "Runs a worker on a node, in addition with the node's own variables, and returns its output."
     done = subprocess.run(
         command,
         env=os.environ | variables,
@@ -60,7 +60,7 @@ def ray(
             try:
                 say(library.get(ended))
             except library.exceptions.RayError as error:
-                say(f"A worker was lost {LOST + 1} times, the others take over: {str(error).splitlines()[-1]}")
+                say(f"A worker was lost {LOST + 1} times; the others take over: {str(error).splitlines()[-1]}")
     finally:
         for worker in running:
             library.cancel(worker)

@@ -18,7 +18,7 @@ from .plan import Plan
 def script(
     plan: Plan,
 ) -> str:
-    "The batch script of one task; which arms it is run for is an option of `sbatch`."
+    "The batch script of one task; an option of `sbatch` selects the arms."
     lines = ["--job-name=compress-lab", f"--cpus-per-task={plan.threads}", "--requeue", "--open-mode=append"]
     if "://" not in plan.root:
         lines.append(f"--output={shlex.quote(plan.root)}/slurm-%A-%a.txt")
@@ -58,7 +58,7 @@ def slurm(
 ):
     "Submits the study as job arrays, prints the script, and waits. Raises `CompressLabError`."
     if shutil.which("sbatch") is None:
-        fix = "run this on a node from which jobs are submitted, or take --executor local"
+        fix = "run this on a node from which jobs are submitted, or use --executor local"
         raise CompressLabError("There is no sbatch here.", "the executor slurm", fix)
     say(script(plan))
     first = _submit(plan, plan.originals, *(() if plan.others else ("--wait",)))

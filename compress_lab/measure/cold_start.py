@@ -85,9 +85,9 @@ def measure(
     *,
     seed: int = 0,  # of the order of the processes
 ) -> Records:
-    """Starts six processes for each block, a row each.
+    """Starts six processes for each block; returns a row for each process.
 
-    Raises `NotMeasured` for a simulated quantization, and for a model that lives in a runtime of this process.
+    Raises `NotMeasured` for a simulated quantization, and for a model that exists only in a runtime of this process.
     """
     self.check_pair(subject, original)
     for model in (original, subject):

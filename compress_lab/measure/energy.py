@@ -45,14 +45,14 @@ class Counter:
     "An energy counter: it only increases, and wraps around to zero."
 
     name: str  # what it covers
-    read: Callable[[], int]  # its counts now
-    joules: float  # of a count
-    span: int | None = None  # counts after which it begins again at zero; None: never
+    read: Callable[[], int]  # returns the current count
+    joules: float  # joules per count
+    span: int | None = None  # counts after which it wraps around to zero; None: never
 
     def between(
         self,
         start: int,  # counts at the start
-        end: int,  # counts at the end, at most one round later
+        end: int,  # counts at the end, with at most one wrap-around
     ) -> float:
         "Joules from start to end."
         counts = end - start
@@ -122,7 +122,7 @@ SHARES_OF_TDP = (0.3, 2.3)  # ends of an estimate: power of the host at full loa
 def estimated(
     tdp_watts: float,  # thermal design power of the host's processors together
     host_share: float,  # share of the host that this machine is, above 0 and at most 1
-    seconds: float,  # how long it took
+    seconds: float,  # duration
     load: float,  # share of the machine's cores that were busy, 0 to 1
 ) -> tuple[float, float]:
     "The lowest and the highest estimate in joules. Raises `CompressLabError` for an impossible power or share."
@@ -178,7 +178,7 @@ def doctor_lines() -> list[tuple[str, str, str]]:
     return rows
 
 # %% ../../nbs/measure/13_energy.ipynb #cell-28
-MOST_WATTS = 1000  # that a zone is assumed to draw, for the longest run that its counter can tell
+MOST_WATTS = 1000  # assumed maximum power of a zone, which limits the length of a run
 
 
 class EnergyMeter:
@@ -230,7 +230,7 @@ def _count(
     if self.seconds * MOST_WATTS >= shortest:
         self.source = "none"
         self.reason = (
-            f"{self.seconds:.0f} s are too long for a counter of {shortest:.0f} J, which may have gone round twice."
+            f"{self.seconds:.0f} s are too long for a counter of {shortest:.0f} J, which may have wrapped around twice."
         )
         return
     self.joules = sum(
@@ -389,7 +389,7 @@ def about(
         f"source of joules: {source}" + (f" ({reason.rstrip('.')})" if reason else ""),
         *covered,
         "core-seconds are processor time of this process, not energy",
-        f"{calls} call{'s' * (calls > 1)} a burst, mirrored blocks in random order; idle power is included",
+        f"{calls} call{'s' * (calls > 1)} per burst, mirrored blocks in random order; idle power is included",
     ]
     return {
         "original": original,

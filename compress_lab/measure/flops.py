@@ -409,7 +409,7 @@ def _check_covered(
         widths = {linear.in_features for linear in layers if linear.name.startswith(f"{block}.")}
         if hasattr(module, "kv_lora_rank"):
             raise NotMeasured(
-                "Latent attention expands its keys and values anew in each pass, which no closed form covers.",
+                "Latent attention expands its keys and values again in each pass, which no closed form covers.",
                 name,
                 "count the FLOPs of what is executed, with counted_flops",
             )
@@ -428,7 +428,7 @@ def layer_costs(
     """FLOPs, bytes and arithmetic intensity of each layer in one forward pass, a row for each layer.
 
     Raises `NotMeasured` for an architecture that the closed forms do not cover, and `CompressLabError` if the model
-    cannot read so many tokens. Intensity is FLOPs for each byte moved (Williams, Waterman and Patterson, 2009,
+    cannot read so many tokens. Intensity is FLOPs per byte moved (Williams, Waterman and Patterson, 2009,
     *Roofline*, section 2).
     """
     _check_kind(subject.model, work)

@@ -205,7 +205,7 @@ class Mirrored(Probe):
             )
         if any(isinstance(each.model, RemoteModel) for each in (subject, original)):
             raise NotMeasured(
-                "A model is computed elsewhere: its time holds that of the network and of other clients.",
+                "A model is computed elsewhere: its time includes the network and other clients.",
                 subject.name,
                 "measure it where it runs",
             )
@@ -278,7 +278,7 @@ def prompt(
     room = places - (self.decode_tokens + 1) * decodes
     if room < 1:
         raise NotMeasured(
-            f"The models have {places} places, too few for a prompt and {self.decode_tokens} decoded tokens.",
+            f"The models have {places} positions, too few for a prompt and {self.decode_tokens} decoded tokens.",
             type(compressed).__name__,
             f"decode fewer: {type(self).__name__}(decode_tokens={max(places - 2, 1)})",
         )
@@ -317,20 +317,20 @@ def about(self: Latency, single: dict, calls: int, settled: bool, blocks: int, l
                 "unit": "tokens/s",
             }
     notes = [
-        f"{calls} call{'s' * (calls > 1)} a burst, mirrored blocks in random order, the original against itself as "
+        f"{calls} call{'s' * (calls > 1)} per burst, mirrored blocks in random order, the original against itself as "
         "control"
     ]
     if not settled:
         notes.append("the median did not settle during warm-up: other work may be running on this machine")
     if length < self.prefill_tokens:
-        notes.append(f"a prompt of {length} tokens instead of {self.prefill_tokens}: the models have no more places")
+        notes.append(f"a prompt of {length} tokens instead of {self.prefill_tokens}: the models have no more positions")
     if blocks < self.blocks:
         notes.append(f"{blocks} of {self.blocks} blocks: each took too long for more")
     return {"extras": extras, "notes": notes, "environment": environment()}
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-30
 def _exponent(metric: Metric) -> int:
-    "Returns the power of the seconds that the metric is: 1 for a time, -1 for a rate such as tokens a second."
+    "Returns the power of the seconds that the metric is: 1 for a time, -1 for a rate such as tokens per second."
     return -1 if metric.better == "higher" else 1
 
 

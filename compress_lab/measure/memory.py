@@ -71,10 +71,10 @@ def child(
 
 # %% ../../nbs/measure/04_memory.ipynb #cell-10-2
 def run_fresh(
-    module: str,  # that prints a line of JSON with numbers when it is run
-    folder,  # of a saved Subject, its first argument
-    *numbers: int,  # its other arguments
-    seconds: int = 900,  # after which the process is stopped
+    module: str,  # module that prints a line of JSON with numbers when run
+    folder,  # folder of a saved Subject, the first argument
+    *numbers: int,  # the other arguments
+    seconds: int = 900,  # time limit of the process
 ) -> dict[str, float]:
     "Returns the numbers that a module prints in a fresh process. Raises `CompressLabError` if it fails."
     what = module.rpartition(".")[2].replace("_", " ")
@@ -191,5 +191,5 @@ def records(
     extras = {name: {"value": float(frame[name].median()), "unit": "bytes"} for name in columns}
     notes = ["the peak of the whole process, loading included"]
     if tokens < self.tokens:
-        notes.append(f"{tokens} tokens instead of {self.tokens}: the model has no more places")
+        notes.append(f"{tokens} tokens instead of {self.tokens}: the model has no more positions")
     return Records(frame, self, subject.fingerprint, {"seed": seed, "extras": extras, "notes": notes})

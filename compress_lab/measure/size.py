@@ -43,7 +43,7 @@ def _quantized_sizes(
 ) -> pd.DataFrame:
     "The rows of `sizes` for the files that were loaded."
     frame = pd.DataFrame(stored.rows, columns=stored.COLUMNS)
-    if (frame["nonzero"] < 0).any():  # nobody has decoded the codes
+    if (frame["nonzero"] < 0).any():  # the codes were not decoded
         frame = frame.drop(columns="nonzero")
     bits = 8 * frame["bytes"].where(frame["weights"].ge(0), 0)
     return frame.assign(

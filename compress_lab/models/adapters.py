@@ -106,7 +106,7 @@ PARTS = {
 def _sorted_parts(
     state: dict[str, Tensor],  # the file's tensors by name
 ) -> tuple[dict[str, dict], dict[str, Tensor]]:
-    "The parts of each adapted module, and the parameters of the base model that are replaced whole."
+    "The parts of each adapted module, and the parameters that replace whole parameters of the base model."
     adapted, whole = {}, {}
     for name, tensor in state.items():
         place = name.removeprefix("base_model.model.")
@@ -235,7 +235,7 @@ def _base_rows(
 
 def adapter_subject(
     folder: Path,  # of an adapter
-    base: Subject,  # which is changed
+    base: Subject,  # the base model; changed in place
     **known,  # known fields of its Provenance
 ) -> Subject:
     """A Subject of the base model with the adapter merged. Raises `CompressLabError` if the adapter does not fit the

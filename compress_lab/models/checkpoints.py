@@ -135,7 +135,7 @@ def open_weights(
                 raise CompressLabError(
                     f"{path.name} could not be read: {error}.",
                     str(path),
-                    "fetch the file again: it is damaged or no safetensors file",
+                    "fetch the file again: it is damaged or not a safetensors file",
                 ) from error
             for name in file.keys():
                 if name in slices:
@@ -234,7 +234,7 @@ def read_config(
 def scheme_in(
     config: dict,  # content of config.json
 ):
-    "The entry that says how the weights are quantized, of the model or of a part of it; None if there is none."
+    "The entry that says how the weights of the model, or of a part of it, are quantized; None if there is none."
     parts = (config, *(value for value in config.values() if isinstance(value, dict)))
     schemes = (part.get("quantization_config") or part.get("compression_config") for part in parts)
     return next(filter(None, schemes), None)
@@ -330,7 +330,7 @@ WRITTEN_ANEW = {
     "tokenizer.json",
     "tokenizer_config.json",
     "every_eval_ever.json",  # results of one copy and of no other
-}  # never copied to another folder: written anew there
+}  # never copied to another folder: every save writes them again
 BUDGET = 32 * MEGABYTE
 
 

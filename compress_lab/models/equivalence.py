@@ -482,7 +482,7 @@ def _from_linears(model: nn.Module, flow: Flow, refused: dict) -> list[Pair]:
     return pairs
 
 # %% ../../nbs/models/17_equivalence.ipynb #cell-33
-SOMETHING_ELSE = "moving a factor changes the outputs: something else reads it too"
+SOMETHING_ELSE = "moving a factor changes the outputs: another module reads these channels too"
 
 
 def equivalences(
@@ -539,7 +539,7 @@ def _writing(replay: Replay, width: int) -> list[str]:
     writers = [name for name in replay.inputs if replay.layers[name].out_features == width]
     if replay.states is None or added(writers).any():
         raise CompressLabError(
-            "What this block puts out is not its input plus the outputs of linears.",
+            "The output of this block is not its input plus the outputs of linears.",
             fix="a norm after the sum is not handled",
         )
     for name in list(writers):
@@ -549,7 +549,7 @@ def _writing(replay: Replay, width: int) -> list[str]:
             writers = others
         elif not torch.allclose(added(others, 2.0, name), 2 * once, atol=1e-4 * float(once.abs().max())):
             raise CompressLabError(
-                "What this linear puts out passes through something before it is added to the residual stream.",
+                "The output of this linear passes through another module before it is added to the residual stream.",
                 name,
                 "a norm there is not handled",
             )
@@ -590,7 +590,7 @@ def _check_text_alone(model: nn.Module):
     """
     if others := towers(model):
         raise CompressLabError(
-            "This model feeds more than text into its residual stream, and text does not show how.",
+            "This model feeds more than text into its residual stream, which a test with text does not cover.",
             others[0],
             "use methods that work inside the blocks",
         )

@@ -44,7 +44,7 @@ def local(
         return path
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise CompressLabError(
-            f"{str(name)[:80]!r} can be the name of nothing: {error}", fix="give a name or a path as a string"
+            f"{str(name)[:80]!r} cannot be a name: {error}", fix="give a name or a path as a string"
         ) from error
 
 # %% ../../nbs/models/13_folders.ipynb #cell-20
@@ -61,7 +61,7 @@ def _runs(candidate, config, classes: list) -> bool:
 
 
 def model_class(
-    config,  # a configuration of transformers
+    config,  # a transformers configuration
     where: str,  # its folder, for the message
 ) -> type:
     "The transformers class for `config`. Raises `CompressLabError` if there is none."
@@ -312,7 +312,7 @@ def stored_floats(
 def provenance_in(
     folder: Path,  # of a model, with its card
     files: list[Path],  # of weights
-    **known,  # known fields, instead of those that the folder tells
+    **known,  # known fields, which replace those found in the folder
 ) -> Provenance:
     "The provenance of a folder's model, from its card and the hash of its weights."
     facts = {
@@ -329,7 +329,7 @@ def provenance_in(
 
 def described(
     folder: Path,  # of a model
-    model,  # that was built from it
+    model,  # the model that was built from the folder
     left_out: list[str],  # names of stored weights that it has no place for
     files: list[Path],  # of weights
     **known,  # known fields of its Provenance
@@ -365,8 +365,8 @@ def subject_from(
 
 # %% ../../nbs/models/13_folders.ipynb #configs-code
 def write_configs(
-    model,  # of transformers
-    folder: Path,  # that exists
+    model,  # a transformers model
+    folder: Path,  # an existing folder
 ):
     "Writes the configuration of a model and its generation settings, if it has any."
     model.config.architectures = [type(model).__name__]
@@ -379,7 +379,7 @@ def write_configs(
 
 @contextmanager
 def writable(
-    model,  # of transformers
+    model,  # a transformers model
 ):
     "A context in which the model has settings that transformers accepts for writing; they are restored on exit."
     from transformers import GenerationConfig

@@ -39,7 +39,9 @@ def inputs(
     """
     if not hasattr(model, "config"):
         raise CompressLabError(
-            f"A {type(model).__name__} is no transformer and reads no tokens.", "tiny", "give a model of transformers"
+            f"A {type(model).__name__} is not a transformers model and reads no tokens.",
+            "tiny",
+            "give a transformers model",
         )
     takes = inspect.signature(model.forward).parameters
     table = model.get_input_embeddings()
@@ -52,7 +54,7 @@ def inputs(
 
 
 def logits(
-    model,  # of transformers
+    model,  # a transformers model
     batch: dict,  # keyword arguments of its forward pass
 ) -> torch.Tensor:
     "The logits of a batch, or the hidden states of a model without a head."
@@ -115,7 +117,7 @@ def _of_each_token(
 
 
 def logits_of(
-    model: torch.nn.Module,  # of transformers, or any module that maps tokens to logits
+    model: torch.nn.Module,  # a transformers model, or any module that maps tokens to logits
     tokens: Tensor,  # shape (rows, length)
 ) -> Tensor:
     "Logits of shape (rows, length, vocabulary). Raises `NotMeasured` if the model gives none."
@@ -123,7 +125,7 @@ def logits_of(
 
 # %% ../../nbs/models/02_forward.ipynb #3d551286
 def sees_ahead(
-    model: torch.nn.Module,  # of transformers, or any module that maps tokens to logits
+    model: torch.nn.Module,  # a transformers model, or any module that maps tokens to logits
 ) -> bool:
     """Whether a token changes the logits of earlier tokens, as in an encoder.
 

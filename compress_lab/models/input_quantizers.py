@@ -38,6 +38,7 @@ class InputQuantizer:
         return self.change(module, args, kwargs)
 
     def fields(self) -> dict:
+        "The settings and tensors by name."
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -78,14 +79,14 @@ class InputQuantizer:
 def input_quantizer_of(
     module: nn.Module,
 ) -> InputQuantizer | None:
-    "The input quantizer of a module; None without one."
+    "The input quantizer of a module; None if it has none."
     return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, InputQuantizer)), None)
 
 
 def detach(
     module: nn.Module,
 ) -> InputQuantizer | None:
-    "Removes the input quantizer of a module and returns it; None without one."
+    "Removes the input quantizer of a module and returns it; returns None if the module has none."
     quantizer = input_quantizer_of(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is quantizer]:
         for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):

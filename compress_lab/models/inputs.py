@@ -67,7 +67,7 @@ def _places(model) -> int | None:
 
 # %% ../../nbs/models/04_inputs.ipynb #limits-code-2
 def limits(
-    model: torch.nn.Module,  # of transformers, or another module that reads tokens
+    model: torch.nn.Module,  # a transformers model, or another module that reads tokens
 ) -> Limits:
     "The number of tokens and positions of a model."
     return Limits(_vocabulary(model), _places(model))
@@ -83,7 +83,7 @@ def check_length(
     places = (known or limits(model)).places
     if places is not None and length > places:
         raise CompressLabError(
-            f"Rows of {length:,} tokens are longer than the {places:,} places of this {type(model).__name__}.",
+            f"Rows of {length:,} tokens are longer than the {places:,} positions of this {type(model).__name__}.",
             where,
             f"make rows of at most {places:,} tokens",
         )
@@ -111,7 +111,7 @@ def _check_reader(
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CompressLabError(
-            f"{name} reads one text and writes another, and rows of tokens alone do not run it: {reason}",
+            f"{name} reads one text and writes another, and cannot be run on rows of tokens alone: {reason}",
             where,
             "take a decoder or an encoder, or a method that needs no calibration text",
         ) from error
@@ -155,7 +155,7 @@ SAMPLES = (
 
 
 def around(
-    tokenizer,  # of transformers
+    tokenizer,  # a transformers tokenizer
 ) -> tuple[list[int], list[int]]:
     "The special tokens that the tokenizer adds before a text, and those it adds after it."
     for text in SAMPLES:
@@ -177,7 +177,7 @@ def token_batches(
 
 # %% ../../nbs/models/04_inputs.ipynb #opened-code
 def opened(
-    tokenizer,  # of transformers
+    tokenizer,  # a transformers tokenizer
     texts: list[str],
 ) -> list[list[int]]:
     "The tokens of unfinished texts: with the special tokens that start a text and without those that end it."
@@ -190,7 +190,7 @@ def opened(
 
 # %% ../../nbs/models/04_inputs.ipynb #key-code
 def tokenizer_key(
-    tokenizer,  # of transformers
+    tokenizer,  # a transformers tokenizer
 ) -> str | None:
     "A hash of everything that determines a fast tokenizer's output; None for a tokenizer that cannot be serialized."
     backend = getattr(tokenizer, "backend_tokenizer", None)

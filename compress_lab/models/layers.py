@@ -47,7 +47,7 @@ def blocks(
     heaviest = max(map(size_of, outer.values()), default=0)
     if not heaviest:
         raise CompressLabError(
-            "No stack of blocks was found.", type(model).__name__, "pass a transformer whose layers lie in a ModuleList"
+            "No stack of blocks was found.", type(model).__name__, "pass a transformer whose layers are in a ModuleList"
         )
     bodies = [(name, body) for name, body in outer.items() if size_of(body) >= heaviest / 10]
     named = [(f"{name}.{i}", module) for name, body in bodies for i, module in enumerate(body)]

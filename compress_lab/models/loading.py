@@ -33,7 +33,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _is_made(folder: Path, note: Path, made_from: dict, tell: bool = False) -> bool:
-    "Whether the folder holds the copy that the note describes; says so, if asked to, if the copy is damaged."
+    "Whether the folder holds the copy that the note describes; with `tell`, prints a line if the copy is damaged."
     try:
         made = read_json(note)
         if made == {**made_from, "files": _hashes(folder)}:
@@ -124,7 +124,7 @@ GRAPHS = {".onnx": "onnx", ".xml": "openvino"}  # extension of a file: name of i
 
 
 def _graph_in(folder: Path) -> Path | None:
-    "The graph in a folder without weights of PyTorch; None if there is none. Raises `CompressLabError` if several."
+    "The graph in a folder without PyTorch weights; None if there is none. Raises `CompressLabError` for several."
     graphs = sorted(path for ending in GRAPHS for path in folder.glob(f"*{ending}"))
     if not graphs or list(folder.glob("*.safetensors")):
         return None
@@ -266,7 +266,7 @@ def load(
     dtype: str
     | torch.dtype
     | None = None,  # "float32", "bfloat16" or "float16"; None: float32, or the saved type of a Subject
-    device: str = "cpu",  # that computes: any torch device but "meta"
+    device: str = "cpu",  # computing device: any torch device but "meta"
     device_map: str | dict | None = None,  # of weights: "disk", "auto", or module -> device; None: all on the device
     revision: str | None = None,  # branch, tag or commit, for the Hub only
 ) -> Subject:
@@ -292,7 +292,7 @@ def load(
         subject = _read_graph(path)
     elif os.path.lexists(path):
         regular_file(path)
-        raise CompressLabError(f"{name!r} is a file.", fix="give the folder it lies in")
+        raise CompressLabError(f"{name!r} is a file.", fix="give the folder that contains it")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         beside = (
             [str(path.parent / entry.name) for entry in path.parent.iterdir() if entry.is_dir()]

@@ -80,7 +80,7 @@ def _matrix_of(
             "The model has no module of this name.", name, "take the names from compress_lab.models.layers.linears"
         ) from error
     if isinstance(parent, Factored):
-        raise CompressLabError("This is a factor already.", name, "factor a linear once, to the rank it shall have")
+        raise CompressLabError("This is a factor already.", name, "factor a linear only once, to its final rank")
     if isinstance(module, Conv1D):
         return module.weight.data.T
     if isinstance(module, nn.Linear):
@@ -198,7 +198,7 @@ def check_factors(
         names[0]: f"with the others, {why}"
     }
     raise CompressLabError(
-        f"The model does more with this linear than to call it: {next(iter(changes.values()))}.",
+        f"The model does more with this linear than call it: {next(iter(changes.values()))}.",
         next(iter(changes)),
         f"leave it out, as in SVD(0.2).on(ignore={list(dict.fromkeys(map(alike, changes)))})",
     )

@@ -34,11 +34,13 @@ class MatmulRecorder(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def owner(self, operand: Tensor) -> LinearLayer | None:
+        "The linear whose weight contains the memory of an operand; None if there is none."
         index = bisect_right(self.starts, operand.data_ptr()) - 1
         linear = self.layers[index] if index >= 0 else None
         return linear if linear and operand.data_ptr() < self.starts[index] + linear.weight.nbytes else None
 
     def look(self, left: Tensor, right: Tensor):
+        "Calls back if one of the operands of a product is the weight of a linear."
         weight, inputs = right, left
         linear = self.owner(right)
         if linear is None:

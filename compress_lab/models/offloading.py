@@ -49,7 +49,7 @@ class Weights(Mapping):
 def reader(
     path: Path,  # of a safetensors file
     name: str,  # of a tensor in it
-    dtype: torch.dtype,  # it is converted to
+    dtype: torch.dtype,  # to which the tensor is converted
 ) -> Callable[[], Tensor]:
     "A function that reads the tensor."
 
@@ -61,11 +61,11 @@ def reader(
 
 # %% ../../nbs/models/19_offloading.ipynb #2f049c27
 def unfilled(
-    found: type,  # of transformers
+    found: type,  # model class of transformers
     config,  # of the model
     dtype: torch.dtype,  # of the weights
 ) -> nn.Module:
-    "A model whose weights are shapes without values. Raises `CompressLabError` if it is of several types."
+    "A model whose weights are shapes without values. Raises `CompressLabError` if they have several types."
     with torch.device("meta"):
         model = found._from_config(deepcopy(config), dtype=dtype).eval()
     model.tie_weights()
@@ -82,7 +82,7 @@ def unfilled(
 
 # %% ../../nbs/models/19_offloading.ipynb #1fd15ce5
 def origins(
-    model: nn.Module,  # of transformers
+    model: nn.Module,  # a transformers model
     stored,  # names of the stored tensors
 ) -> dict[str, str]:
     "Maps names in the model to names of stored tensors. Raises `CompressLabError` if loading joins or splits tensors."
@@ -108,7 +108,7 @@ ROOM = 0.7  # share of the free memory that "auto" fills with weights; the rest 
 
 def device_map_of(
     model: nn.Module,  # from `unfilled`
-    device: torch.device,  # that computes
+    device: torch.device,  # the computing device
     asked: str | dict,  # "disk", "auto", or a device map
 ) -> dict:
     "The device map: prefix of a module's name -> device, or disk. Raises `CompressLabError`."
@@ -121,7 +121,7 @@ def device_map_of(
         return dict(infer_auto_device_map(model, room, list(model._no_split_modules or ())))
     if not isinstance(asked, dict):
         fix = 'take "disk", "auto", or a dictionary from modules to devices'
-        raise CompressLabError(f"{asked!r} is no device map.", "device_map", fix)
+        raise CompressLabError(f"{asked!r} is not a device map.", "device_map", fix)
     names = [f"{name}." for name in tensors(model)]
     if missing := [name for name in names if not any(name.startswith(_prefix(part)) for part in asked)]:
         what = f"The device map has no place for {listed([name[:-1] for name in missing], 2)}."
@@ -148,7 +148,7 @@ def place_of(
 def placed(
     model: nn.Module,  # from `unfilled`; changed in place
     weights: Weights,  # of the model
-    device: torch.device,  # that computes
+    device: torch.device,  # the computing device
     asked: str | dict,  # as for `device_map_of`
 ) -> Weights | None:
     "Loads the weights that have a device; others are read on use. Returns all weights, or None if all are in memory."
@@ -169,8 +169,8 @@ def placed(
     if "disk" not in chosen.values():
         model.to(device)
         return None
-    map_large_blocks()  # or the heap would grow by more than the model in each pass
-    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it warns of what was asked for
+    map_large_blocks()  # otherwise the heap grows by more than the model in each pass
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it warns about what was requested
     skip = model._skip_keys_device_placement
     dispatch_model(model, chosen, str(device), state_dict=weights, offload_index={}, skip_keys=skip)
     return state
@@ -226,7 +226,7 @@ def model_on_disk(
     folder: Path,  # in the layout of transformers
     dtype: torch.dtype,  # of the weights when they are used
 ) -> tuple[nn.Module, dict[str, Callable[[], Tensor]], list[str], list[Path]]:
-    "A model without weights, what reads them, the names of unused ones, and the files. Raises `CompressLabError`."
+    "A model without weights, their readers, the names of unused ones, and the files. Raises `CompressLabError`."
     where = str(folder)
     with checkpoint_in(folder, mapped=False) as (found, config, stored, files):
         model, shapes = unfilled(found, config, dtype), {name: value.get_shape() for name, value in stored.items()}
@@ -247,9 +247,9 @@ def model_on_disk(
 # %% ../../nbs/models/19_offloading.ipynb #d44a8262
 @dataclass(frozen=True)
 class Offload:
-    "How a model is loaded whose weights stay on disk."
+    "How to load a model whose weights stay on disk."
 
-    device: torch.device  # that computes
+    device: torch.device  # the computing device
     device_map: str | dict  # as for `device_map_of`
 
     def unfilled(self, found: type, config, dtype: torch.dtype) -> nn.Module:

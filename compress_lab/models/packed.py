@@ -101,6 +101,7 @@ class Packed:
 
     @property
     def columns(self) -> int:
+        "The number of inputs of the matrix."
         return math.prod(self.shape[1:]) if len(self.shape) == 4 else self.shape[-2 if self.transposed else -1]
 
     def integers(self) -> tuple[Tensor, Tensor]:
@@ -210,7 +211,7 @@ def _sides(
 ) -> tuple[int, ...]:
     "The shape as a tuple. Raises `TypeError` if it is not a list of non-negative whole numbers."
     if not isinstance(shape, (list, tuple)) or not all(type(side) is int and 0 <= side < 2**40 for side in shape):
-        raise TypeError(f"{str(shape)[:60]} is no shape")
+        raise TypeError(f"{str(shape)[:60]} is not a shape")
     return tuple(shape)
 
 
@@ -232,7 +233,7 @@ def load(
         ):
             raise TypeError(
                 f"bits {packed.bits!r}, group_size {packed.group_size!r} and transposed {packed.transposed!r} "
-                "describe no packed weight"
+                "do not describe a packed weight"
             )
         if len(packed.shape) < 2 or 0 in packed.shape:
             raise TypeError(f"no weight has the shape {packed.shape}")

@@ -94,7 +94,7 @@ def _check_layout(
     for part, shape in wanted.items():
         if tuple(shapes[part]) != shape:
             raise CompressLabError(
-                f"{linear}.{part} has the shape {tuple(shapes[part])}, and its codes ask for {shape}.",
+                f"{linear}.{part} has the shape {tuple(shapes[part])}, but its codes require {shape}.",
                 linear,
                 "fetch the model again: its parts do not belong together",
             )
@@ -110,7 +110,7 @@ def decoded_weight(
     "The dequantized weight in one of the two layouts. Raises `CompressLabError` if it cannot be read."
     kind, bits = scheme["quant_method"], scheme.get("bits", 4)
     if bits not in ((2, 4, 8) if kind == "gptq" else (4,)):
-        raise CompressLabError(f"{kind} with bits={bits!r} is not read here.", linear, "take a copy of 4 bits")
+        raise CompressLabError(f"{kind} with bits={bits!r} is not read here.", linear, "take a 4-bit copy")
     _check_layout(linear, fields, bits, along=0 if kind == "gptq" else 1)
     if kind == "awq":
         return awq_weight(fields)
@@ -137,7 +137,7 @@ def is_quantized(module: nn.Module) -> bool:
 @torch.inference_mode()
 def asked_weight(
     module: nn.Module,  # a linear layer of any format
-    dtype: torch.dtype,  # that it computes in
+    dtype: torch.dtype,  # type that the layer computes in
     piece: int = 1024,  # unit vectors at a time
 ) -> tuple[Tensor, Tensor] | None:  # weight (out, in) and bias (out,); None if the layer is not linear
     "The weight and bias that a layer applies, from its outputs for unit vectors and for zero."
@@ -152,7 +152,7 @@ def asked_weight(
 
 
 def to_floats(
-    model: nn.Module,  # of transformers, as it was loaded
+    model: nn.Module,  # a transformers model, as it was loaded
     dtype: torch.dtype,
 ) -> list[str]:  # names of the layers that stay as they are
     "Replaces the quantized linears of a model by float ones that compute the same."

@@ -88,7 +88,7 @@ def _write_own(subject: Subject, folder: Path, masked: dict[str, Bitmask]):
     for key, packed in subject.packed.items():
         if not torch.equal(packed.dequantize().to(stand_for[key]), stand_for[key]):
             raise CompressLabError(
-                "A weight is no longer what its packed integers stand for.",
+                "A weight no longer matches its packed integers.",
                 key,
                 f"it was changed after it was quantized: remove it from packed (del subject.packed[{key!r}]) or "
                 "quantize last",
@@ -161,6 +161,7 @@ class SavedFolder(type(Path())):
 
     @classmethod
     def of(cls, folder: Path, layout: str, why: str = "") -> "SavedFolder":
+        "The path of the folder with its layout and the reason for it."
         saved = cls(folder)
         saved.layout, saved.why = layout, why
         return saved
@@ -180,7 +181,7 @@ def _emptied(work: Path):
 
 
 def _laid_out(subject: Subject, work: Path, masked: dict[str, Bitmask]) -> tuple[str, str]:
-    "Writes a Subject in the first layout that holds every bit; returns its name, and the reason if it is our own."
+    "Writes a Subject in the first layout that holds every bit; returns its name and, for our own, the reason."
     why = "masks are asked for" if masked else "it has low-rank factors" if ranks(subject.model) else ""
     if subject.packed and not why:
         if not (why := _kept(subject, work)):
@@ -197,7 +198,7 @@ def _laid_out(subject: Subject, work: Path, masked: dict[str, Bitmask]) -> tuple
     return "packed", why
 
 
-KEPT = "compressed-tensors"  # the format of quantized Subjects; its writer stands on a higher floor
+KEPT = "compressed-tensors"  # the format of quantized Subjects; its writer is on a higher floor
 
 
 def _kept(subject: Subject, work: Path) -> str:
@@ -214,10 +215,10 @@ def _kept(subject: Subject, work: Path) -> str:
 
 # %% ../../nbs/models/14_saving.ipynb #28e27142
 def _copy_files(subject: Subject, folder: Path) -> SavedFolder:
-    "Copies the files of a model that another tool has quantized. Raises `CompressLabError` if it or they have changed."
+    "Copies the files of a model quantized by another tool. Raises `CompressLabError` if model or files have changed."
     stored, fix = subject.stored, "load it again, or save self.copy() to have its floats"
     if not stored.files or stored.weights != weights_hash(subject.model):
-        what = "is merged of several folders" if not stored.files else "was changed after it was loaded"
+        what = "is merged from several folders" if not stored.files else "was changed after it was loaded"
         raise CompressLabError(
             f"The model is {stored.format} on disk and {what}, so its files do not hold it.", subject.name, fix
         )
@@ -266,8 +267,8 @@ def save(
 
 # %% ../../nbs/models/14_saving.ipynb #write-code
 def _write(subject: Subject, work: Path, masked: dict[str, Bitmask], layout: str):
-    """Writes a Subject into a folder, its weights in this package's layout, in that of transformers, or as they are
-    there.
+    """Writes a Subject into a folder, its weights in this package's layout or in that of transformers; weights that are
+    already in the folder are left unchanged.
     """
     model, own_layout, kept = subject.model, layout == "packed", layout == KEPT
     meta = {
@@ -409,9 +410,9 @@ def _read_back(subject: Subject, work: Path):
     )
     if why:
         raise CompressLabError(
-            f"The Subject does not come back as it is: {why}.",
+            f"The Subject is not restored exactly: {why}.",
             subject.name,
-            "save its state_dict with safetensors, and say which architecture it was",
+            "save its state_dict with safetensors, and record its architecture",
         )
 
 # %% ../../nbs/models/14_saving.ipynb #read-back-code-2
@@ -430,7 +431,7 @@ def _check_stored(subject: Subject, work: Path):
             wrong = [name for name in file.keys() if name in kept and not _same(file.get_tensor(name), kept[name])]
         if wrong:
             raise CompressLabError(
-                f"{len(wrong)} tensors were not written as they are: {listed(wrong, 3)}.",
+                f"{len(wrong)} tensors on disk differ from the Subject's: {listed(wrong, 3)}.",
                 path.name,
                 "check the disk, and save again",
             )
@@ -491,9 +492,9 @@ def _saved(folder: Path) -> dict:
 
     if read.get("checksum", _checksum(read)) != _checksum(read):
         raise CompressLabError(
-            "compress_lab.json is not what was written here.",
+            "compress_lab.json was changed after it was written.",
             str(folder),
-            "restore it; if the change is meant, remove its checksum",
+            "restore it; if the change is intended, remove its checksum",
         )
     for key, kind in SAVED.items():
         if key not in meta:
@@ -502,7 +503,7 @@ def _saved(folder: Path) -> dict:
             raise wrong(f"{key} is no {kind.__name__}")
     for key in ("packed", "masked", "roundings"):
         if not all(isinstance(value, dict) for value in meta[key].values()):
-            raise wrong(f"an entry of {key} is no dict")
+            raise wrong(f"an entry of {key} is not a dict")
     if not all(isinstance(entry, dict) and isinstance(entry.get("method"), str) for entry in meta["history"]):
         raise wrong("an entry of history has no method")
     known = {each.name: str if each.name != "steps" else list for each in fields(Provenance)}
@@ -516,7 +517,7 @@ def _saved(folder: Path) -> dict:
     if not all(
         isinstance(group, list) and all(isinstance(name, str) for name in group) for group in meta["tied"] or ()
     ):
-        raise wrong("tied holds no groups of names")
+        raise wrong("tied does not hold groups of names")
     return meta
 
 # %% ../../nbs/models/14_saving.ipynb #saved-meta-code-3
@@ -598,9 +599,7 @@ def _load_buffers(model, folder: Path):
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, value in load_file(folder / "buffers.safetensors").items():
         if name not in buffers:
-            raise CompressLabError(
-                "The model has no buffer for one that was saved here.", name, "save the Subject again"
-            )
+            raise CompressLabError("The model lacks a buffer that was saved here.", name, "save the Subject again")
         buffers[name].data = value
 
 
@@ -677,7 +676,7 @@ def _read_weights(folder: Path, meta: dict) -> tuple[dict, dict[str, Packed]]:
 
 
 def _readers(model, folder: Path, meta: dict, rest: dict, packed: dict, dtype: torch.dtype) -> dict:
-    "Functions that give the weights of a saved Subject, by name: stored, of a bitmask, or of packed integers."
+    "Functions that return the weights of a saved Subject, by name, from a tensor, a bitmask or packed integers."
     stored = getattr(torch, meta["dtype"])
 
     def cast(value):

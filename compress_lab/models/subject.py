@@ -108,19 +108,19 @@ def tensors_hash(
     return digest.hexdigest()
 
 # %% ../../nbs/models/12_subject.ipynb #0cbfd103
-KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as on disk
+KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # in safetensors
 
 
 @dataclass(frozen=True)
 class Stored:
-    "What a model's files hold if its weights in memory differ: quantized, of another type, or in two folders."
+    "The content of a model's files if it differs from memory: quantized, of another type, or in two folders."
 
     format: str  # such as "gptq 4"
     rows: tuple[tuple[str, str, int, int, int, int], ...]  # see `COLUMNS`
     files: tuple = ()  # paths of the files of weights, if they can be copied
     weights: str = ""  # hash of the weights that were read from them
 
-    COLUMNS = ("tensor", "stored", "bytes", "parameters", "weights", "nonzero")  # weights: those it stands for
+    COLUMNS = ("tensor", "stored", "bytes", "parameters", "weights", "nonzero")  # weights: as many as it encodes
 
     @property
     def nbytes(self) -> int:
@@ -134,9 +134,9 @@ class Stored:
 
 
 def file_rows(
-    state: dict[str, torch.Tensor],  # tensors by name, as they lie on disk
+    state: dict[str, torch.Tensor],  # tensors by name, as stored on disk
 ) -> tuple:
-    "The rows of `Stored` of weights that are floats."
+    "The rows of `Stored` for weights that are floats."
     return tuple(
         (name, KINDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")), tensor.nbytes)
         + (tensor.numel(), tensor.numel(), int(torch.count_nonzero(tensor)))
@@ -152,10 +152,10 @@ class Subject:
     tokenizer: object = None  # its tokenizer; None if it has none
     provenance: Provenance = Provenance()  # origin and licence
     history: tuple[dict, ...] = ()  # one entry for each Method applied, oldest first
-    packed: dict[str, Packed] = field(default_factory=dict)  # integers behind quantized weights, by module or parameter
+    packed: dict[str, Packed] = field(default_factory=dict)  # codes of quantized weights, by module or parameter
     streamed: bool = False  # finished blocks are read from their checkpoint, see `stream`
     files: dict[str, bytes] = field(default_factory=dict)  # other files of its folder by name, such as a licence
-    stored: Stored | None = None  # what lies on disk, if it is something other than the weights in memory
+    stored: Stored | None = None  # content of the files on disk, if it differs from the weights in memory
     device_map: ClassVar = None  # where the weights stay, if not all are in memory
 
     def __post_init__(self):
@@ -227,7 +227,7 @@ def facts(self: Subject) -> dict[str, str]:
     parameters, provenance = list(self.model.parameters()), self.provenance
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in parameters})
     simulated = ["quantized weights are kept as floats too"] * bool(self.packed) + [
-        "activations are rounded as they pass"
+        "activations are rounded in each forward pass"
     ] * bool(self.input_quantizers)
     stored = f"{self.stored.format}, {self.stored.nbytes / 1e6:,.1f} MB" if self.stored else ""
     if self.simulated and self.stored and self.stored.quantized:

@@ -49,7 +49,7 @@ def _marked(chosen: Tensor, parameters: dict[str, Tensor]) -> dict[tuple[str, in
 
 
 def _spelled(replay: Replay, reader: str) -> dict[tuple[str, int], Tensor]:
-    """Maps each entry, as in `influence`, to the index of the one reader input that it affects.
+    """Maps each entry, as in `_influences`, to the index of the one reader input that it affects.
 
     The index is -1 if the entry affects no input or several.
     """
@@ -86,7 +86,7 @@ def neurons(replay: Replay, reader: str) -> dict | None:
 def heads(replay: Replay, reader: str, count: int) -> dict | None:
     """The entries that affect each of `count` equal spans of inputs of a linear, (entries, heads).
 
-    None if there is no row that affects a head as a whole, that is more than one of its inputs.
+    None if no row affects a head as a whole, that is, more than one of its inputs.
     """
     layer, size = replay.layers[reader], replay.layers[reader].in_features // count
     spans = [torch.arange(head * size, (head + 1) * size) for head in range(count)]
@@ -148,7 +148,7 @@ class Units:
 
 # %% ../../nbs/models/18_units.ipynb #kinds-code
 def kinds(replay: Replay, width: int, count: int | None) -> dict[str, tuple]:
-    "Kind, number and users of the units, for each linear of a block that has the width of the residual stream."
+    "Kind, number and users of the units, for each linear of a block whose outputs are as wide as the residual stream."
     by_reader = {}
     for name, layer in replay.layers.items():
         if layer.kind == "experts" or layer.out_features != width or name not in replay.inputs:

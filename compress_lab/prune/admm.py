@@ -87,9 +87,9 @@ class ADMM(Pruning, CalibratedLayerMethod):
         super().check()
         if not 1 <= self.growth <= self.steps <= 1000:
             raise CompressLabError(
-                f"growth={self.growth} and steps={self.steps} do not fit.",
+                f"growth={self.growth} and steps={self.steps} do not fit together.",
                 "ADMM",
-                "let the mask grow for 1 to all of the steps, 1000 at most",
+                "use a growth from 1 to steps, and at most 1000 steps",
             )
         if not 0 < self.percdamp <= 10:
             raise CompressLabError(f"percdamp={self.percdamp} is not above 0 and at most 10.", "ADMM", "use 0.1")

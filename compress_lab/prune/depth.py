@@ -86,7 +86,7 @@ def passing(model: nn.Module, stack: list[Block], tokens: Tensor) -> list[Tensor
         for hook in hooks:
             hook.remove()
     if unseen := [block.name for block in stack if id(block.module) not in streams_by_key]:
-        raise CompressLabError("Text alone does not run this block.", unseen[0], "only models of text can be shortened")
+        raise CompressLabError("Text alone does not run this block.", unseen[0], "only text models can be shortened")
     return [streams_by_key[key].float() for key in (*(id(block.module) for block in stack), "last")]
 
 
@@ -112,7 +112,7 @@ def losses_without(model: nn.Module, stack: list[Block], tokens: Tensor) -> Tens
     """
     if model.get_output_embeddings() is None:
         raise CompressLabError(
-            "The model has no head, and no loss to go by.", type(model).__name__, 'use criterion="influence"'
+            "The model has no head to compute a loss with.", type(model).__name__, 'use criterion="influence"'
         )
     losses = []
     for block in stack:
@@ -206,7 +206,7 @@ class Blocks(Method):
     "Removes whole blocks; plain transformers can load the shallower model."
 
     count: int = 1  # number of blocks to remove
-    criterion: str = "influence"  # single blocks; "angle": consecutive blocks; "loss": loss without a block; "random"
+    criterion: str = "influence"  # of single blocks; "angle" of consecutive blocks; "loss" without a block; "random"
     paper = "Men et al., 2024, ShortGPT: Layers in large language models are more redundant than you expect"
     link = "https://arxiv.org/abs/2403.03853"
     needs, whole = frozenset({"calibration"}), True

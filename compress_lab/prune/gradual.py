@@ -19,7 +19,7 @@ from .recovery import Recover, check_trainable, taught
 from ..train.losses import moved
 
 # %% ../../nbs/prune/31_gradual.ipynb #cell-06
-PACE = 100  # factor by which scores move faster than weights, which matters where their sigmoid is taken
+PACE = 100  # factor by which scores move faster than weights; it scales them before the sigmoid
 
 
 class _Through(torch.autograd.Function):
@@ -89,7 +89,7 @@ def share_at(step: int, steps: int, sparsity: float) -> float:
 
 
 def growing(masks: list[tuple[nn.Module, Masked]], steps: int, sparsity: float):
-    "Returns a trainer callback that updates the masks of the modules along the schedule, every fiftieth of the steps."
+    "Returns a trainer callback that updates the masks along the schedule, every `steps // 50` steps."
     from compress_lab.train.trainer import Watch
 
     def grow(step):

@@ -74,7 +74,7 @@ def _ways(config, width: int, left: int, parts: list[Units]) -> list[tuple[dict,
 def narrower(
     model: nn.Module,  # any transformer
     left: int,  # number of channels that stay
-    parts: list[Units] | None = None,  # its units; None: they are searched
+    parts: list[Units] | None = None,  # the model's units; None: found by `units`
 ) -> Narrower:
     "Returns the shapes of the model with a narrower stream. Raises `CompressLabError` if no configuration has them."
     width, was, parts = (
@@ -119,8 +119,8 @@ def narrower(
     raise CompressLabError(
         f"No configuration of this class describes a stream of {left} of {width} channels.",
         type(model.config).__name__,
-        f"heads are {heads[0].count} of {heads[0].size} channels: leave a multiple of {heads[0].count} channels, or a "
-        "whole number of heads"
+        f"there are {heads[0].count} heads of {heads[0].size} channels: leave a multiple of {heads[0].count} channels, "
+        "or a whole number of heads"
         if heads
         else "cut neurons or blocks instead",
     )
@@ -206,7 +206,7 @@ class Hidden(Width):
 
 # %% ../../nbs/prune/23_hidden.ipynb #cell-14
 def generates(model: nn.Module) -> bool:
-    "Whether the model can generate two tokens with its cache."
+    "Returns whether the model can generate two tokens with its cache."
     try:
         model.generate(
             inputs(model, length=4)["input_ids"], max_new_tokens=2, do_sample=False, use_cache=True, pad_token_id=0
@@ -217,7 +217,7 @@ def generates(model: nn.Module) -> bool:
 
 # %% ../../nbs/prune/23_hidden.ipynb #38755b2f
 def _check_reads_back(model: nn.Module, original: nn.Module):
-    """Raises `CompressLabError` if a model built from the configuration and weights has other outputs, because the
+    """Raises `CompressLabError` if a model rebuilt from the configuration and weights gives other outputs, because the
     class derives more than shapes from the width, or if the model can no longer generate.
     """
     if generates(original) and not generates(model):
@@ -235,7 +235,7 @@ def _check_reads_back(model: nn.Module, original: nn.Module):
         ) from error
     if not change < tolerance(model):
         raise CompressLabError(
-            "The class derives more than shapes from the width, and the narrower model would not read back as it is.",
+            "The class derives more than shapes from the width, so the narrower model would differ after reloading.",
             type(model).__name__,
             "cut neurons or blocks instead",
         )

@@ -49,7 +49,7 @@ class Ticket:
     left: float  # share of nonzero weights of the linears
     initial: nn.Module  # the network with masked initial weights
     trained: nn.Module  # the same network after training
-    said: object  # the return value of the training
+    said: object  # the return value of `train`
 
 
 def share_left(model: nn.Module) -> float:

@@ -150,7 +150,7 @@ def _check_free(method: LowRank, subject, layers):
     stacks = [linear.name for linear in layers if linear.kind == "experts"]
     if stacks:
         raise CompressLabError(
-            "A stack of experts has no place for two linears.",
+            "A stack of experts cannot be replaced by pairs of linears.",
             stacks[0],
             "leave them out: "
             f"{type(method).__name__}({method.sparsity}).on(ignore={list(dict.fromkeys(map(alike, stacks)))})",
@@ -198,7 +198,7 @@ def _share_out(method: LowRank, subject, layers, calibration, checkpoint) -> dic
 def _truncate(method: LowRank, subject, linear, rank: int | None, statistic) -> dict:
     "Writes the product of a linear's factors into the model; returns its rank and errors."
     if rank is None:
-        return {"notes": ["stays whole: two factors would save nothing"]}
+        return {"notes": ["not factored: two factors would save nothing"]}
     weight = linear.matrices[0].float()
     basis = directions(method, weight, statistic, linear.name)[0][:, :rank]
     why = unseen(statistic)

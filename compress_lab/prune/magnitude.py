@@ -37,7 +37,7 @@ class Magnitude(Pruning):
             )
         if self.scope == "model" and isinstance(self.sparsity, dict):
             raise CompressLabError(
-                "A share of the whole model is one number.", "Magnitude", 'give it, or use scope="layer"'
+                "A share of the whole model is one number.", "Magnitude", 'give a number, or use scope="layer"'
             )
 
     @property

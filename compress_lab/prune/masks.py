@@ -61,11 +61,11 @@ def check_divides(
     columns: int,  # number of columns of the matrix
     sparsity: float | str,  # share of zeros, or "N:M"
 ):
-    "Raises `CompressLabError` if the columns cannot be cut into groups of M."
+    "Raises `CompressLabError` if the columns cannot be divided into groups of M."
     n_of_m = pattern(sparsity)
     if n_of_m and columns % n_of_m[1]:
         raise CompressLabError(
-            f"{columns} columns cannot be cut in groups of {n_of_m[1]}.",
+            f"{columns} columns cannot be divided into groups of {n_of_m[1]}.",
             f"sparsity={sparsity}",
             "use a pattern that divides the columns, or ignore this layer",
         )
@@ -129,7 +129,7 @@ class Pruning(LayerMethod, abstract=True):
                 raise CompressLabError(
                     f"The pattern {name!r} of the table of sparsities matches no linear.",
                     type(self).__name__,
-                    f"the linears are called as {layers[0].name}",
+                    f"match names such as {layers[0].name}",
                 )
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:

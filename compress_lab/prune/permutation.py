@@ -50,7 +50,7 @@ def regrouped(
     m: int,  # weights in a group; divides the number of channels
     rounds: int = 10,  # at most; a round visits every position of the groups
 ) -> Tensor:
-    "Returns an order of the channels, (channels,), whose N:M keeps at least the score kept in the present order."
+    "Returns an order of the channels, (channels,), in which N:M keeps at least as much score as in the present order."
     score, groups, random, idle = score.float(), dealt(score, m), torch.Generator().manual_seed(0), 0
     best = retained_score(score[:, groups.flatten()], n, m)
     for _ in range(rounds):
@@ -72,7 +72,7 @@ def regrouped(
 # %% ../../nbs/prune/04_permutation.ipynb #cell-14
 @dataclass(frozen=True, eq=False)
 class Channels:
-    "Channels that can be permuted among each other, with the parameters that move along."
+    "Channels that can be permuted among each other, with the parameters that move with them."
 
     reader: LinearLayer  # the linear that reads the channels
     columns: Tensor  # input indices of the reader for each channel, (channels, copies)
@@ -137,7 +137,7 @@ def _of_heads(replay: Replay, name: str, count: int) -> list[tuple]:
 
 # %% ../../nbs/prune/04_permutation.ipynb #cell-16
 def unmoved(replay: Replay, columns: Tensor, moves: dict) -> bool:
-    "Whether the block's outputs are unchanged when these channels are shuffled. The replay's block is restored."
+    "Returns whether shuffling these channels leaves the block's outputs unchanged; the replay's block is restored."
     channels, order = (
         Channels(None, columns, moves),
         torch.randperm(len(columns), generator=torch.Generator().manual_seed(0)),
@@ -185,7 +185,7 @@ def interchangeable(
 
 # %% ../../nbs/prune/04_permutation.ipynb #cell-23
 def aligned(channels: Channels, m: int) -> bool:
-    "Whether the channels consist of complete groups of M neighbours."
+    "Returns whether the channels consist of complete groups of M neighbours."
     columns = channels.columns
     return len(columns) % m == 0 and not (columns[0] % m).any() and bool((columns.diff(dim=0) == 1).all())
 

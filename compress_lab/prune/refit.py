@@ -69,7 +69,7 @@ class Refit(CalibratedLayerMethod):
 
 # %% ../../nbs/prune/08_refit.ipynb #cell-05-2
 def refit(method: Refit, subject, linear: LinearLayer, original: LinearLayer, statistics: dict) -> dict:
-    "Refits a linear, or each expert of a stack, in place; returns its errors, and the output error before."
+    "Refits a linear, or each expert of a stack, in place; returns its errors, and its output error before the refit."
     parts, reports = [], []
     for expert, (pruned, before) in enumerate(zip(linear.matrices, original.matrices)):
         statistic, pruned, before = statistics[linear.name, expert], pruned.float(), before.float()

@@ -20,10 +20,10 @@ from .permutation import Channels, aligned, interchangeable, reorder, retained_s
 # %% ../../nbs/prune/05_ria.ipynb #cell-05
 @dataclass(frozen=True)
 class RIA(Pruning, CalibratedLayerMethod):
-    "Zeroes the weights with the smallest share of their row and column, times the norm of the input."
+    "Zeroes the weights whose shares of their row and column, times a power of the input's norm, are smallest."
 
     power: float = 0.5  # exponent of the input's norm: 0 uses the weights only, 1 is Wanda's
-    permute: bool = False  # for N:M: permute channels first, if the layers before can follow; unpruned block inputs
+    permute: bool = False  # for N:M: permute channels first where possible, scored on inputs of the unpruned block
     paper = "Zhang et al., 2024, Plug-and-Play: An efficient post-training pruning method for large language models"
     statistic, without_inputs = ColumnNorms, "pruned by its weights alone"
     joint = False
@@ -48,18 +48,18 @@ class RIA(Pruning, CalibratedLayerMethod):
         return score if statistic is None else score * statistic.norms.to(weight.device) ** self.power
 
     def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:
-        """Returns the matrix with its lowest scores zeroed; among inputs that were always zero, the score of the
-        weights decides.
+        """Returns the matrix with the weights of lowest score zeroed; among inputs that were always zero, the score of
+        the weights alone decides.
         """
         mask = lowest(self.score(weight, statistic), self.sparsity, "layer", ties=self.score(weight, None))
         return Compressed(weight.masked_fill(mask, 0))
 
 # %% ../../nbs/prune/05_ria.ipynb #permute-code
-IN_ORDER = "its inputs stayed in their order: what they come from cannot follow them alone"
+IN_ORDER = "its inputs were not permuted: what computes them cannot be permuted alone"
 
 
 def _followers(channels: list[Channels], layers: list[LinearLayer], model) -> list[LinearLayer]:
-    "Returns what moves with the channels but is not among the layers: biases, and linears that are not pruned."
+    "Returns the parameters that move with the channels but are not among the layers: biases, and unpruned linears."
     known, moved = {layer.key for layer in layers}, {}
     for group in channels:
         for name, _ in group.moves:
@@ -84,8 +84,8 @@ def _put_in_order(method: RIA, subject, linear: LinearLayer, channels: list[Chan
 
 # %% ../../nbs/prune/05_ria.ipynb #permute-code-2
 def run(self: RIA, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-    """Prunes the linears of the Subject in place, with `permute` after reordering their inputs; returns a report for
-    each linear, by name.
+    """Prunes the linears of the Subject in place, after reordering their inputs if `permute` is set; returns a report
+    for each linear, by name.
     """
     if not self.permute:
         return Pruning.run(self, subject, layers, calibration, checkpoint, seed)

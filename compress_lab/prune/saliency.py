@@ -90,8 +90,9 @@ def _sliced(linear: LinearLayer, tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def _removed(method: "Saliency", layers: list[LinearLayer], values: list[Tensor]) -> list[list[tuple[Tensor, bool]]]:
-    """Returns for each matrix of each linear the mask of the weights to remove, (out, in), and whether its scores are
-    known; without scores, because no gradient reached the matrix, the smallest weights are removed.
+    """Returns, for each matrix of each linear, the mask of the weights to remove, (out, in), and whether it has scores.
+
+    If no gradient reached a matrix, it has no scores, and its smallest weights are removed.
     """
     pieces = [
         [(matrix.abs(), score) for matrix, score in zip(linear.matrices, _sliced(linear, tensor))]
@@ -117,7 +118,9 @@ def _removed(method: "Saliency", layers: list[LinearLayer], values: list[Tensor]
 class Saliency(Pruning):
     "Zeroes the weights whose removal changes the loss least, as estimated from gradients."
 
-    criterion: str = "taylor"  # squared first-order change; "snip": its mean; "grasp": effect on the gradient's norm
+    criterion: str = (
+        "taylor"  # mean squared change of the loss; "snip": size of its mean; "grasp": effect on the gradient's norm
+    )
     scope: str = "layer"  # the share applies to each "row", each "layer", or the whole "model"
     batch: int = 4  # calibration rows per gradient
     paper = "Molchanov et al., 2019, Importance estimation for neural network pruning"
@@ -135,7 +138,7 @@ class Saliency(Pruning):
             raise CompressLabError(f"scope={self.scope!r} is not known.", "Saliency", 'use "row", "layer" or "model"')
         if self.scope == "model" and not isinstance(self.sparsity, (int, float)):
             raise CompressLabError(
-                "A share of the whole model is one number.", "Saliency", 'give it, or use scope="layer"'
+                "A share of the whole model is one number.", "Saliency", 'give a number, or use scope="layer"'
             )
         if self.batch < 1:
             raise CompressLabError(f"batch={self.batch} is not at least 1.", "Saliency", "use 4")

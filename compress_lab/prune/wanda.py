@@ -24,8 +24,8 @@ class Wanda(Pruning, CalibratedLayerMethod):
     statistic, without_inputs = ColumnNorms, "pruned by magnitude"
 
     def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:
-        """Returns the matrix with its lowest scores zeroed; without a statistic, and among inputs that were always
-        zero, the magnitude is the score.
+        """Returns the matrix with the weights of lowest score zeroed; without a statistic, and among inputs that were
+        always zero, the score is the magnitude.
         """
         size = weight.abs()
         score = size if statistic is None else size * statistic.norms

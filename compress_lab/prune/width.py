@@ -98,11 +98,11 @@ CRITERIA = ("least_squares", "magnitude", "random")
 
 
 def _units_by_reader(
-    model,  # of transformers
+    model,  # a transformers model
     kind: str,  # of the units
     layers: list,  # linears that may be changed
 ) -> dict[str, Units]:
-    "Returns the units of this kind by the name of the linear that reads them. Raises `CompressLabError` without any."
+    "Returns the units of this kind by the linear that reads them. Raises `CompressLabError` if there are none."
     names = {linear.name for linear in layers}
     parts = {part.reader.name: part for part in units(model) if part.kind == kind and part.reader.name in names}
     if not parts:
@@ -131,7 +131,7 @@ class Width(CalibratedLayerMethod, abstract=True):
 
     @property
     def fills_zeros(self) -> bool:
-        "Whether earlier zeros are lost: the refit changes every remaining weight."
+        "Returns whether earlier zeros are lost: the refit changes every remaining weight."
         return self.repair
 
     def check(self):
@@ -181,14 +181,14 @@ def how_many(method: Width, part: Units) -> tuple[int, int]:
     if 0 < count < part.count and (count % part.together == 0 or count % groups == 0):
         return count, 1 if count % part.together == 0 else groups
     allowed = sorted({cut for cut in range(1, part.count) if cut % part.together == 0 or cut % groups == 0})
-    shared = f", of which {part.together} each share keys and values" if part.together > 1 else ""
+    shared = f", in groups of {part.together} that share keys and values" if part.together > 1 else ""
     raise CompressLabError(
         f"sparsity={method.sparsity} is {count} of {part.count} {part.kind}{shared}.",
         part.reader.name,
         f"remove {', '.join(map(str, allowed[:8]))} of {part.count}, for example "
         f"sparsity={allowed[len(allowed) // 2] / part.count:.3g}"
         if allowed
-        else "cut something else: there is only one",
+        else "there is only one: remove another kind of unit",
     )
 
 # %% ../../nbs/prune/21_width.ipynb #cell-14

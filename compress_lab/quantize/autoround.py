@@ -173,7 +173,7 @@ def block_plan(model: nn.Module, layers: list[LinearLayer], batch: dict, method)
     outside = [linear.name for linear in layers if linear.block is None]
     if outside:
         raise CompressLabError(
-            f"{type(method).__name__} learns block by block, and this linear is in no block.",
+            f"{type(method).__name__} learns block by block, but this linear is outside the blocks.",
             outside[0],
             "leave it out of the targets, or use GPTQ",
         )
@@ -194,7 +194,7 @@ def block_plan(model: nn.Module, layers: list[LinearLayer], batch: dict, method)
     for stage in stages:
         if calls.count(stage.gate) != 1:
             raise CompressLabError(
-                f"The block is called {calls.count(stage.gate)} times in a pass, and not once.",
+                f"The block is called {calls.count(stage.gate)} times in a pass instead of once.",
                 stage.layers[0].name,
                 "use GPTQ",
             )

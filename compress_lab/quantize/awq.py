@@ -24,7 +24,7 @@ from ..models.precision import precision
 from .grid import by_groups, check_grid, codes, fit, span, values
 
 # %% ../../nbs/quantize/06_awq.ipynb #cell-06
-ROWS = 256  # rows of a matrix that the search looks at
+ROWS = 256  # rows of a matrix that the search uses, at most
 
 
 def nearest(weight: Tensor, method) -> Tensor:
@@ -104,8 +104,8 @@ class AWQ(LayerMethod, CalibratedMethod):
 
 # %% ../../nbs/quantize/06_awq.ipynb #cell-13
 def usable(pairs: Iterable[Pair], layers: list, packed: dict) -> list[Pair]:
-    """Returns the pairs inside a block that feed one of the linears and change no weight already rounded, one per
-    reader.
+    """Returns the pairs within one block that have one of the linears as a reader and whose weights are all unrounded;
+    at most one pair per reader.
     """
     wanted, taken, selected = {layer.key for layer in layers}, set(), []
     for pair in pairs:
@@ -122,8 +122,8 @@ def usable(pairs: Iterable[Pair], layers: list, packed: dict) -> list[Pair]:
 
 # %% ../../nbs/quantize/06_awq.ipynb #cell-13-2
 def balance(method: AWQ, pair: Pair, statistics: dict) -> dict:
-    """Moves the best scales through a pair and rescales the input statistics to match; returns the mean exponent and
-    the range of the scales.
+    """Applies the best scales to a pair and rescales the input statistics to match; returns the mean exponent and the
+    range of the scales.
     """
     pieces = [
         (reader, expert, columns)
@@ -159,7 +159,7 @@ def balance(method: AWQ, pair: Pair, statistics: dict) -> dict:
     }
 
 # %% ../../nbs/quantize/06_awq.ipynb #cell-14
-UNSCALED = "nothing before it can take up its scales: clipped and rounded only"
+UNSCALED = "no module before it can absorb its scales: clipped and rounded only"
 
 # %% ../../nbs/quantize/06_awq.ipynb #cell-14-2
 def run(self: AWQ, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:

@@ -163,7 +163,7 @@ class WeightedCodebook(Codebook, CalibratedLayerMethod):
 
     paper = "Kim et al., 2024, SqueezeLLM: Dense-and-sparse quantization"
     link = "https://arxiv.org/abs/2306.07629"
-    statistic, without_inputs = ColumnNorms, "all weights count alike"
+    statistic, without_inputs = ColumnNorms, "all weights count equally"
 
     def compress(self, weight: Tensor, statistic: ColumnNorms | None) -> Compressed:
         "Returns the matrix with its codes and levels; without a statistic, all weights count equally."

@@ -51,7 +51,9 @@ class Float(LayerMethod):
             raise CompressLabError(f"scale={self.scale!r} is not known.", "Float", 'use "amax" or "mse"')
         if self.per == "tensor" and self.layout.group_size:
             raise CompressLabError(
-                f"{self.format} has a scale for every {self.layout.group_size} weights.", "Float", "leave per as it is"
+                f"{self.format} has a scale for every {self.layout.group_size} weights.",
+                "Float",
+                "leave out the setting per",
             )
         if self.scale == "mse" and self.layout.scale not in SHARES:
             raise CompressLabError(
@@ -60,6 +62,7 @@ class Float(LayerMethod):
 
     @property
     def layout(self) -> Format:
+        "The table of levels and the kind of scale that the settings name."
         return FORMATS[self.format] if self.per == "row" else replace(FORMATS[self.format], scale="matrix")
 
     @property

@@ -93,7 +93,7 @@ class GPTQ(CalibratedLayerMethod):
 
 # %% ../../nbs/quantize/04_gptq.ipynb #even-code
 class UniformGrid:
-    "Uniform grid for each group of a matrix, and rounding to it."
+    "Fits a uniform grid to each group of a matrix and rounds columns to it."
 
     def __init__(self, method: GPTQ, weight: Tensor, importance: Tensor | None):
         self.method, self.importance = method, importance
@@ -118,7 +118,7 @@ class UniformGrid:
         return values(codes(column, scale, zero, self.method.bits), scale, zero)
 
     def packed(self, weight: Tensor) -> Compressed:
-        "Returns a matrix whose values are on the grid, with its codes and scales."
+        "Returns the given matrix, whose values must be on the grid, with its codes and scales."
         scales, zeros = self.scales.T.contiguous(), self.zeros.T.contiguous()
         group = torch.arange(weight.shape[1]) // self.size
         level = codes(weight, scales[:, group], zeros[:, group], self.method.bits).to(torch.uint8)
@@ -148,7 +148,7 @@ def _check_levels(method: GPTQ):
 
 # %% ../../nbs/quantize/04_gptq.ipynb #9a63283cbaf04dbcab1f6479b197f3a8
 class CodebookGrid:
-    "Levels of a format, scaled for each group of a matrix, and rounding to them."
+    "Scales the levels of a format to each group of a matrix and rounds columns to them."
 
     def __init__(self, method: GPTQ, weight: Tensor, importance: Tensor | None):
         self.format, self.importance, self.scales = tables.FORMATS[method.levels], importance, {}
@@ -170,6 +170,6 @@ class CodebookGrid:
         return tables.rounded(self.format, column[:, None], self.size, self.scales[number], self.outer).weight[:, 0]
 
     def packed(self, weight: Tensor) -> Compressed:
-        "Returns a matrix whose values are on the grid, with its codes and scales."
+        "Returns the given matrix, whose values must be on the grid, with its codes and scales."
         scales = torch.cat([self.scales[number] for number in sorted(self.scales)], 1)
         return tables.rounded(self.format, weight, self.size, scales, self.outer)

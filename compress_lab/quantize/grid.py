@@ -19,7 +19,7 @@ from ..core.errors import CompressLabError
 def half_precision(
     scales: Tensor,  # positive, any shape
 ) -> Tensor:
-    "Rounds scales to float16 where they are normal numbers there, else to 16 significant bits; 0 becomes 1."
+    "Rounds scales to float16 if they are normal float16 numbers, otherwise to 16 significant bits; 0 becomes 1."
     half, parted = scales.to(torch.float16).float(), scales.double() * (2**37 + 1)
     normal = (half >= torch.finfo(torch.float16).tiny) & half.isfinite()
     short = (parted - (parted - scales.double())).float()
@@ -81,7 +81,9 @@ def original_grid(
     bits: int,  # 1 to 8
     symmetric: bool,
 ) -> tuple[Tensor, Tensor]:
-    "Returns scales and zero points, (rows,): the original grid of rows already on one, the inputs for other rows."
+    """Returns scales and zero points, (rows,): those of the grid that a row's weights already lie on, or else the ones
+    passed in.
+    """
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
     reach, half = torch.maximum(-low, high) if symmetric else high - low, 2 ** (bits - 1)
     for steps in filter(None, (half, half - 1) if symmetric else (2 * half - 2,)):
@@ -117,7 +119,9 @@ def fit(
     shrinks: int = 0,  # how many narrower spans to try, down to half
     real_zeros: bool = False,  # allow non-integer zero points, except in rows with an exact zero
 ) -> tuple[Tensor, Tensor]:
-    "Returns scales and zero points, (rows,): of the full span, the grid the weights are on, or the best narrower span."
+    """Returns scales and zero points, (rows,), of the grid that a row's weights already lie on, or else of the full
+    span or the best narrower one.
+    """
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
     shares = torch.linspace(1, 0.5, shrinks + 1).to(weight)[:, None]
     scales, zeros = span(low * shares, high * shares, bits, symmetric, real_zeros)  # (spans, rows)
@@ -131,7 +135,7 @@ def fit(
 
 # %% ../../nbs/quantize/01_grid.ipynb #cell-15
 def check_grid(method):
-    "Raises `CompressLabError` if `bits` is out of range, or a symmetric grid is asked for real zero points."
+    "Raises `CompressLabError` if `bits` or `zero_point` is invalid, or a symmetric grid is asked for real zero points."
     if not 1 <= method.bits <= 8:
         raise CompressLabError(f"bits={method.bits} is not between 1 and 8.", type(method).__name__, "use 4")
     zero_point = getattr(method, "zero_point", "integer")

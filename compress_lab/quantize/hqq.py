@@ -21,7 +21,7 @@ def shrink(
     beta: float,  # weight of the quadratic penalty
     p: float,  # norm, above 0 and at most 1
 ) -> Tensor:
-    """Returns the e that minimises |e|**p / p + beta/2 (e - error)**2, in the paper's approximation: small errors
+    """Returns the e that minimizes |e|**p / p + beta/2 (e - error)**2, in the paper's approximation: small errors
     become 0, large ones stay.
     """
     size = error.abs()
@@ -54,7 +54,7 @@ def half_quadratic(
 # %% ../../nbs/quantize/05_hqq.ipynb #cell-12
 @dataclass(frozen=True)
 class HQQ(LayerMethod):
-    "Rounds weights to a grid whose real-valued zero point minimises the p-norm of the errors, p at most 1."
+    "Rounds weights to a grid whose real-valued zero point minimizes the p-norm of the errors, p at most 1."
 
     bits: int = 4  # width of a code, 1 to 8
     group_size: int = 64  # consecutive inputs that share a scale; 0: the whole row

@@ -168,7 +168,7 @@ def write_huffman(
                 f"convert the model to one of {', '.join(DTYPES)} before it is quantized",
             )
         if not torch.equal(keys[name].dequantize().to(tensor.dtype), tensor):
-            raise CompressLabError("A weight is no longer what its packed integers stand for.", name, "quantize again")
+            raise CompressLabError("A weight no longer matches its packed integers.", name, "quantize again")
         fields, meta = squeeze(keys[name])
         metas[name] = (
             meta if tensor.dtype == torch.float32 else {**meta, "dtype": str(tensor.dtype).removeprefix("torch.")}

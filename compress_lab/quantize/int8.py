@@ -99,7 +99,7 @@ def check_called(
             )
 
 # %% ../../nbs/quantize/21_int8.ipynb #cell-18
-KEPT = "its weights stay as they were quantized"
+KEPT = "its weights were quantized already and keep their codes"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class RoundsInputs(LayerMethod, abstract=True):
 
     transformer, bits, group_size = True, 8, 0
     quantizes, keeps_codes = True, True
-    without_inputs = "a scale for each token"
+    without_inputs = "one scale per token"
 
     @abstractmethod
     def rounding(self, statistic) -> RoundInputs:

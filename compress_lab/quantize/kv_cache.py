@@ -51,6 +51,7 @@ class RoundedCache(DynamicCache):
     rounding = None  # the `RoundCache` with the settings
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        "Adds new states, quantizes those that are old enough, and returns all keys and values of the layer."
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer, new = self.layers[layer_idx], key_states.shape[-2]
         self.rounding.settle(layer, "keys", keys, new)
@@ -82,6 +83,7 @@ class RoundCache(InputQuantizer):
         done[name] = until
 
     def change(self, module, args, kwargs):
+        "The arguments of a forward pass with a cache that quantizes what it stores."
         kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args)), **kwargs}
         cache = kwargs.get("past_key_values")
         if cache is None:
@@ -129,7 +131,7 @@ def cache_of(
         )
     if odd := [type(layer).__name__ for layer in cache.layers if type(layer) not in KNOWN]:
         raise CompressLabError(
-            f"{name} keeps its keys and values in a {odd[0]}, which is not known here.",
+            f"{name} keeps its keys and values in a {odd[0]}, which is not supported.",
             "KVCache",
             "quantize its weights instead",
         )
@@ -175,13 +177,9 @@ class KVCache(Method):
             raise CompressLabError(f"bits={self.bits} is not between 1 and 8.", "KVCache", "use 4")
         for axis in (self.keys, self.values):
             if axis not in ("token", "channel"):
-                raise CompressLabError(
-                    f"A scale for each {axis!r} is not known.", "KVCache", 'use "token" or "channel"'
-                )
+                raise CompressLabError(f"A scale per {axis!r} is not known.", "KVCache", 'use "token" or "channel"')
         if "channel" in (self.keys, self.values) and not self.group_size:
-            raise CompressLabError(
-                "A scale for each channel needs a group of tokens.", "KVCache", "set group_size to 32"
-            )
+            raise CompressLabError("A scale per channel needs groups of tokens.", "KVCache", "set group_size to 32")
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
         "Gives the model a quantized cache. Raises `CompressLabError` for models without a key-value cache."

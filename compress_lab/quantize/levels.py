@@ -52,6 +52,7 @@ class Format:
 
     @property
     def bits(self) -> int:
+        "The width of a code."
         return len(LEVELS[self.levels]).bit_length() - 1
 
     @property
@@ -84,7 +85,7 @@ def factor(
     format: Format,
     weight: Tensor,  # (rows, in)
 ) -> Tensor | None:
-    "Returns the factor on all group scales of a matrix, float32 (1, 1), or None for a format without one."
+    "Returns the factor common to all group scales of a matrix, float32 (1, 1), or None for a format without one."
     if format.scale not in ("e4m3", "matrix"):
         return None
     if format.scale == "matrix":

@@ -103,6 +103,7 @@ class Replay:
             self.outputs = [self.record(row) for row in self.rows]
 
     def record(self, row: Tensor) -> list:
+        "Returns the modules of the blocks with their outputs for a row, in the order of the calls."
         seen = []
         hooks = [
             module.register_forward_hook(lambda module, args, output: seen.append((module, output)))

@@ -27,6 +27,7 @@ class Largest:
         self.largest, self.rows = 0.0, 0
 
     def update(self, inputs: Tensor):
+        "Adds a batch of inputs, (tokens, in)."
         if not inputs.numel():
             return
         self.largest = max(self.largest, float(inputs.abs().amax())) if self.finite() else self.largest
@@ -40,6 +41,7 @@ class Largest:
         return self.largest != 0
 
     def finite(self) -> bool:
+        "Returns whether no input was NaN or infinite."
         return math.isfinite(self.largest)
 
 # %% ../../nbs/quantize/20_observers.ipynb #cell-08
@@ -79,7 +81,7 @@ class Histogram(Largest):
 # %% ../../nbs/quantize/20_observers.ipynb #cell-11
 def percentile(
     seen: Histogram,  # of the inputs
-    percent: float = 99.99,  # share of the inputs that must not be clipped, above 0 to 100
+    percent: float = 99.99,  # share of the inputs that must not be clipped, in percent, above 0 and at most 100
 ) -> float:
     "Returns the percentile of the magnitudes as threshold, exact to one bin width."
     share = seen.counts.cumsum(0) / seen.counts.sum()
@@ -126,7 +128,7 @@ def divergences(
     i = torch.arange(LEVELS, len(counts) + 1)
     edges = i[:, None] * torch.arange(LEVELS + 1) // LEVELS
     inside, total, full = until(counts)[edges].diff(), counts.sum(), until((counts > 0).double())[edges].diff()
-    spread = inside / full.clamp(min=1)  # q of the full bins of each level
+    spread = inside / full.clamp(min=1)  # q of the nonempty bins of each level
     last, kept = counts[i - 1], until(counts)[i]
     moved = last + total - kept  # p of the last bin
     negentropy = until(torch.xlogy(counts, counts))[i] - torch.xlogy(last, last) + torch.xlogy(moved, moved)

@@ -49,7 +49,7 @@ def better_rows(
     first: Compressed,  # the weight quantized in one way
     second: Compressed,  # the weight quantized in another way
 ) -> Compressed:
-    "Returns, row by row, the result with the smaller output error, with the notes of the first."
+    "Returns, for each row, the result with the smaller output error; the notes are those of the first result."
 
     def errors(result):
         change = result.weight - weight

@@ -130,7 +130,7 @@ def unscaled(packed: Packed) -> Tensor:
 
 # %% ../../nbs/quantize/34_repair.ipynb #cell-13-2
 def _fit_linear(method: ScaleFit, subject, linear: LinearLayer, original: LinearLayer, statistics: dict) -> dict:
-    "Fits and writes a linear, or each expert of a stack; returns its errors after and the output error before."
+    "Fits and writes the scales of a linear, or of each expert; returns its errors, and the output error before."
     packed, new_scales, reports = subject.packed[linear.key], [], []
     values = unscaled(packed)
     group, scales = torch.arange(packed.columns) // packed.group_size, packed.scales.float()

@@ -117,7 +117,7 @@ def untie(model: nn.Module) -> str | None:
 def fold(pair: Pair):
     """Multiplies the weight of a norm into the linears that read it, in place.
 
-    Raises `CompressLabError` if a bias cannot follow.
+    Raises `CompressLabError` if the norm's weight is zero in a channel where its bias is not.
     """
     scale, bias = pair.source.weight.data.float() + pair.offset, bias_of(pair.source)
     for reader, columns in zip(pair.readers, pair.columns):
@@ -268,7 +268,7 @@ class Rotate(Method):
         change = relative_error(logits(model, batch), before)
         if not change < (1e-3 if model.dtype == torch.float32 else 0.1):
             raise CompressLabError(
-                f"The rotation changed the logits by {change:.1%}: something reads or writes the residual stream that "
+                f"The rotation changed the logits by {change:.1%}: a module that reads or writes the residual stream "
                 "was not found.",
                 type(model).__name__,
                 "this architecture cannot be rotated; load the model again if it was rotated in place",

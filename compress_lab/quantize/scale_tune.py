@@ -53,7 +53,7 @@ class ScaleTune(CalibratedMethod):
         check_training(self)
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0, original=None) -> dict:
-        "Tunes the scales of the linears of the Subject in place; returns how far they moved, by name."
+        "Tunes the scales of the linears of the Subject in place; returns their relative change, by name."
         return done_once(
             subject, layers, checkpoint, lambda: tune(self, subject, original, layers, calibration.tokens, seed)[0]
         )
@@ -81,7 +81,7 @@ def _check_scales(subject, original, layers: list[LinearLayer]):
 def tune(
     method: ScaleTune, subject, original, layers: list[LinearLayer], tokens: Tensor, seed: int = 0
 ) -> tuple[dict, list[float]]:
-    """Tunes the scales of linears of a Subject in place; returns how far they moved, by name, and the loss per step.
+    """Tunes the scales of linears of a Subject in place; returns their relative change, by name, and the loss per step.
 
     Raises `CompressLabError` before training if scales, loss or memory do not allow it.
     """

@@ -61,7 +61,7 @@ class SmoothQuant(Method):
     "Evens out the input channels of linears by moving factors into the preceding module; rounds nothing."
 
     alpha: float = 0.5  # migration strength, 0 to 1: how much of the outliers moves to the weights
-    norms_only: bool = True  # only from norms, as published; False: also from value and up projections
+    norms_only: bool = True  # move factors only into norms, as published; False: also into value and up projections
     paper = (
         "Xiao et al., 2023, SmoothQuant: Accurate and efficient post-training quantization for large language models"
     )
@@ -105,7 +105,7 @@ class SmoothQuant(Method):
 
 # %% ../../nbs/quantize/07_smoothquant.ipynb #f20d9596
 def _move_all(method: SmoothQuant, subject, pairs: list[Pair], largest: dict, checkpoint) -> dict:
-    "Moves the factors of all pairs, and stores the blocks of a streamed Subject; returns the ranges by module."
+    "Applies the factors of all pairs, and stores the blocks of a streamed Subject; returns their ranges by module."
     report, parts = {}, {part.key: part for pair in pairs for part in pair.touched}
     finished = Finished(checkpoint if subject.streamed else None, subject, parts.values())
     for number, pair in enumerate(pairs):

@@ -49,7 +49,7 @@ from .sections import group_tables, mapping, step_text
 BEGIN, END = "<!-- yours: {} -->", "<!-- end of yours -->"
 FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.S)
 BLOCK = re.compile(r"<!-- yours: ([a-z ]{1,40}) -->(.*?)<!-- end of yours -->", re.S)
-ASKED = {  # the places for a person's text, with what stands there at first
+ASKED = {  # the places for a person's text, with the initial text of each
     "intended use": "*Who should use this copy, for what, in which languages and settings? Replace this line.*",
     "out of scope": "*What should it not be used for? Replace this line.*",
     "notes": "*Anything else. Replace this line.*",
@@ -60,7 +60,7 @@ def own_texts(
     card: str,  # the text of a card
     where: str = "",  # its path, for the message
 ) -> dict[str, str]:  # place: text
-    "What a person wrote, by place. Raises `CompressLabError` if a mark is missing or stands twice."
+    "The texts that a person wrote, by place. Raises `CompressLabError` if a mark is missing or occurs twice."
     body = FRONT.sub("", card, count=1)
     blocks = BLOCK.findall(body)
     marks = (body.count(BEGIN[:11]), body.count(END))
@@ -115,7 +115,7 @@ def base_model(
 def relation(
     steps: list[dict],  # of a recipe
 ) -> str:
-    "What the copy is to its base, in the Hub's words."
+    "The relation of the copy to its base model, in the Hub's terms."
     with suppress(CompressLabError):
         METHODS.discover()
     quantizes = any(getattr(METHODS.get(str(step.get("method"))), "quantizes", False) for step in steps)
@@ -135,7 +135,7 @@ def licence_entries(
 def hub_task(
     settings: str,  # of a probe, as JSON
 ) -> str:
-    "What the task asks, in the Hub's words: classes of a head, or text."
+    "The kind of task in the Hub's terms: classification by a head, or text generation."
     with suppress(CompressLabError):
         if read_task(mapping(json.loads(settings)).get("task", "")).kind == "classify":
             return "text-classification"
@@ -178,7 +178,7 @@ class Card:
         )
 
     def eval_results(self) -> list[EvalResult]:
-        "The figures on texts and tasks, in the older form that stands in the front matter."
+        "The figures on texts and tasks, in the older format used in the front matter."
         results = []
         for _, row in own_figures(self.evidence, self.recipe).iterrows():
             data = measured_on(self.evidence, row)
@@ -226,7 +226,7 @@ def rows(
     return lines
 
 # %% ../../nbs/report/10_card.ipynb #1bdd5efd
-SAID = {  # a note of the evidence: what it means for who takes the copy
+SAID = {  # a note of the evidence: what it means for users of the copy
     "simulated": "The quantization is simulated: figures of quality are those of the quantized weights, and nothing "
     "follows about speed or memory.",
     "mask: no kernel uses it": "Its zeros are a mask: no kernel uses them, so they make nothing faster.",
@@ -236,7 +236,7 @@ SAID = {  # a note of the evidence: what it means for who takes the copy
 
 @patch
 def limits(self: Card) -> dict:  # notes, worse, unsettled, gaps
-    "What the evidence says against the copy, and what it does not say."
+    "The evidence against the copy, and what was not measured."
     rows = self.evidence.rows[self.evidence.rows["recipe"] == self.recipe]
     compared = [row for _, row in rows.iterrows() if math.isfinite(row["difference"]) and row["better"]]
     by_verdict = {verdict: [row for row in compared if told(row) == verdict] for verdict in ("worse", "no interval")}
@@ -276,8 +276,8 @@ def _from_before(
 
 def weave(
     data: ModelCardData,  # the new front matter
-    body: str,  # the new text, with the name of each person's place between two zero characters
-    before: str = "",  # an earlier README, whose texts of people are kept
+    body: str,  # the new text, in which null characters enclose the name of each place for a person's text
+    before: str = "",  # an earlier README, whose marked texts are kept
     where: str = "",  # its path, for the message
 ) -> str:
     "The card as Markdown with front matter. Raises `CompressLabError` if the earlier one cannot be read."
@@ -292,7 +292,7 @@ def weave(
 
 # %% ../../nbs/report/10_card.ipynb #3fa2dd82
 def _rights(evidence: Evidence, recipe: str) -> list[tuple]:
-    "The lines of the table of data and licences, for what this recipe was made of and measured on."
+    "The lines of the table of data and licences: the recipe's model, its calibration data and its evaluation data."
     cells = [mapping(cell.get("provenance")) for cell in evidence.cells_of(recipe)]
     names = {str(mapping(source).get("name")) for entry in cells for source in (entry.get("data") or [])}
     if evidence.use:
@@ -318,7 +318,7 @@ def machine_line(
 # %% ../../nbs/report/10_card.ipynb #4a90f1d7
 @patch
 def _parts(self: Card) -> dict:
-    "What the template needs."
+    "The values for the template."
     evidence, recipe, subject, steps = self.evidence, self.recipe, self.subject, self.evidence.steps(self.recipe)
     keys = [key for key, cell in evidence.cells.items() if cell["recipe"] == recipe and cell.get("values")]
     known = [METHODS.get(str(step.get("method"))) for step in steps]
@@ -354,11 +354,11 @@ def _parts(self: Card) -> dict:
 @patch
 def text(
     self: Card,
-    before: str = "",  # an earlier README, whose texts of people are kept
+    before: str = "",  # an earlier README, whose marked texts are kept
     where: str = "",  # its path, for the message
 ) -> str:
     "The card as Markdown with front matter. Raises `CompressLabError` if the earlier one cannot be read."
-    yours = lambda place: Markup(f"\0{place}\0")  # no text from elsewhere holds a control character
+    yours = lambda place: Markup(f"\0{place}\0")  # texts from outside contain no control characters
     body = TEMPLATES.get_template("card.md").render(yours=yours, code=code, **self._parts())
     return weave(self.data(), body, before, where)
 
@@ -371,7 +371,7 @@ def write(
 ) -> Path:
     """Writes README.md, .eval_results/compress_lab.yaml and every_eval_ever.json, and returns the card's path.
 
-    Raises `CompressLabError` if the card that is there has lost a mark, or a file cannot be written.
+    Raises `CompressLabError` if the existing card has lost a mark, or a file cannot be written.
     """
     place = Path(folder) / "README.md"
     if before is None:
@@ -411,14 +411,14 @@ def is_copy(
 def _unmeasured(
     folder: "str | os.PathLike",  # written by `save` or `export`
 ) -> Evidence:
-    """Evidence about a copy that no study has measured: where it is from and what was done to it.
+    """Evidence about a copy that no study has measured: its source, and what was done to it.
 
     Raises `CompressLabError` if neither `save` nor `export` wrote the folder.
     """
     file = next((Path(folder) / name for name in ABOUT if (Path(folder) / name).is_file()), None)
     if file is None:
         fix = "name a run folder, or a folder that compress-lab apply or export wrote"
-        raise CompressLabError("This folder holds no copy of compress_lab.", str(folder), fix)
+        raise CompressLabError("This folder holds no copy made by compress_lab.", str(folder), fix)
     about = read_json(file)
     steps = [dict(step) for step in about.get("history") or [] if mapping(step)]
     plain_steps = [{name: value for name, value in step.items() if name not in UNSAID} for step in steps]
@@ -436,7 +436,7 @@ def _unmeasured(
     return Evidence({"": cell})
 
 
-UNSAID = ("modules", "touched", "seconds", "calibration")  # what a history adds to the settings of a step
+UNSAID = ("modules", "touched", "seconds", "calibration")  # entries of a history that are not settings of a step
 
 
 @patch(cls_method=True)

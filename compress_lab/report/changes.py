@@ -22,7 +22,7 @@ COLUMNS = ("recipe", "figure", "then", "then verdict", "now", "now verdict", "wh
 
 
 def _span(row: pd.Series) -> tuple[float, float]:
-    "The interval of a figure: of its difference to the original, else its own; NaN if it has none."
+    "The interval of a figure: of its difference from the original, else its own; NaN if it has none."
     name = "difference" if math.isfinite(row["difference_lo"] + row["difference_hi"]) else "value"
     ends = row[f"{name}_lo"], row[f"{name}_hi"]
     return ends if ends[1] > ends[0] else (math.nan, math.nan)
@@ -38,7 +38,7 @@ def _figure(row: "pd.Series | None") -> str:
 
 
 def _verdict(row: "pd.Series | None") -> str:
-    "The verdict of a difference to the original; empty if there is none."
+    "The verdict of a difference from the original; empty if there is none."
     if row is None or not math.isfinite(row["difference"]):
         return ""
     return str(row["verdict"]) or told(row)

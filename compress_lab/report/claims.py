@@ -120,7 +120,7 @@ def _size_claim(row: pd.Series, bits: "pd.Series | None", notes: list[str], mask
 
 
 def _fidelity_claim(kl: "pd.Series | None", top: "pd.Series | None") -> Claim:
-    "A claim about how far a recipe's next-token probabilities are from the original's."
+    "A claim about the distance of a recipe's next-token probabilities from the original's."
     row, parts = top if top is not None else kl, []
     said = lambda r, scale, unit: in_words(scale * r["value"], scale * r["value_lo"], scale * r["value_hi"], unit)
     if top is not None:
@@ -161,7 +161,7 @@ def time_claim(row: pd.Series, work: str) -> Claim:
     elif slower(row):
         text = f"{row['recipe']} is slower in {work}: it takes {measured}."
     else:
-        text = f"No change of speed is claimed for {row['recipe']} in {work}: it takes {measured}."
+        text = f"No change in speed is claimed for {row['recipe']} in {work}: it takes {measured}."
     return _claim(text, row, "ratio", "ratio_lo", "ratio_hi", "control_lo", "control_hi")
 
 # %% ../../nbs/report/05_claims.ipynb #shown-code
@@ -194,7 +194,7 @@ def _accuracies(evidence: Evidence, recipe: str = "") -> list[tuple]:
 
 # %% ../../nbs/report/05_claims.ipynb #answers-claim-4
 def _changes(rows: list[tuple], what: str) -> tuple[str, str]:
-    "How much accuracies changed, and how many answers flipped, in words."
+    "The changes of accuracy and the share of flipped answers, in words."
     changes, flips = (sorted(row[name] for row, _ in rows) for name in ("difference", "flips"))
     moved = (
         f"{_points(changes[0])} points in {rows[0][0]['task']}"
@@ -242,7 +242,7 @@ def _seen(rows: list[tuple]) -> tuple[list, list]:
 
 
 def _answer_claim(evidence: Evidence, recipe: str) -> list[Claim]:
-    "How the accuracies of a recipe changed, and how many answers flipped behind them."
+    "A claim about the changes of a recipe's accuracies and the flipped answers behind them."
     if not (rows := _accuracies(evidence, recipe)):
         return []
     compared, (moved, flipped), (_, unknown) = len(_accuracies(evidence)), _changes(rows, "tasks"), _seen(rows)
@@ -267,7 +267,7 @@ def _answer_claim(evidence: Evidence, recipe: str) -> list[Claim]:
 
 # %% ../../nbs/report/05_claims.ipynb #answers-claim-2-2
 def _hidden_claim(evidence: Evidence) -> list[Claim]:
-    "How many accuracy changes were seen, how many remain after Holm's correction, and the flips behind the others."
+    "A claim about the accuracy changes seen, those that remain after Holm's correction, and the flips behind the rest."
     every = _accuracies(evidence)
     if not every:
         return []
@@ -314,7 +314,7 @@ def _axis_claims(evidence: Evidence, recipe: str) -> list[Claim]:
 
         text = (
             f"In {axis} {len(worse) or 'none'} of {len(judged)} figures of {recipe} "
-            f"{'are' if len(worse) > 1 else 'is'} worse by an interval that leaves out zero"
+            f"{'are' if len(worse) > 1 else 'is'} worse by an interval that excludes zero"
             + (f", clearest {joined([said(row) for _, row in worst.iterrows()])}." if len(worse) else ".")
         )
         if len(judged):
@@ -366,7 +366,7 @@ def paid_claim(evidence: Evidence, recipe: str) -> list[Claim]:
     if pays:
         text += ", earned back after {} tokens ({}).".format(*in_words(*tokens))
     elif result.verdict == "unknown":
-        text += "; whether serving earns that back is unknown, because it may save nothing."
+        text += "; it is unknown whether serving earns that back, because it may save nothing."
     else:
         text += ", which serving never earns back: it is not faster."
     return [Claim(text, recipe, stated, keys)]
@@ -415,7 +415,8 @@ def _loss_claim(evidence: Evidence) -> list[Claim]:
         ("+" if r["difference"] > 0 else "") + in_words(r["difference"], r["difference_lo"], r["difference_hi"])[0]
     )
     text = (
-        f"No difference in perplexity was seen for {joined(even)}, with room for up to {figures(room, 2)}. "
+        f"No difference in perplexity was seen for {joined(even)}, but a rise of up to {figures(room, 2)} is not "
+        f"excluded. "
         if even
         else ""
         if unsettled
@@ -511,9 +512,9 @@ def _take_claim(evidence: Evidence) -> list[Claim]:
     after, ratio = quality[best["recipe"]], best["ratio"]
     number, sure = in_words(ratio, best["ratio_lo"], best["ratio_hi"])
     text = (
-        f"What to take for speed: {best['recipe']}, with {number} times the original's tokens a second ({sure}) at a "
+        f"What to take for speed: {best['recipe']}, with {number} times the original's tokens per second ({sure}) at a "
         f"perplexity of {figures(after['value'], 4, True)} against {figures(after['original'], 4, True)}. On this "
-        f"machine a token then costs {figures(1 / ratio, 2)} of the original's price."
+        f"machine a token then costs {figures(1 / ratio, 2)} of what it costs with the original."
     )
     return [Claim(text, "", {"ratio": ratio, "perplexity ratio": after["ratio"]}, keys + tuple(after["cells"]))]
 

@@ -37,7 +37,7 @@ class Dossier(Evidence):
         self,
         since: Evidence,  # earlier results of the same model
     ) -> pd.DataFrame:  # recipe, figure, then and now with their verdicts, what
-        "The verdicts and figures that are others than they were, one row each."
+        "The verdicts and figures that changed, one row each."
         return changes(self, since)
 
     def summary(self) -> list[Claim]:
@@ -103,7 +103,7 @@ def to_html(
     self: Dossier,
     path: "str | os.PathLike",  # path of the file; an existing page is replaced atomically
     *,
-    running: bool = False,  # the study goes on: without pictures, which take seconds, and a browser reloads the page
+    running: bool = False,  # the study still runs: no pictures, which take seconds, and a browser reloads the page
     texts: bool = False,  # with the questions of tasks and what models wrote, which may belong to others
     since: Evidence | None = None,  # earlier results of the same model, to list what changed
 ) -> Path:

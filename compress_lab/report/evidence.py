@@ -120,7 +120,7 @@ SEEDED = (
 
 def _over_seeds(row: dict, difference: Mapping) -> dict:
     "The row of several seeds, with their joint difference, or without an interval if none was computed."
-    missing = {"method": "no interval: the records of the seeds are not at hand", "verdict": "no interval"}
+    missing = {"method": "no interval: the records of the seeds are not available", "verdict": "no interval"}
     if not difference:
         return row | dict.fromkeys(SEEDED, math.nan) | missing
     value = dict(unit=row["unit"], better=row["better"], value=row["value"], bounds=list(row["bounds"]))
@@ -165,7 +165,7 @@ def evidence_rows(
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-15
 def known_probes() -> Mapping[str, type]:
-    "The classes of probes by name. A package that cannot be imported does not keep a dossier from being read."
+    "The classes of probes by name. A package that cannot be imported does not prevent a dossier from being read."
     with suppress(CompressLabError):
         PROBES.discover()
     return PROBES
@@ -361,7 +361,7 @@ def _seeds_of(several: list, originals: list) -> list[dict]:
 def _facts_frame(
     frame: pd.DataFrame,  # records of a cell
 ) -> bool:
-    "Whether a frame holds records of facts: unique item names, and numbers in `known`."
+    "Whether a frame holds records of facts: unique item names, and the column `known` with numbers."
     sound = {"item", "cluster", "known", "said"} <= {*frame} and pd.api.types.is_numeric_dtype(frame["known"])
     return bool(sound and frame["item"].map(lambda item: isinstance(item, str)).all() and frame["item"].is_unique)
 
@@ -544,7 +544,7 @@ def table(
 FLIPS, COUNTED = (
     (".flips", ".churn", ".changed"),
     (".acc", ".preferred"),
-)  # figures of flips, and those whose answers are the ones that flip
+)  # metrics of flips, and the metrics whose answers flip
 
 
 @patch
@@ -619,7 +619,7 @@ def not_measured(self: Evidence) -> list[dict]:  # recipe ("" for a whole area),
         dict(
             recipe="",
             probe=each,
-            reason="the study declares no use" if each == "data rights" else "no probe of this study looks at it",
+            reason="the study declares no use" if each == "data rights" else "no probe of this study covers it",
             cell="",
         )
         for each in areas()
@@ -639,7 +639,7 @@ def size_quality(self: Evidence) -> pd.DataFrame:
             continue
         lo, hi = (
             (quality["value_lo"], quality["value_hi"]) if recipe != "original" else (math.nan, math.nan)
-        )  # the reference of paired differences has none
+        )  # the original is the reference of paired differences and has none
         rows.append(
             dict(
                 recipe=recipe,
@@ -712,7 +712,7 @@ def axes(
 # %% ../../nbs/report/03_evidence.ipynb #axes-code-2
 @patch
 def forgotten(self: Evidence) -> list[tuple]:  # recipe, number of facts the original knew, table of those that are lost
-    "Returns the facts that each recipe forgot, if a probe asked facts."
+    "Returns the facts that each recipe forgot, if a probe asked for facts."
     frames = {key: frame for key, frame in self.frames.items() if "known" in frame}
     asked, lost = (
         {

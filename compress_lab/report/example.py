@@ -269,7 +269,7 @@ def fact_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key
 
 # %% ../../nbs/report/00_example.ipynb #82c779c0
 def timed_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key -> result, cell key -> records
-    "Made-up cells of a throughput of three copies, whose compressing took 600 seconds, with the seconds of a token."
+    "Made-up throughput cells of three copies, each compressed in 600 seconds, with the seconds per token."
     random, cells, frames = np.random.default_rng(0), {}, {}
     for recipe, seconds in (("faster", 0.004), ("as fast", 0.010), ("slower", 0.012)):
         key = f"throughput {recipe}"
@@ -292,7 +292,7 @@ use: commercial"""  # the text of its study.yaml
 
 
 def card_cells() -> dict[str, dict]:  # cell key -> result
-    "Made-up cells of two copies of a model of the Hub: answers to a set of the Hub, sizes, and no latency."
+    "Made-up cells of two copies of a model from the Hub: answers to a task from the Hub, sizes, and no latency."
     subject = {"name": "acme/tiny", "source": "acme/tiny on the Hub", "revision": "1f", "licence": "apache-2.0"}
     asked = {"name": "allenai/ai2_arc", "source": "allenai/ai2_arc/ARC-Easy/validation", "licence": "CC-BY-SA-4.0"}
     made_of = {"subject": subject, "data": [{**asked, "role": "evaluation", "sha256": "a740"}]}

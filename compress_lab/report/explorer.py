@@ -60,7 +60,7 @@ def answer_pairs(
 ) -> list[Pair]:
     "The answers to right-or-wrong tasks that the original and a copy were both asked, in the order of the study."
     found, originals = {}, {}
-    for key, cell in evidence.cells.items():  # those of the original come first
+    for key, cell in evidence.cells.items():  # the original's cells come first
         frame = evidence.frames.get(key)
         if cell["probe"] not in ANSWERED_BY or frame is None:
             continue
@@ -76,7 +76,7 @@ def kinds(
     before: pd.DataFrame,  # records of the original
     after: pd.DataFrame,  # records of the copy
 ) -> pd.DataFrame:  # item, place of its kind in `KINDS`
-    "What happened to each item. Raises `CompressLabError` if the models were asked different items."
+    "The kind of change of each item. Raises `CompressLabError` if the models were asked different items."
     found = changes(before, after)
     right, other = found["before"] & found["after"], found["changed"] & ~found["flipped"] & ~found["before"]
     kind = np.select([found["lost"], found["gained"], other, right], range(4), 4)
@@ -86,7 +86,7 @@ def kinds(
 def shares(
     logprobs: object,  # log-likelihoods of the options
 ) -> list[float | None] | None:
-    "The probabilities of the options among themselves; None if they are no finite numbers."
+    "The probabilities of the options among themselves; None if one is not a finite number."
     try:
         values = np.asarray(logprobs, dtype=np.float64)
     except (TypeError, ValueError):
@@ -99,10 +99,10 @@ def shares(
 
 # %% ../../nbs/report/08_explorer.ipynb #bb0b25c6
 def answer_names(
-    file: TaskFile | None,  # None: it is not at hand
+    file: TaskFile | None,  # None: it is not available
     count: int,  # number of options
 ) -> list[str]:
-    "What the answers of a task are called, by their number."
+    "The names of a task's answers, by number."
     if file is not None and file.kind == "classify" and file.labels:
         return [label.split("|")[0] for label in file.labels]
     return [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(count)]
@@ -111,7 +111,7 @@ def answer_names(
 def question(
     item: Item,
 ) -> tuple[str, list[str]]:  # the text that all options share, the options
-    "The question of an item, as the model was asked it."
+    "The question of an item, as the model saw it."
     if item.sentences:
         return "\n".join(item.sentences), []
     contexts = {context for context, _ in item.pairs}
@@ -142,7 +142,7 @@ TAG = "by "  # begins the columns of groups in records
 
 
 def _said(row: dict, names: list[str], texts: bool) -> str:
-    "What a model answered, in words."
+    "A model's answer, in words."
     value = row.get("prediction")
     if value is None:
         return "right" if row["correct"] else "wrong"
@@ -183,7 +183,7 @@ def explorer_data(
 ) -> dict:
     """All that the explorer shows, as plain JSON; `rows` is empty if no task was answered by both models.
 
-    Raises `CompressLabError` if the questions of a task are asked for and are not at hand.
+    Raises `CompressLabError` if the questions of a task are asked for and not available.
     """
     pairs, found, left_out = answer_pairs(evidence), [], []
     data = {"kinds": list(KINDS), "recipes": list(dict.fromkeys(pair.recipe for pair in pairs)), "tasks": []}
@@ -191,7 +191,7 @@ def explorer_data(
     for pair in pairs:
         try:
             names, rows = _rows(pair, texts)
-        except (CompressLabError, KeyError, TypeError, ValueError) as error:  # a run folder may be somebody else's
+        except (CompressLabError, KeyError, TypeError, ValueError) as error:  # the run folder may be from elsewhere
             why = error.what if isinstance(error, CompressLabError) else "its records are not those of a task."
             left_out.append(f"{pair.task} of {pair.recipe}: {why.removesuffix('.')}")
             continue
@@ -226,7 +226,7 @@ def _cleaned(value):
 
 
 def _caption(count: int, left_out: list[str], texts: bool) -> str:
-    "What the table shows and what it leaves out, in words."
+    "The caption of the table: what it shows and what it leaves out."
     said = "A row is one item as the original and a copy answered it; the answers that changed come first."
     if count > MOST:
         said += f" Of {count:,} rows the {MOST:,} that changed most are here."
@@ -239,7 +239,7 @@ PLAIN = 20  # rows of the table for browsers without scripts
 START = """
 const data = JSON.parse(document.getElementById("explorer-data").textContent);
 explore(document.getElementById("explorer"), data);
-"""  # what a page calls of the script
+"""  # how a page starts the script
 
 
 def template_text(
@@ -252,7 +252,7 @@ def template_text(
 def in_page(
     data: dict,  # of `explorer_data`
 ) -> dict:  # script, hash, json, plain, caption, about
-    "What the template of the page needs to show the explorer."
+    "The values that the page's template needs to show the explorer."
     script = template_text("explorer.js") + START
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     plain = []
@@ -296,13 +296,13 @@ def explore(
 ):  # a widget
     """Every answer of the original beside that of each copy, flips first, as a widget to search, filter and sort.
 
-    Raises `CompressLabError` if there are no such answers, or the questions are not at hand.
+    Raises `CompressLabError` if there are no such answers, or the questions are not available.
     """
     evidence = run if isinstance(run, Evidence) else Evidence.from_run(run)
     data = explorer_data(evidence, texts)
     if not data["rows"]:
         raise CompressLabError(
-            "There are no answers of an original and a copy to one task.",
+            "No task was answered by both an original and a copy.",
             "the dossier" if isinstance(run, Evidence) else str(run),
             "run a study with a task, for example probes: [{probe: task, task: arc_easy}]",
         )

@@ -51,8 +51,8 @@ class Figure:
 
     name: str
     state: str  # kept, open or lost
-    seen: bool  # whether its interval shows it to be worse, by however little
-    change: str  # difference to the original with its interval, in words
+    seen: bool  # whether its interval shows it to be worse, however slightly
+    change: str  # difference from the original with its interval, in words
     worst: str  # the largest loss in the interval, in words; empty if there is no interval
     clear: float  # the difference as a multiple of the interval's width, from 0
     cells: tuple[str, ...]  # keys
@@ -157,7 +157,7 @@ def _gains_text(found: list[tuple[Column, pd.Series]]) -> str:
 # %% ../../nbs/report/07_first_screen.ipynb #6f798f4b
 @dataclass(frozen=True)
 class Copy:
-    "What was measured of a copy: its figures of quality and its gains."
+    "The measured properties of a copy: its figures of quality and its gains."
 
     name: str  # of the recipe
     figures: list[Figure]
@@ -206,7 +206,7 @@ def copies(evidence: Evidence) -> list[Copy]:
 def chosen(
     found: list[Copy],
 ) -> list[Copy]:
-    "The copies to take: the smallest, and the fastest if that is another; empty if none is both judged and gains."
+    "The copies to take: the smallest, and the fastest if it differs; empty if no copy has both a gain and figures."
     if not (worth := [copy for copy in found if copy.gains and copy.figures]):
         return []
     least = min(copy.loss for copy in worth)
@@ -219,12 +219,12 @@ def chosen(
 
 # %% ../../nbs/report/07_first_screen.ipynb #6f2096c9
 def _allowed(copy: Copy) -> str:
-    "What a kept figure was held against, in words."
+    "The bound that a kept figure was compared with, in words."
     declared = [each.declared for each in copy.figures]
     bound = f"up to {100 * (NEAR - 1):.0f} % of perplexity"
     if all(declared):
         return "by the declared margin"
-    start = "by the declared margin; where there is none" if any(declared) else "no margin is declared"
+    start = "by the declared margin; where there is none" if any(declared) else "no margin was declared"
     return f"{start}: {bound}"
 
 
@@ -234,22 +234,22 @@ def _shown(names: list[str], most: int = 3) -> str:
 
 
 def _verdict(copy: Copy, purpose: str) -> Claim:
-    "The sentence that says to take a copy, on which condition."
+    "The sentence that recommends a copy, with its condition."
     lost, unsettled, count = copy.of("lost"), copy.of("open"), len(copy.figures)
     gained = _gains_text(copy.gains)
     which = {1: f"Its {copy.figures[0].name} is", 2: "Both figures of its quality are"}
     which = which.get(count, f"All {count} figures of its quality are")
     if lost:
         changes = _shown([f"{each.name} ({each.change})" for each in lost])
-        text = f"Nothing can be taken without a loss. The least is that of {copy.name} ({gained}): worse in {changes}."
+        text = f"Every copy loses something. The smallest loss is that of {copy.name} ({gained}): worse in {changes}."
     elif unsettled:
         room = _shown([f"{each.name} (by up to {each.worst or 'an unknown amount'})" for each in unsettled])
         text = (
-            f"Take {copy.name}{purpose} if a loss that was not ruled out is acceptable: {gained}. No figure of its "
-            f"quality is seen to be worse; not ruled out is a loss in {room}."
+            f"Take {copy.name}{purpose} if a loss that was not excluded is acceptable: {gained}. No figure of its "
+            f"quality was seen to be worse, but a loss is not excluded in {room}."
         )
     else:
-        text = f"Take {copy.name}{purpose}: {gained}. {which} shown to be no worse than allowed ({_allowed(copy)})."
+        text = f"Take {copy.name}{purpose}: {gained}. {which} shown to be within its bound ({_allowed(copy)})."
     stated = {column.title: row["ratio"] for column, row in copy.gains}
     return Claim(text, copy.name, stated | {"lost": len(lost), "open": len(unsettled), "figures": count}, copy.cells)
 
@@ -257,16 +257,16 @@ def _verdict(copy: Copy, purpose: str) -> Claim:
 def take_claims(
     evidence: Evidence,
 ) -> list[Claim]:
-    "What to take, or why there is nothing to take."
+    "Claims about which copies to take, or why there are none."
     found = copies(evidence)
     if picked := chosen(found):
         purposes = (" for its size", " for its speed") if len(picked) > 1 else ("",)
         return [_verdict(copy, purpose) for copy, purpose in zip(picked, purposes)]
     keys = tuple(dict.fromkeys(key for copy in found for key in copy.cells))
     if not any(copy.figures for copy in found):
-        text = "There is no verdict: no figure of quality was compared with the original's."
+        text = "There is no verdict: no figure of quality was compared with the original."
     else:
-        text = "Take none of the copies: by what was measured, none is smaller, faster or lighter than the original."
+        text = "Take none of the copies: none was measured to be smaller, faster or lighter than the original."
     return [Claim(text, "", {"copies": len(found)}, keys)]
 
 # %% ../../nbs/report/07_first_screen.ipynb #03912976
@@ -274,18 +274,18 @@ def gained_claims(
     evidence: Evidence,
     picked: list[Copy],
 ) -> list[Claim]:
-    "What the chosen copies gain: size in bytes, and every ratio that is better beyond its noise."
+    "Claims about the gains of the chosen copies: size in bytes, and every ratio that is better beyond its noise."
     found = []
     for copy in picked:
         size = evidence.find(copy.name, "file_bytes")
         keys = tuple(dict.fromkeys(key for _, row in copy.gains for key in row["cells"]))
         if not copy.gains:
-            found.append(Claim(f"{copy.name} gains nothing that was measured.", copy.name, {}, copy.cells))
+            found.append(Claim(f"{copy.name} shows no measured gain.", copy.name, {}, copy.cells))
             continue
         text = f"{copy.name} has {_gains_text(copy.gains)}."
         if size is not None and size["ratio"] < 1:
             before, after = (figures(size[name] / 1e6) for name in ("original", "value"))
-            text += f" On disk that is {after} MB instead of {before} MB."
+            text += f" On disk it takes {after} MB instead of {before} MB."
         found.append(Claim(text, copy.name, {column.title: row["ratio"] for column, row in copy.gains}, keys))
     return found
 
@@ -294,7 +294,7 @@ def lost_claims(
     evidence: Evidence,
     picked: list[Copy],
 ) -> list[Claim]:
-    "What the chosen copies lose: figures that are seen to be worse, and flipped answers."
+    "Claims about the losses of the chosen copies: figures that are seen to be worse, and flipped answers."
     found = []
     for copy in picked:
         worse = [each for each in copy.figures if each.seen]
@@ -321,13 +321,13 @@ def unknown_claims(
     evidence: Evidence,
     picked: list[Copy],
 ) -> list[Claim]:
-    "What is not known: open figures, what was not measured of the chosen copies, and areas without a probe."
+    "Claims about gaps: open figures, missing measurements of the chosen copies, and areas without a probe."
     found, gaps, names = [], evidence.not_measured(), [copy.name for copy in picked]
     for copy in picked:
         unsettled = copy.of("open")
         if unsettled:
             room = _shown([f"{each.name} ({each.change})" for each in unsettled])
-            text = f"{copy.name}: too little was measured to settle {room}."
+            text = f"{copy.name}: too little data to settle {room}."
             keys = tuple(dict.fromkeys(key for each in unsettled for key in each.cells))
             found.append(Claim(text, copy.name, {each.name: each.change for each in unsettled}, keys))
     reasons = {}
@@ -339,7 +339,7 @@ def unknown_claims(
         found.append(Claim(text, "", {}, tuple(key for keys in probes.values() for key in keys if key)))
     areas = [gap["probe"].replace("_", " ") for gap in gaps if not gap["recipe"]]
     if areas:
-        text = f"Nothing here looks at {_shown(areas, 6)}."
+        text = f"No probe of this study covers {_shown(areas, 6)}."
         found.append(Claim(text, "", {"areas": len(areas)}, ()))
     return found[:2] + found[2:][-2:]  # the page lists them all
 
@@ -348,7 +348,7 @@ def cost_claims(
     evidence: Evidence,
     picked: list[Copy],
 ) -> list[Claim]:
-    "What the chosen copies cost: making them, when that is earned back, and what is still to do before they gain."
+    "The costs of the chosen copies: making them, when that is earned back, and what their gains still require."
     found = []
     for copy in picked:
         spent = made_in(evidence, copy.name)
@@ -363,7 +363,7 @@ def cost_claims(
             found.append(Claim(text, copy.name, {"seconds": None}, ()))
         if "simulated" in evidence.notes(copy.name):
             text = (
-                f"{copy.name} is simulated here: to gain in memory or time it must still be exported to a runtime that "
+                f"{copy.name} is simulated here: to save memory or time, it must still be exported to a runtime that "
                 "has a kernel for it, and measured there."
             )
             found.append(Claim(text, copy.name, {}, keys))

@@ -20,7 +20,7 @@ GIVES = ("study", "part", "nothing")
 
 @dataclass(frozen=True)
 class Requirement:
-    "What a framework asks for, and where a study could show it."
+    "What a framework requires, and which parts of a study could show it."
 
     id: str  # as the framework has it
     says: str  # in our own words
@@ -50,7 +50,7 @@ def framework_of(
     text: str,  # of a data file
     where: str = "",  # its name, for the message
 ) -> Framework:
-    "The framework in a file. Raises `CompressLabError` if an entry is missing, unknown or of no known kind."
+    "The framework in a file. Raises `CompressLabError` if an entry is missing, unknown or of an unknown kind."
     read = read_yaml(text, where)
     only(read, ENTRIES, where)
     if missing := [name for name in ENTRIES if not read.get(name)]:

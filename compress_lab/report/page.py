@@ -160,8 +160,8 @@ TEMPLATES = Environment(autoescape=True, loader=PackageLoader("compress_lab.repo
 # %% ../../nbs/report/15_page.ipynb #cell-62
 CAPTION = (
     "Stored size, times, cost and memory are ratios to the original: below 1× is smaller, faster or cheaper. "
-    "Throughput is one too: above 1× is faster. Small brackets hold 95% intervals. "
-    "A dash was not measured; the reasons are listed further down."
+    "Throughput is also a ratio: above 1× is faster. Small brackets hold 95% intervals. "
+    "A dash means not measured; the reasons are listed further down."
 )
 
 
@@ -198,7 +198,7 @@ def _places(evidence: Evidence) -> dict[str, str]:
 
 
 def _basis(evidence: Evidence, places: Mapping, claim: Claim) -> list[tuple[str, str]]:
-    "Where the measurements of a claim stand on the page, and what they are called: the first four."
+    "Links to the first four measurements of a claim on the page: their ids and names."
     links = {}
     for key in claim.cells:
         cell = evidence.cells.get(key, {})
@@ -221,13 +221,13 @@ def render(
     evidence: Evidence,
     template: str = "page",  # "page": a complete file; "brief": the view in a notebook
     drawn: list[Picture] | None = None,  # None: `pictures(evidence)`
-    running: bool = False,  # the study goes on: the page has no pictures and items yet, and a browser reloads it
+    running: bool = False,  # the study is still running: no pictures and items yet, and a browser reloads the page
     texts: bool = False,  # show the questions of tasks and what models wrote, which may belong to others
     since: Evidence | None = None,  # earlier results of the same model, to list what changed
 ) -> str:
     """Renders the dossier as HTML.
 
-    Raises `CompressLabError` if texts are asked for and the questions of a task are not at hand.
+    Raises `CompressLabError` if texts are asked for and the questions of a task are not available.
     """
     sources, places, whole = evidence.provenance(), _places(evidence), template == "page"
     answers = explorer_data(evidence, texts) if whole and not running else {}
@@ -285,7 +285,7 @@ def page_place(
         raise CompressLabError(error.what, str(path), "choose another name with --out") from error
     if start and PAGE_MARK not in start:
         raise CompressLabError(
-            "There is a file that is no page of a dossier.",
+            "The file exists and is not a page of a dossier.",
             str(path),
             "choose another name with --out, or remove the file yourself",
         )

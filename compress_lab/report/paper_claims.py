@@ -51,7 +51,7 @@ class Bound(NamedTuple):
         self,
         number: float,  # in the unit of the quantity
     ) -> float:
-        "How far the number lies inside the bound; negative outside."
+        "The distance of the number from the bound, positive inside and negative outside."
         return self.sign * (number - self.value)
 
 
@@ -124,7 +124,7 @@ def _statement_key(
 
 @dataclass(frozen=True)
 class PaperClaim(Settings):
-    "What a paper says, the inequality that is tested, and the result."
+    "A statement of a paper, the inequality that is tested, and the result."
 
     key: str  # its name in the file
     where: str = setting("", needed="the table, figure or section of the paper")

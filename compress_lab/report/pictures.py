@@ -141,7 +141,7 @@ class Picture:
     name: str  # of its files, and prefix of the identifiers in the drawing
     title: str
     caption: str
-    table: pd.DataFrame  # what is drawn
+    table: pd.DataFrame  # the plotted values
     figure: plots.Plot | None = None  # None: it could not be drawn, as the caption says
     svg: str = ""  # the same as an <svg> element
 
@@ -197,7 +197,7 @@ def drawn(
         return Picture(name, title, f"Not drawn: {error.what[:1].lower()}{error.what[1:]}", table)
     except Exception as error:
         # extreme values can make matplotlib fail anywhere; the page is still useful without the plot
-        return Picture(name, title, f"Not drawn: the figures cannot be ({type(error).__name__}).", table)
+        return Picture(name, title, f"Not drawn: the figures cannot be plotted ({type(error).__name__}).", table)
 
 # %% ../../nbs/report/06_pictures.ipynb #7e398a5e
 def quality_picture(evidence: Evidence) -> Picture:
@@ -207,7 +207,7 @@ def quality_picture(evidence: Evidence) -> Picture:
     points = "; ".join(f"{r.recipe} {figures(r.quality)} at {figures(r.size)} MB" for r in data.itertuples())
     caption = (
         "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are "
-        "simulated quantization, the diamond is the original. Bars are 95% intervals of the paired difference to the "
+        "simulated quantization, the diamond is the original. Bars are 95% intervals of the paired difference from the "
         "original."
     )
     draw = partial(plots.pareto, data, better=data.attrs["better"], size_label="stored size, MB", quality_label=quality)
@@ -227,8 +227,8 @@ def difference_picture(evidence: Evidence) -> Picture:
         "Bars are 95% intervals of paired differences: vermilion is worse than the original, blue is better, and grey "
         "includes no change. Pale bands: the original timed against itself."
     )
-    alt = "Forest plots of the differences; the numbers stand in the table."
-    return forest("differences", "Differences to the original", caption, alt, rows)
+    alt = "Forest plots of the differences; the numbers are in the table."
+    return forest("differences", "Differences from the original", caption, alt, rows)
 
 
 def answer_picture(evidence: Evidence) -> Picture:
@@ -238,7 +238,7 @@ def answer_picture(evidence: Evidence) -> Picture:
         "For each task the change of its figure, and the share of answers that went from right to wrong "
         "or from wrong to right. Bars are 95% intervals over items or their clusters."
     )
-    alt = "Forest plots; the numbers stand in the table of answers."
+    alt = "Forest plots; the numbers are in the table of answers."
     return forest("answers", "Right answers and flips", caption, alt, rows)
 
 
@@ -247,9 +247,9 @@ def axis_picture(evidence: Evidence) -> Picture:
     rows = axis_rows(evidence)
     caption = (
         "The first figure of each probe of calibration, robustness, bias, factuality and security, as a "
-        "difference to the original. Bars are 95% intervals."
+        "difference from the original. Bars are 95% intervals."
     )
-    alt = "Forest plots; the numbers stand in the tables of the axes."
+    alt = "Forest plots; the numbers are in the tables of the axes."
     return forest("axes", "Beyond accuracy", caption, alt, rows)
 
 
@@ -268,17 +268,17 @@ def layer_picture(
         caption += f" {listed(missing)} recorded errors of weights only."
     alt = f"Heat maps by block and role. {worst}"
     draw = partial(plots.layer_errors, evidence.history(), error)
-    return drawn("layers", "Where the error sits", caption, alt, rows, draw)
+    return drawn("layers", "Where the error is", caption, alt, rows, draw)
 
 # %% ../../nbs/report/06_pictures.ipynb #3193d468
 def timing_picture(evidence: Evidence) -> Picture:
-    "The time of a token in each block of the throughput."
+    "The time per token in each block of the throughput probe."
     rows = timing_rows(evidence)
     caption = (
-        "A dot is the mean of a block, blue the copy and grey the original in the same blocks, each with its median. "
-        "A time is divided by the tokens that the whole batch received."
+        "Each dot is the mean of a block: blue for the copy, grey for the original in the same blocks. Lines: medians. "
+        "Times are divided by the number of tokens that the whole batch received."
     )
-    alt = "Dots of repeated timings; the intervals of the ratios stand in the table."
+    alt = "Dots of repeated timings; the intervals of the ratios are in the table."
     draw = partial(plots.timings, rows, x_label="time of a token, ms")
     return drawn("timings", "Time of a token", caption, alt, rows, draw)
 
@@ -287,8 +287,8 @@ def cost_picture(evidence: Evidence) -> Picture:
     "Cost of a million tokens against utilisation, the share of the paid time in which the machine has work."
     rows = token_costs(evidence)
     caption = (
-        "A machine at one unit an hour. Utilisation is the share of the paid hours in which it has work; at 100% the "
-        "cost is that of paying by use. Bands are 95% intervals over blocks."
+        "For a machine that costs one unit per hour. Utilisation is the share of the paid hours in which it has work; "
+        "at 100% the cost is that of paying per use. Bands are 95% intervals over blocks."
     )
     alt = "Lines of cost against utilisation, one per model; each halves when the utilisation doubles."
     draw = partial(
@@ -301,13 +301,13 @@ def cost_picture(evidence: Evidence) -> Picture:
 
 
 def roofline_picture(evidence: Evidence) -> Picture:
-    "The roof of the machine with every linear layer of the first model on it whose layers were timed."
+    "The roofline of the machine, with every linear layer of the first model whose layers were timed."
     key = next(key for key, cell in evidence.cells.items() if key in evidence.frames and cell["probe"] == "layer_speed")
     roof = evidence.cells[key]["records"]["meta"]["roof"]
     rows = evidence.frames[key].rename(columns={"measured_seconds": "best"})
     caption = (
-        f"Each mark is a linear layer of {evidence.cells[key]['recipe']}. The slope is what the memory feeds, the flat "
-        "part what the processor multiplies. Left of the bend a layer is limited by its bytes, and fewer bits help it."
+        f"Each mark is a linear layer of {evidence.cells[key]['recipe']}. The slope is the limit set by memory "
+        "bandwidth, the flat part the limit set by arithmetic. Left of the bend, fewer bits can make a layer faster."
     )
     alt = "Layers on a roofline; the passes of decoding lie at the left, at low intensity."
 
@@ -323,10 +323,10 @@ def break_even_picture(evidence: Evidence) -> Picture:
     rows = relative_costs(evidence)
     rows = rows.assign(x=1000 * rows["x"])
     caption = (
-        "The time of compressing and of serving together, as a multiple of what the original takes for the same "
-        "tokens. Where a line falls below 1, compressing has paid for itself. Bands are 95% intervals over blocks."
+        "The time of compressing and serving together, as a multiple of the original's time for the same tokens. "
+        "Where a line falls below 1, compression has paid for itself. Bands are 95% intervals over blocks."
     )
-    alt = "Falling lines, one per recipe; those that end below 1 pay."
+    alt = "Falling lines, one per recipe; those that end below 1 pay off."
     draw = partial(
         plots.lines,
         rows,
@@ -338,7 +338,7 @@ def break_even_picture(evidence: Evidence) -> Picture:
 
 # %% ../../nbs/report/06_pictures.ipynb #5ed1e130
 def pictures(evidence: Evidence) -> list[Picture]:
-    "The pictures of the page. Quality, differences and layers are named also where they cannot be drawn."
+    "The pictures of the page. Quality, differences and layers are included even if they cannot be drawn."
     made = [quality_picture(evidence), difference_picture(evidence)]
     if len(evidence.answers()):
         made.append(answer_picture(evidence))

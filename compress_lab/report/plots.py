@@ -401,7 +401,7 @@ def _forest(ax: mpl.axes.Axes, data: pd.DataFrame, recipes: list[str], title: st
 def plot(
     comparison,  # result of `cl.compare`
 ) -> Figure:  # not shown, not registered with pyplot
-    "Forest plot of a Comparison, a row per metric: ratios in one panel, differences of the other metrics in a second."
+    "Forest plot of a Comparison, a row per metric: ratios in one panel, differences of the other metrics in another."
     rows = []
     for difference in comparison.differences:
         (title, reference, value), interval = (
@@ -421,7 +421,7 @@ def apart(
     places: np.ndarray | list,  # wanted heights, (n,)
     gap: float,  # smallest distance between two of them
 ) -> np.ndarray:  # (n,) in the order of `places`
-    "The heights, moved apart by the least squares, in the same order."
+    "The heights, moved apart with the smallest sum of squared moves, in the same order."
     order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
     moved = np.empty(len(places))
     moved[order] = isotonic_regression(np.asarray(places, float)[order] - steps).x + steps

@@ -36,7 +36,7 @@ from .sections import mapping, number
 # %% ../../nbs/report/12_risk.ipynb #65f3d1b1
 @dataclass(frozen=True)
 class Finding:
-    "What a study found, in words, with the cells of the run folder that hold it."
+    "A finding of a study in words, with the cells of the run folder that contain it."
 
     text: str
     cells: tuple[str, ...]  # keys
@@ -188,7 +188,7 @@ def _keys(rows: list) -> tuple[str, ...]:
 
 @fact("paired")
 def _paired(evidence: Evidence, answers: Mapping) -> list[Finding]:
-    said = "{}: {} paired differences to the original on the same items, each with a 95% interval"
+    said = "{}: {} paired differences from the original on the same items, each with a 95% interval"
     return [Finding(said.format(name, len(rows)), _keys(rows), name) for name, rows in compared(evidence).items()]
 
 
@@ -205,7 +205,8 @@ def _worse(evidence: Evidence, answers: Mapping) -> list[Finding]:
     for name, rows in compared(evidence).items():
         judged = [row for row in rows if row["better"] and not timed(row["probe"])]
         worse = [row["metric"] for row in judged if told(row) == "worse"]
-        text = f"{name}: worse by an interval without zero in {len(worse) or 'none'} of {len(judged)} compared figures"
+        count = f"{len(worse) or 'none'} of {len(judged)} compared figures"
+        text = f"{name}: worse by an interval that excludes zero in {count}"
         found += [Finding(text + (f": {', '.join(worse[:5])}" if worse else ""), _keys(judged), name)] if judged else []
     return found
 
@@ -267,7 +268,7 @@ def compression_flops(
     evidence: Evidence,
     recipe: str,
 ) -> float:
-    "FLOPs of the forward passes that the recipe took, 2 per parameter and token; NaN if it trains or is not known."
+    "FLOPs of the recipe's forward passes, 2 per parameter and token; NaN if the recipe trains or they are unknown."
     steps, plan = evidence.steps(recipe), mapping(read_yaml(evidence.study) if evidence.study else {})
     kinds = [METHODS.discover().get(str(step.get("method"))) for step in steps]
     size, text = evidence.find(recipe, "parameters"), mapping(plan.get("calibration"))
@@ -316,11 +317,11 @@ RECORD = {  # entries of the answers for the record of processing: what GDPR Art
 def read_answers(
     path: "str | os.PathLike",  # a YAML file: identifier of a row, text
 ) -> dict[str, object]:
-    "The answers of a person. Raises `CompressLabError` if a row is not known, or an answer is no text."
+    "The answers of a person. Raises `CompressLabError` if a row is unknown, or an answer is not a text."
     read = read_yaml(read_text(path, 1 << 20), str(path)) or {}
     known = [*(row.id for framework in frameworks() for row in framework.requirements), *RECORD]
     if not isinstance(read, dict):
-        raise CompressLabError("The answers are no mapping.", str(path), 'write lines such as GOVERN 2.1: "our text"')
+        raise CompressLabError("The answers are not a mapping.", str(path), 'write lines like GOVERN 2.1: "our text"')
     for name, text in read.items():
         if name == TOKENS and (text is None or number(text) > 0):
             continue
@@ -398,7 +399,7 @@ class Profile:
 # %% ../../nbs/report/12_risk.ipynb #d02067e0
 SHOWN = 4  # findings of a row on the page
 GUIDE = (
-    "Evidence is a figure of this study with its cell; it says what was measured, and not that a rule is met.",
+    "Evidence is a figure of this study with its cell: it says what was measured, not that a requirement is met.",
     "A gap could be closed by measuring. An answer of yours changes no status.",
     "This is not legal advice.",
 )
@@ -406,7 +407,7 @@ GUIDE = (
 
 @patch
 def _parts(self: Profile) -> dict:
-    "What the templates need."
+    "The values for the templates."
     names = [name for name in self.evidence.recipes if name != "original"]
     return dict(
         title=self.evidence.title,
@@ -482,7 +483,7 @@ def answers_yaml(self: Profile) -> str:
         return f"{comment}\n{given}".rstrip()
 
     lines = [f"# Your answers for the risk profile of {label(self.evidence.title, 80)}."]
-    lines += ["# Write a text in quotes behind a name. What stays empty is left out; no answer changes a status.\n"]
+    lines += ["# Write a text in quotes after a name. Empty entries are left out; no answer changes a status.\n"]
     for framework, rows in self.parts:
         lines.append(f"# ---- {framework.name}, version {framework.version}\n")
         asked = [row for row in rows if row.status != "evidence" or row.answer]
@@ -503,7 +504,7 @@ def save_answers(
         with open(path, "x", encoding="utf-8") as file:
             file.write(self.answers_yaml())
     except FileExistsError:
-        what = "There is a file already, which may hold your answers."
+        what = "The file exists already, and may hold your answers."
         raise CompressLabError(what, str(path), "choose another name") from None
     except OSError as error:
         raise cannot_write(error, str(path)) from error

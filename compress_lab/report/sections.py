@@ -64,7 +64,7 @@ def _exemplars(named: Mapping) -> str:
     "The sentence about items whose answer changed."
     count, items, ids = number(named.get("count")), number(named.get("items")), named.get("ids")
     surest = listed([str(identifier) for identifier in ids], 20) if isinstance(ids, list) else "–"
-    return f"{figures(count)} of {figures(items)} items are {named.get('called')}; the surest, by id: {surest}."
+    return f"{figures(count)} of {figures(items)} items are {named.get('called')}; the most confident, by id: {surest}."
 
 
 def _group_line(row: Mapping) -> tuple:

@@ -209,7 +209,7 @@ class Job:
     def __init__(
         self,
         subject: Subject,
-        rows: Tensor,  # tokens from which activation ranges are taken, (n, length)
+        rows: Tensor,  # tokens for activation ranges, (n, length)
     ):
         self.subject, self.model, self.rows, self.shared = subject, subject.model, rows, {}
 

@@ -38,7 +38,7 @@ class _UnseenModel(nn.Module):
     ):
         super().__init__()
         self.config, self.dtype, self.device = config, torch.float32, torch.device("cpu")
-        self.none = nn.Parameter(torch.empty(0), requires_grad=False)  # so that a device is found
+        self.none = nn.Parameter(torch.empty(0), requires_grad=False)  # so that it has a device
         self.architecture = (getattr(config, "architectures", None) or ["unknown"])[0]
 
     def get_input_embeddings(self):
@@ -65,7 +65,7 @@ def _config_of(
 class GraphSubject(Subject):
     "A Subject that exists only as a graph, and is computed by the program that the graph was written for."
 
-    backend: str = ""  # that program
+    backend: str = ""  # name of that program
     fixed = "it is a graph of another program"
 
     @property
@@ -111,7 +111,7 @@ def _graph_subject(
     return GraphSubject(model, tokenizer, provenance, files=kept, stored=stored, backend=backend)
 
 # %% ../../nbs/runtimes/05_graph_files.ipynb #7623eae2785240b9bd12b16a66d81610
-READ = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "beam_idx")  # inputs that can be given
+READ = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "beam_idx")  # inputs that can be provided
 
 
 def _check_inputs(
@@ -123,7 +123,7 @@ def _check_inputs(
         raise CompressLabError(f"The graph reads {listed(names)} and no tokens.", where, "give a graph that reads text")
     if others := [name for name in names if name not in READ and not is_cache(name)]:
         raise CompressLabError(
-            f"The graph also asks for {listed(others)}.", where, "export the model again, with a cache or without"
+            f"The graph also needs {listed(others)}.", where, "export the model again, with a cache or without"
         )
 
 
@@ -201,7 +201,7 @@ def _onnx_rows(
     files = [path, *(path.parent / name for name in sorted(beside))]
     for name, file in zip(sorted(beside), files[1:]):
         if Path(name).name != name or not file.exists():
-            raise CompressLabError(f"The constants of the graph are in {name}, which is not here.", str(path))
+            raise CompressLabError(f"The constants of the graph are in {name}, which is missing.", str(path))
         regular_file(file)
     sizes = {tensor.name: (_bits_of(name_of(tensor.data_type)), tuple(tensor.dims)) for tensor in constants}
     roles, rows = _onnx_roles(nodes, sizes), []
@@ -291,7 +291,7 @@ def _known_width(model: Runtime, outputs: dict, where: str) -> Runtime:
     "The model, with the width of its logits as vocabulary size. Raises `CompressLabError` if it has no known outputs."
     if not {"logits", "last_hidden_state"} & outputs.keys():
         raise CompressLabError(
-            f"The graph gives {listed(list(outputs))}, and neither logits nor hidden states.",
+            f"The graph returns {listed(list(outputs))}, but neither logits nor hidden states.",
             where,
             "export the model again",
         )
@@ -313,10 +313,14 @@ def _read_openvino(
     _check_inputs(names, str(path))
     if others := [name for name in names if is_cache(name)]:
         raise CompressLabError(
-            f"The graph asks for its cache, {listed(others, 1)}.", str(path), "export it with the cache as a state"
+            f"The graph needs its cache as an input, {listed(others, 1)}.",
+            str(path),
+            "export it with the cache as a state",
         )
     if graph.get_variables() and "beam_idx" not in names:
-        raise CompressLabError("The graph keeps a state, and its rows cannot be told apart.", str(path), "export again")
+        raise CompressLabError(
+            "The graph keeps a state without beam_idx, which assigns it to rows.", str(path), "export again"
+        )
     rows = _openvino_rows(graph)
     outputs = {port.get_any_name(): port.partial_shape for port in graph.outputs}
     with reading("openvino", path):

@@ -94,9 +94,9 @@ class Native(Subject):
     made_from: str = ""  # fingerprint of the original Subject
     trials: pd.DataFrame | None = None  # measurements of `auto`, a row for each backend
     why: str = ""  # the reason for the choice of this backend
-    build_seconds: float = 0.0  # that converting the model took
+    build_seconds: float = 0.0  # duration of converting the model
 
-    fixed = "it is computed by a program of its own"
+    fixed = "another program computes it"
 
     @property
     def name(self) -> str:
@@ -112,7 +112,7 @@ class Native(Subject):
 
     def copy(self):
         raise CompressLabError(
-            "A natively run model cannot be changed.", self.name, "compress the Subject it was made from, and run that"
+            "A natively run model cannot be changed.", self.name, "compress the Subject it was made from, then run it"
         )
 
     def save(self, folder):
@@ -321,9 +321,9 @@ WORDS = {  # beginning of a note: sentence about the backends that have it
     "too far off": "Faster perhaps, but too far off",
     "slower": "Slower than eager",
     "no difference": "No different from eager",
-    "slow in bfloat16": "Left out, for this processor multiplies faster in float32",
+    "slow in bfloat16": "Left out, because this processor multiplies faster in float32",
     "given up": "Not ready in time",
-    "not tried": "Not tried, for the time was spent",
+    "not tried": "Not tried, because the time was spent",
 }
 
 
@@ -336,7 +336,7 @@ def reasons(trials: pd.DataFrame, best: str) -> str:
         f"{row['distance']:.2g}."
     )
     if best == "eager" or row["note"].startswith(("no difference", "slower")):
-        text = f"{best}: nothing that stays close was found to be faster than eager."
+        text = f"{best}: no backend that stays close was found to be faster than eager."
     others = trials[trials.index != best]
     for note, words in WORDS.items():
         if names := [name for name in others.index if others.loc[name, "note"].split(":")[0].startswith(note)]:
@@ -348,7 +348,7 @@ def _check_convertible(subject: Subject):
     "Raises `CompressLabError` for a Subject that runs on a backend already, or whose activations are quantized."
     if getattr(subject, "fixed", ""):
         raise CompressLabError(
-            f"{subject.name} runs on {subject.backend} already.", "native", "give the model that it was made from"
+            f"{subject.name} already runs on {subject.backend}.", "native", "give the model that it was made from"
         )
     if getattr(subject, "input_quantizers", None):
         raise CompressLabError(
@@ -404,7 +404,7 @@ def native(
     )
     if best is None:
         raise CompressLabError(
-            "No backend gives the Subject's outputs.",
+            "No backend reproduces the Subject's outputs.",
             subject.name,
             f"see why: {'; '.join(f'{name}: {note}' for name, note in trials['note'].items())}",
         )

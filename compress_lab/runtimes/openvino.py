@@ -254,7 +254,7 @@ class OpenVINO(Runtime):
             self.request.reset_state()
         if past is not None and (not isinstance(past, _CacheMark) or past.turn != self.turn):
             raise CompressLabError(
-                "OpenVINO can only go on from its last call.", type(self.source).__name__, "start from the prompt again"
+                "OpenVINO can only continue from its last call.", type(self.source).__name__, "start from the prompt"
             )
         if self.decodes:
             feed["beam_idx"] = torch.arange(len(feed["input_ids"]), dtype=torch.int32)
@@ -268,7 +268,7 @@ class OpenVINO(Runtime):
 
     def write_program(
         self,
-        folder: str,  # that exists
+        folder: str,  # an existing folder
     ) -> str:
         "Writes the graph and its settings; returns the module that reads and runs them in a separate process."
         openvino().save_model(self.graph, f"{folder}/model.xml", compress_to_fp16=False)
@@ -282,7 +282,7 @@ def _child(
     batch: int,  # rows in the forward pass
 ) -> dict:
     "Returns this process's peak bytes after the imports, after reading the graph and after a forward pass."
-    from transformers import AutoModelForCausalLM  # noqa: F401  # the baseline holds it, as that of PyTorch does
+    from transformers import AutoModelForCausalLM  # noqa: F401  # part of the baseline, as for PyTorch
 
     core, settings = openvino().Core(), json.loads(Path(folder, "settings.json").read_text())
     baseline = peak_bytes()

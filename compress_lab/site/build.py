@@ -56,8 +56,8 @@ def _sphinx_settings(
 
 # %% ../../nbs/site/08_build.ipynb #7fb27b941602401d91542211134fc71a
 def update(
-    folder: Path,  # brought up to date
-    new: Path,  # what it shall contain
+    folder: Path,  # the folder to update
+    new: Path,  # the wanted contents
 ):
     "Makes a folder equal to another; files that are equal already keep their times."
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ ACCESSIBLE = {
 def make_accessible(
     folder: Path,  # of HTML pages, which are changed
 ):
-    "Adds to each page what `ACCESSIBLE` says; pages that have it are not written again."
+    "Makes the replacements in `ACCESSIBLE` on each page; unchanged pages are not written again."
     for path in folder.rglob("*.html"):
         html = text = path.read_text(encoding="utf-8")
         for pattern, replacement in ACCESSIBLE.items():

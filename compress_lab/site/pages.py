@@ -67,7 +67,7 @@ def code_cell(
 def joined(
     cells: list,  # of a page
 ) -> list:
-    "The cells, with neighbouring cells of imports put together."
+    "The cells, with neighbouring cells of imports merged."
     together = []
     for cell in cells:
         folded = cell.metadata.get("tags") == ["hide-input"]
@@ -184,7 +184,7 @@ def check_widgets(
     ]
     if holding:
         raise CompressLabError(
-            "Widgets were saved in notebooks, and a page cannot show them.",
+            "Notebooks contain saved widgets, which a page cannot show.",
             listed(holding),
             "run the cells without them (progress bars: COMPRESS_LAB_PROGRESS=0), delete `widgets` from the notebook's "
             "metadata (JupyterLab: Property Inspector, Advanced Tools), and turn off Settings, Save Widget State",

@@ -24,7 +24,7 @@ from ..models.precision import DTYPES
 def kl_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || model) of each token in nats, from logits of shape (tokens, vocabulary).
 
-    Both are divided by the temperature, and the divergence is multiplied by its square.
+    Both logits are divided by the temperature, and the divergence is multiplied by the temperature squared.
     """
     student, teacher = (values.float().div(temperature).log_softmax(-1) for values in (logits, teacher))
     return temperature**2 * torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
@@ -56,7 +56,7 @@ class _Pieces(torch.autograd.Function):
             raise CompressLabError(
                 "The gradient of these losses was taken already.",
                 "in_pieces",
-                "compute the losses again for a second one",
+                "compute the losses again for a second gradient",
             )
         for part, weight in zip(gradient.split(ctx.piece), weights.split(ctx.piece)):
             part.mul_(weight[:, None])  # the whole gradient at once would be copied to float32
@@ -93,7 +93,11 @@ def in_pieces(
 
 # %% ../../nbs/train/01_losses.ipynb #step-code
 LOSSES = ("kl", "next_token")
-LIMITS = {"steps": 10**7, "batch": 2**16, "lr": 1.0}  # largest accepted settings; beyond, a number is mistyped
+LIMITS = {
+    "steps": 10**7,
+    "batch": 2**16,
+    "lr": 1.0,
+}  # largest accepted settings; larger numbers are taken for typing errors
 LOGIT_BYTES = 16  # peak bytes per logit in a step: logits of two models, their gradient, and a piece's intermediates
 
 

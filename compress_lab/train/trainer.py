@@ -146,6 +146,7 @@ class StudentTrainer(Trainer):
             self.mean.weights = torch.load(file, weights_only=True, map_location=device)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        "The next batches, each replaced by the rows that the objective learns from."
         batches = (self.objective.rows(self.model, batch, self.state.global_step) for batch in epoch_iterator)
         return super().get_batch_samples(batches, num_batches, device)
 
@@ -159,6 +160,7 @@ class StudentTrainer(Trainer):
         return float(self.accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=self.args.device)))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        "The sum of the parts of the loss over the items of a batch, divided by the items of the whole step."
         with self.accelerator.autocast():
             parts = {name: part.sum() / max(1, num_items_in_batch) for name, part in model(learned=inputs).items()}
         loss = sum(parts.values())
@@ -284,7 +286,7 @@ def learning(model: nn.Module, objective: Objective):
 
 
 def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objective]:
-    "Copies of the model and the objective that share its weights, until accelerate shards them, and the teacher."
+    "Copies of model and objective, which share the teacher and, until accelerate shards them, the model's weights."
     memo = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
     if teacher := vars(objective).get("teacher"):
         memo[id(teacher)] = teacher
@@ -328,7 +330,7 @@ def trackers() -> list[str]:
 
 # %% ../../nbs/train/02_trainer.ipynb #checkpoint-code
 class _Sealed(TrainerCallback):
-    "Adds file hashes to each checkpoint, except of random states, which each process may write at any time."
+    "Adds file hashes to each checkpoint, except for random states, which each process may write at any time."
 
     def on_save(self, args, state, control, **_):
         if args.should_save:
@@ -383,7 +385,7 @@ def _settings_of(
     micro = micro or max(1, batch // processes)
     if batch % (micro * processes):
         raise CompressLabError(
-            f"A step of {batch} rows cannot be done in parts of "
+            f"A step of {batch} rows cannot be split into parts of "
             f"{micro}{f' by {processes} processes' * (processes > 1)}.",
             "training",
             "give a divisor as micro=, or another batch",
@@ -427,7 +429,9 @@ def _check_arguments(
         raise CompressLabError(f"schedule={schedule!r} is not known.", "training", 'use "cosine" or "constant"')
     if not 0 <= average < 1 or average and held is not None:
         what = f"average={average}{' with held-out rows' * (held is not None)} is not possible."
-        raise CompressLabError(what, "training", "use a decay from 0 to below 1, and judge by held-out rows or average")
+        raise CompressLabError(
+            what, "training", "use a decay from 0 to below 1, and either held-out rows or an average, not both"
+        )
     halves = (torch.bfloat16, torch.float16)
     if small := [
         name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype in halves
@@ -482,7 +486,7 @@ def learn(
     rows: Table,  # training rows
     *,
     teacher: nn.Module | None = None,  # model whose logits are the target; None: the labels, or else the text
-    objective: Objective | None = None,  # a different objective; None: by `teacher`
+    objective: Objective | None = None,  # a different objective; None: as `teacher` implies
     held: Table | None = None,  # held-out rows: training stops when their loss stops improving; the best model is kept
     patience: int = 3,  # tenths of the steps without improvement after which training stops
     steps: int = 100,  # steps of the optimizer
