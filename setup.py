@@ -17,6 +17,7 @@ setup(
     package_data={
         "compress_lab": ["data/*.yml", "data/*.css", "data/new/**/*"],
         "compress_lab.evaluate": ["tasks/*.yaml", "licences.yaml"],
+        "compress_lab.deploy": ["templates/*"],
         "compress_lab.report": ["templates/*", "data/*.yaml"],
     },
     install_requires=words("requirements"), extras_require={**extras, "dev": sum((packages for name, packages in extras.items() if name != "ray"), [])},

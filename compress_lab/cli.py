@@ -8,8 +8,9 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'card', 'earlier_card', 'risk', 'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given',
            'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'apply',
            'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name', 'compared_study',
-           'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served', 'init', 'new',
-           'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services', 'add_models',
+           'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'monitor_of', 'roll_back_by', 'backed',
+           'surroundings', 'serve', 'check_served', 'calibrate', 'rollback', 'init', 'new', 'installed', 'machine',
+           'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services', 'add_monitor', 'add_models',
            'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
@@ -22,7 +23,7 @@ import shlex
 import shutil
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -920,7 +921,99 @@ def shadow_of(
     promised = options.promised_flips if run is None else promised_by(run, kind, options.promised_arm)
     return shadowed(server, options.shadow, promised, options.shadow_share)
 
+# %% ../nbs/cli.ipynb #d5e02df0
+def monitor_of(
+    options,  # parsed arguments
+    server,  # of a copy, not yet running
+    address: str,  # at which it will be reached
+):
+    "The context in which a monitor watches the server, if one was asked for. Raises `CompressLabError`."
+    if options.monitor is None:
+        if options.reference or options.webhook or options.alarm_command:
+            raise CompressLabError(
+                "Only a monitor compares, posts and runs commands.", "serve", "give --monitor FOLDER"
+            )
+        return nullcontext()
+    if options.reference is None:
+        fix = "record good traffic with --record, and make one with compress-lab calibrate"
+        raise CompressLabError("A monitor needs a reference to compare with.", "--reference", fix)
+    from compress_lab.deploy.monitor import Monitor
+    from compress_lab.deploy.reference_window import load_reference, taken
+    from compress_lab.deploy.request_rows import request_row
 
+    reference = load_reference(options.reference)
+    rows = len(next(iter(reference.rows.values())))
+    reference.test(taken(reference.rows, [number % rows for number in range(reference.size)]))  # is all installed?
+    command = options.alarm_command and shlex.split(options.alarm_command.replace("{address}", address))
+    sending = {"webhook": options.webhook, "command": command or None}
+    monitor = Monitor(options.monitor, reference, **sending, command_on=options.alarm_on or ["agreement"])
+    server.service.observers.append(lambda finished, work: monitor.observe(request_row(finished, work)))
+    return monitor
+
+
+def roll_back_by(
+    options,  # parsed arguments
+    server,  # of a copy, not yet running
+    monitor,  # that is told of it; None: none
+):
+    "Lets the server go back to the original that was named. Raises `CompressLabError` if that cannot take over."
+    from compress_lab.deploy.monitor import utc
+    from compress_lab.deploy.rollback import add_rollback, check_successor
+    from compress_lab.deploy.service import Service
+    from compress_lab.models.loading import ADDRESS
+
+    place = options.original or options.shadow
+    if place is None or (place.startswith(ADDRESS) and not options.original):
+        return
+    if place.startswith(ADDRESS):
+        raise CompressLabError("Weights behind an address cannot take over.", "--original", "name a folder or a Hub id")
+    if options.original:
+        service = server.service
+        check_successor(service, Service(backed(options, place), service.name, service.bounds))
+
+    def told(facts):
+        moment, seconds = utc(facts["moment"]), facts["seconds"]
+        what = f"The original {Path(place).name} answers from now on; it took {seconds:.1f} s."
+        if monitor:
+            monitor.outbox.append("alarms.jsonl", {"kind": "rollback", "time": moment, "what": what, **facts})
+
+    add_rollback(server, lambda: backed(options, place), told)
+
+# %% ../nbs/cli.ipynb #337e16d5
+def backed(
+    options,  # parsed arguments
+    place: str,  # of a model
+):
+    "The model on the backend that was asked for."
+    from compress_lab.models.loading import load
+    from compress_lab.runtimes.native import native
+
+    subject = load(place)
+    return subject if options.backend == "eager" else native(subject, options.backend)
+
+
+@contextmanager
+def surroundings(
+    options,  # parsed arguments
+    server,  # of a copy, not yet running
+    address: str,  # at which it will be reached
+):
+    "A context in which the server has all that was asked for beside it, and its page."
+    from compress_lab.deploy.dashboard import add_dashboard
+    from compress_lab.deploy.request_rows import Recorder
+
+    with ExitStack() as stack:
+        monitor = stack.enter_context(monitor_of(options, server, address))
+        shadow = stack.enter_context(shadow_of(options, server))
+        if options.record:
+            server.service.observers.append(stack.enter_context(Recorder(options.record)).observe)
+        if monitor and shadow:
+            shadow.alarms.append(monitor.outbox.send)
+        roll_back_by(options, server, monitor)
+        add_dashboard(server, shadow, monitor)
+        yield
+
+# %% ../nbs/cli.ipynb #d0b90d18
 def serve(
     options,  # parsed arguments
 ) -> int:
@@ -931,29 +1024,25 @@ def serve(
     except ModuleNotFoundError as error:
         fix = 'pip install "compress_lab[serve]"'
         raise CompressLabError(f"{error.name} is not installed.", "compress-lab serve", fix) from None
-    from compress_lab.models.loading import load
-    from compress_lab.runtimes.native import native
-
     token = token_of(options.token_file, options.host)
     given = {name: getattr(options, name) for name in SERVED}
     bounds, socket = Bounds(**{name: value for name, value in given.items() if value is not None}), None
     try:
         socket = listen(options.host, options.port)
-        subject = load(options.folder)
-        subject = subject if options.backend == "eager" else native(subject, options.backend)
-        service = Service(subject, options.name or Path(options.folder).name, bounds)
+        service = Service(backed(options, options.folder), options.name or Path(options.folder).name, bounds)
         server = process(service, options.host, token)
         log_to()
-        address = f"[{options.host}]" if ":" in options.host else options.host
-        with shadow_of(options, server):
-            say(f"{service.name}, a {service.kind}, on http://{address}:{socket.getsockname()[1]}")
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{host}:{socket.getsockname()[1]}"
+        with surroundings(options, server, address):
+            say(f"{service.name}, a {service.kind}, on {address}")
             server.run(sockets=[socket])
     finally:
         if socket is not None:
             socket.close()
     return 0
 
-
+# %% ../nbs/cli.ipynb #793c4295
 def check_served(
     options,  # parsed arguments
 ) -> int:
@@ -964,6 +1053,30 @@ def check_served(
     result = check_served(options.url, options.run, options.arm, n=options.n)
     say("\n".join(result.lines()))
     return 0 if result.same else 1
+
+
+def calibrate(
+    options,  # parsed arguments
+) -> int:
+    "Makes a reference of recorded requests, for the monitor of a server."
+    from compress_lab.deploy.reference_window import reference_window, save_reference
+    from compress_lab.deploy.request_rows import recorded
+
+    reference = reference_window(recorded(options.record), size=options.window, level=options.level)
+    save_reference(reference, options.out)
+    say(f"{reference!r}\n{options.out}")
+    return 0
+
+
+def rollback(
+    options,  # parsed arguments
+) -> int:
+    "Lets a server answer by its original from now on."
+    from compress_lab.deploy.rollback import rollback
+
+    done = rollback(options.url)
+    say(f"{done['model']} answers by its original, {done['fingerprint'][:16]}, after {done['seconds']:.1f} s")
+    return 0
 
 # %% ../nbs/cli.ipynb #init-code
 STUDY_FILE = """\
@@ -1276,11 +1389,36 @@ def add_services(
     added.add_argument("--promised-flips", type=float, metavar="RATE", help=rate)
     added.add_argument("--promised-run", metavar="FOLDER", help="run folder that the promised rate is taken from")
     added.add_argument("--promised-arm", default="", metavar="NAME", help="its recipe or copy (default: the only one)")
+    added.add_argument("--original", metavar="MODEL", help="model to roll back to (default: that of the shadow)")
+    added.add_argument("--record", metavar="FILE", help="write numbers of each request there, for calibrate")
+    add_monitor(added)
+    added = command(calibrate, "make a reference for a monitor from recorded requests")
+    added.add_argument("record", help="file that `serve --record` has written")
+    added.add_argument("--out", required=True, metavar="FOLDER", help="where the reference is written")
+    added.add_argument(
+        "--window", type=int, default=100, help="requests that are tested together (default: %(default)s)"
+    )
+    added.add_argument(
+        "--level", type=float, default=0.05, help="share of good windows that alarm (default: %(default)s)"
+    )
+    added = command(rollback, "let a server answer by its original from now on")
+    added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
     added = command(check_served, "ask a server the items of a study, and compare its answers with the stored ones")
     added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
     added.add_argument("--run", required=True, help="run folder of the study")
     added.add_argument("--arm", default="", help="original, a recipe or a copy (default: the only one)")
     added.add_argument("--n", type=int, default=200, help="items of each task (default: %(default)s)")
+
+# %% ../nbs/cli.ipynb #d822e37a
+def add_monitor(added):
+    "Adds the options for a monitor of a server."
+    added.add_argument("--monitor", metavar="FOLDER", help="watch the requests, and write windows and alarms there")
+    added.add_argument("--reference", metavar="FOLDER", help="what they are compared with, from calibrate")
+    added.add_argument("--webhook", metavar="URL", help="address that alarms are posted to")
+    command = "program to run at an alarm, once, such as 'compress-lab rollback {address}'"
+    added.add_argument("--alarm-command", metavar="COMMAND", help=command)
+    kinds, text = ("drift", "agreement"), "drift or agreement: alarm that runs it; may be repeated (default: agreement)"
+    added.add_argument("--alarm-on", metavar="KIND", action="append", choices=kinds, help=text)
 
 # %% ../nbs/cli.ipynb #83c26fce
 def add_models(

@@ -6,8 +6,6 @@
 __all__ = ['IDLE', 'LAST', 'Progress', 'StudyWatch', 'Windows', 'MonitorWatch', 'watch']
 
 # %% ../nbs/watching.ipynb #7667207e
-import base64
-import io
 import os
 import time
 from collections.abc import Callable
@@ -21,7 +19,8 @@ from .core.errors import CompressLabError, listed
 from .core.leases import Leases, at_work
 from .core.store import Store
 from .core.tables import html_table, text_table
-from .deploy.monitor import draw_history, history, read_lines
+from .deploy.dashboard import in_notebook, sections, stored
+from .deploy.monitor import history
 from .report.dossier import Dossier
 
 # %% ../nbs/watching.ipynb #52e48372
@@ -84,16 +83,16 @@ class StudyWatch:
         return Dossier.from_run(self.store.root)
 
 # %% ../nbs/watching.ipynb #67eb998f
-LAST = 8  # windows that are listed
+LAST = 8  # windows that are listed as text
 
 
 @dataclass(frozen=True)
 class Windows:
-    "What a monitor has written: displayed as a picture, the last windows and the last alarms."
+    "What a monitor and its server have stored: displayed as the page of the server."
 
     table: pd.DataFrame  # of `history`; empty before the first window
-    alarms: tuple[str, ...]  # in sentences
-    picture: bytes  # PNG; empty before the first window
+    server: dict | None  # the last state of the server; None: unknown
+    monitor: dict  # its reference, last windows and alarms
     ended: bool = False  # a monitor does not record its end
 
     @property
@@ -101,18 +100,20 @@ class Windows:
         "The last windows as text."
         return self.table.tail(LAST).map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
 
+    @property
+    def alarms(self) -> list[str]:
+        "The last alarms, in sentences."
+        return [f"{line.get('time', '')} {line['what']}" for line in self.monitor["alarms"] if "what" in line]
+
     def __str__(self):
-        return f"{len(self.table)} windows, {len(self.alarms)} alarms"
+        said = f"{len(self.table)} windows, {len(self.alarms)} alarms"
+        return said + (f", {self.server['counts'].get('answered', 0):,} requests answered" if self.server else "")
 
     def __repr__(self):
         return "\n".join([str(self), text_table(self.lines.columns, self.lines.to_numpy().tolist()), *self.alarms[-3:]])
 
     def _repr_html_(self):
-        told = "".join(f"<li>{escape(alarm)}</li>" for alarm in self.alarms[-3:])
-        source = f"data:image/png;base64,{base64.b64encode(self.picture).decode()}"
-        picture = f'<img alt="the windows of the monitor" src="{source}">' if self.picture else ""
-        table = html_table(self.lines.columns, self.lines.to_numpy().tolist())
-        return f"<div><p>{escape(str(self))}</p><ul>{told}</ul>{picture}{table}</div>"
+        return in_notebook(sections(self.server, self.monitor))
 
 # %% ../nbs/watching.ipynb #2079155f
 class MonitorWatch:
@@ -125,14 +126,8 @@ class MonitorWatch:
         self.folder = Path(folder)
 
     def look(self) -> Windows:
-        "What the monitor has written so far."
-        table, path = self.result(), self.folder / "alarms.jsonl"
-        lines = read_lines(path) if path.is_file() else []
-        alarms = [f"{line.get('time', '')} {line['what']}" for line in lines if "what" in line]
-        picture = io.BytesIO()
-        if len(table):
-            draw_history(self.folder).savefig(picture, format="png")
-        return Windows(table, tuple(alarms), picture.getvalue())
+        "What the monitor and its server have stored so far."
+        return Windows(self.result(), *stored(self.folder))
 
     def result(self) -> pd.DataFrame:
         "A row for each window."
@@ -148,7 +143,7 @@ def watch(
 
     A monitor does not end: interrupt the cell. Raises `CompressLabError` if the folder holds neither.
     """
-    watched = any(Path(run, name).is_file() for name in ("windows.jsonl", "alarms.jsonl"))
+    watched = any(Path(run, name).is_file() for name in ("monitor.json", "windows.jsonl", "alarms.jsonl"))
     view = MonitorWatch(run) if watched else StudyWatch(run)
     _follow(view.look, every, seconds)
     return view.result()

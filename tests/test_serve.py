@@ -1,6 +1,8 @@
 """The server against what its own notebooks cannot show well: schemathesis, the official client, and a real process."""
 
 import json
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
@@ -22,7 +25,10 @@ from compress_lab.models.tiny import byte_tokenizer, tiny
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from compress_lab.deploy.app import listen, process
+from compress_lab.deploy.dashboard import add_dashboard
 from compress_lab.deploy.service import Bounds, Service
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 TEMPLATE = "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}<assistant>"
 
@@ -284,3 +290,117 @@ def shadowed(address):
     lines = httpx.get(f"{address}/metrics").text.splitlines()
     counts = {line.partition(" ")[0]: line.rpartition(" ")[2] for line in lines if "shadow_requests{" in line}
     return sum(float(counts[f'compress_lab_shadow_requests{{outcome="{outcome}"}}']) for outcome in ("same", "changed"))
+
+
+# --- a monitor, its page and the way back
+
+
+def command(*arguments):
+    "A command of compress-lab, as a list."
+    return python_command("-c", "import sys; from compress_lab.cli import main; sys.exit(main())", *arguments)
+
+
+@contextmanager
+def served(*options):
+    "The address of a server in a process of its own, and what it has logged when it has ended."
+    child, log = (
+        subprocess.Popen(
+            command("serve", *options, "--port", "0"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+        ),
+        [],
+    )
+    try:
+        address = child.stdout.readline().rpartition(" ")[2].strip()
+        assert address.startswith("http://127.0.0.1:"), child.stderr.read()
+        until(lambda: answered(f"{address}/ready") == 200)
+        yield address, log
+        child.send_signal(signal.SIGTERM)
+        out, said = child.communicate(timeout=60)
+        log += [*out.splitlines(), *said.splitlines()]
+        assert child.returncode == 0, said
+    finally:
+        child.kill()
+
+
+def words(letters, count, seed):
+    "Requests of words of some letters."
+    random = np.random.default_rng(seed)
+    return ["secret " + " ".join("".join(random.choice([*letters], 4)) for _ in range(6)) for _ in range(count)]
+
+
+def asked_each(address, texts):
+    for start in range(0, len(texts), 10):
+        ask = {"model": "copy", "input": texts[start : start + 10]}
+        assert answered(f"{address}/classify", ask) == 200
+
+
+def test_a_monitor_rolls_a_drifting_copy_back(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("river")
+    monkeypatch.chdir(tmp_path)
+    original = subject("classifier")
+    original.save("original")
+    cl.RTN(3, 32).apply(original).save("copy")
+    with served("copy", "--record", "good.jsonl") as (address, _):
+        asked_each(address, words("abcdefgh", 320, 0))
+    assert main(["calibrate", "good.jsonl", "--out", "reference", "--window", "20", "--level", "0.01"]) == 0
+    back = shlex.join(command("rollback", "{address}")).replace("'{address}'", "{address}")
+    monitor = ["--monitor", "watch", "--reference", "reference", "--original", "original"]
+    with served("copy", *monitor, "--alarm-command", back, "--alarm-on", "drift") as (address, log):
+        before = httpx.get(f"{address}/v1/models").json()["data"][0]["fingerprint"]
+        asked_each(address, words("abcdefgh", 40, 1))
+        page = httpx.get(f"{address}/dashboard")
+        asked_each(address, words("stuvwxyz", 60, 2))
+        until(lambda: httpx.get(f"{address}/v1/models").json()["data"][0]["fingerprint"] != before)
+        asked_each(address, words("stuvwxyz", 20, 3))
+        until(lambda: "Rolled back" in httpx.get(f"{address}/dashboard").text)
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "watch/alarms.jsonl").read_text().splitlines()]
+    assert kinds[0] == "drift" and sorted(kinds[1:3]) == ["command", "rollback"]
+    written = "".join(path.read_text() for path in (tmp_path / "watch").iterdir())
+    assert "secret" not in written + "".join(log) + page.text + (tmp_path / "good.jsonl").read_text()
+    assert "copy" in page.text and 'role="status"' in page.text
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--monitor", "watch"], "compress-lab calibrate"),
+        (["--reference", "reference"], "--monitor FOLDER"),
+        (["--original", "http://127.0.0.1:1"], "behind an address"),
+        (["--original", "other"], "other tokens"),
+        (["--record", "nowhere/good.jsonl"], "nowhere"),
+    ],
+)
+def test_what_a_server_cannot_have_beside_it_is_refused(tmp_path, monkeypatch, capsys, options, said):
+    monkeypatch.chdir(tmp_path)
+    subject().save("copy")
+    other = byte_tokenizer(TEMPLATE)
+    other.add_tokens(["whole"])
+    Subject(subject().model, other).save("other")
+    assert main(["serve", "copy", "--port", "0", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_keeps_the_page_up_to_date(tmp_path):
+    server_page, service = [], Service(subject("classifier"), "<b>copy</b>")
+    bound, server = listen(port=0), process(service)
+    server_page.append(add_dashboard(server))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        until(lambda: server.started)
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--timeout=4000"]
+        shown = subprocess.run(
+            [BROWSER, *options, "--dump-dom", f"{address}/dashboard"], capture_output=True, text=True, timeout=120
+        ).stdout
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        bound.close()
+    assert "Live; last change" in shown and "&lt;b&gt;copy&lt;/b&gt;" in shown and "<b>copy" not in shown

@@ -117,6 +117,7 @@ class Buckets:
         self.waiting: list[tuple[Row, asyncio.Future]] = []
         self.arrived = asyncio.Event()
         self.batches: list[int] = []  # numbers of rows in the last batches
+        self.open = 0  # rows that wait or are being computed
 
     def bucket(self, row: Row) -> int:
         "The number of the row's bucket."
@@ -160,4 +161,8 @@ class Buckets:
         answer = asyncio.get_running_loop().create_future()
         self.waiting.append((row, answer))
         self.arrived.set()
-        return await answer
+        self.open += 1
+        try:
+            return await answer
+        finally:
+            self.open -= 1

@@ -129,6 +129,7 @@ class Generator:
             self.manager = model.init_continuous_batching(settings, config)
         except Exception as error:
             raise self.refused(f"{type(error).__name__} {error}".splitlines()[0]) from error
+        model.set_attn_implementation(self.attention)  # the manager has changed it, and does so again at the start
         self.manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([self.choice]))
         self.manager.logit_processor.tensors_required = 1  # a row that `TokenChoice` fills but does not read
 
@@ -140,7 +141,11 @@ class Generator:
 # %% ../../nbs/deploy/11_generating.ipynb #1a3c6a73
 @patch
 def start(self: Generator):
-    "Starts the loop. Raises `CompressLabError` if its answers are not the model's."
+    "Starts the loop. Raises `CompressLabError` if its answers are not the model's, or another loop uses the model."
+    if str(self.model.config._attn_implementation).startswith("paged|"):
+        fix = "stop the other one first, or load the model once more"
+        raise CompressLabError("The model is served already.", type(self.model).__name__, fix)
+    self.manager.switch_to_cb_friendly_attn(self.model, auto_switch_to_flash=False)
     self.manager.start()
     try:
         self.check()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'SEEN', 'ATTEMPTS', 'PATIENCE', 'COMMAND_SECONDS', 'PROBLEMS', 'WAITING', 'values_of', 'window_line',
-           'Alarm', 'utc', 'window_alarms', 'agreement_alarm', 'Watched', 'post', 'run_command', 'Outbox', 'Monitor',
-           'read_lines', 'history', 'draw_history']
+           'monitor_facts', 'Alarm', 'utc', 'window_alarms', 'agreement_alarm', 'Watched', 'post', 'run_command',
+           'Outbox', 'Monitor', 'read_lines', 'history', 'draw_history']
 
 # %% ../../nbs/deploy/25_monitor.ipynb #23292535
 import json
@@ -100,6 +100,19 @@ def window_line(
         counts = {"requests": agreement.requests, "changed": agreement.changed}
         line["agreement"] = counts | {"rate": list(agreement.interval()), "log_e": agreement.log_e}
     return line
+
+# %% ../../nbs/deploy/25_monitor.ipynb #e16a69d3
+def monitor_facts(
+    watched: "Watched",
+    moment: float,  # seconds since 1970
+) -> dict:
+    "What a monitor compares with, as plain JSON."
+    reference, agreement = watched.reference, watched.agreement
+    size = {"size": reference.size, "level": reference.level, "held_out": len(reference.held_out)}
+    size["rows"] = len(next(iter(reference.rows.values())))
+    facts = {"time": utc(moment), **size, "detectors": reference.offered, "least": watched.least}
+    facts["promised"] = None if agreement is None else agreement.promised
+    return facts | {"columns": _summary(reference.rows, reference)}
 
 # %% ../../nbs/deploy/25_monitor.ipynb #0135fffd
 @dataclass(frozen=True)
@@ -273,6 +286,19 @@ class Outbox:
         "Adds a problem to the list."
         self.problems = [*self.problems, problem][-PROBLEMS:]
 
+    def write(
+        self,
+        name: str,  # of a file
+        value: dict,  # plain JSON
+    ):
+        "Replaces a file of the folder."
+        part = self.folder / f"{name}.part"
+        try:
+            part.write_text(json.dumps(value), encoding="utf-8")
+            part.replace(self.folder / name)
+        except OSError as error:
+            self.note(f"{name}: {error.strerror or error}")
+
     def append(
         self,
         name: str,  # of a file
@@ -308,7 +334,7 @@ class Monitor:
 
     def __init__(
         self,
-        folder: str | Path,  # for windows.jsonl and alarms.jsonl, which are appended to
+        folder: str | Path,  # for monitor.json, and for windows.jsonl and alarms.jsonl, which are appended to
         reference: Reference,  # what requests are compared with
         *,
         promised: float | None = None,  # rate of changed answers; None: agreement is not tested
@@ -322,6 +348,7 @@ class Monitor:
         agreement = None if promised is None else AgreementTest(promised)
         self.watched = Watched(reference, agreement, accuracy, least)
         self.outbox, self.keep_rows = Outbox(Path(folder), **sending), keep_rows
+        self.outbox.write("monitor.json", monitor_facts(self.watched, time.time()))
         self.alarms, self.dropped = [], 0
         self._queue = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)

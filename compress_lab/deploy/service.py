@@ -197,6 +197,8 @@ class Service:
         self.observers: list[Observer] = []
         self.background: list[Callable] = []  # functions that return coroutines, run beside the service
         self.observer_errors, self.secret, self.tasks, self.beside = 0, secrets.token_bytes(16), [], []
+        self.fingerprint = subject.fingerprint  # of the model that answers
+        self.replaced: float | None = None  # seconds since 1970 at which another model took over
         self.reader = ThreadPoolExecutor(1, "tokens")  # a tokenizer serves one thread at a time
         self.vocabulary, places = limits(subject.model)
         longest = [places, bounds.context, getattr(self.tokenizer, "model_max_length", None)]
@@ -222,6 +224,11 @@ class Service:
         if self.generator:
             await asyncio.to_thread(self.generator.stop)
         self.reader.shutdown()
+
+    @property
+    def busy(self) -> bool:
+        "Whether an answer is being computed."
+        return bool(self.buckets.open or self.generator and self.generator.choice.steps)
 
     @property
     def ready(self) -> bool:

@@ -78,7 +78,7 @@ class Shadow:
         work: Work,
     ):
         "Queues a request, or counts the reason for not doing so, and returns at once."
-        if work.kind in ("score", "embedding") or not sampled(finished.request, self.share):
+        if self.service.replaced or work.kind in ("score", "embedding") or not sampled(finished.request, self.share):
             return
         if not comparable(work):
             self.counts["not comparable"] += 1

@@ -23,6 +23,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from ..core.errors import CompressLabError, listed
+from ..core.files import own_data, read_text
 from ..evaluate.probe import Probe
 from ..evaluate.statistics import changes
 from ..evaluate.tasks import Item, TaskFile, items, read_task
@@ -284,7 +285,7 @@ def _widget() -> type:
         "The explorer of a dossier's answers."
 
         _esm = template_text("explorer.js")
-        _css = template_text("dossier.css") + template_text("explorer.css")
+        _css = read_text(own_data("dossier.css")) + template_text("explorer.css")
         data = traitlets.Dict().tag(sync=True)
 
     return Explorer
