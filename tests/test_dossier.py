@@ -15,8 +15,11 @@ import pytest
 from compress_lab.core.errors import CompressLabError
 from compress_lab.core.store import Store
 from compress_lab.report import plots
+from compress_lab.report.card import Card
 from compress_lab.report.claims import Claim
 from compress_lab.report.dossier import Dossier
+from compress_lab.report.evidence import areas, known_probes, trust_axes
+from compress_lab.report.example import ANSWER_STUDY, answer_cells
 from compress_lab.report.pictures import error_metric, without_error
 
 HOSTILE = [
@@ -551,3 +554,67 @@ def test_errors_of_outputs_are_drawn_where_there_are_some():
     assert error_metric(some) == "output_error" and without_error(some) == ["RTN-4"]
     caption = some.pictures()[-1].caption
     assert "Relative output error" in caption and "RTN-4 recorded errors of weights only" in caption
+
+
+def cells_of(probe, axis):
+    "Cells of an original and a copy, with the metrics that the class of a probe declares, worse by their intervals."
+    metrics = known_probes()[probe].metrics
+    values = {metric.name: dict(value=0.2, unit=metric.unit, better=metric.better) for metric in metrics}
+    changes = [difference(metric.name, 0.2, 0.5, 0.1, unit=metric.unit, better=metric.better) for metric in metrics]
+    meta = {"records": {"meta": {"axis": axis}}} if axis else {}
+    return {
+        f"{probe} {recipe}": dict(recipe=recipe, probe=probe, settings={}, values=values, differences=made, **meta)
+        for recipe, made in (("original", []), ("a", changes))
+    }
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["axis of the records", "axis of the class"])
+@pytest.mark.parametrize("name", sorted(known_probes()))
+def test_what_a_probe_measured_is_nowhere_called_missing(name, told, tmp_path):
+    kind = known_probes()[name]
+    own = kind.axis or name
+    dossier = Dossier(cells_of(name, kind.axis if told else ""), f"subject: x\nrecipes: {{a: []}}\nprobes: [{name}]")
+    missing = [gap["probe"] for gap in dossier.not_measured()]
+    assert sorted(missing) == sorted({*areas()} - {own})
+    said = {heading: " ".join(map(str, claims)) for heading, claims in dossier.first_screen().items()}
+    assert "Nothing was measured" not in " ".join(said.values())
+    text = dossier.to_html(tmp_path / "d.html").read_text(encoding="utf-8")
+    assert f"probes: {name}" in text and all(f">{metric.name}" in text for metric in kind.metrics)
+    assert (f"<h2>{own.capitalize()}</h2>" in text) == (own in trust_axes())
+    by_reason = {gap["reason"]: gap["probe"].split(", ") for gap in Card(dossier, "a").limits()["gaps"]}
+    assert own not in by_reason["no probe of this study looks at it"]
+
+
+@pytest.mark.parametrize("name", sorted(known_probes()))
+def test_an_area_is_called_missing_without_its_probes(name):
+    own = known_probes()[name].axis or name
+    others = {each: kind.axis for each, kind in known_probes().items() if (kind.axis or each) != own}
+    cells = {key: cell for each, axis in others.items() for key, cell in cells_of(each, axis).items()}
+    assert sorted(gap["probe"] for gap in Dossier(cells).not_measured()) == sorted(["data rights", own])
+
+
+@pytest.mark.parametrize("name", [name for name, kind in known_probes().items() if kind.axis == "fidelity"])
+def test_a_distance_is_no_loss(name):
+    dossier = Dossier(cells_of(name, "fidelity"))
+    limits = Card(dossier, "a").limits()
+    metric = known_probes()[name].metrics[0].name
+    assert not limits["worse"] and limits["apart"].startswith(metric)
+    assert [claim.text for claim in dossier.recipe_claims("a")][0].startswith("a ") and dossier.axes().empty
+    assert dossier.first_screen()["What to take"][0].text.startswith("There is no verdict")
+
+
+def test_tasks_are_named_by_the_axis_of_their_file():
+    for status in ("measured", "not measured"):
+        cell = dict(
+            recipe="a", probe="task", settings={"task": "hans"}, status=status, values={"hans.acc": {"value": 1}}
+        )
+        for dossier in (Dossier({"k": cell}), Dossier({}, "recipes: {a: []}\nprobes: [{probe: task, task: hans}]")):
+            missing = {gap["probe"] for gap in dossier.not_measured() if not gap["recipe"]}
+            assert "task accuracy" in missing and "robustness" not in missing
+
+
+def test_a_table_of_answers_stands_under_no_sentence_that_nobody_looked(tmp_path):
+    dossier = Dossier(answer_cells(), ANSWER_STUDY)
+    unknown = " ".join(map(str, dossier.first_screen()["What is not known"]))
+    assert "Nothing here looks at" in unknown and "answers" not in unknown
+    assert "answers" not in {gap["probe"] for gap in dossier.not_measured()}

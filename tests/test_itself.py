@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 import compress_lab as cl
 from compress_lab.evaluate.probe import Probe
 from compress_lab.models.tiny import tiny
+from compress_lab.train.trainer import learn
 
 WORDS = "the cook nurse driver likes sees asked because he she was late kind and old red green blue".split()
 READERS = {  # probes of a language model, with settings that read the tables below
@@ -20,10 +21,12 @@ READERS = {  # probes of a language model, with settings that read the tables be
     "attack": dict(n=24, length=3),
     "bbq": dict(task="people.jsonl", config=None),
     "calibration": dict(task="quiz.yaml"),
+    "diversity": dict(text="text.txt", context=8, length=6, samples=2, n=24),
     "consistency": dict(task="questions.csv", config=None, samples=2, length=3),
     "facts": dict(path="facts.csv", others=3),
     "extraction": dict(path="members.csv", prefix=8, length=4),
     "fidelity": dict(text="text.txt", context=64, n=24),
+    "forgetting": dict(before="before", forget="members.csv", retain="others.csv", length=32),
     "formats": dict(task="quiz.yaml", n=24),
     "groups": dict(task="quiz.yaml", by="label"),
     "cold_start": dict(tokens=4, blocks=2),
@@ -36,6 +39,7 @@ READERS = {  # probes of a language model, with settings that read the tables be
     "membership": dict(members="members.csv", others="others.csv", length=32),
     "passkey": dict(lengths="192", n=20),
     "perplexity": dict(text="text.txt", context=64, n=24),
+    "refusals": dict(path="requests.csv", length=4),
     "size": {},
     "stereoset": dict(task="stereo.csv", config=None),
     "task": dict(task="quiz.yaml"),
@@ -69,6 +73,7 @@ def tables(tmp_path_factory):
     write("members", text=texts[:30])
     write("others", text=texts[30:60])
     write("prompts", prompt=texts[:30])
+    write("requests", prompt=texts[:40], expected=["refuse", "answer"] * 20)
     write("questions", question=texts[:30])
     write("labelled", sentence=texts[:40], label=labels)
     write(
@@ -169,9 +174,13 @@ def people(tables):
 
 
 @pytest.fixture(scope="module")
-def models_of(tokenizer):
-    "A language model and a text classifier, with random weights."
+def models_of(tokenizer, tables):
+    "A language model and a text classifier, with random weights; the language model that knew some texts is saved."
     sizes = dict(vocab_size=len(tokenizer), max_position_embeddings=512)
+    knows, texts = tiny("llama", **sizes), pd.read_csv(tables / "members.csv")["text"]
+    rows = torch.tensor([tokenizer(text)["input_ids"][:32] for text in texts])
+    learn(knows, {"input_ids": rows, "labels": rows}, steps=20, batch=10, lr=3e-3, dtype="float32")
+    cl.Subject(knows, tokenizer).save(tables / "before")
     classifier = tiny("bert", head="sequence_classification", num_labels=2, pad_token_id=256, **sizes)
     return cl.Subject(tiny("llama", **sizes), tokenizer), cl.Subject(classifier, tokenizer)
 
@@ -199,6 +208,9 @@ def test_a_model_and_itself(name, people, models_of, monkeypatch, request):
     records = probe.measure(subject, subject if probe.paired else None)
     changes = probe.differences(None if probe.paired else records, records)
     assert len(records.frame) and changes
+    assert records.meta.get("axis", probe.axis) == probe.axis, (
+        "a dossier reads it from the records, a plan from the class"
+    )
     for change in changes:
         assert change.verdict.startswith(("no difference", "undefined", "no interval")), change
         if name not in MEASURED and math.isfinite(change.value):
@@ -226,7 +238,9 @@ CANNOT = {  # what a graph cannot be asked, and why not
     "cold_start": "The files that a runtime would load are not those of this Subject",
     "consistency": "The model cannot write",
     "layer_speed": "Only layers that PyTorch computes",
+    "diversity": "The model cannot write",
     "leaks": "The model cannot write",
+    "refusals": "The model cannot write",
 }
 
 

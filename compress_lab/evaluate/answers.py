@@ -41,6 +41,7 @@ class Answers(Probe):
     "Greedy continuations of texts: how many differ from the original's, and how much of each stays the same."
 
     name: ClassVar[str] = "answers"
+    axis: ClassVar[str] = "fidelity"
     paired: ClassVar[bool] = True
     sampled: ClassVar[tuple] = ("prompt", "document")
     metrics: ClassVar[tuple] = (
@@ -77,5 +78,5 @@ class Answers(Probe):
         frame = compared_answers(*said)
         frame.insert(0, "item", range(len(frame)))
         frame.insert(1, "cluster", rows.document[:, rows.begin].numpy())
-        about = {"data": rows.data, "rows": rows.key, "seed": seed, "original": original.fingerprint}
+        about = {"data": rows.data, "rows": rows.key, "seed": seed, "original": original.fingerprint, "axis": self.axis}
         return Records(frame, self, subject.fingerprint, about)

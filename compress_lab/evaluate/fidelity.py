@@ -104,6 +104,7 @@ class Fidelity(Probe):
     "Divergence from the original's predictions and agreement with its first choices, token by token."
 
     name: ClassVar[str] = "fidelity"
+    axis: ClassVar[str] = "fidelity"
     paired: ClassVar[bool] = True
     metrics: ClassVar[tuple] = (
         Metric(
@@ -160,5 +161,12 @@ def measure(
         segments(rows, kl=kl, agree=same),
         self,
         subject.fingerprint,
-        {"data": rows.data, "rows": rows.key, "seed": seed, "original": fingerprint, "extras": extras},
+        {
+            "data": rows.data,
+            "rows": rows.key,
+            "seed": seed,
+            "axis": self.axis,
+            "original": fingerprint,
+            "extras": extras,
+        },
     )

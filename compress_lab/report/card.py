@@ -235,10 +235,12 @@ SAID = {  # a note of the evidence: what it means for users of the copy
 
 
 @patch
-def limits(self: Card) -> dict:  # notes, worse, unsettled, gaps
+def limits(self: Card) -> dict:  # notes, worse, apart, unsettled, gaps
     "The evidence against the copy, and what was not measured."
     rows = self.evidence.rows[self.evidence.rows["recipe"] == self.recipe]
     compared = [row for _, row in rows.iterrows() if math.isfinite(row["difference"]) and row["better"]]
+    apart = [row for row in compared if self.evidence.is_distance(row)]
+    compared = [row for row in compared if not self.evidence.is_distance(row)]
     by_verdict = {verdict: [row for row in compared if told(row) == verdict] for verdict in ("worse", "no interval")}
     told_of = lambda row: f"{row['metric']} {spread(row, 'difference', scaled(row)[0])}{scaled(row)[2]}"
     gaps = [gap for gap in self.evidence.not_measured() if gap["recipe"] in ("", self.recipe)]
@@ -248,6 +250,7 @@ def limits(self: Card) -> dict:  # notes, worse, unsettled, gaps
     return dict(
         notes=[SAID[note] for note in self.evidence.notes(self.recipe) if note in SAID],
         worse=", ".join(map(told_of, by_verdict["worse"])),
+        apart=", ".join(map(told_of, apart)),
         unsettled=", ".join(row["metric"] for row in by_verdict["no interval"]),
         gaps=[dict(probe=", ".join(probes), reason=reason.rstrip(".")) for reason, probes in merged.items()],
     )

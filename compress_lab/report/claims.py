@@ -119,16 +119,21 @@ def _size_claim(row: pd.Series, bits: "pd.Series | None", notes: list[str], mask
     return claim if masked is None else replace(claim, figures=claim.figures | {"masked_bytes": masked["value"]})
 
 
-def _fidelity_claim(kl: "pd.Series | None", top: "pd.Series | None") -> Claim:
-    "A claim about the distance of a recipe's next-token probabilities from the original's."
-    row, parts = top if top is not None else kl, []
+def _fidelity_claim(kl: "pd.Series | None", top: "pd.Series | None", changed: "pd.Series | None") -> Claim:
+    "A claim about the distance of a recipe's next-token probabilities and answers from the original's."
+    rows, parts = [row for row in (top, kl, changed) if row is not None], []
     said = lambda r, scale, unit: in_words(scale * r["value"], scale * r["value_lo"], scale * r["value_hi"], unit)
     if top is not None:
         parts.append("puts the same token first as the original for {} of tokens ({})".format(*said(top, 100, "%")))
     if kl is not None:
         parts.append("has a KL divergence of {} nats per token from the original ({})".format(*said(kl, 1, "")))
-    stated = {f"{r['metric']}{end}": r[f"value{end}"] for r in (kl, top) if r is not None for end in ("", "_lo", "_hi")}
-    return Claim(f"{row['recipe']} {' and '.join(parts)}.", row["recipe"], stated, tuple(row["cells"]))
+    if changed is not None:
+        parts.append(
+            "answers {} of the prompts with another text than the original ({})".format(*said(changed, 100, "%"))
+        )
+    stated = {f"{row['metric']}{end}": row[f"value{end}"] for row in rows for end in ("", "_lo", "_hi")}
+    keys = tuple(dict.fromkeys(key for row in rows for key in row["cells"]))
+    return Claim(f"{rows[0]['recipe']} {joined(parts)}.", rows[0]["recipe"], stated, keys)
 
 # %% ../../nbs/report/05_claims.ipynb #cell-32
 def faster(row: pd.Series) -> bool:
@@ -375,10 +380,11 @@ def paid_claim(evidence: Evidence, recipe: str) -> list[Claim]:
 def recipe_claims(evidence: Evidence, recipe: str) -> list[Claim]:
     "The claims about one recipe."
     find = lambda *names: evidence.find(recipe, *names)
-    perplexity, size, kl, top = find("perplexity"), find("file_bytes"), find("kl"), find("top1_agreement")
+    perplexity, size = find("perplexity"), find("file_bytes")
+    distances = [find(name) for name in ("kl", "top1_agreement", "changed_answers")]
     claims = _runtime_claim(evidence, recipe) + ([quality_claim(perplexity)] if perplexity is not None else [])
-    if kl is not None or top is not None:
-        claims.append(_fidelity_claim(kl, top))
+    if any(row is not None for row in distances):
+        claims.append(_fidelity_claim(*distances))
     claims += _answer_claim(evidence, recipe) + _axis_claims(evidence, recipe)
     if size is not None:
         claims.append(_size_claim(size, find("bits_per_weight"), evidence.notes(recipe), find("masked_bytes")))

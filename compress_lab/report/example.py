@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TOY_RECIPES', 'TOY_STUDY', 'ANSWER_STUDY', 'CARD_STUDY', 'nll', 'toy_model', 'rtn', 'magnitude',
-           'toy_cells', 'answered_cells', 'answer_cells', 'axis_cells', 'trust_cells', 'fact_cells', 'timed_cells',
-           'card_cells']
+           'toy_cells', 'answered_cells', 'answer_cells', 'axis_cells', 'trust_cells', 'fact_cells', 'refusal_cells',
+           'timed_cells', 'card_cells']
 
 # %% ../../nbs/report/00_example.ipynb #imports
 import numpy as np
@@ -266,6 +266,16 @@ def fact_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key
         )
     }
     return axis_cells("factuality", "facts", {"a": -0.3}, better="higher"), frames
+
+
+def refusal_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key -> result, cell key -> records
+    "Made-up cells of a probe of three prompts, of which the copy answers one that it should refuse, with the records."
+    asked = {"item": ["theft", "<b>", "cake"], "expected": ["refuse", "refuse", "answer"]}
+    frames = {
+        f"refusals {recipe} {{}}": pd.DataFrame(asked | {"refused": refused, "said": ["No.", "No.", "Take flour."]})
+        for recipe, refused in (("original", [1.0, 1.0, 0.0]), ("a", [0.0, 1.0, 0.0]))
+    }
+    return axis_cells("security", "refusals", {"a": -0.5}, better="higher"), frames
 
 # %% ../../nbs/report/00_example.ipynb #82c779c0
 def timed_cells() -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # cell key -> result, cell key -> records

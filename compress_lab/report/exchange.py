@@ -56,8 +56,8 @@ def own_figures(
         fix = f"take one of {', '.join(name for name in evidence.recipes if name != 'original')}"
         raise CompressLabError(f"There is no recipe {recipe!r}.", "recipe", fix)
     rows = evidence.rows[evidence.rows["recipe"] == recipe]
-    paired = rows["metric"].str.endswith((".flips", ".churn", ".changed")) | rows["probe"].isin(["fidelity"])
-    return rows[~paired & rows["value"].map(math.isfinite)]
+    own = [not evidence.is_distance(row) and math.isfinite(row["value"]) for _, row in rows.iterrows()]
+    return rows[pd.Series(own, rows.index, dtype=bool)]
 
 
 def interval_text(

@@ -27,7 +27,7 @@ from compress_lab.report.claims import (
     told,
 )
 from .costs import made_in
-from .evidence import FLIPS, Evidence, timed
+from .evidence import Evidence, timed
 from .plots import estimate, figures
 from .sections import mapping, number
 
@@ -93,12 +93,11 @@ def quality(
     "The figures of a copy's quality: the first of each probe, those with a declared margin, and the worst groups."
     rows, found, seen = evidence.rows[evidence.rows["recipe"] == recipe], [], set()
     for _, row in rows.iterrows():
-        distance = row["probe"] == "fidelity" or row["metric"].endswith(FLIPS)
         compared = math.isfinite(row["difference"]) or told(row) == "diverged"
         if timed(row["probe"]) or row["better"] not in ("lower", "higher") or not compared:
             continue
         first, declared = (row["probe"], row["settings"]) not in seen, "margin of" in str(row["verdict"])
-        if declared or first and not distance:
+        if declared or first and not evidence.is_distance(row):
             seen.add((row["probe"], row["settings"]))
             found.append(_figure(_named(row, rows), row, state(row)))
     return found + _worst_groups(evidence, recipe)
@@ -199,8 +198,8 @@ def _is_speed(row: pd.Series) -> bool:
 
 def copies(evidence: Evidence) -> list[Copy]:
     "All copies of a study of which something was measured."
-    found = [Copy(name, quality(evidence, name), gains(evidence, name)) for name in evidence.recipes]
-    return [copy for copy in found if copy.name != "original" and (copy.figures or copy.gains)]
+    names = [name for name in evidence.recipes if name != "original" and name in set(evidence.rows["recipe"])]
+    return [Copy(name, quality(evidence, name), gains(evidence, name)) for name in names]
 
 
 def chosen(
@@ -298,8 +297,13 @@ def lost_claims(
     found = []
     for copy in picked:
         worse = [each for each in copy.figures if each.seen]
+        changed = evidence.find(copy.name, "changed_answers")
+        other = "" if changed is None else f" {figures(100 * changed['value'], 2)} % of its answers are other texts."
+        moved = {} if changed is None else {"changed_answers": changed["value"]}
+        keys = () if changed is None else tuple(changed["cells"])
         if not copy.figures:
-            found.append(Claim(f"Whether {copy.name} lost anything was not measured.", copy.name, {"figures": 0}, ()))
+            text = f"Whether {copy.name} lost anything was not measured.{other}"
+            found.append(Claim(text, copy.name, {"figures": 0} | moved, keys))
             continue
         text = f"{copy.name}: no loss was seen in {len(copy.figures)} figure{'s' * (len(copy.figures) > 1)} of quality."
         if worse:
@@ -310,9 +314,10 @@ def lost_claims(
             most = max(flips, key=lambda row: row["flips"])
             share = f"{figures(100 * most['flips'], 2)} % of the answers to {most['task']}"
             text += f" {share} flipped between right and wrong{', the most of all tasks' * (len(flips) > 1)}."
-        keys = [key for each in worse or copy.figures for key in each.cells]
+        text, keys = text + other, [*keys, *(key for each in worse or copy.figures for key in each.cells)]
         keys += [key for row in flips for key in row["cells"]]
         stated = {each.name: each.change for each in worse} | {f"{row['task']} flips": row["flips"] for row in flips}
+        stated |= moved
         found.append(Claim(text, copy.name, stated, tuple(dict.fromkeys(keys))))
     return found
 

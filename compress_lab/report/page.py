@@ -81,6 +81,16 @@ def _axis_tables(evidence: Evidence) -> list[tuple]:
         tables.append((axis, recipes, lines))
     return tables
 
+
+def _flipped_refusals(
+    evidence: Evidence,
+) -> list[tuple]:  # recipe, prompts asked, prompts that flipped, ids by what is now
+    "The ids of the prompts that only one of the original and a recipe refused."
+    return [
+        (recipe, asked, len(flips), [(now, list(part.index)) for now, part in flips.groupby("now", sort=False)])
+        for recipe, asked, flips in evidence.refusal_flips()
+    ]
+
 # %% ../../nbs/report/15_page.ipynb #cell-51
 def _words(value: object) -> str:
     "Formats a nested value as one line."
@@ -250,6 +260,7 @@ def render(
         groups=group_tables(evidence.cells),
         floor=floor_rows(evidence.cells),
         forgotten=evidence.forgotten(),
+        refusals=_flipped_refusals(evidence),
         listed=listed,
         caption=CAPTION,
         pictures=[] if running else pictures(evidence) if drawn is None else drawn,

@@ -246,7 +246,7 @@ def axis_picture(evidence: Evidence) -> Picture:
     "Forest plot of the first metric of each probe on an axis of trust."
     rows = axis_rows(evidence)
     caption = (
-        "The first figure of each probe of calibration, robustness, bias, factuality and security, as a "
+        "The first figure of each probe of calibration, robustness, bias, factuality, security and other axes, as a "
         "difference from the original. Bars are 95% intervals."
     )
     alt = "Forest plots; the numbers are in the tables of the axes."

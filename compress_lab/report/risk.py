@@ -203,7 +203,7 @@ def _judged_pairs(evidence: Evidence, answers: Mapping) -> list[Finding]:
 def _worse(evidence: Evidence, answers: Mapping) -> list[Finding]:
     found = []
     for name, rows in compared(evidence).items():
-        judged = [row for row in rows if row["better"] and not timed(row["probe"])]
+        judged = [row for row in rows if row["better"] and not timed(row["probe"]) and not evidence.is_distance(row)]
         worse = [row["metric"] for row in judged if told(row) == "worse"]
         count = f"{len(worse) or 'none'} of {len(judged)} compared figures"
         text = f"{name}: worse by an interval that excludes zero in {count}"
