@@ -69,6 +69,7 @@ HEAVY_TESTS = """
     test_scaffold.py::test_each_kind_is_a_notebook_of_this_repository_at_once
     test_scaffold.py::test_the_site_of_a_book_has_all_its_pages
     test_scaffold.py::test_the_tests_of_a_book_pass
+    test_serve.py::test_a_monitor_rolls_a_drifting_copy_back
     test_serve.py::test_a_process_told_to_stop_answers_what_it_has_begun
     test_serve.py::test_a_served_copy_has_its_original_in_the_shadow
     test_serve.py::test_an_address_is_a_side_of_a_dossier
