@@ -8,10 +8,10 @@ __all__ = ['COMPARED', 'SERVED', 'STUDY_FILE', 'EXTRAS', 'console', 'say', 'para
            'card', 'earlier_card', 'risk', 'setting_rows', 'options_of', 'near_options', 'value_of', 'settings_given',
            'describe', 'checkpoint_of', 'target', 'step_of', 'recipe_from_code', 'recipe_of', 'format_of', 'apply',
            'methods', 'probes', 'tasks', 'suites', 'texts', 'probe', 'show_comparison', 'copy_name', 'compared_study',
-           'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'monitor_of', 'roll_back_by', 'backed',
-           'surroundings', 'serve', 'check_served', 'calibrate', 'rollback', 'init', 'new', 'installed', 'machine',
-           'folders', 'doctor', 'add_studies', 'add_run_folders', 'add_services', 'add_monitor', 'add_models',
-           'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams', 'emptied', 'go_on', 'main']
+           'compare', 'recipes_in', 'recommend', 'export', 'shadow_of', 'serve', 'check_served', 'calibrate',
+           'rollback', 'init', 'new', 'installed', 'machine', 'folders', 'doctor', 'add_studies', 'add_run_folders',
+           'add_services', 'add_models', 'add_lists', 'parser', 'import_all', 'unknown_option', 'steady_streams',
+           'emptied', 'go_on', 'main']
 
 # %% ../nbs/cli.ipynb #cell-03
 import argparse
@@ -921,8 +921,42 @@ def shadow_of(
     promised = options.promised_flips if run is None else promised_by(run, kind, options.promised_arm)
     return shadowed(server, options.shadow, promised, options.shadow_share)
 
+
+def _backed(
+    options,  # parsed arguments
+    place: str,  # of a model
+):
+    "The model on the backend that was asked for."
+    from compress_lab.models.loading import load
+    from compress_lab.runtimes.native import native
+
+    subject = load(place)
+    return subject if options.backend == "eager" else native(subject, options.backend)
+
+
+@contextmanager
+def _surroundings(
+    options,  # parsed arguments
+    server,  # of a copy, not yet running
+    address: str,  # at which it will be reached
+):
+    "A context in which the server has all that was asked for beside it, and its page."
+    from compress_lab.deploy.dashboard import add_dashboard
+    from compress_lab.deploy.request_rows import Recorder
+
+    with ExitStack() as stack:
+        monitor = stack.enter_context(_monitor_of(options, server, address))
+        shadow = stack.enter_context(shadow_of(options, server))
+        if options.record:
+            server.service.observers.append(stack.enter_context(Recorder(options.record)).observe)
+        if monitor and shadow:
+            shadow.alarms.append(monitor.outbox.send)
+        _roll_back_by(options, server, monitor)
+        add_dashboard(server, shadow, monitor)
+        yield
+
 # %% ../nbs/cli.ipynb #d5e02df0
-def monitor_of(
+def _monitor_of(
     options,  # parsed arguments
     server,  # of a copy, not yet running
     address: str,  # at which it will be reached
@@ -951,7 +985,7 @@ def monitor_of(
     return monitor
 
 
-def roll_back_by(
+def _roll_back_by(
     options,  # parsed arguments
     server,  # of a copy, not yet running
     monitor,  # that is told of it; None: none
@@ -969,7 +1003,7 @@ def roll_back_by(
         raise CompressLabError("Weights behind an address cannot take over.", "--original", "name a folder or a Hub id")
     if options.original:
         service = server.service
-        check_successor(service, Service(backed(options, place), service.name, service.bounds))
+        check_successor(service, Service(_backed(options, place), service.name, service.bounds))
 
     def told(facts):
         moment, seconds = utc(facts["moment"]), facts["seconds"]
@@ -977,41 +1011,7 @@ def roll_back_by(
         if monitor:
             monitor.outbox.append("alarms.jsonl", {"kind": "rollback", "time": moment, "what": what, **facts})
 
-    add_rollback(server, lambda: backed(options, place), told)
-
-# %% ../nbs/cli.ipynb #337e16d5
-def backed(
-    options,  # parsed arguments
-    place: str,  # of a model
-):
-    "The model on the backend that was asked for."
-    from compress_lab.models.loading import load
-    from compress_lab.runtimes.native import native
-
-    subject = load(place)
-    return subject if options.backend == "eager" else native(subject, options.backend)
-
-
-@contextmanager
-def surroundings(
-    options,  # parsed arguments
-    server,  # of a copy, not yet running
-    address: str,  # at which it will be reached
-):
-    "A context in which the server has all that was asked for beside it, and its page."
-    from compress_lab.deploy.dashboard import add_dashboard
-    from compress_lab.deploy.request_rows import Recorder
-
-    with ExitStack() as stack:
-        monitor = stack.enter_context(monitor_of(options, server, address))
-        shadow = stack.enter_context(shadow_of(options, server))
-        if options.record:
-            server.service.observers.append(stack.enter_context(Recorder(options.record)).observe)
-        if monitor and shadow:
-            shadow.alarms.append(monitor.outbox.send)
-        roll_back_by(options, server, monitor)
-        add_dashboard(server, shadow, monitor)
-        yield
+    add_rollback(server, lambda: _backed(options, place), told)
 
 # %% ../nbs/cli.ipynb #d0b90d18
 def serve(
@@ -1029,12 +1029,12 @@ def serve(
     bounds, socket = Bounds(**{name: value for name, value in given.items() if value is not None}), None
     try:
         socket = listen(options.host, options.port)
-        service = Service(backed(options, options.folder), options.name or Path(options.folder).name, bounds)
+        service = Service(_backed(options, options.folder), options.name or Path(options.folder).name, bounds)
         server = process(service, options.host, token)
         log_to()
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{socket.getsockname()[1]}"
-        with surroundings(options, server, address):
+        with _surroundings(options, server, address):
             say(f"{service.name}, a {service.kind}, on {address}")
             server.run(sockets=[socket])
     finally:
@@ -1042,7 +1042,7 @@ def serve(
             socket.close()
     return 0
 
-# %% ../nbs/cli.ipynb #793c4295
+
 def check_served(
     options,  # parsed arguments
 ) -> int:
@@ -1114,7 +1114,7 @@ seeds: [0]                      # each seed samples its own calibration text and
 # imports: [my_methods.py]      # your own methods and probes
 """
 
-# %% ../nbs/cli.ipynb #init-code-2
+
 def init(
     options,  # parsed arguments
 ) -> int:
@@ -1365,7 +1365,7 @@ def add_run_folders(
     added.add_argument("--records", metavar="FILE", help="write the record of processing, GDPR article 30, as CSV")
     added.add_argument("--out", help="folder to write (default: risk in the run folder)")
 
-
+# %% ../nbs/cli.ipynb #d822e37a
 def add_services(
     command,  # as for `add_studies`
 ):
@@ -1391,7 +1391,7 @@ def add_services(
     added.add_argument("--promised-arm", default="", metavar="NAME", help="its recipe or copy (default: the only one)")
     added.add_argument("--original", metavar="MODEL", help="model to roll back to (default: that of the shadow)")
     added.add_argument("--record", metavar="FILE", help="write numbers of each request there, for calibrate")
-    add_monitor(added)
+    _add_monitor(added)
     added = command(calibrate, "make a reference for a monitor from recorded requests")
     added.add_argument("record", help="file that `serve --record` has written")
     added.add_argument("--out", required=True, metavar="FOLDER", help="where the reference is written")
@@ -1409,8 +1409,8 @@ def add_services(
     added.add_argument("--arm", default="", help="original, a recipe or a copy (default: the only one)")
     added.add_argument("--n", type=int, default=200, help="items of each task (default: %(default)s)")
 
-# %% ../nbs/cli.ipynb #d822e37a
-def add_monitor(added):
+
+def _add_monitor(added):
     "Adds the options for a monitor of a server."
     added.add_argument("--monitor", metavar="FOLDER", help="watch the requests, and write windows and alarms there")
     added.add_argument("--reference", metavar="FOLDER", help="what they are compared with, from calibrate")

@@ -4,10 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEIGHT', 'TOP', 'BOTTOM', 'EVERY', 'SAMPLES', 'ANSWERING', 'ENDING', 'WINDOWS', 'ALARMS', 'READERS', 'STEP',
-           'places', 'polylines', 'chart', 'outcome', 'request_counts', 'Pulse', 'last_lines', 'stored', 'percent',
-           'duration', 'moment', 'line', 'top', 'largest', 'requests_section', 'shadow_section', 'in_words',
-           'window_charts', 'drift_section', 'alarms_section', 'templates', 'sections', 'script', 'policy', 'page',
-           'in_notebook', 'LivePage', 'add_dashboard']
+           'places', 'polylines', 'chart', 'outcome', 'Pulse', 'last_lines', 'stored', 'line', 'top', 'in_words',
+           'sections', 'script', 'policy', 'page', 'in_notebook', 'LivePage', 'add_dashboard']
 
 # %% ../../nbs/deploy/26_dashboard.ipynb #4670a3bd
 import asyncio
@@ -105,7 +103,7 @@ def outcome(
     return named.get(status) or {"2": "answered", "4": "wrong"}.get(status[:1], "failed")
 
 
-def request_counts(
+def _request_counts(
     metrics,  # of the app
 ) -> Counter:
     "How many requests for answers there were, by what became of them."
@@ -139,7 +137,7 @@ class Pulse:
 
     def sample(self) -> dict:
         "What happened since the last sample, as plain JSON."
-        counts, seconds = request_counts(self.server.config.app.state.metrics), self._seconds
+        counts, seconds = _request_counts(self.server.config.app.state.metrics), self._seconds
         new, self._counts, self._seconds = counts - self._counts, counts, []
         p50, p90 = np.quantile(seconds, (0.5, 0.9)).tolist() if seconds else (None, None)
         refused, failed = new["refused"], new["failed"]
@@ -208,14 +206,14 @@ def stored(
     return said["server"], {"about": said["monitor"], **lines}
 
 # %% ../../nbs/deploy/26_dashboard.ipynb #94922d51
-def percent(
+def _percent(
     share: float,
 ) -> str:
     "A share in per cent."
     return f"{100 * share:.3g} %"
 
 
-def duration(
+def _duration(
     seconds: float | None,
 ) -> str:
     "A time in words."
@@ -224,7 +222,7 @@ def duration(
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def moment(
+def _moment(
     time: str,  # ISO 8601, UTC
 ) -> str:
     "A moment as people write it."
@@ -247,17 +245,19 @@ def top(
     "What is served."
     about = monitor["about"] or {}
     if server is None:
-        since = f"Watched since {moment(about['time'])}." if about else "Nothing is known of the server."
+        since = f"Watched since {_moment(about['time'])}." if about else "Nothing is known of the server."
         return {"eyebrow": "compress_lab in service", "title": "A monitor", "lines": [line(since, small=True)]}
     said = [
-        line(f"A {server['kind']}, served since {moment(server['since'])}; as of {moment(server['time'])}.", small=True)
+        line(
+            f"A {server['kind']}, served since {_moment(server['since'])}; as of {_moment(server['time'])}.", small=True
+        )
     ]
     if server.get("replaced"):
-        said.append(line(f"Rolled back: the original answers since {moment(server['replaced'])}.", alarm=True))
+        said.append(line(f"Rolled back: the original answers since {_moment(server['replaced'])}.", alarm=True))
     return {"eyebrow": "compress_lab in service", "title": server["name"], "lines": said}
 
 # %% ../../nbs/deploy/26_dashboard.ipynb #88a30b75
-def largest(
+def _largest(
     values,  # numbers or None
     least: float = 0.0,
 ) -> float:
@@ -265,7 +265,7 @@ def largest(
     return max([least, *(value for value in values if value is not None)])
 
 
-def requests_section(
+def _requests_section(
     server: dict | None,  # as from `stored`
 ) -> dict:
     "Requests, latency and the queue."
@@ -283,10 +283,10 @@ def requests_section(
     figures = [
         ("answered", f"{counts.get('answered', 0):,}", bad or "none refused or failed"),
         ("a second", f"{sum(rates[-30:]) / max(1, len(recent)):.3g}", "in the last minute"),
-        ("latency", duration(latency[0]), f"median; p90 {duration(latency[1])}"),
+        ("latency", _duration(latency[0]), f"median; p90 {_duration(latency[1])}"),
         ("in work or waiting", f"{now:,}", f"of {server['places']:,} places, {server['slots']} at work"),
     ]
-    most = [largest(rates, 1), largest(values["p90"], 1e-3), largest(values["open"], 1)]
+    most = [_largest(rates, 1), _largest(values["p90"], 1e-3), _largest(values["open"], 1)]
     told = f"the last {minutes:.1f} minutes"
     charts = [
         (
@@ -297,7 +297,7 @@ def requests_section(
         (
             "Latency",
             f"median, and dotted the 90th percentile, of {EVERY:g} s each",
-            chart("Latency", {"second": values["p90"], "line": values["p50"]}, 0, most[1], ("0", duration(most[1]))),
+            chart("Latency", {"second": values["p90"], "line": values["p50"]}, 0, most[1], ("0", _duration(most[1]))),
         ),
         (
             "Rows in work or waiting",
@@ -308,7 +308,7 @@ def requests_section(
     return {"title": "Requests", "figures": figures, "charts": charts}
 
 # %% ../../nbs/deploy/26_dashboard.ipynb #dd06e108
-def shadow_section(
+def _shadow_section(
     server: dict | None,  # as from `stored`
 ) -> dict:
     "Changed answers and the rate that was promised."
@@ -327,16 +327,16 @@ def shadow_section(
             "The interval lies above what was promised; the test that may be asked at any time has not alarmed."
         )
     else:
-        said = line(f"No evidence that more than the promised {percent(promised)} of the answers change.")
+        said = line(f"No evidence that more than the promised {_percent(promised)} of the answers change.")
     left = ", ".join(
         f"{shadow[name]:,} {name.replace('_', ' ')}"
         for name in ("repeated", "not_comparable", "shed", "failed", "waiting")
         if shadow[name]
     )
     figures = [
-        ("changed answers", percent(share) if compared else "–", f"95% interval {percent(low)} to {percent(high)}"),
-        ("promised", percent(promised), "at most"),
-        ("compared", f"{compared:,}", f"{percent(shadow['share'])} of the requests are sampled"),
+        ("changed answers", _percent(share) if compared else "–", f"95% interval {_percent(low)} to {_percent(high)}"),
+        ("promised", _percent(promised), "at most"),
+        ("compared", f"{compared:,}", f"{_percent(shadow['share'])} of the requests are sampled"),
         ("not compared", left or "none", "of the sampled requests"),
     ]
     samples = [sample for sample in server["samples"] if sample.get("compared")]
@@ -345,7 +345,7 @@ def shadow_section(
         rates = [sample["changed"] / sample["compared"] for sample in samples]
         band = [sample["low"] for sample in samples], [sample["high"] for sample in samples]
         most = min(1.0, 1.25 * max(promised, rates[-1], band[1][-1]))
-        picture = chart("Share of changed answers", {"line": rates}, 0, most, ("0", percent(most)), promised, band)
+        picture = chart("Share of changed answers", {"line": rates}, 0, most, ("0", _percent(most)), promised, band)
         charts.append(
             ("Share of changed answers", "with its 95% confidence sequence; dashed: what was promised", picture)
         )
@@ -362,11 +362,11 @@ def in_words(
         low, middle, high = (f"{value:.3g}" for value in summary["quartiles"])
         return f"{middle} [{low}, {high}]"
     total, frequent = sum(summary.values()), sorted(summary.items(), key=lambda entry: -entry[1])
-    said = ", ".join(f"{name} {percent(count / total)}" for name, count in frequent[:3])
+    said = ", ".join(f"{name} {_percent(count / total)}" for name, count in frequent[:3])
     return said + (f", {len(frequent) - 3} more" if len(frequent) > 3 else "")
 
 
-def window_charts(
+def _window_charts(
     monitor: dict,  # as from `stored`
 ) -> list[tuple]:
     "The p values of the windows, and the expected accuracy where it is estimated."
@@ -382,12 +382,12 @@ def window_charts(
     if known:
         values, *band = zip(*known)
         least = min(about["least"] or 1.0, *band[0])
-        picture = chart("Accuracy", {"line": [*values]}, least, 1, (percent(least), "100 %"), about["least"], band)
+        picture = chart("Accuracy", {"line": [*values]}, least, 1, (_percent(least), "100 %"), about["least"], band)
         charts.append(("Expected accuracy", "without labels, with its 95% interval; dashed: what is required", picture))
     return charts
 
 # %% ../../nbs/deploy/26_dashboard.ipynb #73202cc8
-def drift_section(
+def _drift_section(
     server: dict | None,  # as from `stored`
     monitor: dict,
 ) -> dict:
@@ -398,7 +398,7 @@ def drift_section(
         return {"title": "Drift", "lines": [line(said, small=True)]}
     size, level = about["size"], about["level"]
     basis = f"Windows of {size} requests are compared with {about['rows']:,} of the reference. "
-    basis += f"{percent(level)} of good windows alarm."
+    basis += f"{_percent(level)} of good windows alarm."
     filling = (
         f" {server['rows'] % size} of {size} requests of the next window are there."
         if server and "rows" in server
@@ -419,11 +419,11 @@ def drift_section(
     caption = "Detectors that found a planted drift sooner than an alarm by the clock. "
     caption += "Numbers: median and quartiles; labels: shares."
     table = {"caption": caption, "head": ("detector", "reference", "last window", "p"), "rows": rows}
-    lines = [line(said, alarm=alarm), line(f"{basis}{filling} Last window: {moment(last['time'])}.", small=True)]
-    return {"title": "Drift", "lines": lines, "charts": window_charts(monitor), **table}
+    lines = [line(said, alarm=alarm), line(f"{basis}{filling} Last window: {_moment(last['time'])}.", small=True)]
+    return {"title": "Drift", "lines": lines, "charts": _window_charts(monitor), **table}
 
 
-def alarms_section(
+def _alarms_section(
     monitor: dict,  # as from `stored`
 ) -> dict:
     "The last alarms and what was done about them, the latest first."
@@ -434,7 +434,7 @@ def alarms_section(
             ended = entry.get("problem") or f"ended with {entry.get('status')}"
             said = f"{entry.get('to', '')}: {ended}"
         entries.append(
-            (moment(entry.get("time", "")), entry.get("kind", ""), said, "what" in entry and "evidence" in entry)
+            (_moment(entry.get("time", "")), entry.get("kind", ""), said, "what" in entry and "evidence" in entry)
         )
     lines = [] if entries else [line("None so far.", small=True)]
     return {"title": "Alarms", "lines": lines, "entries": entries}
@@ -446,7 +446,7 @@ def _shown(value):
 
 
 @cache
-def templates() -> Environment:
+def _templates() -> Environment:
     "The templates of the page."
     loaders = [PackageLoader("compress_lab.deploy"), PackageLoader("compress_lab", "data")]
     return Environment(autoescape=True, loader=ChoiceLoader(loaders), finalize=_shown)
@@ -457,9 +457,9 @@ def sections(
     monitor: dict,
 ) -> dict[str, Markup]:
     "The sections of the page as HTML, by their name."
-    parts = {"top": top(server, monitor), "requests": requests_section(server), "shadow": shadow_section(server)}
-    parts |= {"drift": drift_section(server, monitor), "alarms": alarms_section(monitor)}
-    template = templates().get_template("section.html")
+    parts = {"top": top(server, monitor), "requests": _requests_section(server), "shadow": _shadow_section(server)}
+    parts |= {"drift": _drift_section(server, monitor), "alarms": _alarms_section(monitor)}
+    template = _templates().get_template("section.html")
     return {name: Markup(template.render(section=part)) for name, part in parts.items()}
 
 
@@ -480,14 +480,14 @@ def page(
     parts: dict[str, Markup],  # from `sections`
 ) -> str:
     "The page that a browser gets."
-    return templates().get_template("dashboard.html").render(title=title, sections=parts, script=Markup(script()))
+    return _templates().get_template("dashboard.html").render(title=title, sections=parts, script=Markup(script()))
 
 
 def in_notebook(
     parts: dict[str, Markup],  # from `sections`
 ) -> str:
     "The same sections for a notebook."
-    style = "".join(templates().get_template(name).render() for name in ("dossier.css", "dashboard.css"))
+    style = "".join(_templates().get_template(name).render() for name in ("dossier.css", "dashboard.css"))
     return f'<style>{style}</style><div class="dossier live">{"".join(parts.values())}</div>'
 
 # %% ../../nbs/deploy/26_dashboard.ipynb #8bf69d6d

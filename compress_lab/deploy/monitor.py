@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'SEEN', 'ATTEMPTS', 'PATIENCE', 'COMMAND_SECONDS', 'PROBLEMS', 'WAITING', 'values_of', 'window_line',
-           'monitor_facts', 'Alarm', 'utc', 'window_alarms', 'agreement_alarm', 'Watched', 'post', 'run_command',
-           'Outbox', 'Monitor', 'read_lines', 'history', 'draw_history']
+           'Alarm', 'utc', 'window_alarms', 'agreement_alarm', 'Watched', 'post', 'run_command', 'Outbox', 'Monitor',
+           'read_lines', 'history', 'draw_history']
 
 # %% ../../nbs/deploy/25_monitor.ipynb #23292535
 import json
@@ -102,7 +102,7 @@ def window_line(
     return line
 
 # %% ../../nbs/deploy/25_monitor.ipynb #e16a69d3
-def monitor_facts(
+def _monitor_facts(
     watched: "Watched",
     moment: float,  # seconds since 1970
 ) -> dict:
@@ -348,7 +348,7 @@ class Monitor:
         agreement = None if promised is None else AgreementTest(promised)
         self.watched = Watched(reference, agreement, accuracy, least)
         self.outbox, self.keep_rows = Outbox(Path(folder), **sending), keep_rows
-        self.outbox.write("monitor.json", monitor_facts(self.watched, time.time()))
+        self.outbox.write("monitor.json", _monitor_facts(self.watched, time.time()))
         self.alarms, self.dropped = [], 0
         self._queue = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)
