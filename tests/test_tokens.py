@@ -564,7 +564,7 @@ def test_what_reads_two_texts_is_refused_by_methods_and_probes(words):
         lambda: score(both.model, encode(both.tokenizer, [("a", " b")])),
         lambda: answers_to(both, ["a"], 3),
     ):
-        with pytest.raises(CompressLabError, match="transforms one text into another"):
+        with pytest.raises(CompressLabError, match="one text and writes another|transforms one text"):
             call()
     check_rows(tiny("bart", head="masked_lm"), rows.tokens % 100)
 
