@@ -302,7 +302,7 @@ def test_claims_follow_the_intervals(cells):
         "RTN-4"
     )
     assert (
-        "No change of speed is claimed for Wanda 50%" in by("Wanda 50%")
+        "No change in speed is claimed for Wanda 50%" in by("Wanda 50%")
         and "mask" in by("Wanda 50%")
         and "faster" not in by("RTN-4")
     )
@@ -582,7 +582,7 @@ def test_what_a_probe_measured_is_nowhere_called_missing(name, told, tmp_path):
     assert f"probes: {name}" in text and all(f">{metric.name}" in text for metric in kind.metrics)
     assert (f"<h2>{own.capitalize()}</h2>" in text) == (own in trust_axes())
     by_reason = {gap["reason"]: gap["probe"].split(", ") for gap in Card(dossier, "a").limits()["gaps"]}
-    assert own not in by_reason["no probe of this study looks at it"]
+    assert own not in by_reason["no probe of this study covers it"]
 
 
 @pytest.mark.parametrize("name", sorted(known_probes()))
@@ -616,5 +616,5 @@ def test_tasks_are_named_by_the_axis_of_their_file():
 def test_a_table_of_answers_stands_under_no_sentence_that_nobody_looked(tmp_path):
     dossier = Dossier(answer_cells(), ANSWER_STUDY)
     unknown = " ".join(map(str, dossier.first_screen()["What is not known"]))
-    assert "Nothing here looks at" in unknown and "answers" not in unknown
+    assert "No probe of this study covers" in unknown and "answers" not in unknown
     assert "answers" not in {gap["probe"] for gap in dossier.not_measured()}

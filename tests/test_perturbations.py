@@ -203,7 +203,7 @@ def test_templates_are_sound():
 )
 def test_templates_of_another_layout_are_refused(tmp_path, text):
     (tmp_path / "other.yml").write_text(text)
-    with pytest.raises(CompressLabError, match="laid out"):
+    with pytest.raises(CompressLabError, match="expected layout"):
         behaviour_cases(str(tmp_path / "other.yml"))
 
 

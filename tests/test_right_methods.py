@@ -515,7 +515,7 @@ def test_rows_of_another_model_are_refused_before_anything_runs(name, plain, mon
     start = made[AFTER[name]] if name in AFTER else subject
     for tokens in (torch.full((4, 24), 10_000), torch.full((4, 24), -1), torch.zeros(4, 4096, dtype=torch.long)):
         other = type("T", (), {"tokens": tokens, "key": "t"})()
-        with monkeypatch.context() as patch, pytest.raises(CompressLabError, match="vocabulary|places"):
+        with monkeypatch.context() as patch, pytest.raises(CompressLabError, match="vocabulary|positions"):
             applied(quick(name), silenced(start, patch), other, subject)
 
 

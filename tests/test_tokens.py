@@ -241,7 +241,7 @@ def test_a_long_context_keeps_what_begins_it():
         assert (
             request.tokens.tolist() == [*begin, *bare[6 - kept :]] and request.cut == 6 - kept and request.option == 2
         )
-    with pytest.raises(CompressLabError, match="the model takes 5"):
+    with pytest.raises(CompressLabError, match="the model takes at most 5"):
         encode(fast("letters", "<s> <s> $A"), [("a", "bcdef")], longest=5)
 
 
@@ -564,7 +564,7 @@ def test_what_reads_two_texts_is_refused_by_methods_and_probes(words):
         lambda: score(both.model, encode(both.tokenizer, [("a", " b")])),
         lambda: answers_to(both, ["a"], 3),
     ):
-        with pytest.raises(CompressLabError, match="reads one text and writes another"):
+        with pytest.raises(CompressLabError, match="one text and writes another|transforms one text"):
             call()
     check_rows(tiny("bart", head="masked_lm"), rows.tokens % 100)
 
