@@ -17,9 +17,9 @@ HEAVY_NOTEBOOKS = set(
     models/09_low_rank models/17_equivalence models/21_lenet papers/01_gptq papers/03_deep_compression
     papers/04_hinton_mnist papers/05_wanda papers/06_sparsegpt papers/07_owl papers/08_shortgpt papers/09_hqq
     papers/10_llm_int8 papers/11_smoothquant papers/12_quarot papers/13_awq papers/14_flips papers/15_forgotten
-    papers/16_exploited papers/18_compressed_trust papers/21_movement papers/22_gkd papers/23_minitron
-    papers/24_unlearning
-    prune/04_permutation prune/05_ria prune/10_low_rank prune/12_lottery prune/21_width prune/23_hidden
+    papers/16_exploited papers/17_heads papers/18_compressed_trust papers/20_loyalty papers/21_movement
+    papers/22_gkd papers/23_minitron papers/24_unlearning prune/04_permutation prune/05_ria prune/10_low_rank
+    prune/12_lottery prune/21_width prune/23_hidden
     prune/30_recovery prune/31_gradual quantize/04_gptq quantize/06_awq quantize/07_smoothquant quantize/08_rotation
     quantize/12_codebook quantize/14_tuned_levels quantize/21_int8 quantize/22_llm_int8 quantize/23_kv_cache
     quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune
