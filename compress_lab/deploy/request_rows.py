@@ -81,7 +81,10 @@ def recorded(
     try:
         rows = [json.loads(line) for line in read_text(path, None).split("\n")[:-1] if line]
         names = set.intersection(*map(set, rows)) if rows else set()
-        return {name: np.array([row[name] for row in rows]) for name in sorted(names)}
+        columns = {name: np.array([row[name] for row in rows]) for name in sorted(names)}
     except (ValueError, TypeError) as error:
         fix = "name a file that `compress-lab serve --record FILE` has written"
-        raise CompressLabError(f"It is no record of requests: {error}.", str(path), fix) from error
+        raise CompressLabError(f"This is not a record of requests: {error}.", str(path), fix) from error
+    if not columns:
+        raise CompressLabError("No request has been recorded.", str(path), "send requests to the server first")
+    return columns

@@ -160,10 +160,14 @@ class PaperClaim(Settings):
 
     @property
     def verdict(self) -> str:
-        "One of `VERDICTS`."
+        "One of `VERDICTS`; open if all values are equal, because these do not show how much they vary."
         if self.untestable:
             return "not testable here"
-        return judge(*self.result.interval()[1:], *self.bounds()) if self.result else "not run yet"
+        if not self.result:
+            return "not run yet"
+        if self.result.values and len({*self.result.values}) == 1:
+            return "open"
+        return judge(*self.result.interval()[1:], *self.bounds())
 
 # %% ../../nbs/report/13_paper_claims.ipynb #b43b363d81ae4b689946ece5c682cd59
 @dataclass(frozen=True)
