@@ -118,9 +118,7 @@ def _removed(method: "Saliency", layers: list[LinearLayer], values: list[Tensor]
 class Saliency(Pruning):
     "Zeroes the weights whose removal changes the loss least, as estimated from gradients."
 
-    criterion: str = (
-        "taylor"  # mean squared change of the loss; "snip": size of its mean; "grasp": effect on the gradient's norm
-    )
+    criterion: str = "taylor"  # mean squared loss change; "snip": size of its mean; "grasp": effect on gradient norm
     scope: str = "layer"  # the share applies to each "row", each "layer", or the whole "model"
     batch: int = 4  # calibration rows per gradient
     paper = "Molchanov et al., 2019, Importance estimation for neural network pruning"
