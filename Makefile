@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-demo: $(READY) ## compress a real language model four ways and show what that brought and cost (10 to 15 minutes)
+demo: $(READY) ## compress a real language model four ways and show what that brought and cost (5 to 15 minutes)
 	$(BIN)/compress-lab run
 
 test: $(READY) ## run the tests and the quicker notebooks (a quarter of an hour with the first set-up)

@@ -940,7 +940,7 @@ def _surroundings(
     server,  # of a copy, not yet running
     address: str,  # at which it will be reached
 ):
-    "A context in which the server has all that was asked for beside it, and its page."
+    "A context in which the server has the requested monitor, shadow and recorder, and its live page."
     from compress_lab.deploy.dashboard import add_dashboard
     from compress_lab.deploy.request_rows import Recorder
 
@@ -961,7 +961,7 @@ def _monitor_of(
     server,  # of a copy, not yet running
     address: str,  # at which it will be reached
 ):
-    "The context in which a monitor watches the server, if one was asked for. Raises `CompressLabError`."
+    "A context in which the requested monitor, if any, watches the server. Raises `CompressLabError`."
     if options.monitor is None:
         if options.reference or options.webhook or options.alarm_command:
             raise CompressLabError(
@@ -988,9 +988,9 @@ def _monitor_of(
 def _roll_back_by(
     options,  # parsed arguments
     server,  # of a copy, not yet running
-    monitor,  # that is told of it; None: none
+    monitor,  # that records the rollback; None: none
 ):
-    "Lets the server go back to the original that was named. Raises `CompressLabError` if that cannot take over."
+    "Enables a rollback to the named original. Raises `CompressLabError` if it cannot take over."
     from compress_lab.deploy.monitor import utc
     from compress_lab.deploy.rollback import add_rollback, check_successor
     from compress_lab.deploy.service import Service
@@ -1058,7 +1058,7 @@ def check_served(
 def calibrate(
     options,  # parsed arguments
 ) -> int:
-    "Makes a reference of recorded requests, for the monitor of a server."
+    "Makes a reference for the monitor of a server from recorded requests."
     from compress_lab.deploy.reference_window import reference_window, save_reference
     from compress_lab.deploy.request_rows import recorded
 
@@ -1071,11 +1071,11 @@ def calibrate(
 def rollback(
     options,  # parsed arguments
 ) -> int:
-    "Lets a server answer by its original from now on."
+    "Makes a server answer with its original."
     from compress_lab.deploy.rollback import rollback
 
     done = rollback(options.url)
-    say(f"{done['model']} answers by its original, {done['fingerprint'][:16]}, after {done['seconds']:.1f} s")
+    say(f"{done['model']} answers with its original, {done['fingerprint'][:16]}, after {done['seconds']:.1f} s")
     return 0
 
 # %% ../nbs/cli.ipynb #init-code
@@ -1303,7 +1303,7 @@ def add_studies(
         "study",
         nargs="?",
         help=(
-            "a study.yaml; default: SmolLM2 under four recipes, 10 to 15 minutes on two cores; trust: three recipes "
+            "a study.yaml; default: SmolLM2 under four recipes, 5 to 15 minutes on two cores; trust: three recipes "
             "and the quality of their answers, about twenty minutes"
         ),
     )
@@ -1401,7 +1401,7 @@ def add_services(
     added.add_argument(
         "--level", type=float, default=0.05, help="share of good windows that alarm (default: %(default)s)"
     )
-    added = command(rollback, "let a server answer by its original from now on")
+    added = command(rollback, "make a server answer with its original")
     added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")
     added = command(check_served, "ask a server the items of a study, and compare its answers with the stored ones")
     added.add_argument("url", help="address of the server; its token is read from COMPRESS_LAB_TOKEN")

@@ -40,7 +40,7 @@ def learned_language(
     folder: str,  # folder of the documents, which are written if it does not exist
     steps: int = 80,  # of training
 ) -> Subject:
-    "A tiny model trained on the documents, with its tokenizer."
+    "Trains a tiny model and its tokenizer on the documents."
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -226,7 +226,7 @@ class OriginalProcess:
         self.reader.start()
 
     def address(self) -> Address:
-        "The address, once the process answers; then lowers its priority. Raises `CompressLabError` if it has ended."
+        "Waits for the process, lowers its priority and returns its address. Raises `CompressLabError` if it has ended."
         line = self.process.stdout.readline()
         url = line.rpartition(" ")[2].strip()
         if not url.startswith("http://"):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CompressLabError
+
 # %% ../../nbs/evaluate/02_metrics.ipynb #21dfd32a
 @dataclass(frozen=True)
 class Column:
@@ -42,6 +44,13 @@ class Metric:
     sums: tuple[str, ...] = ()  # columns summed for a formula, instead of numerator and denominator
     formula: Callable | None = None  # from totals of shape (…, number of sums) to values of shape (…)
     shown_as: tuple[Column, ...] = ()  # its columns in the dossier's table; none: it is only in the full list
+
+    def __post_init__(self):
+        if self.formula and self.reference is not None:
+            itself = np.array([self.reference, *np.ones(len(self.sums) - 1)])  # a row of the original beside itself
+            if self.of(itself) != self.reference:
+                what = f"The formula does not give {self.reference:g} for the sums {itself.tolist()} of the original."
+                raise CompressLabError(what, self.name, "choose other sums, so that it does")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -234,7 +234,7 @@ def read_config(
 def scheme_in(
     config: dict,  # content of config.json
 ):
-    "The entry that says how the weights of the model, or of a part of it, are quantized; None if there is none."
+    "The quantization entry of a configuration or of one of its parts; None if there is none."
     parts = (config, *(value for value in config.values() if isinstance(value, dict)))
     schemes = (part.get("quantization_config") or part.get("compression_config") for part in parts)
     return next(filter(None, schemes), None)

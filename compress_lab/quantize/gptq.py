@@ -118,7 +118,7 @@ class UniformGrid:
         return values(codes(column, scale, zero, self.method.bits), scale, zero)
 
     def packed(self, weight: Tensor) -> Compressed:
-        "Returns the given matrix, whose values must be on the grid, with its codes and scales."
+        "Returns the matrix with its codes and scales; its values must already be on the grid."
         scales, zeros = self.scales.T.contiguous(), self.zeros.T.contiguous()
         group = torch.arange(weight.shape[1]) // self.size
         level = codes(weight, scales[:, group], zeros[:, group], self.method.bits).to(torch.uint8)
@@ -170,6 +170,6 @@ class CodebookGrid:
         return tables.rounded(self.format, column[:, None], self.size, self.scales[number], self.outer).weight[:, 0]
 
     def packed(self, weight: Tensor) -> Compressed:
-        "Returns the given matrix, whose values must be on the grid, with its codes and scales."
+        "Returns the matrix with its codes and scales; its values must already be on the grid."
         scales = torch.cat([self.scales[number] for number in sorted(self.scales)], 1)
         return tables.rounded(self.format, weight, self.size, scales, self.outer)

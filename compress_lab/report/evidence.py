@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -360,19 +360,13 @@ def _seeds_of(several: list, originals: list) -> list[dict]:
     return [probe.over_seeds(pairs, metric, margin=margins).to_dict() for metric in metrics]
 
 # %% ../../nbs/report/03_evidence.ipynb #cell-21
-def _facts_frame(
+def _item_frame(
     frame: pd.DataFrame,  # records of a cell
+    words: tuple[str, ...],  # columns that it must have
+    number: str,  # column that must hold numbers
 ) -> bool:
-    "Whether a frame holds records of facts: unique item names, and the column `known` with numbers."
-    sound = {"item", "cluster", "known", "said"} <= {*frame} and pd.api.types.is_numeric_dtype(frame["known"])
-    return bool(sound and frame["item"].map(lambda item: isinstance(item, str)).all() and frame["item"].is_unique)
-
-
-def _refusals_frame(
-    frame: pd.DataFrame,  # records of a cell
-) -> bool:
-    "Whether a frame holds refusals: unique item names, and numbers in `refused`."
-    sound = {"item", "expected", "said", "refused"} <= {*frame} and pd.api.types.is_numeric_dtype(frame["refused"])
+    "Whether a frame has these columns, numbers in one of them, and unique item names."
+    sound = {"item", number, *words} <= {*frame} and pd.api.types.is_numeric_dtype(frame[number])
     return bool(sound and frame["item"].map(lambda item: isinstance(item, str)).all() and frame["item"].is_unique)
 
 
@@ -407,8 +401,8 @@ def _answers_frame(
 ANSWERED_BY = ("task", "groups")  # probes whose records hold right and wrong answers
 LISTED = {  # probes whose records the page shows: whether a frame has their columns
     **dict.fromkeys(ANSWERED_BY, _answers_frame),
-    "facts": _facts_frame,
-    "refusals": _refusals_frame,
+    "facts": partial(_item_frame, words=("cluster", "said"), number="known"),
+    "refusals": partial(_item_frame, words=("expected", "said"), number="refused"),
     "throughput": _timed_frame,
     "layer_speed": _layers_frame,
 }
@@ -710,7 +704,7 @@ def is_distance(
     self: Evidence,
     row: pd.Series,  # of `rows`
 ) -> bool:
-    "Whether a figure is a distance from the original, such as a divergence or flips, and by itself no loss."
+    "Whether a figure is a distance from the original, such as a divergence or flips, and so not a loss by itself."
     return row["metric"].endswith(FLIPS) or area(self.cells[row["cells"][0]]) == DISTANCES
 
 

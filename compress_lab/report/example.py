@@ -132,7 +132,7 @@ def _cells_of(layers: dict, text: torch.Tensor, name: str, step: "dict | None" =
         provenance={"subject": {"name": "a toy chain model"}},
         history=[dict(step, modules=modules)] if step else [],
     )
-    reason = "simulated quantization: no kernel ran" if common["simulated"] else "a toy has no speed worth measuring"
+    reason = "simulated quantization: no kernel ran." if common["simulated"] else "a toy has no speed worth measuring"
     nothing = dict(common, probe="latency", status="not measured", reason=reason)
     return {
         f"{name}-perplexity": dict(

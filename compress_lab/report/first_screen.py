@@ -340,7 +340,7 @@ def unknown_claims(
         if gap["recipe"] in names or gap["recipe"] and not names:
             reasons.setdefault(gap["reason"], {}).setdefault(gap["probe"], []).append(gap["cell"])
     for reason, probes in reasons.items():
-        text = f"Not measured: {_shown([*probes])} ({reason})."
+        text = f"Not measured: {_shown([*probes])} ({reason.rstrip('.')})."
         found.append(Claim(text, "", {}, tuple(key for keys in probes.values() for key in keys if key)))
     areas = [gap["probe"].replace("_", " ") for gap in gaps if not gap["recipe"]]
     if areas:

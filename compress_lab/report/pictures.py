@@ -276,7 +276,7 @@ def timing_picture(evidence: Evidence) -> Picture:
     rows = timing_rows(evidence)
     caption = (
         "Each dot is the mean of a block: blue for the copy, grey for the original in the same blocks. Lines: medians. "
-        "Times are divided by the number of tokens that the whole batch received."
+        "The time per token is the time of a batch divided by all its tokens."
     )
     alt = "Dots of repeated timings; the intervals of the ratios are in the table."
     draw = partial(plots.timings, rows, x_label="time of a token, ms")

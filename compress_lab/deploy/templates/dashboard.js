@@ -12,7 +12,7 @@ function listen() {
     status.textContent = `Live; last change at ${new Date().toLocaleTimeString()}.`;
   };
   source.onerror = () => {
-    status.textContent = "The server does not answer; the page asks again.";
+    status.textContent = "The server does not answer; the page tries again.";
     if (source.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
   };
 }
