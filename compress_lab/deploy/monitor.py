@@ -437,7 +437,7 @@ def read_lines(
             f"A line is not JSON: {error}.", str(path), "remove the line, or move the file away"
         ) from error
 
-
+# %% ../../nbs/deploy/25_monitor.ipynb #e3bb34f1
 def history(
     folder: str | Path,  # of a monitor
 ) -> pd.DataFrame:  # a row per window: time, rows, left_out, p, detector, accuracy, agreement and their intervals
