@@ -371,7 +371,7 @@ def test_a_monitor_rolls_a_drifting_copy_back(tmp_path, monkeypatch, capsys):
         (["--monitor", "watch"], "compress-lab calibrate"),
         (["--reference", "reference"], "--monitor FOLDER"),
         (["--original", "http://127.0.0.1:1"], "behind an address"),
-        (["--original", "other"], "other tokens"),
+        (["--original", "other"], "tokenizer differs"),
         (["--record", "nowhere/good.jsonl"], "nowhere"),
     ],
 )

@@ -22,7 +22,7 @@ from ..models.folders import write_configs
 from ..models.forward import logits
 from ..models.input_quantizers import InputQuantizer, input_quantizer_of
 from ..models.layers import LinearLayer
-from ..models.packed import Packed, pack, unpack
+from ..models.packed import Packed, as_bytes, pack, unpack
 from ..models.subject import tensors
 from ..runtimes.graph import quiet, reading
 
@@ -91,11 +91,12 @@ def unstored(
         signed = fields["weight"].dtype == torch.int8
         codes = fields["weight"].view(torch.uint8) ^ (128 if signed else 0)
         return Packed.load({"codes": codes, "scales": fields["weight_scale"]}, about)
-    codes = fields["weight_packed"].contiguous().view(torch.uint8)[:, : -(-columns * bits // 8)].contiguous()
+    codes = as_bytes(fields["weight_packed"]).view(rows, -1)[:, : -(-columns * bits // 8)].contiguous()
     tensors = {"codes": codes, "scales": fields["weight_scale"]}
     if "weight_zero_point" in fields:
-        stream = fields["weight_zero_point"].T.contiguous().view(torch.uint8)[:, : -(-rows * bits // 8)]
-        tensors["zeros"] = pack(unpack(stream.contiguous(), bits, rows).T.contiguous(), bits)
+        words_of_groups = fields["weight_zero_point"].T
+        stream = as_bytes(words_of_groups).view(len(words_of_groups), -1)[:, : -(-rows * bits // 8)].contiguous()
+        tensors["zeros"] = pack(unpack(stream, bits, rows).T.contiguous(), bits)
     return Packed.load(tensors, about)
 
 

@@ -30,13 +30,13 @@ def check_successor(
     names = [getattr(each.subject.model.config, "id2label", None) for each in (service, other)]
     templates = [getattr(each.tokenizer, "chat_template", None) for each in (service, other)]
     for same, what in (
-        (other.kind == service.kind, f"It is a {other.kind}, but a {service.kind} is served."),
-        (tokenizer_key(other.tokenizer) == tokenizer_key(service.tokenizer), "Its tokenizer differs."),
-        (templates[0] == templates[1], "Its chat template differs."),
-        (service.kind != "classifier" or names[0] == names[1], "The names of its classes differ."),
+        (other.kind == service.kind, f"The model is a {other.kind}, but a {service.kind} is served."),
+        (tokenizer_key(other.tokenizer) == tokenizer_key(service.tokenizer), "The model's tokenizer differs."),
+        (templates[0] == templates[1], "The model's chat template differs."),
+        (service.kind != "classifier" or names[0] == names[1], "The names of the model's classes differ."),
         (
             other.context >= service.context,
-            f"Its context of {other.context:,} tokens is shorter than the served {service.context:,}.",
+            f"The model's context is {other.context:,} tokens, shorter than the {service.context:,} of the one served.",
         ),
     ):
         if not same:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CompressLabError
 from ..core.registry import METHODS
+from .packed import as_bytes
 
 # %% ../../nbs/models/01_input_quantizers.ipynb #cell-06
 @dataclass(eq=False)
@@ -133,7 +134,7 @@ def input_quantizers_hash(
         digest.update(json.dumps([name, quantizer.meta()], sort_keys=True).encode())
         for field, tensor in sorted(quantizer.tensors().items()):
             digest.update(f"{field} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(as_bytes(tensor).numpy())
     return digest.hexdigest() if quantizers else ""
 
 

@@ -47,7 +47,7 @@ from compress_lab.models.folders import (
 from .input_quantizers import attach_all, input_quantizers_hash
 from .layers import tied
 from .low_rank import hollow, ranks
-from .packed import Bitmask, Packed, masked_bytes
+from .packed import Bitmask, Packed, as_bytes, masked_bytes
 from .subject import Provenance, Subject, tensors, tensors_hash, unsaved, weights_hash
 
 # %% ../../nbs/models/14_saving.ipynb #cell-42
@@ -338,13 +338,11 @@ def _plain(value):
     return value.item() if hasattr(value, "item") else list(value) if isinstance(value, (set, tuple)) else str(value)
 
 # %% ../../nbs/models/14_saving.ipynb #difference-code
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-
-
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
     "Whether two tensors have the same type, shape and bits."
-    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(_bits(first), _bits(second))
+    return (
+        first.dtype == second.dtype and first.shape == second.shape and torch.equal(as_bytes(first), as_bytes(second))
+    )
 
 
 def _difference(

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from ..core.errors import CompressLabError, visible
 from ..core.tables import History
 from .input_quantizers import InputQuantizer, input_quantizers, input_quantizers_hash
-from .packed import Packed
+from .packed import Packed, as_bytes
 
 # %% ../../nbs/models/12_subject.ipynb #cell-08
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def tensors_hash(
                 "load the model before asking for it",
             )
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(as_bytes(tensor).numpy())
     return digest.hexdigest()
 
 # %% ../../nbs/models/12_subject.ipynb #0cbfd103

@@ -216,7 +216,8 @@ def _mean_output(linear: LinearLayer, statistics: dict) -> Tensor:
     "Returns the mean output of the linear, (out,), float32."
     statistic = statistics[linear.name, 0]
     check_finite(linear.weight, statistic, linear.name)
-    return linear.matrices[0].float() @ statistic.mean.to(linear.weight.device) + linear.module.bias.data.float()
+    products = linear.matrices[0].float() * statistic.mean.to(linear.weight.device)
+    return products.sum(1) + linear.module.bias.data.float()  # `@` rounds by where the weights lie in memory
 
 
 def correct(linear: LinearLayer, wanted: Tensor, now: Tensor) -> dict:
