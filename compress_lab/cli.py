@@ -330,7 +330,7 @@ def earlier_card(
 ) -> bytes | None:
     """The model card in the folder; None if there is none.
 
-    Raises `CompressLabError` if a mark of the card is missing, so that this is found before anything is computed.
+    Raises `CompressLabError` if a comment around a user's text is missing, before anything is computed.
     """
     from compress_lab.core.files import read_bytes
     from compress_lab.report.card import own_texts
@@ -1316,7 +1316,7 @@ def add_studies(
         "--threads", type=int, help="threads of each worker (default: OMP_NUM_THREADS, or a fair share of the cores)"
     )
     added.add_argument(
-        "--tracker", action="append", default=[], metavar="NAME", help="send the figures there, as to tensorboard"
+        "--tracker", action="append", default=[], metavar="NAME", help="a tracker for the figures, such as tensorboard"
     )
     added = command(work, "measure the arms of a run folder that no other worker has taken, or one arm")
     added.add_argument("folder", help="run folder of a study that was started")

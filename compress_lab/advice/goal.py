@@ -35,7 +35,7 @@ def quantity(
     families: tuple[str, ...],  # valid families of units: "share", "points", "bytes", "times"
     where: str,  # what the quantity is for, for the message
 ) -> tuple[float, str]:
-    "The number in the base of its unit, and the family. Raises `CompressLabError` if it is none of these or negative."
+    "The number in the base unit of its family, and the family. Raises `CompressLabError` if it is invalid or negative."
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z%×]*)\s*", str(text))
     family, factor = UNITS.get(match[2], ("", 0)) if match and not isinstance(text, bool) else ("", 0)
     if family not in families:
@@ -77,12 +77,12 @@ class Limit:
 # %% ../../nbs/advice/01_goal.ipynb #7df191d2
 @dataclass(frozen=True)
 class Goal:
-    "What a copy must keep and gain, each bound relative to the original."
+    "What a copy must keep and gain; every bound except one in bytes is relative to the original."
 
     bytes: float | str | None = None  # stored size, at most: a share of the original's, or text such as "300 MB"
     perplexity: float | str | None = None  # largest rise, a share: 0.05 or "5 %"
     accuracy: dict = field(default_factory=dict)  # task -> largest loss in points: {"arc_easy": "1 point"} or 0.01
-    speed: float | str | None = None  # factor of the original's tokens per second on this machine; 1: faster
+    speed: float | str | None = None  # required factor of the original's tokens per second here; 1: any speed-up
     take: str = "quality"  # choice among those that meet the bounds: "quality", the smallest loss, or "smallest"
 
     def __post_init__(self):
@@ -194,7 +194,7 @@ def parse_goal(
 def goal_from(
     given,  # a Goal, its settings as a mapping, or text
 ) -> Goal:
-    "The Goal. Raises `CompressLabError` if it is none."
+    "The Goal. Raises `CompressLabError` if `given` does not describe one."
     if isinstance(given, Goal):
         return given
     if isinstance(given, str):

@@ -66,8 +66,8 @@ def usual_recipes() -> dict[str, Recipe]:
     return {name: Recipe.from_dict(steps) for name, steps in read_yaml(RECIPES).items()}
 
 # %% ../../nbs/advice/03_recommend.ipynb #e1281a97
-RUNTIMES = ("openvino", "onnxruntime")  # backends with kernels for integer weights, the usual first
-KERNEL_BITS = (4, 8)  # of integer weights, for which they have one
+RUNTIMES = ("openvino", "onnxruntime")  # backends with kernels for integer weights, the default first
+KERNEL_BITS = (4, 8)  # bit widths of integer weights for which they have kernels
 
 
 def scheme_of(
@@ -101,7 +101,7 @@ def pass_seconds(
     works: Mapping,  # the passes, by name
     rounds: int = 5,  # repetitions
 ) -> dict[str, float]:
-    "The best seconds of each pass."
+    "The shortest time of each pass, in seconds."
     now, best = stopwatch(next(subject.model.parameters()).device), {}
     with evaluating(subject.model), no_garbage_collection():
         for name, work in works.items():
@@ -247,7 +247,7 @@ class ModelArms(Arms):
 # %% ../../nbs/advice/03_recommend.ipynb #69ad5cac
 @patch
 def known(self: ModelArms, name: str) -> dict[str, Figure]:
-    "The stored bytes of a copy, as the goal bounds them."
+    "The stored bytes of a copy, or their share of the original's if the goal bounds that."
     measure = lambda subject: Size().measure(subject).frame
     both = [self.stored(arm, Size(), "size", measure) for arm in ("original", name)]
     before, after = (int(frame["bytes"].sum()) for frame in both)
@@ -555,7 +555,7 @@ def recommend(
     recipes: Mapping | None = None,  # name -> Recipe or Method; None: the usual ones
     root="runs/advice",  # the run folder, local; a stopped search in it continues
     text: str = "wikipedia",  # name of a text, or path, for calibration and perplexity
-    items: int = 128,  # items of the search for each bound, and at most as many at the end
+    items: int = 128,  # items for each bound in the search, and at most as many in the closing study
     context: int = 128,  # tokens in a window of text
     calibration: Mapping | None = None,  # text, n and length, as of a Study; None: its default with this text
     seed: int = 0,  # of items and calibration

@@ -173,7 +173,7 @@ def sweep(
     seed: int = 0,  # of the draws
     progress=None,  # rich console for progress; None: on standard output
 ) -> Advice:
-    """The settings to take for a goal, measured on items that the sweep never saw; all others are its `points`.
+    """The settings to take for a goal, measured on items that the sweep never saw; `points` lists all measured ones.
 
     Raises `CompressLabError` if the space or the goal is not understood. Sources: Li et al. (2018), *Hyperband*, for
     brackets of successive halving; Watanabe (2023), *Tree-structured Parzen estimator*, for the draws.

@@ -155,7 +155,7 @@ def audit(
         after = [logits(model, batch) for batch in batches]
     if not all(map(torch.equal, before, after)):
         problems.append("the walk changes the logits")
-    problems += [f"no linear: {name}" for name in _not_linear(model, layers)]
+    problems += [f"not a linear: {name}" for name in _not_linear(model, layers)]
     if not problems:
         problems += [f"visited {visits[layer.name]} times: {layer.name}" for layer in layers if visits[layer.name] != 1]
         ways = {layer.name: _input_mismatch(layer, names[id(layer.weight)], gathered, witness) for layer in layers}
@@ -169,5 +169,5 @@ def audit(
     rest = set(weights) - {names[id(layer.weight)] for layer in layers}
     share = 1 - sum(weights[name] for name in rest) / max(sum(weights.values()), 1)
     if share < SHARE:
-        problems.append(f"{1 - share:.0%} of the weights in the blocks are no linears, such as {min(rest)}")
+        problems.append(f"{1 - share:.0%} of the weights in the blocks are not in linears, such as {min(rest)}")
     return Audit(len(blocks(model)), len(layers), share, tuple(sorted(rest)), tuple(problems))

@@ -141,7 +141,7 @@ def compressed(method, weight: Tensor, statistic) -> Compressed:
         and not (hasattr(method, "bits") and hasattr(method, "group_size"))
     ):
         raise wrong(
-            f"returns codes, and {name} has no bits or no group_size", "add both as settings, and set quantizes = True"
+            f"returns codes, but {name} has no bits or no group_size", "add both as settings, and set quantizes = True"
         )
     return result
 
@@ -522,4 +522,4 @@ class CalibratedLayerMethod(LayerMethod, CalibratedMethod, abstract=True):
 
     true_sequential: bool = field(
         default=True, kw_only=True
-    )  # each linear receives inputs from the compressed linears before it in the same block too
+    )  # inputs come from the compressed linears before each one, those in the same block included

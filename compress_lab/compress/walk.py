@@ -196,7 +196,7 @@ def gather(passes: PausedForwards, number: int, stage: Stage, statistic: Callabl
             with observe(stage.layers, see):
                 passes.body(**batch) if stage.source == "model" else stage.gate.forward(*args, **kwargs)
         if len(passes.batch) > 1:
-            release_memory()  # memory freed by one pass lies between the tensors that all passes hold
+            release_memory()  # the tensors of the paused passes fragment the memory that a pass frees
     return statistics
 
 # %% ../../nbs/compress/04_walk.ipynb #cell-33
@@ -247,7 +247,7 @@ def walk(
             finish(block)
 
 # %% ../../nbs/compress/04_walk.ipynb #cell-46
-SQUARES = 5  # (in, in) matrices that a method holds beside the statistic: mean, inverse, factor, LAPACK's workspace
+SQUARES = 5  # (in, in) matrices that a method holds besides the statistic: mean, inverse, factor, LAPACK's workspace
 MATRICES = (
     6,
     9,

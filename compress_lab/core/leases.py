@@ -148,7 +148,7 @@ class Leases:
         self.store, self.seen = store, {}
 
     def latest(self, name: str) -> tuple[int, str]:
-        "The highest number and its text: 0 and empty if the work was never leased, empty if the file was just removed."
+        "The last lease's number and text: (0, empty) if never leased; the text is empty if the file was just removed."
         number = max(numbers(self.store, name), default=0)
         return number, self.store.read_text(f".leases/{name}/{number}.json") or "" if number else ""
 
@@ -223,7 +223,7 @@ def on_node(
     store: Store,  # the run folder
     alone: bool,  # wait until no other worker of the folder computes on this node, and keep the others waiting
 ):
-    "A context that computes beside the folder's other workers on this node, or alone."
+    "A context for computing beside the folder's other workers on this node, or alone."
     lock = _node_lock(store)
     with lock.write_lock() if alone else lock.read_lock():
         yield

@@ -184,7 +184,7 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "torchao")
 def machine_key(
     environment: dict,  # as `environment` gives it
 ) -> str:
-    "Returns eight hexadecimal digits for all that affects times: processor, cores, threads, variables and runtimes."
+    "Returns an eight-digit hexadecimal hash of what affects times: processor, cores, threads, variables and runtimes."
     processor, known = environment.get("processor") or {}, environment.get("versions") or {}
     parts = [
         processor.get("model"),

@@ -578,7 +578,7 @@ class Windows:
     titles: tuple[str, ...]  # of all documents of the evaluation half
     provenance: DataProvenance  # of the text
     key: str  # hash of the tokens
-    begin: int = 0  # tokens at the beginning of each row that the tokenizer puts before every text
+    begin: int = 0  # number of special tokens that start each row, as the tokenizer starts every text
 
     def __repr__(self):
         return (
@@ -593,7 +593,7 @@ def windows(
     *,
     context: int,  # tokens per window
     n: int | None = None,  # windows; None: all
-    seed: int = 0,  # shifts all windows, so that each seed measures other tokens
+    seed: int = 0,  # shifts all windows, so that each seed measures different tokens
     stretch: int = 1,  # contexts per row
 ) -> Windows:
     "Evenly spaced windows over the evaluation half of a text. Raises `CompressLabError` if it has too few tokens."

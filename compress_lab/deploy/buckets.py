@@ -74,7 +74,7 @@ def embeddings(
     rows: list[Row],
     pad: int = 0,  # as for `padded`
 ) -> list[np.ndarray]:
-    "A vector of length one for each row, float32."
+    "A unit vector for each row, float32."
     batch = padded(rows, pad)
     hidden, mask = model(**batch).last_hidden_state.float(), batch["attention_mask"][..., None]
     return list(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy())

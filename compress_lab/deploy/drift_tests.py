@@ -93,7 +93,7 @@ def psi(
 ) -> float:
     """The population stability index, which describes the size of a shift and tests nothing.
 
-    Half a request is added to each bin, so that an empty one has a finite share.
+    Half a request is added to each bin, so that the logarithm of an empty bin's share is finite.
     """
     reference, window = numbers(reference, "reference"), numbers(window, "window")
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, whole(bins, "bins", 2) + 1)[1:-1]))

@@ -450,7 +450,7 @@ def export_formats() -> pd.DataFrame:
                 "groups": groups + ("" if form.ragged else " that divide a row"),
                 "Conv1D": "yes" if form.transposed else "no",
                 "small floats": ", ".join(form.levels) or "no",
-                "rounded inputs": "yes" if form.activations else "no",
+                "quantized activations": "yes" if form.activations else "no",
                 "unquantized": "yes" if form.floats else "no",
                 "factors": "yes" if form.factors else "no",
                 "allowed difference": form.tolerance,

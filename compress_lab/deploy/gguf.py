@@ -146,7 +146,7 @@ WIDTHS = {
     11: 8,
     12: 8,
 }  # bytes of a value by its type; 8 is a text, 9 a list
-ENTRIES = 1 << 22  # largest number of values in a header: a tokenizer has some hundred thousand
+ENTRIES = 1 << 22  # largest number of values in a header: a tokenizer has a few hundred thousand
 
 
 class _Header:

@@ -35,7 +35,7 @@ def token_embedding(
 
 def request_row(
     finished: Finished,
-    work: Work,  # of it
+    work: Work,  # of the same row
 ) -> dict:
     "The numbers that a monitor receives for an answered row."
     row = {"request": finished.request, "asked": float(finished.asked)}

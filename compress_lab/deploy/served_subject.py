@@ -163,7 +163,7 @@ def served_subject(
 ) -> ServedSubject:
     """The Subject of a model behind an address.
 
-    Without `tokenizer=`, a name or folder as for `cl.load`, it uses that of the model it is compared with.
+    PLACE is a name or folder as for `cl.load`; without it, the other model of a comparison lends its tokenizer.
     Raises `CompressLabError` if no server answers there.
     """
     parts = urlsplit(place)

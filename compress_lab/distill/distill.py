@@ -113,7 +113,7 @@ def check(self: Distill):
         raise wrong(f"mix={self.mix} is not above 0 and below 1.", "use a share above 0 and below 1")
     if not 0 <= self.average < 1 or self.average and self.held:
         what = f"average={self.average} with held={self.held} is not possible."
-        raise wrong(what, "use a decay from 0 to below 1, and held or average")
+        raise wrong(what, "use a decay from 0 to below 1, and either held or average, not both")
     if self.micro is not None and (self.micro < 1 or self.batch % self.micro):
         what = f"A step of {self.batch} rows cannot be done in parts of {self.micro}."
         raise wrong(what, "give a divisor as micro=")
@@ -382,7 +382,7 @@ def _check_outputs(method: Distill, student: nn.Module, teacher: nn.Module, row:
         ) from error
     if PLACES not in row and shape[-1] != expected[-1]:
         raise CompressLabError(
-            f"The original predicts one of {expected[-1]}, the model one of {shape[-1]}.",
+            f"The original predicts {expected[-1]} classes or tokens, the model {shape[-1]}.",
             str(method),
             "give a teacher with the same head as original=",
         )

@@ -86,7 +86,7 @@ class GKD(Distill):
     def check(self):
         if self.loss == "uld":
             raise CompressLabError(
-                "GKD generates its text during training, so it cannot be aligned in the teacher's tokens beforehand.",
+                "GKD generates its text during training, so it cannot be aligned with the teacher's tokens beforehand.",
                 "GKD",
                 "use a teacher with the same tokenizer, or Distill",
             )

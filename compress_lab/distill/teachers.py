@@ -30,7 +30,8 @@ class Ensemble(nn.Module):
         outputs = [predictions(member, batch) if batch else member(*args) for member in self.members]
         if len({logits.shape for logits in outputs}) > 1:
             raise CompressLabError(
-                f"The members of an ensemble predict one of {', '.join(str(logits.shape[-1]) for logits in outputs)}.",
+                "The members of an ensemble have different numbers of outputs: "
+                f"{', '.join(str(logits.shape[-1]) for logits in outputs)}.",
                 "ensemble",
                 "give models of the same classes",
             )
@@ -44,7 +45,7 @@ def ensemble(
 ) -> Subject:
     """Returns a Subject whose predictions are the average of the models'; its members are not copied.
 
-    Raises `CompressLabError` if they predict different things.
+    Raises `CompressLabError` if they predict different classes or tokens.
     """
     subjects = list(subjects)
 
@@ -58,7 +59,7 @@ def ensemble(
     kinds = {kind(subject.model) for subject in subjects}
     if len(kinds) != 1:
         raise CompressLabError(
-            f"These {len(subjects)} models do not all predict the same.",
+            f"These {len(subjects)} models do not all predict the same classes or tokens.",
             "ensemble",
             "give at least one, all of one vocabulary and with one kind of head",
         )

@@ -24,7 +24,7 @@ def varied(
     *,
     times: int = 1,  # new texts per text
     joined: float = 0.5,  # share of new texts joined with another, cut to the table's length; use 0 for sentence pairs
-    swapped: float = 0.2,  # share of tokens to replace by random tokens of the table
+    swapped: float = 0.2,  # share of tokens to replace with random tokens of the table
     seed: int = 0,  # of the random choices
 ) -> Sentences:
     """Returns the texts of a table followed by `times` new texts for each of them, without labels.

@@ -23,7 +23,7 @@ def sorted_loss(
     teacher: Tensor,  # of the teacher, (tokens, any vocabulary)
     temperature: float = 1.0,  # of both models
 ) -> Tensor:
-    """Returns the absolute difference of the sorted probabilities per token, times the temperature, (tokens,).
+    """Returns the summed absolute differences of the sorted probabilities, times the temperature, (tokens,).
 
     Source: Boizard et al., 2024, section 3.
     """
@@ -74,7 +74,7 @@ TOKENS, PLACES = (
 def _check_readers(student, teacher, table: dict[str, Tensor]):
     "Raises `CompressLabError` unless both Subjects are causal language models with tokenizers, and rows are tokens."
     if "input_ids" not in table:
-        raise CompressLabError("The rows are not text.", ", ".join(table), 'use another loss than "uld"')
+        raise CompressLabError("The rows are not text.", ", ".join(table), 'use a loss other than "uld"')
     for name, subject in (("student", student), ("teacher", teacher)):
         if not all(map(is_causal, getattr(subject.model, "members", [subject.model]))):
             raise CompressLabError(

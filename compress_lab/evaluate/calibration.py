@@ -284,7 +284,7 @@ def gap_covariance(
     told: np.ndarray,  # variance of each item's correctness if its confidence is true, in the same columns
     clusters,  # cluster of each item, shape (n,)
 ) -> np.ndarray:
-    "Covariance of the bins' sums of gaps, shape (bins, bins); a variance is the larger of the observed and the told."
+    "Covariance of the bins' sums of gaps, (bins, bins); a variance is the larger of the observed and the implied one."
     sums = cluster_sums(np.column_stack([gaps, np.ones(len(gaps))]), clusters)
     adds = sums[:, :-1] - gaps.sum(0) * sums[:, -1:] / len(gaps)
     covariance = len(sums) / (len(sums) - 1) * adds.T @ adds

@@ -100,7 +100,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/evaluate/31_forgetting.ipynb #349a38b9
 def _check_removed(frame: pd.DataFrame):
-    "Raises `NotMeasured` if the interval of what unlearning removed from a text of the forget set holds zero."
+    "Raises `NotMeasured` if the interval of what unlearning removed from a text of the forget set contains zero."
     forget = frame[frame["kind"] == "forget"]
     mean, low, high = interval(forget["removed"] / forget["forget_tokens"])
     if not low > 0:
@@ -135,9 +135,9 @@ def measure(
     keys = [{ids.tobytes() for ids in rows} for _, rows, *_ in parts]
     if both := keys[0] & keys[1]:
         raise CompressLabError(
-            f"{len(both)} texts stand in both tables.",
+            f"{len(both)} texts are in both tables.",
             f"{self.forget} and {self.retain}",
-            "a text was to be forgotten, or it was not",
+            "remove them from one of the tables",
         )
     requests = [Request(ids, len(ids) - begin) for ids in texts]
     logp = [likelihoods(model, requests, self.tokens).logp for model in (before, original, subject)]

@@ -294,8 +294,8 @@ def besides(
     original: Records,
     compressed: Records,
 ) -> dict:
-    """Returns what a result holds beside the differences: for each grouping the groups by decreasing loss, and the rows
-    over all groups.
+    """Returns what a result holds besides the differences: for each grouping the groups by decreasing loss, and the
+    rows over all groups.
     """
     tables = {}
     for name in self.groupings:

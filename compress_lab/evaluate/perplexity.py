@@ -160,7 +160,7 @@ def segments(
     rows: Rows,
     **columns: Tensor,  # values of each token, shape (rows, length); NaN if it does not count
 ) -> pd.DataFrame:
-    "Returns one row for each piece of a document in a row of text, with the columns summed over its tokens."
+    "Returns a row for each document in each window, with the columns summed over the tokens they share."
     counted = ~next(iter(columns.values())).isnan()
     row = torch.arange(len(rows.tokens))[:, None].expand_as(rows.tokens)[counted].numpy()
     cluster = rows.document[counted].numpy()

@@ -61,7 +61,7 @@ class Probe(Settings):
 
     name: ClassVar[str] = ""  # name in study files
     axis: ClassVar[str] = ""  # measured property, such as "robustness": section of the dossier; empty: none
-    version: ClassVar[int] = 1  # incremented when the same settings give other records
+    version: ClassVar[int] = 1  # incremented when the same settings give different records
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the first is the primary one
     paired: ClassVar[bool] = False  # whether one measurement needs both models
     sampled: ClassVar[tuple[str, str] | None] = (

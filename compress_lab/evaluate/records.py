@@ -47,7 +47,7 @@ class Records:
                 if wrong.any():
                     item = self.frame["item" if "item" in self.frame else column].iloc[int(wrong.argmax())]
                     raise CompressLabError(
-                        f"{self.probe.name} recorded a {column} that is not a number.",
+                        f"{self.probe.name} recorded a value of {column} that is not a number.",
                         f"item {item}, {int(wrong.sum())} of {len(wrong)} items",
                         "compare with the uncompressed model; if that is finite, the probe is at fault",
                     )

@@ -51,7 +51,7 @@ def is_refusal(
     phrases: tuple[str, ...] = PHRASES,  # what a refusal says
     beginning: int = 80,  # characters of the answer in which a phrase counts
 ) -> bool:
-    "Whether one of the phrases stands in the beginning of an answer."
+    "Whether one of the phrases is in the beginning of an answer."
     start = _plain(answer)[:beginning]
     return any(_plain(phrase) in start for phrase in phrases)
 

@@ -218,7 +218,7 @@ def shrinkage(
 # %% ../../nbs/evaluate/01_statistics.ipynb #share-code-2
 def share(
     sums: np.ndarray,  # number counted and total number by cluster, shape (clusters, 2)
-    level: float = 0.95,  # coverage; the least if items are independent
+    level: float = 0.95,  # coverage, or its minimum if every cluster has one item
 ) -> tuple[float, float]:
     "Confidence interval of a share; NaN with fewer than `FEW` clusters of several items."
     count, of = sums.sum(0)

@@ -364,7 +364,7 @@ def classify(
     logits, cut = head_logits(subject, [item.sentences for item in asked], tokens, file.name)
     if logits.shape[1] != sum(map(len, order)):
         raise NotMeasured(
-            f"The task needs a head with {sum(map(len, order))} figures for a row, but this one has {logits.shape[1]}.",
+            f"The task needs a head with {sum(map(len, order))} outputs for a row, but this one has {logits.shape[1]}.",
             type(subject.model).__name__,
             "fine-tune the model on the task",
         )
@@ -384,7 +384,7 @@ def classify(
         return _together(asked, frame.assign(**known, **class_columns(prediction, label, len(order)))), told
     if not np.isfinite(logits).all():
         raise NotMeasured(
-            "The head's figures are not numbers.", type(subject.model).__name__, "compare with the uncompressed model"
+            "The head's outputs are not numbers.", type(subject.model).__name__, "compare with the uncompressed model"
         )
     ranked = moments("spearman", stats.rankdata(logits[:, 0]), stats.rankdata(label))
     return frame.assign(prediction=logits[:, 0], label=label, **moments("pearson", logits[:, 0], label), **ranked), told

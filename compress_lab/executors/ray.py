@@ -21,7 +21,7 @@ def run_command(
     command: list[str],
     variables: dict[str, str],  # to set
 ) -> str:
-    "Runs a worker on a node, in addition with the node's own variables, and returns its output."
+    "Runs a worker on a node, with these variables added to the node's own, and returns its output."
     done = subprocess.run(
         command,
         env=os.environ | variables,

@@ -127,7 +127,7 @@ class Memory(Probe):
     name: ClassVar[str] = "memory"
     of_machine: ClassVar[bool] = True
     sampled: ClassVar = ("run", "run")
-    fewest: ClassVar = 2  # runs of one machine, whose noise is not skewed
+    fewest: ClassVar = 2  # runs below which there is no interval; the noise between runs on one machine is not skewed
     metrics: ClassVar[tuple] = (
         Metric(
             "peak_bytes",

@@ -187,7 +187,7 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, dict]:
         ) from error
     except Exception as error:
         reason = (
-            "the Hub may not be asked (HF_HUB_OFFLINE is set) and it is not in its cache"
+            "it is not in the Hub's cache; HF_HUB_OFFLINE forbids a download"
             if offline
             else f"the Hub could not be reached: {str(error).splitlines()[0][:200]}"
         )

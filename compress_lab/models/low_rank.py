@@ -163,7 +163,7 @@ def changed(model: nn.Module, names: list[str], batch: dict, wanted: Tensor) -> 
     except Exception as error:
         return str(error)
     if not (change := relative_error(outputs, wanted)) < tolerance(model):
-        return f"the outputs change by {change:.2g} of their size"
+        return f"the outputs change by a relative error of {change:.2g}"
     tokens = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in batch.items()}
     try:
         with (

@@ -226,7 +226,7 @@ def model_on_disk(
     folder: Path,  # in the layout of transformers
     dtype: torch.dtype,  # of the weights when they are used
 ) -> tuple[nn.Module, dict[str, Callable[[], Tensor]], list[str], list[Path]]:
-    "A model without weights, their readers, the names of unused ones, and the files. Raises `CompressLabError`."
+    "A model without weights, readers of the weights, names of unused ones, and the files. Raises `CompressLabError`."
     where = str(folder)
     with checkpoint_in(folder, mapped=False) as (found, config, stored, files):
         model, shapes = unfilled(found, config, dtype), {name: value.get_shape() for name, value in stored.items()}

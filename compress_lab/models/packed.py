@@ -21,7 +21,7 @@ from ..core.errors import CompressLabError
 def as_bytes(
     tensor: Tensor,  # of any type and shape
 ) -> Tensor:
-    "Returns the bytes of the elements in their order: uint8 of shape (bytes,), in ordinary memory."
+    "Returns the bytes of the elements in their order: uint8 of shape (bytes,), on the CPU."
     flat = tensor.detach().cpu().contiguous().flatten()
     if len(flat) == 1:  # its stride may be anything, but only elements side by side have a view as bytes
         flat = flat.clone(memory_format=torch.contiguous_format)

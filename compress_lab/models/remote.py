@@ -41,7 +41,7 @@ class RemoteModel(nn.Module):
         rows: list[list[int]],  # tokens
     ) -> list[TokenScores]:
         "The scores of each row. Raises `NotMeasured` if the program returns none."
-        raise NotMeasured("The model tells no log-probabilities of a text.", self.where)
+        raise NotMeasured("The model returns no log-probabilities of a text.", self.where)
 
     def answers(
         self,

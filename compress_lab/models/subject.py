@@ -120,7 +120,7 @@ class Stored:
     files: tuple = ()  # paths of the files of weights, if they can be copied
     weights: str = ""  # hash of the weights that were read from them
 
-    COLUMNS = ("tensor", "stored", "bytes", "parameters", "weights", "nonzero")  # weights: as many as it encodes
+    COLUMNS = ("tensor", "stored", "bytes", "parameters", "weights", "nonzero")  # weights: how many the tensor encodes
 
     @property
     def nbytes(self) -> int:

@@ -159,7 +159,7 @@ def least_rise(
 ) -> dict[int, float]:
     """Returns the share of zeros of each block that minimizes the sum of `rises` at this total sparsity.
 
-    Raises `CompressLabError` if the sparsity cannot be reached, or a rise is not finite.
+    Raises `CompressLabError` if the sparsity cannot be reached, or a divergence is not finite.
     """
     if not np.isfinite(list(by_block.values())).all():
         raise CompressLabError(

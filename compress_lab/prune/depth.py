@@ -221,7 +221,7 @@ class Blocks(Method):
             )
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Replaces the Subject's model by one with fewer blocks; returns the score of each block, by name."
+        "Replaces the Subject's model with one that has fewer blocks; returns the score of each block, by name."
         model, stack = subject.model, one_stack(subject.model)
         if self.count >= len(stack):
             raise CompressLabError(f"The model has {len(stack)} blocks.", str(self), f"remove 1 to {len(stack) - 1}")

@@ -76,7 +76,7 @@ def narrower(
     left: int,  # number of channels that stay
     parts: list[Units] | None = None,  # the model's units; None: found by `units`
 ) -> Narrower:
-    "Returns the shapes of the model with a narrower stream. Raises `CompressLabError` if no configuration has them."
+    "The model's shapes with a narrower residual stream. Raises `CompressLabError` if no configuration has them."
     width, was, parts = (
         field_of(model, "hidden_size"),
         {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
@@ -160,7 +160,7 @@ class Hidden(Width):
     link = "https://arxiv.org/abs/2407.14679"
 
     def run(self, subject, layers, calibration=None, checkpoint=None, seed=0) -> dict:
-        "Replaces the Subject's model by a narrower one; returns a report for each reader of the stream, by name."
+        "Replaces the Subject's model with a narrower one; returns a report for each reader of the stream, by name."
         if missing := {linear.name for linear in text_linears(subject.model)} - {linear.name for linear in layers}:
             raise CompressLabError(
                 "The stream runs through all blocks, and this linear is not among the targets.",

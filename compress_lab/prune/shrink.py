@@ -107,9 +107,9 @@ def configuration(model: nn.Module, cuts: list[tuple[Units, Tensor]], stay: dict
             "heads": (
                 "where the size of a head is hidden_size / num_attention_heads, Hidden cuts heads and channels together"
             ),
-            "neurons": "cut equally many in every block, or use a mask such as Wanda",
+            "neurons": "cut the same number in every block, or use a mask such as Wanda",
         }[cuts[0][0].kind]
-        + "; where blocks differ in kind, name targets",
+        + "; if the blocks are of several kinds, give targets of one kind",
     )
 
 # %% ../../nbs/prune/20_shrink.ipynb #cell-10
@@ -170,7 +170,7 @@ def check_same(reference: nn.Module, smaller: nn.Module):
             ) from error
         if not (change := relative_error(output, expected)) < tolerance(reference):
             raise CompressLabError(
-                f"The smaller model's outputs differ by {change:.2g} of their size from those of the model whose "
+                f"The smaller model's outputs differ by a relative error of {change:.2g} from those of the model whose "
                 "units are not read.",
                 type(reference).__name__,
                 "the outputs depend on the number or position of the units: use a mask for this architecture",

@@ -72,7 +72,7 @@ def choose(
     readers: list[tuple[Tensor, Tensor]],  # weight (rows, in) and nonsingular input moments (in, in) of each reader
     size: int,  # consecutive inputs of a unit
     number: int,  # number of units to cut
-    groups: int = 1,  # groups of consecutive units; equally many units of each are cut
+    groups: int = 1,  # groups of consecutive units; the same number is cut from each
     rounds: int = 8,  # rounds, with about the same number of units each
 ) -> Tensor:
     """Returns the mask of the units to cut, (units,), bool; the cost of a unit is its output error in each reader,

@@ -59,10 +59,10 @@ def search(
     power = torch.zeros(channels)
     for _, columns, moments in pieces:
         power.index_add_(0, columns, moments.diagonal())
-    loudness = power.sqrt().clamp_min(1e-4 * power.max().sqrt())
+    magnitude = power.sqrt().clamp_min(1e-4 * power.max().sqrt())
     candidates, errors = [], []
     for exponent in torch.linspace(0, 1, method.grid + 1) if power.any() else [torch.zeros(())]:
-        scales = loudness**exponent if power.any() else torch.ones(channels)
+        scales = magnitude**exponent if power.any() else torch.ones(channels)
         scales /= (scales.max() * scales.min()).sqrt()
         error = 0.0
         for matrix, columns, moments in pieces:

@@ -92,7 +92,7 @@ def kmeans(
 # %% ../../nbs/quantize/12_codebook.ipynb #cell-14
 @dataclass(frozen=True)
 class Codebook(LayerMethod):
-    "Replaces every weight by the nearest of 2**bits levels fitted by k-means to its row or to the whole matrix."
+    "Replaces every weight with the nearest of 2**bits levels fitted by k-means to its row or to the whole matrix."
 
     bits: int = 4  # width of a code, 1 to 8
     per: str = "row"  # what shares a table: "row" or "tensor"

@@ -153,7 +153,9 @@ def write_huffman(
     """
     if not subject.packed:
         raise CompressLabError(
-            "No weight of this Subject is quantized.", subject.name, "let a method such as Codebook follow, or use save"
+            "No weight of this Subject is quantized.",
+            subject.name,
+            "quantize it first, for example with Codebook, or use save",
         )
     path, state, stored, metas = Path(path), tensors(subject.model), {}, {}
     keys = {parameter_of(key, subject.model): packed for key, packed in subject.packed.items()}

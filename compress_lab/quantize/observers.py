@@ -83,7 +83,7 @@ def percentile(
     seen: Histogram,  # of the inputs
     percent: float = 99.99,  # share of the inputs that must not be clipped, in percent, above 0 and at most 100
 ) -> float:
-    "Returns the percentile of the magnitudes as threshold, exact to one bin width."
+    "Returns the percentile of the magnitudes as the threshold, exact to one bin width."
     share = seen.counts.cumsum(0) / seen.counts.sum()
     edge = (int((share < percent / 100).sum()) + 1) * seen.bin
     return min(edge, seen.largest)

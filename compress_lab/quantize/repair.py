@@ -217,7 +217,7 @@ def _mean_output(linear: LinearLayer, statistics: dict) -> Tensor:
     statistic = statistics[linear.name, 0]
     check_finite(linear.weight, statistic, linear.name)
     products = linear.matrices[0].float() * statistic.mean.to(linear.weight.device)
-    return products.sum(1) + linear.module.bias.data.float()  # `@` rounds by where the weights lie in memory
+    return products.sum(1) + linear.module.bias.data.float()  # the rounding of `@` depends on the memory layout
 
 
 def correct(linear: LinearLayer, wanted: Tensor, now: Tensor) -> dict:

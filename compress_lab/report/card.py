@@ -230,7 +230,7 @@ SAID = {  # a note of the evidence: what it means for users of the copy
     "simulated": "The quantization is simulated: figures of quality are those of the quantized weights, and nothing "
     "follows about speed or memory.",
     "mask: no kernel uses it": "Its zeros are a mask: no kernel uses them, so they make nothing faster.",
-    "failed": "A measurement of it failed; the reasons follow.",
+    "failed": "A measurement of this copy failed; the reasons follow.",
 }
 
 

@@ -35,7 +35,7 @@ from .sections import mapping, number
 def state(
     row: pd.Series,  # of `Evidence.rows`, compared with the original
 ) -> str:
-    "Whether a figure of quality is kept, open or lost, by its interval."
+    "Whether a quality metric is kept, lost or undecided (`open`), by its interval."
     verdict = str(row["verdict"])
     for words, found in (("within the margin", "kept"), ("outside the margin", "lost"), ("not settled", "open")):
         if words in verdict:

@@ -128,7 +128,7 @@ class PaperClaim(Settings):
 
     key: str  # its name in the file
     where: str = setting("", needed="the table, figure or section of the paper")
-    says: str = setting("", needed="what the paper says, in own words")
+    says: str = setting("", needed="what the paper says, in your own words")
     quantity: str = setting("", needed="what is measured here")
     bound: str = ""  # the claim about the quantity, with its margin: "> 0.05"
     direction: str = ""  # its weaker form: "> 0"; empty: there is none

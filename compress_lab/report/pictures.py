@@ -108,7 +108,7 @@ def axis_rows(evidence: Evidence) -> pd.DataFrame:
 
 # %% ../../nbs/report/06_pictures.ipynb #c93d2d01
 def error_metric(evidence: Evidence) -> str:
-    "`output_error` if a recipe recorded it, else `weight_error`, which GPTQ and Wanda trade for output error."
+    "`output_error`, which GPTQ and Wanda lower at the cost of `weight_error`, if it was recorded, else `weight_error`."
     return "output_error" if plots.layer_panels(evidence.history(), "output_error") else "weight_error"
 
 
@@ -150,7 +150,7 @@ class Picture:
 
     @property
     def link(self) -> str:  # for the attribute `href`
-        "The table as CSV in an address."
+        "The table as CSV in a data URL."
         content = b64encode(self.table.to_csv(index=False).encode()).decode()
         return Markup(f"data:text/csv;charset=utf-8;base64,{content}")
 
@@ -206,9 +206,9 @@ def quality_picture(evidence: Evidence) -> Picture:
     quality = data.attrs["name"]
     points = "; ".join(f"{r.recipe} {figures(r.quality)} at {figures(r.size)} MB" for r in data.itertuples())
     caption = (
-        "Points that nothing beats on both are blue and joined by steps; the others are grey. Hollow points are "
-        "simulated quantization, the diamond is the original. Bars are 95% intervals of the paired difference from the "
-        "original."
+        "Points that no other beats in both size and quality are blue and joined by steps; the others are grey. "
+        "Hollow points are simulated quantization, the diamond is the original. Bars are 95% intervals of the paired "
+        "difference from the original."
     )
     draw = partial(plots.pareto, data, better=data.attrs["better"], size_label="stored size, MB", quality_label=quality)
     alt = f"{quality} against stored size. {points}"

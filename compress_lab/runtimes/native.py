@@ -360,7 +360,7 @@ def _check_convertible(subject: Subject):
 # %% ../../nbs/runtimes/04_native.ipynb #cell-23
 def native(
     subject: Subject,  # an original or a quantized Subject; not modified
-    backend: str | list = "auto",  # a name in `backends()`, or candidates; "auto": all. The fastest close one is taken
+    backend: str | list = "auto",  # a name in `backends()`, or candidates; "auto": all. The fastest within `most` wins
     *,
     batch: int = 1,  # rows per call in the timed shape
     length: int | None = None,  # tokens in a row; None: 128, or as many as the model has positions for

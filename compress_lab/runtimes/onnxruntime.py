@@ -281,8 +281,8 @@ BACKENDS.update(
         ),
         "onnxruntime-dynamic": Backend(
             lambda job: _on_onnx_runtime(job, rounded=True),
-            "ONNX Runtime, activations rounded to eight bits by "
-            "blocks of 32 or as many as share a scale, and weights without integers too",
+            "ONNX Runtime, activations rounded to eight bits in "
+            "the blocks of the weights; weights that are not packed are rounded too",
             NEEDS,
             integers=True,
             cost=22,

@@ -199,7 +199,7 @@ def _round_input(
 
 
 def eight_bits(graph, model: nn.Module, seen: dict[str, Extent]):
-    "Converts the linears in `seen` to integer inputs and weights, in place, in as many bits as do not saturate here."
+    "Converts the linears in `seen` in place to integers, with as many bits as do not saturate on this CPU."
     bits = int8_weight_bits(environment()["processor"]["flags"])
     groups = defaultdict(list)
     for node, linear in places(graph, model):
@@ -324,7 +324,7 @@ def same_rest(
 def traced(
     model: nn.Module,  # a model of transformers with float32 weights
     packed: dict[str, Packed],  # its quantized weights
-) -> tuple:  # the graph; the model whose weights its other constants are
+) -> tuple:  # the graph; the model whose weights it contains, except the packed ones
     "Returns the graph of a model with its packed integers; an earlier trace of an equal model is used again."
     unchanged = (known for known, (digest, _) in list(TRACED.items()) if weights_hash(known) == digest)
     source = next((known for known in unchanged if same_rest(known, model, packed)), None)

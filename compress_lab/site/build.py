@@ -102,7 +102,7 @@ def build_site(
         raise CompressLabError(
             "The site has warnings, shown above.",
             str(project.site.relative_to(project.folder)),
-            "fix them: each names its page; the digits of its line before the last four are the cell",
+            "fix them: each names its page and a line; the line number without its last four digits is the cell",
         )
     code.write_text(_builder_code())
     if dead := dead_links(project.site):

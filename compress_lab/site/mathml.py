@@ -33,7 +33,7 @@ def mathml(
         latex = re.sub(pattern, plainer, latex)
     try:
         return tex2mathml(latex.strip(), as_block=block)
-    except Exception as error:  # MathError, and what else its parser runs into
+    except Exception as error:  # MathError, or any other error of its parser
         raise CompressLabError(
             f"An equation cannot be shown offline: {error}", latex, "write it with simpler LaTeX"
         ) from error

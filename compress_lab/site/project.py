@@ -120,7 +120,7 @@ def read_captions(
     text: str,  # lines of "name: text"
     where: str,  # the name of the setting
 ) -> dict[str, str]:
-    "The texts by name, in order. Raises `CompressLabError` for a line without one of the two."
+    "The texts by name, in order. Raises `CompressLabError` for a line that lacks a name or a text."
     captions = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, colon, caption = (part.strip() for part in line.partition(":"))

@@ -97,7 +97,7 @@ LIMITS = {
     "steps": 10**7,
     "batch": 2**16,
     "lr": 1.0,
-}  # largest accepted settings; larger numbers are taken for typing errors
+}  # largest accepted settings; larger numbers are treated as typos
 LOGIT_BYTES = 16  # peak bytes per logit in a step: logits of two models, their gradient, and a piece's intermediates
 
 

@@ -294,7 +294,7 @@ def sharing(model: nn.Module, objective: Objective) -> tuple[nn.Module, Objectiv
 
 
 def _gather(model: nn.Module, sharded: nn.Module):
-    "Copies the full weights and buffers of a sharded model into the model."
+    "Copies the full weights and buffers of a sharded model into an unsharded one."
     for targets, sources in (
         (model.named_parameters(), sharded.named_parameters()),
         (model.named_buffers(), sharded.named_buffers()),
@@ -308,11 +308,11 @@ def _gather(model: nn.Module, sharded: nn.Module):
 def sharded() -> bool:
     "Whether accelerate shards the model. Raises `CompressLabError` for a mode that is not supported."
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise CompressLabError("DeepSpeed is not supported.", "training", "train with DDP, or with FSDP of version 2")
+        raise CompressLabError("DeepSpeed is not supported.", "training", "train with DDP, or with FSDP version 2")
     fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP")
     if fsdp and os.environ.get("FSDP_VERSION") != "2":
         raise CompressLabError(
-            "FSDP of version 1 is not supported.", "training", "set fsdp_version: 2 in the configuration of accelerate"
+            "FSDP version 1 is not supported.", "training", "set fsdp_version: 2 in the configuration of accelerate"
         )
     return fsdp
 
