@@ -250,12 +250,12 @@ def _energy_bursts(
     "A row for each burst: seconds, core-seconds, joules where there is a counter, and tokens read or written."
     rows, began = [], time.perf_counter()
     for block, order in enumerate(bar(orders(blocks, seed), desc="energy", unit="block")):
-        if block >= 3 and time.perf_counter() - began > 2 * PATIENCE:
+        if block >= 3 and time.perf_counter() - began > 4 * PATIENCE:
             break
         for position, arm in enumerate(order):
             model = models[arm]
             prompt = tokens.to(next(model.parameters()).device)
-            model(prompt[:, :1])
+            model(prompt)
             with meter:
                 for _ in range(calls):
                     call(model, prompt, steps)
@@ -309,6 +309,7 @@ class Energy(Latency):
         ),
     )
     burst_seconds: float = setting(0.5, least=0.01)  # how long a burst lasts, about
+    blocks: int = setting(5, least=3)  # mirrored blocks
     tdp_watts: float | None = None  # of the host's processors, for an estimate where there is no counter
     host_share: float | None = None  # of the host that this machine is, for an estimate
 
