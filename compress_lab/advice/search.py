@@ -389,7 +389,7 @@ def reason(
 
 @patch
 def surest(self: Search) -> Entry | None:
-    "The running entry with the smallest loss, which stays even if others are smaller; None if the loss decides anyway."
+    "The running entry with the smallest loss, kept even if others have fewer bytes; None unless `take` is smallest."
     loss = self.goal.quality[0]
     sign = 1 if loss.better == "lower" else -1
     running = self.running() if self.goal.take == "smallest" else []

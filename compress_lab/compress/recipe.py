@@ -370,7 +370,7 @@ class Recipe:
 
 # %% ../../nbs/compress/01_recipe.ipynb #cell-20
 def _parse_step(entry, number: int) -> Step:
-    "The step described by a dictionary. Raises `CompressLabError` naming the step."
+    "The step described by a dictionary. Raises `CompressLabError` if the dictionary describes none."
     where = f"step {number} of the recipe"
     if isinstance(entry, str):
         entry = {"method": entry}

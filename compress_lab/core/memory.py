@@ -70,7 +70,7 @@ def _of_process() -> list[int]:
 def free_memory(
     device="cpu",  # torch device on which the memory is needed
 ) -> int:
-    "Free memory in bytes: the smallest remainder under any limit."
+    "Free memory in bytes: the smallest amount that any of the limits leaves."
     if str(device).startswith("cuda"):
         import torch
 

@@ -17,7 +17,7 @@ from ..core.files import cannot_write, read_text
 from .service import Finished, Work
 
 # %% ../../nbs/deploy/19_request_rows.ipynb #58daf1e5
-DIMENSIONS, TOKENS = 16, 1 << 16  # of an embedding; rows of the projection, which tokens with higher numbers share
+DIMENSIONS, TOKENS = 16, 1 << 16  # of an embedding; rows of the projection: a token has row token % TOKENS
 
 
 @cache

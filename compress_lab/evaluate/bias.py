@@ -126,7 +126,7 @@ def three(
     frame: pd.DataFrame,  # with a column for each of the three sentences, or with lists of `sentences`, as on the Hub
     where: str,  # for error messages
 ) -> pd.DataFrame:
-    "`item`, `target`, `bias_type`, `context` and the three sentences. Raises `CompressLabError` naming the row."
+    "`item`, `target`, `bias_type`, `context` and the three sentences. Raises `CompressLabError` for an invalid row."
     if "sentences" in frame:
         numbers = {0: "anti-stereotype", 1: "stereotype", 2: "unrelated"}
         told = [
@@ -204,7 +204,7 @@ class StereoSet(Probe):
     def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         """Measures the preferences by item.
 
-        Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming the row.
+        Raises `NotMeasured` for a model that is not causal, and `CompressLabError` for an invalid row.
         """
         dataset = task(self.task, self.config, self.split)
         frame = three(dataset.frame, dataset.provenance.source)
@@ -293,7 +293,7 @@ def bbq_items(
     """Returns `item`, `cluster` (the template), `ambiguous`, `context`, `answers`, `label`, `unknown` (its number) and
     `biased` (the number of the answer that follows the stereotype, or -1 if not known).
 
-    Raises `CompressLabError` naming the row.
+    Raises `CompressLabError` for an invalid row.
     """
     need = (
         "question_index",
@@ -418,7 +418,7 @@ class BBQ(Probe):
     def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         """Measures right, biased and unknown answers by question.
 
-        Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming the row.
+        Raises `NotMeasured` for a model that is not causal, and `CompressLabError` for an invalid row, which it names.
         """
         dataset = task(self.task, self.config, self.split)
         frame = bbq_items(dataset.frame, dataset.provenance.source)
@@ -451,7 +451,7 @@ PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 def pronoun_lines(
     file: Path,  # of WinoBias: one sentence per line, with the person and the pronouns in brackets
 ) -> list[tuple[str, str, str]]:
-    "Returns sentence, first pronoun and its occupation for each line. Raises `CompressLabError` naming the line."
+    "Returns sentence, first pronoun and its occupation for each line. Raises `CompressLabError` for an invalid line."
     try:
         lines = read_text(file).splitlines()
     except CompressLabError as error:
@@ -491,7 +491,7 @@ def winobias_items(
     """Returns `item`, `type`, `cluster` (the two occupations), `pro` and `anti` (prompts), `right` and `other`; and the
     number of lines without a counterpart.
 
-    Raises `CompressLabError` naming file and line.
+    Raises `CompressLabError` for an invalid line.
     """
     rows, lines = [], 0
     for kind in (1, 2):
@@ -565,7 +565,7 @@ class WinoBias(Probe):
     def measure(self, subject, original=None, *, seed: int = 0) -> Records:
         """Measures right answers to both forms of each sentence.
 
-        Raises `NotMeasured` for a model that is not causal, `CompressLabError` naming file and line.
+        Raises `NotMeasured` for a model that is not causal, and `CompressLabError` with file and line of invalid text.
         """
         folder = local(self.path)
         frame, alone = winobias_items(folder, self.split)

@@ -366,7 +366,7 @@ def spread_over_seeds(
 # %% ../../nbs/evaluate/05_probe.ipynb #by-cluster-code
 @patch
 def _by_cluster(self: Probe, metric: Metric, original: Records | None, compressed: Records) -> tuple[tuple, tuple]:
-    "Labels, both models' sums and sizes of the clusters of one seed; then the limits of difference and ratio."
+    "Labels, sums of both models, and sizes, by cluster, for one seed; then the limits of difference and ratio."
     columns = self.pair(original, compressed, metric)
     counted = counted_rows(metric, columns)
     columns, labels = columns[counted], self.clusters(compressed.frame[counted])[0]

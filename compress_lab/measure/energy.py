@@ -34,6 +34,7 @@ from compress_lab.measure.latency import (
     Latency,
     call,
     clock,
+    control_of,
     no_garbage_collection,
     orders,
 )
@@ -255,7 +256,7 @@ def _energy_bursts(
         for position, arm in enumerate(order):
             model = models[arm]
             prompt = tokens.to(next(model.parameters()).device)
-            model(prompt)
+            model(prompt[:, :1])
             with meter:
                 for _ in range(calls):
                     call(model, prompt, steps)
@@ -338,7 +339,7 @@ def measure(
 ) -> Records:
     "Measures bursts of calls. Raises `NotMeasured` for a simulated quantization."
     self.check_pair(subject, original)
-    models = {"original": original.model, "compressed": subject.model, "control": original.model}
+    models = {"original": original.model, "compressed": subject.model, "control": control_of(original.model)}
     devices = sorted({next(model.parameters()).device.type for model in models.values()})
     if len(devices) > 1:
         raise NotMeasured(

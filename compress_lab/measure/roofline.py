@@ -244,7 +244,7 @@ def dtype_of(
 def usual_works(
     subject,  # a Subject with a decoder or an encoder
     batch: int = 1,  # rows
-    length: int = 128,  # tokens of a prefill, and in the cache of a decoding step; fewer where the model has no place
+    length: int = 128,  # tokens of a prefill, and in the cache of a decoding step; capped below the model's limit
 ) -> dict[str, Workload]:
     "A prefill and a decoding step for a model that generates, a forward pass for another."
     length = min(length, (limits(subject.model).places or length + 1) - 1)

@@ -265,7 +265,7 @@ class Replay:
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
-        "The inputs of the block's linears with unscaled weights, in the order of their calls."
+        "The inputs of the block's linears while no weight is scaled, in the order of their calls."
         return self.run()[1]
 
     def run(self) -> tuple[Tensor, dict[str, Tensor]]:
