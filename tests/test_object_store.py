@@ -97,13 +97,15 @@ def test_cells_and_leases_survive_lost_and_doubled_writes(bucket):
 
 
 def test_a_study_is_stored_as_in_a_local_folder(bucket, tmp_path):
-    study = Study("tiny llama", {"a": cl.Magnitude(sparsity=0.2), "b": cl.RTN(bits=4)}, [Zeros(), Zeros(1), Distance()])
+    recipes = {"a": cl.Magnitude(sparsity=0.2), "b": cl.Magnitude(sparsity=0.4)}  # the probes ask for their sparsity
+    study = Study("tiny llama", recipes, [Zeros(), Zeros(1), Distance()])
     for root in (bucket, tmp_path / "local"):
         study.run(root, subject=subject())
     assert Unreliable.lost > 9 and Unreliable.doubled > 5, "the proxy was reliable"
     there, here = Store(bucket), Store(tmp_path / "local")
     assert there.keys() == here.keys() and len(here.keys()) == 8 and there.expected() == here.expected()
     assert {key: different(there.get(key), here.get(key)) for key in here.keys()} == dict.fromkeys(here.keys(), "")
+    assert {there.peek(key)["status"] for key in there.keys()} == {"measured"}
     seconds = {key: there.peek(key)["seconds"] for key in there.keys()}
     study.run(bucket, subject=subject())
     assert {key: there.peek(key)["seconds"] for key in there.keys()} == seconds, "nothing is measured again"
