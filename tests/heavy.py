@@ -87,7 +87,6 @@ HEAVY_TESTS = """
     test_wheel.py::test_the_wheel_holds_every_file_of_the_package
     test_workers.py::test_a_cell_that_kills_its_workers_fails_alone
     test_workers.py::test_an_executor_gives_the_store_of_a_single_process
-    test_workers.py::test_twenty_kills_leave_the_store_of_an_undisturbed_run
     test_workers.py::test_two_hundred_kills_leave_the_store_of_an_undisturbed_run
     test_workers.py::test_who_measures_a_time_is_alone
     """.split()

@@ -36,6 +36,12 @@ def test_errors_come_without_torch():
     ).strip()
 
 
+def test_a_listing_of_runs_comes_without_torch():
+    "Thousands of cells are listed before torch would be imported."
+    modules = "compress_lab.cli, compress_lab.study, compress_lab.core.run_index"
+    assert not fresh(f"import sys, {modules}; print('torch' in sys.modules or '')").strip()
+
+
 @pytest.mark.parametrize("name", sorted(set(dir(compress_lab)) - {"__version__"}))
 def test_every_public_name_exists(name):
     assert getattr(compress_lab, name).__name__ == name

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SQUARES', 'MATRICES', 'LIBRARIES', 'Stage', 'Trace', 'stages', 'PausedForwards', 'statistics_for', 'gather', 'walk',
-           'compressing', 'memory_needed', 'Meter', 'walk_memory']
+           'compressing', 'statistics_bytes', 'memory_needed', 'Meter', 'walk_memory']
 
 # %% ../../nbs/compress/04_walk.ipynb #cell-03
 import weakref
@@ -265,6 +265,19 @@ def compressing(
     return 4 * (MATRICES[square] * entries + (SQUARES * width**2 if square else 0))
 
 
+def statistics_bytes(
+    layers: Iterable[LinearLayer],  # the linears to compress
+    square: bool,  # whether the statistic is (in, in)
+) -> int:
+    "Bytes of the statistics that a walk holds at the same time: one, or those of all experts of a block."
+    entries = defaultdict(int)
+    for linear in layers:
+        width, experts = linear.in_features, linear.kind == "experts"
+        held = width * (width if square else 2) * (len(linear.matrices) if experts else 1)
+        entries[linear.block if experts else linear.name, linear.kind] += held
+    return 4 * max(entries.values())
+
+
 def memory_needed(
     model: nn.Module,  # any module
     layers: list[LinearLayer],  # the linears to compress
@@ -280,10 +293,8 @@ def memory_needed(
     stages = defaultdict(list)
     for linear in layers:
         stages[linear.block, linear.in_features].append(linear)
-    statistics = 4 * width * (width if square else 2)
-    return int(
-        tokens * kept * itemsize + statistics + max(compressing(stage, square) for stage in stages.values()) + LIBRARIES
-    )
+    most = max(compressing(stage, square) for stage in stages.values())
+    return int(tokens * kept * itemsize + statistics_bytes(layers, square) + most + LIBRARIES)
 
 # %% ../../nbs/compress/04_walk.ipynb #meter-code
 class Meter(TorchDispatchMode):

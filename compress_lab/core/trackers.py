@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 from .errors import CompressLabError, nearest, visible
-from .randomness import random_state_kept
 from .settings import differing
 
 # %% ../../nbs/core/14_trackers.ipynb #296f8d89
@@ -58,6 +57,8 @@ class Tracker:
         *arguments,  # plain values, of which it gets copies
     ):
         "Calls a method of the tracker, and waits until it returns."
+        from compress_lab.core.randomness import random_state_kept  # imports torch, which a listing of runs can spare
+
         if self.gone:
             return
         self.calls.put((method, copy.deepcopy(arguments)))

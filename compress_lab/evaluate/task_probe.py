@@ -411,7 +411,7 @@ def write(
     subject,  # a causal language model with its tokenizer
     asked: Items,  # of kind write
 ) -> tuple[pd.DataFrame, dict]:
-    "Generates answers, one row per item. Raises `NotMeasured` if the model cannot, `CompressLabError` for an invalid row."
+    "Generates an answer per item. Raises `NotMeasured` if the model cannot, `CompressLabError` for an invalid row."
     file = asked.file
     said = answers_to(
         subject,

@@ -142,7 +142,7 @@ def no_garbage_collection():
         if enabled:
             gc.enable()
 
-
+# %% ../../nbs/measure/03_latency.ipynb #bef0d17d
 def bursts(
     models: dict,  # arm: model
     tokens,  # prompt of shape (batch, length)

@@ -44,11 +44,19 @@ from compress_lab.models.folders import (
     writable,
     write_configs,
 )
-from .input_quantizers import attach_all, input_quantizers_hash
+from .input_quantizers import attach_all
 from .layers import tied
 from .low_rank import hollow, ranks
 from .packed import Bitmask, Packed, as_bytes, masked_bytes
-from .subject import Provenance, Subject, tensors, tensors_hash, unsaved, weights_hash
+from compress_lab.models.subject import (
+    Provenance,
+    Subject,
+    input_quantizers_hash,
+    tensors,
+    tensors_hash,
+    unsaved,
+    weights_hash,
+)
 
 # %% ../../nbs/models/14_saving.ipynb #cell-42
 def parameter_of(
