@@ -23,9 +23,9 @@ NOT_BUILT = {
 
 # these run, and a calibrated method cannot be trusted on them
 NOT_SUPPORTED = {
-    "xlnet": "no linears",  # attention out of three-dimensional parameters and einsum
-    "squeezebert": "no linears",  # convolutions
-    "ibert": "no linears",  # its own integer layers
+    "xlnet": "not in linears",  # attention out of three-dimensional parameters and einsum
+    "squeezebert": "not in linears",  # convolutions
+    "ibert": "not in linears",  # its own integer layers
 }
 
 
