@@ -25,7 +25,7 @@ HEAVY_NOTEBOOKS = set(
     quantize/30_mixed quantize/32_autoround quantize/33_qat quantize/34_repair quantize/36_scale_tune
     report/00_example report/05_claims report/06_pictures report/07_first_screen report/14_changes report/15_page
     report/16_dossier runtimes/02_openvino runtimes/03_onnxruntime runtimes/04_native runtimes/05_graph_files
-    site/09___main__ train/02_trainer tutorials/10_two_copies
+    site/09___main__ train/02_trainer tutorials/10_two_copies tutorials/12_writing_helper
     """.split()
 )
 
