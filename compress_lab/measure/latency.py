@@ -91,7 +91,9 @@ def call(
     return {"prefill_seconds": [first], "decode_seconds": decoding[1:]}
 
 # %% ../../nbs/measure/03_latency.ipynb #cell-17
-PATIENCE = 15  # seconds of warming up, and of timing, after which only the minimum of calls and blocks is run
+PATIENCE = (
+    15  # seconds of warming up, and seconds of timing, after which no more than the minimum of calls or blocks is begun
+)
 
 
 def warm_up(
@@ -356,7 +358,7 @@ def about(self: Latency, single: dict, calls: int, settled: bool, blocks: int, l
                 "unit": "tokens/s",
             }
     notes = [
-        f"{calls} call{'s' * (calls > 1)} per burst, mirrored blocks in random order, a copy of the original as control"
+        f"{calls} call{'s' * (calls > 1)} per burst, mirrored blocks in random order, the original again as control"
     ]
     if not settled:
         notes.append("the median did not settle during warm-up: other work may be running on this machine")
@@ -406,7 +408,7 @@ def difference(self: Mirrored, original, compressed: Records, metric=None, *, ma
         interval,
         len(compressed.frame),
         len(table),
-        f"t interval over {len(table)} mirrored blocks",
+        f"{'trimmed ' * (len(table) >= TRIM)}t interval over {len(table)} mirrored blocks",
         words,
         margin,
         control,

@@ -26,7 +26,7 @@ from ..core.progress import bar
 from ..core.registry import BACKENDS
 from ..data.texts import calibration
 from ..evaluate.fidelity import divergences
-from ..measure.latency import cached, call, excludes, geometric, no_garbage_collection, warm_up
+from ..measure.latency import cached, call, control_of, excludes, geometric, no_garbage_collection, warm_up
 from ..models.forward import evaluating, inputs
 from ..models.inputs import check_length, limits
 from ..models.precision import faster_dtype
@@ -392,7 +392,7 @@ def native(
             {"backend": trial.backend, "distance": trial.distance, "measured as": trial.measured_as, "note": trial.note}
             for trial in tried
         ]
-        arms = {"eager": subject.model, "control": subject.model, **built}
+        arms = {"eager": subject.model, "control": control_of(subject.model), **built}
         steps = decode_tokens if all(cached(model, tokens[:, :1]) for model in arms.values()) else 0
         with quiet():
             times = time_in_turns(arms, tokens, steps, blocks, seed)
